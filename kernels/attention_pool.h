@@ -1,0 +1,52 @@
+// Frame attention pooling: the contract between the torch boundary and every backend.
+//
+//   a_t = exp(w . h_t) / sum_s exp(w . h_s)     over the row's valid frames; 0 past them
+//   pooled = sum_t a_t h_t                      a row of length 0 pools to 0
+//
+// With g and e the gradients of pooled and of the weights, the score's gradient is
+//   ds_t = a_t (g . h_t - g . pooled + e_t - sum_s a_s e_s),   dh_t = a_t g + ds_t w,   dw = sum_t ds_t h_t.
+#pragma once
+
+#include <cstdint>
+
+#include "parallel.h"
+
+namespace ser_fast {
+
+struct PoolShape {
+  int64_t batch, frames, width;  // B, T, D
+};
+
+template <class T>
+struct PoolForward {
+  PoolShape shape;
+  const T* h;  // [B, T, D], the last axis dense
+  int64_t row_stride, frame_stride;
+  const T* w;              // [D]
+  const int64_t* lengths;  // [B], each in 0..T, or null for T
+  T* pooled;               // [B, D]
+  T* weights;              // [B, T]
+};
+
+template <class T>
+struct PoolBackward {
+  PoolShape shape;
+  const T* grad_pooled;   // [B, D]
+  const T* grad_weights;  // [B, T] or null
+  const T* h;
+  int64_t row_stride, frame_stride;
+  const T* w;
+  const T* pooled;
+  const T* weights;
+  const int64_t* lengths;
+  T* grad_h;  // [B, T, D], zero past each length
+  T* grad_w;  // [B, D], one row of the batch each: their sum is the gradient of w
+};
+
+template <class T>
+void attention_pool_forward_cpu(const PoolForward<T>& args, const Parallel& parallel);
+
+template <class T>
+void attention_pool_backward_cpu(const PoolBackward<T>& args, const Parallel& parallel);
+
+}  // namespace ser_fast

@@ -1,0 +1,54 @@
+// Power spectrogram: the contract between the torch boundary and every backend.
+//
+//   P[t, k] = | sum_n window[n] wave[t hop + origin + n] exp(-2 pi i k n / n_fft) |^2
+//   out     = P, or log(max(P, floor)); then (. - mean[k]) / std[k] where they are given
+//
+// Only |.|^2 is wanted, so the phase's time origin is free and the window is never moved inside n_fft.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "parallel.h"
+
+namespace ser_fast {
+
+// What stands for the samples before a row's first and after its last.
+enum class Pad { kZero, kReflect, kReplicate, kCircular };
+
+struct SpectrogramShape {
+  int64_t batch, samples, frames;          // B, N, T
+  int64_t n_fft, window_length, hop;       // W <= n_fft
+  int64_t first_bin, bins;                 // F bins from first_bin on
+  bool center;
+  Pad pad;
+
+  // The wave index of a row's first window sample: torch.stft centres the window inside n_fft.
+  int64_t origin() const { return center ? (n_fft - window_length) / 2 - n_fft / 2 : 0; }
+
+  // A row shorter than one window is one frame, padded with zeros; an empty row has none.
+  int64_t frame_count(int64_t length) const {
+    if (length == 0) return 0;
+    const int64_t spare = center ? length + n_fft / 2 * 2 - n_fft : std::max<int64_t>(length - window_length, 0);
+    return 1 + spare / hop;
+  }
+};
+
+template <class Sample, class T>
+struct SpectrogramForward {
+  SpectrogramShape shape;
+  const Sample* wave;  // [B, N], the last axis dense; int16 stands for sample / 32768
+  int64_t row_stride;
+  const T* window;         // [W]
+  const int64_t* lengths;  // [B] in samples, each in 0..N, or null for N
+  const T* mean;           // [F] or null
+  const T* std;            // [F] or null
+  bool log;
+  T floor;
+  T* out;  // [B, T, F], zero past each row's frames
+};
+
+template <class Sample, class T>
+void power_spectrogram_forward_cpu(const SpectrogramForward<Sample, T>& args, const Parallel& parallel);
+
+}  // namespace ser_fast

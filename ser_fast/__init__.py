@@ -1,0 +1,11 @@
+"""Fused GRU, attention pooling and power spectrogram kernels for speech emotion recognition."""
+
+from ser_fast import backends, functional
+from ser_fast.attention_pool import AttentionPool
+from ser_fast.gru import GRU, GRUCell
+from ser_fast.power_spectrogram import PowerSpectrogram
+
+__version__ = "0.1.0"
+__all__ = ["GRU", "AttentionPool", "GRUCell", "PowerSpectrogram", "backends", "functional"]
+
+backends.load()

@@ -1,0 +1,233 @@
+"""Audio files in, mono float32 tensors at one rate out."""
+
+from __future__ import annotations
+
+import glob
+import importlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    import soundfile
+
+    from ser_fast.corpora.utterance import Utterance
+
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
+
+# Annotations round their times, so an end may lie this far beyond the file's.
+_END_SLACK_SECONDS = 0.01
+
+_BLOCK_FRAMES = 1 << 20
+
+_BYTE_ORDERS = {b"RIFF": "little", b"RF64": "little", b"RIFX": "big", b"FORM": "big"}
+_UNKNOWN_SIZE = 0xFFFFFFFF
+# What ffmpeg and SoX write for the size of the samples when the output is a pipe.
+_STREAMED_SIZES = (_UNKNOWN_SIZE, 0x7FFFF000)
+
+
+class AudioError(ValueError):
+    """Audio that cannot be read; the message names the file and the reason."""
+
+
+def find_audio(path: str | os.PathLike[str]) -> list[Path]:
+    """The file itself, or all files below the folder with a suffix of ``AUDIO_SUFFIXES``, sorted.
+
+    Linked folders are followed, hidden files and folders passed over.
+
+    Raises:
+        AudioError: ``path`` does not exist or holds no audio file.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise AudioError(f"{path}: no such file or folder")
+    if not path.is_dir():
+        return [path]
+    # Unlike Path.rglob, glob follows linked folders and leaves out hidden ones.
+    names = glob.iglob("**/*", root_dir=path, recursive=True)
+    found = (path / name for name in names if name.lower().endswith(AUDIO_SUFFIXES))
+    files = sorted(file for file in found if file.is_file())
+    if not files:
+        raise AudioError(f"{path}: no audio file in this folder, allowed: {', '.join(AUDIO_SUFFIXES)}")
+    return files
+
+
+def read_audio(
+    path: str | os.PathLike[str],
+    sample_rate: int = 16000,
+    start: float | None = None,
+    end: float | None = None,
+) -> torch.Tensor:
+    """The samples of a file between ``start`` and ``end``, averaged over its channels and resampled.
+
+    Only that part of the file is read. An MP3 or Ogg file that was cut short is not always noticed, for
+    their headers do not have to tell how long they are.
+
+    Args:
+        path: a file that libsndfile can read.
+        sample_rate: of the result, in hertz.
+        start: seconds, ``None`` for the beginning.
+        end: seconds, ``None`` for the end; up to 10 ms beyond it are forgiven.
+
+    Returns:
+        float32 tensor ``[N]``, integer formats scaled to [-1, 1).
+
+    Raises:
+        AudioError: the file is missing, not audio, empty or truncated, holds NaN or infinite samples, or
+            does not hold ``start`` to ``end``.
+        ImportError: soundfile or soxr is not installed.
+    """
+    soundfile = _import_extra("soundfile")
+    path = Path(path)
+    if path.suffix.lower() == ".raw":
+        raise AudioError(f"{path}: not readable as audio: a .raw file has no header")
+    try:
+        if path.stat().st_size == 0:
+            raise AudioError(f"{path}: the file is empty (0 bytes)")
+        missing = _missing_bytes(path)
+    except OSError as error:
+        raise AudioError(f"{path}: {error.strerror}") from error
+    if missing:
+        raise AudioError(f"{path}: truncated, {missing} bytes less than its header tells")
+
+    try:
+        with soundfile.SoundFile(path) as file:
+            rate = file.samplerate
+            first, last = _span(str(path), file.frames, rate, start, end)
+            file.seek(first)
+            samples = _read_mono(file, last - first)
+            # Where an MP3 has no Xing header, libsndfile estimates its length.
+            estimated = file.format == "MP3" and end is None
+    except soundfile.LibsndfileError as error:
+        raise AudioError(f"{path}: not readable as audio: {error.error_string}") from error
+    if len(samples) < last - first and not (estimated and len(samples)):
+        raise AudioError(f"{path}: truncated, {len(samples)} of {last - first} frames are there")
+    return _at_rate(str(path), samples, rate, sample_rate)
+
+
+def read_utterance(utterance: Utterance, sample_rate: int = 16000) -> torch.Tensor:
+    """The samples of an utterance, from its file or from memory, at ``sample_rate`` hertz.
+
+    Returns:
+        float32 tensor ``[N]`` on the CPU; may share memory with ``utterance.samples``.
+
+    Raises:
+        AudioError: as in :func:`read_audio`, or the samples in memory are not ``[N]`` with a rate.
+    """
+    if utterance.samples is None:
+        if utterance.path is None:
+            raise AudioError(f"{utterance.name}: has neither path nor samples, allowed: one of them")
+        return read_audio(utterance.path, sample_rate, utterance.start, utterance.end)
+
+    samples, rate = utterance.samples, utterance.sample_rate
+    if samples.dim() != 1 or not samples.is_floating_point():
+        found = f"{samples.dtype} {list(samples.shape)}"
+        raise AudioError(f"{utterance.name}: samples are {found}, allowed: torch.float32 [N]")
+    if rate is None or rate < 1:
+        raise AudioError(f"{utterance.name}: sample_rate is {rate}, allowed: 1 or more hertz")
+    first, last = _span(utterance.name, len(samples), rate, utterance.start, utterance.end)
+    return _at_rate(utterance.name, samples[first:last].to("cpu", torch.float32), rate, sample_rate)
+
+
+def read_corpus(
+    utterances: Sequence[Utterance], sample_rate: int = 16000, skip_bad: bool = False
+) -> tuple[list[Utterance], list[torch.Tensor], list[AudioError]]:
+    """Reads all utterances, several at a time.
+
+    Returns:
+        The good utterances in the given order, their samples (float32 ``[N]``), and an error for each bad
+        one.
+
+    Raises:
+        AudioError: some are bad and ``skip_bad`` is false; the message lists them all.
+    """
+
+    def attempt(utterance: Utterance) -> torch.Tensor | AudioError:
+        try:
+            return read_utterance(utterance, sample_rate)
+        except AudioError as error:
+            return error
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = list(pool.map(attempt, utterances))
+
+    errors = [result for result in results if isinstance(result, AudioError)]
+    if errors and not skip_bad:
+        reasons = "\n".join(f"  {error}" for error in errors)
+        raise AudioError(f"{len(errors)} of {len(results)} utterances cannot be read:\n{reasons}")
+    good = [pair for pair in zip(utterances, results, strict=True) if not isinstance(pair[1], AudioError)]
+    return [utterance for utterance, _ in good], [samples for _, samples in good], errors
+
+
+def _import_extra(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except (ImportError, OSError) as error:  # OSError: soundfile without the libsndfile library
+        raise ImportError(f"reading audio needs {name}: pip install 'ser_fast[train]'") from error
+
+
+def _missing_bytes(path: Path) -> int:
+    """How many bytes of samples a WAV or AIFF header tells of beyond the file's end; libsndfile hides it."""
+    length = path.stat().st_size
+    with open(path, "rb") as file:
+        head = file.read(12)
+        order = _BYTE_ORDERS.get(head[:4])
+        if order is None or head[8:] not in (b"WAVE", b"AIFF", b"AIFC"):
+            return 0
+        long_size = _UNKNOWN_SIZE
+        while len(header := file.read(8)) == 8:
+            chunk, size = header[:4], int.from_bytes(header[4:], order)
+            begin = file.tell()
+            if chunk in (b"data", b"SSND"):
+                if size == _UNKNOWN_SIZE:
+                    size = long_size
+                return 0 if size in _STREAMED_SIZES else max(0, begin + size - length)
+            if chunk == b"ds64":
+                long_size = int.from_bytes(file.read(16)[8:], "little")
+            file.seek(begin + size + size % 2)
+    return 0
+
+
+def _read_mono(file: soundfile.SoundFile, frames: int) -> torch.Tensor:
+    """At most ``frames`` frames, averaged over the channels: ``[N]``."""
+    blocks = [torch.empty(0)]
+    # In blocks, for soundfile allocates all it is asked for, and a damaged header may tell of billions.
+    while frames > 0:
+        block = file.read(min(frames, _BLOCK_FRAMES), dtype="float32", always_2d=True)
+        if len(block) == 0:
+            break
+        blocks.append(torch.from_numpy(block.mean(axis=1)))
+        frames -= len(block)
+    return torch.cat(blocks)
+
+
+def _span(name: str, frames: int, rate: int, start: float | None, end: float | None) -> tuple[int, int]:
+    """The first frame and the one after the last of ``start`` to ``end`` seconds."""
+    if frames == 0:
+        raise AudioError(f"{name}: holds no samples (0 frames)")
+    seconds = frames / rate
+    begin = 0.0 if start is None else start
+    stop = seconds if end is None else end
+    if 0.0 <= begin < stop <= seconds + _END_SLACK_SECONDS:
+        first, last = round(begin * rate), min(round(stop * rate), frames)
+        if first < last:
+            return first, last
+    raise AudioError(f"{name}: start={start}, end={end}, allowed: 0 <= start < end <= {seconds:.3f} seconds")
+
+
+def _at_rate(name: str, samples: torch.Tensor, rate: int, sample_rate: int) -> torch.Tensor:
+    if sample_rate < 1:
+        raise ValueError(f"sample_rate is {sample_rate}, allowed: 1 or more hertz")
+    if not torch.isfinite(samples).all():
+        raise AudioError(f"{name}: holds NaN or infinite samples")
+    if rate == sample_rate:
+        return samples
+    resampled = _import_extra("soxr").resample(samples.numpy(), rate, sample_rate, quality="HQ")
+    if len(resampled) == 0:
+        raise AudioError(f"{name}: {len(samples)} samples at {rate} Hz are none at {sample_rate} Hz")
+    return torch.from_numpy(resampled)

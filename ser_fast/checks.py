@@ -1,0 +1,54 @@
+"""Argument checks that name the argument, its value and what is allowed, before anything is computed.
+
+The compiled ops make the same checks in ``csrc/boundary.h``; these serve the reference, the fake kernels of
+``torch.compile`` and the modules.
+"""
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def require(good: bool, op: str, found: str, allowed: str) -> None:
+    if not good:
+        raise RuntimeError(f"{op}: {found}; it must be {allowed}")
+
+
+def shape(op: str, name: str, tensor: Tensor, wanted: tuple, letters: str) -> None:
+    found = tuple(tensor.shape)
+    require(found == wanted, op, f"{name} has shape {list(found)}", f"{letters} = {list(wanted)}")
+
+
+def dtype(op: str, name: str, tensor: Tensor, *allowed: torch.dtype) -> None:
+    names = [str(kind).removeprefix("torch.") for kind in allowed]
+    listed = " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    require(tensor.dtype in allowed, op, f"{name} has dtype {str(tensor.dtype).removeprefix('torch.')}", listed)
+
+
+def operand(op: str, name: str, tensor: Tensor | None, like: Tensor, wanted: tuple, letters: str) -> None:
+    """An optional operand that goes with a first one: its device, dtype and shape are fixed."""
+    if tensor is None:
+        return
+    require(tensor.device == like.device, op, f"{name} is on {tensor.device}", f"on {like.device}")
+    dtype(op, name, tensor, like.dtype)
+    shape(op, name, tensor, wanted, letters)
+
+
+def lengths(op: str, given: Tensor | None, like: Tensor, batch: int, limit: int) -> None:
+    """Lengths [batch] on ``like``'s device; their values, 0..limit, are read where that needs no synchronisation."""
+    if given is None:
+        return
+    dtype(op, "lengths", given, torch.int64, torch.int32)
+    require(given.device == like.device, op, f"lengths is on {given.device}", f"on {like.device}")
+    shape(op, "lengths", given, (batch,), "[B]")
+    if not readable(given):
+        return
+    for index, value in enumerate(given.tolist()):
+        require(0 <= value <= limit, op, f"lengths[{index}] is {value}", f"in 0..{limit}")
+
+
+def readable(tensor: Tensor) -> bool:
+    """Whether the values can be looked at: on CPU, and a real tensor rather than one that is being traced."""
+    traced = torch.compiler.is_compiling() or isinstance(tensor, torch._subclasses.FakeTensor)
+    return tensor.device.type == "cpu" and not traced

@@ -1,0 +1,38 @@
+"""A corpus laid out as one folder per class."""
+
+from os import PathLike
+from pathlib import Path
+
+from ser_fast.audio import find_audio
+from ser_fast.corpora.utterance import Corpus, Utterance
+
+
+def folders(root: str | PathLike[str]) -> Corpus:
+    """The audio files ``root/<label>/x.wav`` (speaker ``"unknown"``) and ``root/<label>/<speaker>/**/x.wav``.
+
+    Hidden files and folders are passed over; the classes are sorted.
+
+    Raises:
+        FileNotFoundError: ``root`` is not a folder.
+        ValueError: an audio file lies outside the class folders, or a class folder holds none.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"root {str(root)!r} is not an existing folder, allowed: one of folders")
+
+    utterances = []
+    for path in find_audio(root):
+        inside = path.relative_to(root)
+        if len(inside.parts) == 1:
+            allowed = root / "<label>" / path.name
+            raise ValueError(f"audio file {str(path)!r} is in no class folder, allowed: {str(allowed)!r}")
+        speaker = inside.parts[1] if len(inside.parts) > 2 else "unknown"
+        utterances.append(Utterance(inside.as_posix(), speaker, inside.parts[0], path))
+
+    classes = sorted({utterance.label for utterance in utterances})
+    below = {path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    # A class whose files have an unknown suffix must not vanish unnoticed.
+    empty = sorted(below.difference(classes))
+    if empty:
+        raise ValueError(f"class folders {empty} of {str(root)!r} hold no audio file, allowed: one or more")
+    return Corpus(root.resolve().name, utterances, classes)

@@ -1,0 +1,37 @@
+"""What every corpus yields: utterances with a speaker and a label."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One labelled utterance, on disk (``path``) or in memory (``samples``).
+
+    ``start`` and ``end`` are seconds within the file; ``None`` means its beginning or its end.
+    ``samples`` is a float32 tensor ``[N]`` at ``sample_rate`` hertz.
+    """
+
+    name: str
+    speaker: str
+    label: str
+    path: Path | None = None
+    start: float | None = None
+    end: float | None = None
+    samples: torch.Tensor | None = None
+    sample_rate: int | None = None
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A named list of utterances; ``classes`` fixes the order of the labels everywhere."""
+
+    name: str
+    utterances: list[Utterance]
+    classes: list[str]
+
+    @property
+    def speakers(self) -> list[str]:
+        return sorted({utterance.speaker for utterance in self.utterances})

@@ -1,0 +1,7 @@
+"""The ops as functions, beside ``torch.nn.functional``."""
+
+from ser_fast.attention_pool import attention_pool
+from ser_fast.gru import gru
+from ser_fast.power_spectrogram import power_spectrogram
+
+__all__ = ["attention_pool", "gru", "power_spectrogram"]

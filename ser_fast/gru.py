@@ -1,0 +1,515 @@
+"""GRU: the recurrence as a torch op, and ``GRU`` and ``GRUCell`` in the place of torch's."""
+
+import math
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from ser_fast import backends, checks
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+def reference(
+    gx: Tensor,
+    w_hh: Tensor,
+    b_hh: Tensor | None = None,
+    h0: Tensor | None = None,
+    lengths: Tensor | None = None,
+    reset_after: bool = True,
+    save_gates: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The op ``ser_fast::gru`` in plain torch, differentiable: the truth that every kernel is held to.
+
+    Arguments as :func:`gru`; returns ``y``, ``h_n`` and, with ``save_gates``, the gates ``[T, B, D, 4H]`` that
+    the backward wants: r, z, n and q, which is W_hn h + b_hn with ``reset_after`` and r h without.
+    """
+    _check("gru", gx, w_hh, b_hh, h0, lengths)
+    frames, batch, directions, width = gx.shape
+    hidden = width // 3
+    dtype = gx.dtype
+    state_dtype = torch.float32 if dtype in HALF else dtype
+    ys, states, gates = [], [], []
+    for d in range(directions):
+        w, b = w_hh[d].to(state_dtype), None if b_hh is None else b_hh[d].to(state_dtype)
+        h = gx.new_zeros(batch, hidden, dtype=state_dtype) if h0 is None else h0[d].to(state_dtype)
+        y, saved = [None] * frames, [None] * frames
+        for t in range(frames) if d == 0 else reversed(range(frames)):
+            new, *cell = _cell(gx[t, :, d].to(state_dtype), h, w, b, reset_after)
+            if lengths is None:
+                h = y[t] = new
+            else:
+                valid = (t < lengths)[:, None]
+                h = torch.where(valid, new, h)
+                y[t] = torch.where(valid, new, 0)
+                cell = [torch.where(valid, part, 0) for part in cell]
+            saved[t] = torch.cat(cell, dim=1) if save_gates else None
+        ys.append(torch.stack(y))
+        states.append(h)
+        gates.append(torch.stack(saved) if save_gates else None)
+    y, h_n = _laid_out_as(gx, torch.stack(ys, dim=2).to(dtype)), torch.stack(states).to(dtype)
+    return y, h_n, _laid_out_as(gx, torch.stack(gates, dim=2).to(dtype)) if save_gates else gx.new_empty(0)
+
+
+def _cell(gx: Tensor, h: Tensor, w: Tensor, b: Tensor | None, reset_after: bool) -> tuple[Tensor, ...]:
+    """One step: the new state and r, z, n, q. Shapes: gx [B, 3H], h [B, H], w [3H, H], b [3H]."""
+    hidden = h.shape[1]
+    gx_r, gx_z, gx_n = gx.chunk(3, dim=1)
+    if reset_after:
+        gh_r, gh_z, q = F.linear(h, w, b).chunk(3, dim=1)
+        r, z = torch.sigmoid(gx_r + gh_r), torch.sigmoid(gx_z + gh_z)
+        n = torch.tanh(gx_n + r * q)
+    else:
+        cut = 2 * hidden
+        gh_r, gh_z = F.linear(h, w[:cut], None if b is None else b[:cut]).chunk(2, dim=1)
+        r, z = torch.sigmoid(gx_r + gh_r), torch.sigmoid(gx_z + gh_z)
+        q = r * h
+        n = torch.tanh(gx_n + F.linear(q, w[cut:], None if b is None else b[cut:]))
+    return z * h + (1 - z) * n, r, z, n, q
+
+
+def reference_backward(
+    grad_y: Tensor,
+    grad_h_n: Tensor,
+    y: Tensor,
+    gates: Tensor,
+    w_hh: Tensor,
+    h0: Tensor | None,
+    lengths: Tensor | None,
+    reset_after: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The op ``ser_fast::gru_backward`` in plain torch.
+
+    Returns the gradients of ``gx`` ``[T, B, D, 3H]``, of q = W_hn h + b_hn ``[T, B, D, H]`` (empty without
+    ``reset_after``) and of ``h0`` ``[D, B, H]``.
+    """
+    frames, _, directions, hidden = y.shape
+    before = _states_before(y, h0, lengths)
+    grad_gx = _empty_frames(y, 3 * hidden).zero_()
+    grad_q = _empty_frames(y, hidden).zero_() if reset_after else y.new_empty(0)
+    grad_h0 = []
+    for d in range(directions):
+        grad_h, w = grad_h_n[d], w_hh[d]
+        for t in reversed(range(frames)) if d == 0 else range(frames):
+            r, z, n, q = gates[t, :, d].chunk(4, dim=1)
+            valid = torch.ones_like(grad_h[:, :1], dtype=torch.bool) if lengths is None else (t < lengths)[:, None]
+            grad = grad_h + grad_y[t, :, d]
+            pre_n = grad * (1 - z) * (1 - n * n)
+            pre_z = grad * (before[t, :, d] - n) * z * (1 - z)
+            if reset_after:
+                pre_r = pre_n * q * r * (1 - r)
+                recurrent = torch.cat([pre_r, pre_z, pre_n * r], dim=1)
+                previous = grad * z + recurrent @ w
+                grad_q[t, :, d] = torch.where(valid, pre_n * r, 0)
+            else:
+                through = pre_n @ w[2 * hidden :]
+                pre_r = through * before[t, :, d] * r * (1 - r)
+                previous = grad * z + through * r + torch.cat([pre_r, pre_z], dim=1) @ w[: 2 * hidden]
+            grad_gx[t, :, d] = torch.where(valid, torch.cat([pre_r, pre_z, pre_n], dim=1), 0)
+            grad_h = torch.where(valid, previous, grad_h)
+        grad_h0.append(grad_h)
+    return grad_gx, grad_q, torch.stack(grad_h0)
+
+
+def _states_before(y: Tensor, h0: Tensor | None, lengths: Tensor | None) -> Tensor:
+    """The state that each step started from, [T, B, D, H]; anything past a row's length."""
+    _, batch, directions, _ = y.shape
+    before = torch.zeros_like(y)
+    before[1:, :, 0] = y[:-1, :, 0]
+    if h0 is not None:
+        before[0, :, 0] = h0[0]
+    if directions == 2:
+        before[:-1, :, 1] = y[1:, :, 1]
+        if h0 is not None and lengths is None:
+            before[-1, :, 1] = h0[1]
+        elif h0 is not None:
+            last = (lengths.long() - 1).clamp(min=0)
+            before[last, torch.arange(batch, device=y.device), 1] = h0[1]
+    return before
+
+
+def _check(op, gx, w_hh, b_hh, h0, lengths) -> None:
+    checks.dtype(op, "gx", gx, *checks.FLOATING)
+    sizes = tuple(gx.shape)
+    good = len(sizes) == 4 and sizes[2] in (1, 2) and sizes[3] % 3 == 0 and 0 not in sizes
+    checks.require(good, op, f"gx has shape {list(sizes)}", "[T, B, D, 3H] with D 1 or 2 and no size 0")
+    frames, batch, directions, width = sizes
+    checks.operand(op, "w_hh", w_hh, gx, (directions, width, width // 3), "[D, 3H, H]")
+    checks.operand(op, "b_hh", b_hh, gx, (directions, width), "[D, 3H]")
+    checks.operand(op, "h0", h0, gx, (directions, batch, width // 3), "[D, B, H]")
+    checks.lengths(op, lengths, gx, batch, frames)
+
+
+def _batch_first(like: Tensor) -> bool:
+    return like.stride(0) < like.stride(1)
+
+
+def _empty_frames(like: Tensor, width: int) -> Tensor:
+    """A new [T, B, D, width] tensor, laid out batch-first in memory where ``like`` is, as the kernels do."""
+    frames, batch, directions, _ = like.shape
+    if _batch_first(like):
+        return like.new_empty(batch, frames, directions, width).transpose(0, 1)
+    return like.new_empty(frames, batch, directions, width)
+
+
+def _laid_out_as(like: Tensor, tensor: Tensor) -> Tensor:
+    return tensor.transpose(0, 1).contiguous().transpose(0, 1) if _batch_first(like) else tensor.contiguous()
+
+
+def _fake(gx, w_hh, b_hh, h0, lengths, reset_after, save_gates):
+    _check("gru", gx, w_hh, b_hh, h0, lengths)
+    _, batch, directions, width = gx.shape
+    hidden = width // 3
+    gates = _empty_frames(gx, 4 * hidden) if save_gates else gx.new_empty(0)
+    return _empty_frames(gx, hidden), gx.new_empty(directions, batch, hidden), gates
+
+
+def _fake_backward(grad_y, grad_h_n, y, gates, w_hh, h0, lengths, reset_after):
+    _, batch, directions, hidden = y.shape
+    grad_q = _empty_frames(y, hidden) if reset_after else y.new_empty(0)
+    return _empty_frames(y, 3 * hidden), grad_q, y.new_empty(directions, batch, hidden)
+
+
+def _setup_context(ctx, inputs, output):
+    _, w_hh, b_hh, h0, lengths, ctx.reset_after, ctx.save_gates = inputs
+    y, _, gates = output
+    ctx.has_bias = b_hh is not None
+    ctx.save_for_backward(y, gates, w_hh, h0, lengths)
+    ctx.mark_non_differentiable(gates)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, grad_y, grad_h_n, _):
+    if not ctx.save_gates:
+        raise RuntimeError("gru: save_gates is False; it must be True where a gradient is wanted")
+    y, gates, w_hh, h0, lengths = ctx.saved_tensors
+    grad_y = torch.zeros_like(y) if grad_y is None else grad_y
+    grad_h_n = y.new_zeros(y.shape[2], y.shape[1], y.shape[3]) if grad_h_n is None else grad_h_n
+    grad_gx, grad_q, grad_h0 = torch.ops.ser_fast.gru_backward(
+        grad_y, grad_h_n, y, gates, w_hh, h0, lengths, ctx.reset_after
+    )
+    grad_w = grad_b = None
+    if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+        grad_w, grad_b = _weight_gradients(grad_gx, grad_q, y, gates, h0, lengths, ctx.reset_after)
+    return grad_gx, grad_w, grad_b if ctx.has_bias else None, grad_h0 if h0 is not None else None, None, None, None
+
+
+def _weight_gradients(grad_gx, grad_q, y, gates, h0, lengths, reset_after) -> tuple[Tensor, Tensor]:
+    """dW_hh [D, 3H, H] and db_hh [D, 3H]: products over all frames at once, so neither atomics nor an order to lose.
+
+    The candidate's rows have a product of their own: with ``reset_after`` its gradient differs from the one of
+    gx by a factor r, without it they multiply q = r h in the place of h.
+    """
+    hidden = y.shape[3]
+    before = _states_before(y, h0, lengths)
+    weights, biases = [], []
+    for d in range(y.shape[2]):
+        grad, h = grad_gx[:, :, d].reshape(-1, 3 * hidden), before[:, :, d].reshape(-1, hidden)
+        if reset_after:
+            grad_n, state = grad_q[:, :, d].reshape(-1, hidden), h
+        else:
+            grad_n, state = grad[:, 2 * hidden :], gates[:, :, d, 3 * hidden :].reshape(-1, hidden)
+        weights.append(torch.cat([grad[:, : 2 * hidden].t() @ h, grad_n.t() @ state]))
+        biases.append(torch.cat([grad[:, : 2 * hidden].sum(0), grad_n.sum(0)]))
+    return torch.stack(weights), torch.stack(biases)
+
+
+backends.register(
+    "gru(Tensor gx, Tensor w_hh, Tensor? b_hh, Tensor? h0, Tensor? lengths, bool reset_after, bool save_gates)"
+    " -> (Tensor y, Tensor h_n, Tensor gates)",
+    reference=reference,
+    fake=_fake,
+    backward=_backward,
+    setup_context=_setup_context,
+    autocast_half=True,
+)
+backends.register(
+    "gru_backward(Tensor grad_y, Tensor grad_h_n, Tensor y, Tensor gates, Tensor w_hh, Tensor? h0, Tensor? lengths,"
+    " bool reset_after) -> (Tensor grad_gx, Tensor grad_q, Tensor grad_h0)",
+    reference=reference_backward,
+    fake=_fake_backward,
+    autocast_half=True,
+)
+
+
+def gru(
+    gx: Tensor,
+    w_hh: Tensor,
+    b_hh: Tensor | None = None,
+    h0: Tensor | None = None,
+    lengths: Tensor | None = None,
+    *,
+    reset_after: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """The GRU recurrence over a padded batch, all directions in one call.
+
+    r = σ(gx_r + W_hr h + b_hr), z = σ(gx_z + W_hz h + b_hz), h' = z h + (1 − z) n, where
+
+    - ``reset_after=True`` (torch, cuDNN): n = tanh(gx_n + r (W_hn h + b_hn));
+    - ``reset_after=False`` (Cho et al. 2014, arXiv:1406.1078): n = tanh(gx_n + W_hn (r h) + b_hn).
+
+    Args:
+        gx: the input's projection with its bias ``[T, B, D, 3H]``, D directions, gates in the order r, z, n. A
+            batch-first tensor transposed to this shape is taken as it lies.
+        w_hh, b_hh: recurrent weights ``[D, 3H, H]`` and biases ``[D, 3H]``.
+        h0: the states before the first step ``[D, B, H]``; zeros if not given.
+        lengths: frames of each row, int64 or int32 ``[B]``, on gx's device. Direction 1 starts at each row's own
+            last frame; past a row's length y is 0 and the state stays.
+
+    Returns:
+        ``y`` ``[T, B, D, H]`` and the last states ``h_n`` ``[D, B, H]``. float16 and bfloat16 are computed in
+        float32 and returned in their own dtype.
+
+    Raises:
+        RuntimeError: a shape, dtype, device or length that does not fit, by name. Lengths are not read on CUDA.
+    """
+    dtype = gx.dtype
+    if dtype in HALF and gx.device.type == "cpu":
+        gx, w_hh, b_hh, h0 = (None if tensor is None else tensor.float() for tensor in (gx, w_hh, b_hh, h0))
+    wants_grad = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (gx, w_hh, b_hh, h0)
+    )
+    y, h_n, _ = torch.ops.ser_fast.gru(gx, w_hh, b_hh, h0, lengths, reset_after, wants_grad)
+    return y.to(dtype) if dtype in HALF else y, h_n.to(dtype) if dtype in HALF else h_n
+
+
+def _init_uniform(module: nn.Module, hidden_size: int) -> None:
+    bound = 1 / math.sqrt(hidden_size)
+    for weight in module.parameters():
+        nn.init.uniform_(weight, -bound, bound)
+
+
+class GRU(nn.Module):
+    """``nn.GRU`` on the fused recurrence: its constructor, parameter names, state dict and results, and more.
+
+    Equivalent to ``nn.GRU(...)`` with ``reset_after=True``; with ``reset_after=False`` it is the GRU of
+    Cho et al. 2014 (arXiv:1406.1078), whose reset gate acts before the recurrent product.
+
+    Args:
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as ``nn.GRU``.
+        reset_after: which of the two forms; see :func:`gru`.
+    """
+
+    mode = "GRU"
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        reset_after: bool = True,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        for name, value in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"GRU: {name} is {value!r}; it must be an int")
+            if value < 1:
+                raise ValueError(f"GRU: {name} is {value}; it must be at least 1")
+        if isinstance(dropout, bool) or not 0 <= dropout <= 1:
+            raise ValueError(f"GRU: dropout is {dropout}; it must be a probability, in 0..1")
+        if dropout > 0 and num_layers == 1:
+            warnings.warn(f"GRU: dropout is {dropout}, but it acts between layers and num_layers is 1", stacklevel=2)
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.bias = bias
+        self.batch_first = batch_first
+        self.dropout = float(dropout)
+        self.bidirectional = bidirectional
+        self.reset_after = reset_after
+        directions = 2 if bidirectional else 1
+        for layer in range(num_layers):
+            width = input_size if layer == 0 else hidden_size * directions
+            for suffix in self._suffixes(layer):
+                shapes = {"weight_ih": (3 * hidden_size, width), "weight_hh": (3 * hidden_size, hidden_size)}
+                if bias:
+                    shapes |= {"bias_ih": (3 * hidden_size,), "bias_hh": (3 * hidden_size,)}
+                for name, shape in shapes.items():
+                    weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+                    self.register_parameter(f"{name}_{suffix}", weight)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        _init_uniform(self, self.hidden_size)
+
+    def flatten_parameters(self) -> None:
+        """Does nothing; ``nn.GRU`` has it."""
+
+    @property
+    def all_weights(self) -> list[list[nn.Parameter]]:
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if self.bias else ("weight_ih", "weight_hh")
+        suffixes = [suffix for layer in range(self.num_layers) for suffix in self._suffixes(layer)]
+        return [[getattr(self, f"{name}_{suffix}") for name in names] for suffix in suffixes]
+
+    def extra_repr(self) -> str:
+        parts = [f"{self.input_size}, {self.hidden_size}"]
+        defaults = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False}
+        for name, default in (defaults | {"reset_after": True}).items():
+            if getattr(self, name) != default:
+                parts.append(f"{name}={getattr(self, name)}")
+        return ", ".join(parts)
+
+    def forward(self, input: Tensor | PackedSequence, hx: Tensor | None = None, *, lengths: Tensor | None = None):
+        """Run the layers.
+
+        Args:
+            input: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, unbatched ``[T, I]``, or a ``PackedSequence``.
+            hx: first states ``[layers * D, B, H]`` (``[layers * D, H]`` unbatched); zeros if not given.
+            lengths: frames of each row ``[B]``, int64 or int32, on the input's device: packing without packing.
+
+        Returns:
+            ``output`` like the input with ``D * H`` features, 0 past each length, and ``h_n`` like ``hx``, each
+            row's state at its own last frame.
+
+        Raises:
+            RuntimeError: an argument that does not fit, by name, before anything is computed.
+        """
+        if isinstance(input, PackedSequence):
+            checks.require(lengths is None, "GRU", "lengths is given beside a PackedSequence", "left out")
+            return self._forward_packed(input, hx)
+        checks.require(input.dim() in (2, 3), "GRU", f"input has shape {list(input.shape)}",
+                       "[T, I], [T, B, I] or, with batch_first, [B, T, I]")  # fmt: skip
+        if input.dim() == 2:
+            checks.require(lengths is None, "GRU", "lengths is given beside an unbatched input", "left out")
+            checks.require(hx is None or hx.dim() == 2, "GRU", f"hx has {hx is not None and hx.dim()} dimensions",
+                           "[layers * D, H], since the input is unbatched")  # fmt: skip
+            batch_axis = 0 if self.batch_first else 1
+            output, h_n = self._forward(input.unsqueeze(batch_axis), None if hx is None else hx.unsqueeze(1), None)
+            return output.squeeze(batch_axis), h_n.squeeze(1)
+        return self._forward(input, hx, lengths)
+
+    def _suffixes(self, layer: int) -> list[str]:
+        return [f"l{layer}", f"l{layer}_reverse"] if self.bidirectional else [f"l{layer}"]
+
+    def _forward_packed(self, packed: PackedSequence, hx: Tensor | None) -> tuple[PackedSequence, Tensor]:
+        # Rows are kept in the packed order, longest first, so only the states need the two permutations.
+        padded, lengths = pad_packed_sequence(PackedSequence(packed.data, packed.batch_sizes), self.batch_first)
+        if hx is not None and packed.sorted_indices is not None:
+            hx = hx.index_select(1, packed.sorted_indices)
+        output, h_n = self._forward(padded, hx, lengths.to(padded.device))
+        data = pack_padded_sequence(output, lengths, self.batch_first).data
+        if packed.unsorted_indices is not None:
+            h_n = h_n.index_select(1, packed.unsorted_indices)
+        return PackedSequence(data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices), h_n
+
+    def _forward(self, x: Tensor, hx: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        self._check(x, hx, lengths)
+        if backends.select("gru", x.device.type) == "torch" and self.reset_after:
+            return self._torch_forward(x, hx, lengths)
+        directions = 2 if self.bidirectional else 1
+        states = []
+        for layer in range(self.num_layers):
+            weights = [[getattr(self, f"{name}_{suffix}") for suffix in self._suffixes(layer)]
+                       for name in ("weight_ih", "weight_hh")]  # fmt: skip
+            w_ih, w_hh = torch.cat(weights[0]), torch.stack(weights[1])
+            b_ih = b_hh = None
+            if self.bias:
+                b_ih = torch.cat([getattr(self, f"bias_ih_{suffix}") for suffix in self._suffixes(layer)])
+                b_hh = torch.stack([getattr(self, f"bias_hh_{suffix}") for suffix in self._suffixes(layer)])
+            gx = F.linear(x, w_ih, b_ih).unflatten(-1, (directions, 3 * self.hidden_size))
+            h0 = None if hx is None else hx[layer * directions : (layer + 1) * directions]
+            y, h_n = gru(
+                gx.transpose(0, 1) if self.batch_first else gx, w_hh, b_hh, h0, lengths, reset_after=self.reset_after
+            )
+            x = (y.transpose(0, 1) if self.batch_first else y).flatten(2)
+            states.append(h_n)
+            if self.dropout and layer < self.num_layers - 1:
+                x = F.dropout(x, self.dropout, self.training)
+        return x, torch.cat(states)
+
+    def _check(self, x: Tensor, hx: Tensor | None, lengths: Tensor | None) -> None:
+        sizes = tuple(x.shape)
+        frames, batch = (sizes[1], sizes[0]) if self.batch_first else sizes[:2]
+        checks.require(sizes[2] == self.input_size, "GRU", f"input has {sizes[2]} features", f"{self.input_size}")
+        checks.require(frames > 0 and batch > 0, "GRU", f"input has shape {list(sizes)}", "without a size of 0")
+        layers = self.num_layers * (2 if self.bidirectional else 1)
+        if hx is not None:
+            checks.shape("GRU", "hx", hx, (layers, batch, self.hidden_size), "[layers * D, B, H]")
+        checks.lengths("GRU", lengths, x, batch, frames)
+
+    def _torch_forward(self, x: Tensor, hx: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        """torch's own GRU on these weights. With lengths it packs, which reads them on the host."""
+        directions = 2 if self.bidirectional else 1
+        batch = x.shape[0] if self.batch_first else x.shape[1]
+        if hx is None:
+            hx = x.new_zeros(self.num_layers * directions, batch, self.hidden_size)
+        weights = [weight for group in self.all_weights for weight in group]
+        options = (self.bias, self.num_layers, self.dropout, self.training, self.bidirectional)
+        if lengths is None:
+            return torch._VF.gru(x, hx, weights, *options, self.batch_first)
+        host = lengths.cpu()
+        # Packing refuses empty rows: they run one frame, whose output and state are put back afterwards.
+        packed = pack_padded_sequence(x, host.clamp(min=1), self.batch_first, enforce_sorted=False)
+        data, h_n = torch._VF.gru(
+            packed.data, packed.batch_sizes, hx.index_select(1, packed.sorted_indices), weights, *options
+        )
+        output, _ = pad_packed_sequence(
+            packed._replace(data=data), self.batch_first, total_length=x.shape[1 if self.batch_first else 0]
+        )
+        empty = lengths == 0
+        h_n = torch.where(empty[:, None], hx, h_n.index_select(1, packed.unsorted_indices))
+        return output.masked_fill(empty[:, None, None] if self.batch_first else empty[:, None], 0), h_n
+
+
+class GRUCell(nn.Module):
+    """``nn.GRUCell`` on the same op, with ``reset_after`` as in :class:`GRU`: one step, for streaming."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        *,
+        reset_after: bool = True,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.bias = bias
+        self.reset_after = reset_after
+        options = {"device": device, "dtype": dtype}
+        self.weight_ih = nn.Parameter(torch.empty(3 * hidden_size, input_size, **options))
+        self.weight_hh = nn.Parameter(torch.empty(3 * hidden_size, hidden_size, **options))
+        self.bias_ih = nn.Parameter(torch.empty(3 * hidden_size, **options)) if bias else None
+        self.bias_hh = nn.Parameter(torch.empty(3 * hidden_size, **options)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        _init_uniform(self, self.hidden_size)
+
+    def extra_repr(self) -> str:
+        bias = "" if self.bias else ", bias=False"
+        return f"{self.input_size}, {self.hidden_size}{bias}" + ("" if self.reset_after else ", reset_after=False")
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """The next state ``[B, H]`` from the input ``[B, I]`` and the state ``hx`` ``[B, H]``; unbatched likewise.
+
+        Raises:
+            RuntimeError: an argument that does not fit, by name, before anything is computed.
+        """
+        checks.require(input.dim() in (1, 2), "GRUCell", f"input has shape {list(input.shape)}", "[B, I] or [I]")
+        checks.require(
+            input.shape[-1] == self.input_size,
+            "GRUCell",
+            f"input has {input.shape[-1]} features",
+            f"{self.input_size}",
+        )
+        if hx is not None:
+            checks.shape("GRUCell", "hx", hx, (*input.shape[:-1], self.hidden_size), "[B, H] or [H]")
+        gx = F.linear(input, self.weight_ih, self.bias_ih).reshape(1, -1, 1, 3 * self.hidden_size)
+        bias = None if self.bias_hh is None else self.bias_hh[None]
+        h0 = None if hx is None else hx.reshape(1, -1, self.hidden_size)
+        _, h_n = gru(gx, self.weight_hh[None], bias, h0, reset_after=self.reset_after)
+        return h_n.reshape(*input.shape[:-1], self.hidden_size)

@@ -1,0 +1,373 @@
+"""Power spectrogram: frames, window, DFT, |·|², crop, logarithm and normalisation in one op."""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ser_fast import backends, checks
+
+PAD_MODES = ("reflect", "constant", "replicate", "circular")
+FLOOR = 1e-10
+
+
+def frame_counts(lengths: Tensor, n_fft: int, win_length: int, hop_length: int, center: bool) -> Tensor:
+    """Frames of each row of ``lengths`` samples; a row shorter than one window is one frame, an empty row none."""
+    spare = lengths + (n_fft // 2 * 2 - n_fft) if center else (lengths - win_length).clamp(min=0)
+    return torch.where(lengths > 0, 1 + spare // hop_length, 0)
+
+
+def reference(
+    wave: Tensor,
+    window: Tensor,
+    n_fft: int,
+    hop_length: int,
+    bin_begin: int,
+    bin_end: int,
+    lengths: Tensor | None = None,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
+    log: bool = False,
+    floor: float = FLOOR,
+    center: bool = False,
+    pad_mode: str = "reflect",
+) -> Tensor:
+    """The op ``ser_fast::power_spectrogram`` in plain torch, differentiable: the truth kernels are held to."""
+    _check(wave, window, n_fft, hop_length, bin_begin, bin_end, lengths, mean, std, log, floor, center, pad_mode)
+    samples = wave / 32768 if wave.dtype == torch.int16 else wave
+    frames = _frames(samples, window, n_fft, hop_length, lengths, center, pad_mode)
+    spectrum = torch.fft.rfft(frames, n=n_fft)[..., bin_begin:bin_end]
+    out = spectrum.real**2 + spectrum.imag**2
+    if log:
+        out = out.clamp(min=floor).log()
+    if mean is not None:
+        out = out - mean
+    if std is not None:
+        out = out / std
+    if lengths is not None:
+        counts = frame_counts(lengths, n_fft, len(window), hop_length, center)
+        out = out.masked_fill((torch.arange(out.shape[1], device=out.device) >= counts[:, None])[..., None], 0)
+    return out
+
+
+def _frames(wave, window, n_fft, hop_length, lengths, center, pad_mode) -> Tensor:
+    """Windowed frames [B, T, W] of float waves [B, N], each row going on beyond its own end as pad_mode says."""
+    width = len(window)
+    if center:
+        index, inside = _padded_index(wave, n_fft, width, lengths, pad_mode)
+        wave = wave.gather(1, index) * inside
+    else:
+        if lengths is not None:
+            wave = wave.masked_fill(torch.arange(wave.shape[1], device=wave.device) >= lengths[:, None], 0)
+        wave = F.pad(wave, (0, max(0, width - wave.shape[1])))
+    frames = wave.unfold(1, width, hop_length)
+    return frames * window
+
+
+def _padded_index(wave, n_fft, width, lengths, pad_mode) -> tuple[Tensor, Tensor]:
+    """Where each sample of the padded rows comes from, and whether it comes from anywhere.
+
+    torch.stft pads by n_fft // 2 and centres the window inside n_fft, so the windows never see the outermost part.
+    """
+    batch, samples = wave.shape
+    margin = (n_fft - width) // 2
+    begin, end = n_fft // 2 - margin, n_fft // 2 + margin + width - n_fft
+    index = torch.arange(-begin, samples + end, device=wave.device).expand(batch, -1)
+    length = torch.full((batch, 1), samples, device=wave.device) if lengths is None else lengths[:, None].long()
+    length = length.clamp(min=1)
+    inside = torch.ones_like(index, dtype=torch.bool)
+    if pad_mode == "constant":
+        inside = (index >= 0) & (index < length)
+        index = index.clamp(0, samples - 1)
+    elif pad_mode == "replicate":
+        index = index.clamp(min=0).minimum(length - 1)
+    elif pad_mode == "circular":
+        index = index % length
+    else:
+        period = (2 * (length - 1)).clamp(min=1)
+        index = (index % period).minimum(period - index % period)
+    return index, inside
+
+
+def reference_backward(
+    grad: Tensor,
+    wave: Tensor,
+    window: Tensor,
+    n_fft: int,
+    hop_length: int,
+    bin_begin: int,
+    bin_end: int,
+    lengths: Tensor | None,
+    std: Tensor | None,
+    log: bool,
+    floor: float,
+    center: bool,
+    pad_mode: str,
+) -> Tensor:
+    """The op ``ser_fast::power_spectrogram_backward``: the gradient of the wave [B, N], by torch's FFT.
+
+    With G_k the gradient of P_k, a frame's gradient is 2 window[n] Σ_k G_k Re(X_k exp(2πi k n / n_fft)); frames
+    are added where they overlap and padding is folded back.
+    """
+    samples, width = wave.shape[1], len(window)
+    frames = _frames(wave, window, n_fft, hop_length, lengths, center, pad_mode)
+    spectrum = torch.fft.rfft(frames, n=n_fft)
+    if lengths is not None:
+        counts = frame_counts(lengths, n_fft, width, hop_length, center)
+        grad = grad.masked_fill((torch.arange(grad.shape[1], device=grad.device) >= counts[:, None])[..., None], 0)
+    if std is not None:
+        grad = grad / std
+    if log:
+        power = spectrum.real[..., bin_begin:bin_end] ** 2 + spectrum.imag[..., bin_begin:bin_end] ** 2
+        grad = torch.where(power > floor, grad / power.clamp(min=floor), 0)
+    # irfft counts each bin but the first and, for even n_fft, the last twice, and divides by n_fft.
+    scale = torch.full((n_fft // 2 + 1,), float(n_fft), dtype=grad.dtype, device=grad.device)
+    scale[0] *= 2
+    if n_fft % 2 == 0 and n_fft > 1:
+        scale[-1] = 2.0 * n_fft
+    weights = F.pad(grad, (bin_begin, n_fft // 2 + 1 - bin_end)) * scale
+    grad_frames = torch.fft.irfft(spectrum * weights, n=n_fft)[..., :width] * window
+    padded = (grad_frames.shape[1] - 1) * hop_length + width
+    summed = F.fold(grad_frames.transpose(1, 2), (1, padded), (1, width), stride=(1, hop_length))[:, 0, 0]
+    if not center:
+        summed = F.pad(summed, (0, max(0, samples - padded)))[:, :samples]
+        if lengths is not None:
+            summed = summed.masked_fill(torch.arange(samples, device=wave.device) >= lengths[:, None], 0)
+        return summed.contiguous()
+    index, inside = _padded_index(wave, n_fft, width, lengths, pad_mode)
+    summed = F.pad(summed, (0, index.shape[1] - padded)) * inside
+    return torch.zeros_like(wave, memory_format=torch.contiguous_format).scatter_add(1, index, summed)
+
+
+def _check(wave, window, n_fft, hop_length, bin_begin, bin_end, lengths, mean, std, log, floor, center, pad_mode):
+    op = "power_spectrogram"
+    checks.dtype(op, "wave", wave, torch.float32, torch.float64, torch.int16)
+    sizes = tuple(wave.shape)
+    checks.require(len(sizes) == 2 and 0 not in sizes, op, f"wave has shape {list(sizes)}", "[B, N] with no size 0")
+    checks.require(n_fft >= 1, op, f"n_fft is {n_fft}", "at least 1")
+    checks.require(hop_length >= 1, op, f"hop_length is {hop_length}", "at least 1")
+    checks.require(0 <= bin_begin <= n_fft // 2, op, f"bin_begin is {bin_begin}", f"in 0..{n_fft // 2}")
+    checks.require(
+        bin_begin < bin_end <= n_fft // 2 + 1, op, f"bin_end is {bin_end}", f"in {bin_begin + 1}..{n_fft // 2 + 1}"
+    )
+    checks.require(window.device == wave.device, op, f"window is on {window.device}", f"on {wave.device}")
+    checks.dtype(op, "window", window, torch.float32 if wave.dtype == torch.int16 else wave.dtype)
+    checks.require(
+        window.dim() == 1 and 0 < len(window) <= n_fft, op, f"window has shape {list(window.shape)}",
+        f"[W] with W in 1..{n_fft}",
+    )  # fmt: skip
+    checks.operand(op, "mean", mean, window, (bin_end - bin_begin,), "[F]")
+    checks.operand(op, "std", std, window, (bin_end - bin_begin,), "[F]")
+    checks.require(not log or floor > 0, op, f"floor is {floor}", "above 0 for a logarithm")
+    checks.require(
+        pad_mode in PAD_MODES, op, f"pad_mode is '{pad_mode}'", "'reflect', 'constant', 'replicate' or 'circular'"
+    )
+    checks.lengths(op, lengths, wave, sizes[0], sizes[1])
+    if not checks.readable(wave):
+        return
+    longest_pad = n_fft // 2 + (pad_mode == "reflect")
+    for b, length in enumerate([sizes[1]] * sizes[0] if lengths is None else lengths.tolist()):
+        checks.require(
+            not center or pad_mode not in ("reflect", "circular") or length == 0 or length >= longest_pad, op,
+            f"row {b} of wave has {length} samples",
+            f"empty or at least {longest_pad} samples long to be padded by n_fft / 2 at each end",
+        )  # fmt: skip
+        if wave.dtype != torch.int16 and not wave[b, :length].isfinite().all():
+            n = int((~wave[b].isfinite()).nonzero()[0])
+            checks.require(False, op, f"wave[{b}, {n}] is {wave[b, n]}", "finite")
+
+
+def _fake(wave, window, n_fft, hop_length, bin_begin, bin_end, lengths, mean, std, log, floor, center, pad_mode):
+    _check(wave, window, n_fft, hop_length, bin_begin, bin_end, lengths, mean, std, log, floor, center, pad_mode)
+    batch, samples = wave.shape
+    spare = samples + n_fft // 2 * 2 - n_fft if center else torch.sym_max(samples - len(window), 0)
+    return window.new_empty(batch, 1 + spare // hop_length, bin_end - bin_begin)
+
+
+def _fake_backward(grad, wave, *_):
+    return grad.new_empty(wave.shape)
+
+
+def _setup_context(ctx, inputs, output):
+    wave, window, *ctx.numbers, lengths, _, std, ctx.log, ctx.floor, ctx.center, ctx.pad_mode = inputs
+    ctx.save_for_backward(wave, window, lengths, std)
+
+
+def _backward(ctx, grad):
+    wave, window, lengths, std = ctx.saved_tensors
+    grad_wave = torch.ops.ser_fast.power_spectrogram_backward(
+        grad, wave, window, *ctx.numbers, lengths, std, ctx.log, ctx.floor, ctx.center, ctx.pad_mode
+    )
+    return grad_wave, *(None,) * 12
+
+
+backends.register(
+    "power_spectrogram(Tensor wave, Tensor window, int n_fft, int hop_length, int bin_begin, int bin_end,"
+    " Tensor? lengths, Tensor? mean, Tensor? std, bool log, float floor, bool center, str pad_mode) -> Tensor",
+    reference=reference,
+    fake=_fake,
+    backward=_backward,
+    setup_context=_setup_context,
+)
+backends.register(
+    "power_spectrogram_backward(Tensor grad, Tensor wave, Tensor window, int n_fft, int hop_length, int bin_begin,"
+    " int bin_end, Tensor? lengths, Tensor? std, bool log, float floor, bool center, str pad_mode) -> Tensor",
+    reference=reference_backward,
+    fake=_fake_backward,
+)
+
+
+def power_spectrogram(
+    wave: Tensor,
+    window: Tensor,
+    n_fft: int,
+    hop_length: int,
+    bins: tuple[int, int] | None = None,
+    lengths: Tensor | None = None,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
+    *,
+    log: bool = False,
+    floor: float = FLOOR,
+    center: bool = False,
+    pad_mode: str = "reflect",
+) -> Tensor:
+    """|STFT|² of a padded batch, time-major, optionally cropped, in logarithm and normalised.
+
+    P[t, k] = |Σ_n window[n] wave[t·hop + n] exp(−2πi k n / n_fft)|², then log(max(P, floor)) with ``log``, then
+    (· − mean) / std. Equals ``torch.stft(...).abs() ** 2`` transposed: with ``center=False`` its
+    ``align_to_window=True``, that is 1 + (N − W) // hop frames, and with ``center=True`` each row is padded by
+    n_fft // 2 at both of its own ends.
+
+    Args:
+        wave: ``[B, N]`` float32, float64, or int16, which stands for sample / 32768.
+        window: ``[W]``, W ≤ n_fft, of the wave's dtype (float32 for int16).
+        n_fft, hop_length: samples.
+        bins: first bin and the one past the last; all n_fft // 2 + 1 if not given.
+        lengths: samples of each row, int64 or int32 ``[B]``, on the wave's device. A row shorter than one window
+            is one frame padded with zeros; an empty row has no frame.
+        mean, std: ``[F]``, per bin.
+
+    Returns:
+        ``[B, T, F]`` in the window's dtype, 0 past each row's frames. Differentiable in ``wave``.
+
+    Raises:
+        RuntimeError: an argument that does not fit, by name; samples that are not finite. On CUDA neither samples
+            nor lengths are read.
+    """
+    begin, end = (0, n_fft // 2 + 1) if bins is None else bins
+    for name, constant in (("window", window), ("mean", mean), ("std", std)):
+        good = constant is None or not constant.requires_grad
+        checks.require(good, "power_spectrogram", f"{name} requires a gradient", "a constant: only wave has one")
+    return torch.ops.ser_fast.power_spectrogram(
+        wave, window, n_fft, hop_length, begin, end, lengths, mean, std, log, floor, center, pad_mode
+    )
+
+
+class PowerSpectrogram(nn.Module):
+    """:func:`power_spectrogram` with its window and statistics as buffers, in the field's units.
+
+    The defaults are the BiGRU-MHA paper's: 16 kHz, 40 ms Hamming frames every 10 ms, DFT of 1600, 0 to 4 kHz. The
+    window is periodic, torch's default; ``wkwargs={"periodic": False}`` makes it symmetric.
+
+    Args:
+        sample_rate: hertz.
+        n_fft, win_length, hop_length: samples.
+        f_min, f_max: hertz; the bins from f_min to f_max, both included, are kept.
+        window_fn, wkwargs: makes the window, called as ``window_fn(win_length, **wkwargs)``.
+        center, pad_mode: as in :func:`power_spectrogram`.
+        log: natural logarithm of the power, floored at ``floor``.
+        mean, std: ``[F]`` statistics to normalise by; :meth:`set_statistics` sets them later.
+    """
+
+    def __init__(
+        self,
+        sample_rate: int = 16000,
+        n_fft: int = 1600,
+        win_length: int = 640,
+        hop_length: int = 160,
+        f_min: float = 0.0,
+        f_max: float = 4000.0,
+        window_fn: Callable[..., Tensor] = torch.hamming_window,
+        wkwargs: dict | None = None,
+        center: bool = False,
+        pad_mode: str = "reflect",
+        log: bool = False,
+        mean: Tensor | None = None,
+        std: Tensor | None = None,
+        floor: float = FLOOR,
+    ):
+        super().__init__()
+        for name, value in (("sample_rate", sample_rate), ("n_fft", n_fft), ("hop_length", hop_length)):
+            if value < 1:
+                raise ValueError(f"PowerSpectrogram: {name} is {value}; it must be at least 1")
+        if not 1 <= win_length <= n_fft:
+            raise ValueError(f"PowerSpectrogram: win_length is {win_length}; it must be in 1..n_fft = {n_fft}")
+        if not 0 <= f_min <= f_max <= sample_rate / 2:
+            raise ValueError(
+                f"PowerSpectrogram: f_min, f_max are {f_min}, {f_max}; they must be in order within 0..{sample_rate / 2}"
+            )
+        if pad_mode not in PAD_MODES:
+            raise ValueError(f"PowerSpectrogram: pad_mode is '{pad_mode}'; it must be one of {', '.join(PAD_MODES)}")
+        self.sample_rate = sample_rate
+        self.n_fft = n_fft
+        self.win_length = win_length
+        self.hop_length = hop_length
+        self.center = center
+        self.pad_mode = pad_mode
+        self.log = log
+        self.floor = floor
+        # A bin is kept if its frequency lies in the range; a little slack forgives the division's rounding.
+        first = math.ceil(f_min * n_fft / sample_rate - 1e-6)
+        self.bins = (first, math.floor(f_max * n_fft / sample_rate + 1e-6) + 1)
+        if self.bins[0] >= self.bins[1]:
+            raise ValueError(
+                f"PowerSpectrogram: no bin lies in {f_min}..{f_max} Hz; bins are {sample_rate / n_fft} Hz apart"
+            )
+        self.register_buffer("window", window_fn(win_length, **(wkwargs or {})), persistent=False)
+        count = self.bins[1] - self.bins[0]
+        self.register_buffer("mean", torch.zeros(count))
+        self.register_buffer("std", torch.ones(count))
+        self.normalize = False
+        if (mean is None) != (std is None):
+            raise ValueError("PowerSpectrogram: mean and std are given one without the other; give both or neither")
+        if mean is not None:
+            self.set_statistics(mean, std)
+
+    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Normalise by these from now on: ``[F]`` each, finite, std above 0."""
+        for name, value, buffer in (("mean", mean, self.mean), ("std", std, self.std)):
+            checks.shape("PowerSpectrogram", name, value, tuple(buffer.shape), "[F]")
+            good = bool(value.isfinite().all()) and (name == "mean" or bool((value > 0).all()))
+            checks.require(good, "PowerSpectrogram", f"{name} has a value out of range",
+                           "finite" if name == "mean" else "finite and above 0")  # fmt: skip
+            buffer.copy_(value)
+        self.normalize = True
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self.normalize)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.normalize = bool(state)
+
+    def extra_repr(self) -> str:
+        low, high = (k * self.sample_rate / self.n_fft for k in (self.bins[0], self.bins[1] - 1))
+        return (
+            f"{self.sample_rate} Hz, n_fft={self.n_fft}, win_length={self.win_length}, hop_length={self.hop_length}, "
+            f"{low:g}-{high:g} Hz, center={self.center}, log={self.log}, normalize={self.normalize}"
+        )
+
+    def frame_lengths(self, lengths: Tensor) -> Tensor:
+        """Frames of rows of these many samples."""
+        return frame_counts(lengths, self.n_fft, self.win_length, self.hop_length, self.center)
+
+    def forward(self, wave: Tensor, lengths: Tensor | None = None):
+        """``[B, T, F]`` of ``wave`` ``[B, N]``; with ``lengths`` ``[B]`` in samples, also the lengths in frames."""
+        mean, std = (self.mean, self.std) if self.normalize else (None, None)
+        spec = power_spectrogram(
+            wave, self.window, self.n_fft, self.hop_length, self.bins, lengths, mean, std,
+            log=self.log, floor=self.floor, center=self.center, pad_mode=self.pad_mode,
+        )  # fmt: skip
+        return spec if lengths is None else (spec, self.frame_lengths(lengths))

@@ -1,0 +1,217 @@
+import json
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from ser_fast.audio import read_corpus
+from ser_fast.corpora import Corpus, Utterance, load_corpus
+from ser_fast.corpora.emodb import emodb
+from ser_fast.corpora.folders import folders
+from ser_fast.corpora.manifest import manifest
+
+DATA = Path(os.environ.get("SER_FAST_DATA") or Path(__file__).parents[2] / "shared" / "data")
+needs_emodb = pytest.mark.skipif(not (DATA / "emodb" / "wav").is_dir(), reason=f"Emo-DB is not in {DATA}")
+
+
+def touched(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+@needs_emodb
+@pytest.mark.parametrize("folder", ["emodb", "emodb/wav"])
+def test_emodb_counts(folder):
+    corpus = emodb(DATA / folder)
+    assert len(corpus.utterances) == 535
+    assert corpus.speakers == ["03", "08", "09", "10", "11", "12", "13", "14", "15", "16"]
+    counts = Counter(utterance.label for utterance in corpus.utterances)
+    assert [counts[label] for label in corpus.classes] == [127, 81, 46, 69, 71, 62, 79]
+    assert corpus.classes == ["anger", "boredom", "disgust", "fear", "happiness", "sadness", "neutral"]
+
+
+@needs_emodb
+def test_emodb_is_readable():
+    good, samples, errors = read_corpus(emodb(DATA / "emodb").utterances[::10])
+    assert len(good) == 54 and not errors
+    assert all(16000 < len(one) < 16000 * 10 and 0.01 < one.abs().max() <= 1.0 for one in samples)
+
+
+def test_emodb_names(tmp_path):
+    corpus = emodb(touched(tmp_path, "wav/16b10Lb.wav", "wav/03a01Wa.wav", "erkennung.txt"))
+    first, second = corpus.utterances
+    assert (first.name, first.speaker, first.label) == ("03a01Wa", "03", "anger")
+    assert (second.name, second.speaker, second.label) == ("16b10Lb", "16", "boredom")
+    assert first.path == tmp_path / "wav" / "03a01Wa.wav"
+    assert corpus.name == "emodb" and corpus.classes == ["anger", "boredom"]
+
+
+def test_emodb_stray_names(tmp_path):
+    names = ["03a01Xa", "3a01Wa", "03a01W", "03a01Waa", "03A01Wa", "noise"]
+    touched(tmp_path, "03a02Wa.wav", *(f"{name}.wav" for name in names))
+    with pytest.raises(ValueError, match=r"6 files \(03A01Wa\.wav, .*, \.\.\.\).*WLEAFTN") as error:
+        emodb(tmp_path)
+    assert "03a02Wa.wav" not in str(error.value)
+
+
+def test_emodb_same_name_twice(tmp_path):
+    with pytest.raises(ValueError, match=r"1 file \(03a01Wa\).*more than once"):
+        emodb(touched(tmp_path, "16k/03a01Wa.wav", "48k/03a01Wa.wav"))
+
+
+@pytest.mark.parametrize("read", [emodb, folders])
+def test_root_is_no_folder(tmp_path, read):
+    with pytest.raises(FileNotFoundError, match="nope"):
+        read(tmp_path / "nope")
+    with pytest.raises(ValueError, match="no audio file"):
+        read(tmp_path)
+
+
+def test_folders(tmp_path):
+    names = ["sad/x.wav", "angry/bob/y.FLAC", "angry/bob/day1/z.mp3", "angry/eve/y.ogg", ".git/v.wav"]
+    touched(tmp_path, *names)
+    corpus = folders(tmp_path)
+    assert corpus.name == tmp_path.name and corpus.classes == ["angry", "sad"]
+    assert [(u.name, u.label, u.speaker) for u in corpus.utterances] == [
+        ("angry/bob/day1/z.mp3", "angry", "bob"),
+        ("angry/bob/y.FLAC", "angry", "bob"),
+        ("angry/eve/y.ogg", "angry", "eve"),
+        ("sad/x.wav", "sad", "unknown"),
+    ]
+    assert all(utterance.path == tmp_path / utterance.name for utterance in corpus.utterances)
+
+
+def test_folders_follow_links(tmp_path):
+    touched(tmp_path, "elsewhere/bob/x.wav", "root/sad/y.wav")
+    (tmp_path / "root" / "angry").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    assert folders(tmp_path / "root").classes == ["angry", "sad"]
+
+
+def test_folders_with_a_file_outside_the_classes(tmp_path):
+    with pytest.raises(ValueError, match=r"stray\.wav.*<label>"):
+        folders(touched(tmp_path, "sad/x.wav", "stray.wav"))
+
+
+def test_folders_with_an_empty_class(tmp_path):
+    with pytest.raises(ValueError, match=r"\['angry'\].*no audio file"):
+        folders(touched(tmp_path, "sad/x.wav", "angry/x.m4a"))
+
+
+def table(folder: Path, text: str, name: str = "table.csv") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_manifest_csv(tmp_path):
+    absolute = tmp_path.parent / "b.wav"
+    rows = ["sad,30,x/a.wav,s1,,", "", f"froh,31,{absolute},s2,1.5,2", "sad,3,c.wav,s1,,2"]
+    text = "\n".join(["\ufefflabel,age,file,speaker,start,end", *rows])
+    corpus = manifest(table(tmp_path, text))
+    assert (corpus.name, corpus.classes, corpus.speakers) == ("table", ["froh", "sad"], ["s1", "s2"])
+    assert corpus.utterances == [
+        Utterance("x/a.wav", "s1", "sad", tmp_path / "x" / "a.wav"),
+        Utterance(f"{absolute}[1.5:2.0]", "s2", "froh", absolute, 1.5, 2.0),
+        Utterance("c.wav[:2.0]", "s1", "sad", tmp_path / "c.wav", None, 2.0),
+    ]
+
+
+def test_manifest_jsonl_says_the_same_as_csv(tmp_path):
+    rows = [
+        {"file": "a, ü.wav", "speaker": 3, "label": "sad", "start": 0, "end": 1.5},
+        {"file": "b.wav", "speaker": "4", "label": "froh", "start": None},
+    ]
+    lines = "\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    in_csv = 'file, speaker, label, start, end\r\n"a, ü.wav",3,sad,0,1.5\r\nb.wav,4,froh\r\n'
+    assert manifest(table(tmp_path, lines, "table.jsonl")) == manifest(table(tmp_path, in_csv))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"line 1: column 'file' occurs 0 times"),
+        ("file,label\na.wav,sad\n", r"line 1: column 'speaker' occurs 0 times"),
+        ("file;speaker;label\na.wav;s;sad\n", r"line 1: column 'file' occurs 0 times in \['file;"),
+        ("file,speaker,label,label\na.wav,s,sad,froh\n", r"line 1: column 'label' occurs 2 times"),
+        ("file,speaker,label\n", r"0 utterances"),
+        ("file,speaker,label\na.wav,s,sad\nb.wav,,sad\n", r"line 3: column 'speaker' is ''"),
+        ("file,speaker,label\na.wav,s\n", r"line 2: column 'label' is missing"),
+        ("file,speaker,label\na,b.wav,s,sad\n", r"line 2: 4 cells, allowed: 3"),
+        ('file,speaker,label\n"a.wav,s,sad\nb.wav,s,sad\n', r"line 2: unexpected end of data"),
+        ("file,speaker,label,start\na.wav,s,sad,1s\n", r"line 2: column 'start' is '1s', .*seconds >= 0"),
+        ("file,speaker,label,start\na.wav,s,sad,-1\n", r"line 2: column 'start' is '-1'"),
+        ("file,speaker,label,end\na.wav,s,sad,nan\n", r"line 2: column 'end' is 'nan'"),
+        ("file,speaker,label,end\na.wav,s,sad,0\n", r"line 2: column 'end' is 0\.0.*more than start, 0\.0"),
+        ("file,speaker,label,start,end\na.wav,s,sad,2,1\n", r"line 2: column 'end' is 1\.0.*start, 2\.0"),
+    ],
+)
+def test_manifest_csv_errors(tmp_path, text, message):
+    with pytest.raises(ValueError, match=rf"table\.csv.*{message}"):
+        manifest(table(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", r"allowed: one JSON object"),
+        ("[1]", r"value \[1\], allowed: a JSON object"),
+        ('{"file": "a", "speaker": "s"}', r"column 'label' is missing"),
+        ('{"file": "a", "speaker": true, "label": "l"}', r"column 'speaker' is True"),
+        ('{"file": "a", "speaker": "s", "label": "l", "start": true}', r"column 'start' is True"),
+        ('{"file": "a", "speaker": "s", "label": "l", "end": 1e999}', r"column 'end' is inf"),
+        ('{"file": "a", "speaker": "s", "label": "l", "end": [1]}', r"column 'end' is \[1\]"),
+    ],
+)
+def test_manifest_jsonl_errors(tmp_path, line, message):
+    good = '{"file": "a", "speaker": "s", "label": "l"}\n'
+    with pytest.raises(ValueError, match=rf"table\.jsonl, line 2: .*{message}"):
+        manifest(table(tmp_path, good + line, "table.jsonl"))
+
+
+def test_manifest_of_another_kind(tmp_path):
+    with pytest.raises(ValueError, match=r"suffix '\.txt', allowed: \.csv, \.jsonl"):
+        manifest(table(tmp_path, "file,speaker,label\n", "table.txt"))
+    (tmp_path / "table.csv").write_bytes("file,speaker,label\nä.wav,s,l\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="allowed: UTF-8"):
+        manifest(tmp_path / "table.csv")
+
+
+def test_load_corpus_by_kind_and_by_guess(tmp_path):
+    db = touched(tmp_path / "db", "wav/03a01Wa.wav", "wav/03a01Fa.wav")
+    sorted_db = touched(tmp_path / "sorted", "anger/03a01Wa.wav", "happiness/03a01Fa.wav")
+    classes = touched(tmp_path / "classes", "sad/x.wav", "sad/03a01Wa.wav")
+    csv = table(tmp_path, "file,speaker,label\na.wav,s,sad\n")
+
+    assert load_corpus(f"emodb:{db}") == load_corpus(str(db)) == emodb(db)
+    assert load_corpus(str(sorted_db)).speakers == ["03"]
+    assert load_corpus(f"folders:{sorted_db}").speakers == ["unknown"]
+    assert load_corpus(f"folders:{classes}") == load_corpus(str(classes)) == folders(classes)
+    assert load_corpus(f"manifest:{csv}") == load_corpus(str(csv)) == manifest(csv)
+
+
+def test_load_corpus_synthetic(monkeypatch):
+    corpus = Corpus("synthetic", [], [])
+    stub = SimpleNamespace(synthetic=lambda: corpus)
+    monkeypatch.setitem(sys.modules, "ser_fast.corpora.synthetic", stub)
+    assert load_corpus("synthetic") is corpus
+
+
+@pytest.mark.parametrize("spec", ["", "nope", "ravdess:x", "emodb:nope", "folders:nope", "manifest:no.csv"])
+def test_load_corpus_of_a_missing_path(tmp_path, monkeypatch, spec):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=spec.rpartition(":")[2] or "corpus ''"):
+        load_corpus(spec)
+
+
+def test_load_corpus_of_something_else(tmp_path):
+    with pytest.raises(ValueError, match="names no path"):
+        load_corpus("emodb:")
+    with pytest.raises(ValueError, match=r"is a \.txt file, allowed: synthetic"):
+        load_corpus(str(table(tmp_path, "", "notes.txt")))
+    with pytest.raises(ValueError, match="no audio file"):
+        load_corpus(str(touched(tmp_path / "empty", "x.txt").resolve()))
