@@ -3,9 +3,10 @@
 from ser_fast import backends, functional
 from ser_fast.attention_pool import AttentionPool
 from ser_fast.gru import GRU, GRUCell
+from ser_fast.models import CGRU, BiGRUMHA
 from ser_fast.power_spectrogram import PowerSpectrogram
 
 __version__ = "0.1.0"
-__all__ = ["GRU", "AttentionPool", "GRUCell", "PowerSpectrogram", "backends", "functional"]
+__all__ = ["CGRU", "GRU", "AttentionPool", "BiGRUMHA", "GRUCell", "PowerSpectrogram", "backends", "functional"]
 
 backends.load()

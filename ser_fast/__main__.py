@@ -1,0 +1,3 @@
+from ser_fast.cli import main
+
+raise SystemExit(main())

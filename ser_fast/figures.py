@@ -1,0 +1,98 @@
+"""Pictures of a run: loss curves, confusion matrix, and a spectrogram with the attention over its frames."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from ser_fast.power_spectrogram import PowerSpectrogram
+
+BLUE, ORANGE, GRAY = "#2563a8", "#d9741a", "#8a8f98"
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, dpi=130, format="png", bbox_inches="tight")
+    temporary.replace(path)
+    return path
+
+
+def _plain(axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#e4e6ea", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def loss_curves(runs: dict[str, list[dict]], path: Path) -> Path:
+    """Training and validation loss, and validation UA, over the epochs of one or more runs (rows of metrics.jsonl)."""
+    figure = Figure(figsize=(9, 3.4))
+    left, right = figure.subplots(1, 2)
+    for (name, rows), color in zip(runs.items(), (BLUE, ORANGE)):
+        epochs = [row["epoch"] for row in rows]
+        left.plot(epochs, [row["loss"] for row in rows], color=color, label=f"{name}, training")
+        left.plot(
+            epochs, [row["valid_loss"] for row in rows], color=color, linestyle=":", label=f"{name}, validation"
+        )
+        right.plot(epochs, [100 * row["valid_recall"] for row in rows], color=color, label=name)
+    left.set(xlabel="epoch", ylabel="loss", ylim=(0, None))
+    right.set(xlabel="epoch", ylabel="validation UA (%)", ylim=(0, 100))
+    for axes in (left, right):
+        _plain(axes)
+        axes.legend(frameon=False, fontsize=8)
+    return _save(figure, path)
+
+
+def confusion(matrix: list[list[int]], classes: list[str], path: Path, title: str = "") -> Path:
+    """Confusion matrix: rows are the truth, shaded by the row's share, with the counts written in."""
+    counts = np.asarray(matrix)
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    size = 1.6 + 0.62 * len(classes)
+    figure = Figure(figsize=(size + 0.6, size))
+    axes = figure.subplots()
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(counts):
+        color = "white" if share[row, column] > 0.55 else "#333333"
+        axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=9)
+    axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right")
+    axes.set_yticks(range(len(classes)), classes)
+    axes.set(xlabel="predicted", ylabel="true", title=title)
+    axes.title.set_fontsize(10)
+    figure.colorbar(image, fraction=0.046, label="share of the true class")
+    return _save(figure, path)
+
+
+def frame_attention(weights: Tensor) -> Tensor:
+    """What each frame receives, summing to 1: pooling weights ``[T]`` themselves, or heads ``[heads, T, T]`` averaged
+    over the heads and over the frames that attend."""
+    return weights if weights.dim() == 1 else weights.mean((0, 1))
+
+
+def attention(model: nn.Module, wave: Tensor, path: Path, title: str = "") -> Path:
+    """Spectrogram of one utterance ``[N]`` above the attention over its frames."""
+    front = model.spectrogram
+    rate = front.sample_rate
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        _, weights = model.eval()(wave[None].to(device), return_weights=True)
+    plain = PowerSpectrogram(rate, front.n_fft, front.win_length, front.hop_length, log=True)
+    decibel = plain(wave[None].float())[0] * (10 / math.log(10))
+    seconds = len(wave) / rate
+    figure = Figure(figsize=(8, 4.2))
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    top.imshow(
+        decibel.T.numpy(), origin="lower", aspect="auto", cmap="magma",
+        extent=(0, len(decibel) * front.hop_length / rate, 0, 4), vmin=float(decibel.max()) - 80,
+    )  # fmt: skip
+    top.set(ylabel="frequency (kHz)", title=title)
+    top.title.set_fontsize(10)
+    if weights is not None:
+        share = 100 * frame_attention(weights[0].cpu())
+        times = (torch.arange(len(share) + 1) * model.weights_hop / rate).tolist()
+        bottom.stairs(share.tolist(), times, color=BLUE, fill=True, alpha=0.85)
+    bottom.set(xlabel="time (s)", ylabel="attention (%)", xlim=(0, seconds), ylim=(0, None))
+    _plain(bottom)
+    return _save(figure, path)

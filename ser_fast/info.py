@@ -1,0 +1,34 @@
+"""What is installed: versions, what was built and loaded, and which backend runs each op."""
+
+import os
+import platform
+
+import torch
+
+import ser_fast
+from ser_fast import backends
+
+
+def info() -> dict:
+    """Everything ``ser-fast info`` prints, as plain values."""
+    build = backends.build_info()
+    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    return {
+        "ser_fast": ser_fast.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "processor": f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads",
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can see",
+        "built": f"with {build['compiler']}" if build["compiled"] else f"no: {build['reason']}",
+        "loaded": "yes" if backends.loaded else f"no: {backends.reason}",
+        "cuda kernels": build["cuda"],
+        "SER_FAST_BACKEND": os.environ.get("SER_FAST_BACKEND", "unset (auto)"),
+        "backends": {f"{op} on {device}": backends.select(op, device) for op in backends.OPS for device in devices},
+    }
+
+
+def text() -> str:
+    values = info()
+    chosen = values.pop("backends")
+    lines = [f"{name:<24} {value}" for name, value in values.items()]
+    return "\n".join([*lines, "", "which backend runs", *(f"{name:<24} {value}" for name, value in chosen.items())])

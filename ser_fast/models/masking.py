@@ -1,0 +1,20 @@
+"""Padded frames, kept from leaking into valid ones."""
+
+import torch
+from torch import Tensor
+
+
+def frame_mask(lengths: Tensor, frames: int) -> Tensor:
+    """True on the valid frames: ``[B, T]`` from lengths ``[B]``."""
+    return torch.arange(frames, device=lengths.device) < lengths[:, None]
+
+
+def full_lengths(wave: Tensor) -> Tensor:
+    """The lengths of a batch ``[B, N]`` without padding."""
+    return torch.full((wave.shape[0],), wave.shape[1], device=wave.device)
+
+
+def masked_mean(x: Tensor, lengths: Tensor) -> Tensor:
+    """Mean over the valid frames of ``[B, T, D]``; 0 for a row without any."""
+    valid = frame_mask(lengths, x.shape[1])[..., None]
+    return x.masked_fill(~valid, 0).sum(1) / lengths.clamp(min=1)[:, None]

@@ -1,0 +1,69 @@
+"""A run's report: one HTML page with its numbers and its pictures inside, to open anywhere."""
+
+import base64
+import html
+from pathlib import Path
+
+from ser_fast.checkpoint import write_atomically
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #22262b; max-width: 60rem; margin: 2.5rem auto; padding: 0 1rem }
+h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin-top: 2rem }
+table { border-collapse: collapse; margin: 0.8rem 0 }
+th, td { padding: 0.25rem 0.9rem 0.25rem 0; text-align: right; border-bottom: 1px solid #e4e6ea }
+th:first-child, td:first-child { text-align: left }
+img { max-width: 100% } p.note { color: #626a74 }
+"""
+
+
+def table(header: list[str], rows: list[list]) -> str:
+    """An HTML table; floats are shown with one decimal."""
+
+    def cell(value) -> str:
+        return html.escape(f"{value:.1f}" if isinstance(value, float) else str(value))
+
+    head = "".join(f"<th>{cell(value)}</th>" for value in header)
+    body = "".join("<tr>" + "".join(f"<td>{cell(value)}</td>" for value in row) + "</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def scores(named: dict[str, dict]) -> list[list]:
+    """Rows of accuracy, recall (UA), precision and F1 in percent."""
+    return [
+        [name, *(100 * metrics[key] for key in ("accuracy", "recall", "precision", "f1"))]
+        for name, metrics in named.items()
+    ]
+
+
+SCORE_HEADER = ["", "accuracy %", "recall (UA) %", "precision %", "F1 %"]
+
+
+def per_class(metrics: dict) -> str:
+    rows = [
+        [name, *(100 * entry[key] for key in ("recall", "precision", "f1")), entry["support"]]
+        for name, entry in metrics["per_class"].items()
+    ]
+    return table(["class", "recall %", "precision %", "F1 %", "utterances"], rows)
+
+
+def picture(path: Path, caption: str) -> str:
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<p><img alt="{html.escape(caption)}" src="data:image/png;base64,{data}"></p>'
+
+
+def write(path: Path, title: str, parts: list[str]) -> Path:
+    """Write the page of these HTML parts."""
+    page = (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{STYLE}</style><h1>{html.escape(title)}</h1>{''.join(parts)}</html>\n"
+    )
+    write_atomically(path, page.encode())
+    return path
+
+
+def note(text: str) -> str:
+    return f'<p class="note">{html.escape(text)}</p>'
+
+
+def heading(text: str) -> str:
+    return f"<h2>{html.escape(text)}</h2>"

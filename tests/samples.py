@@ -1,0 +1,156 @@
+"""Arguments of every op at the sizes that break kernels, and how close a result must be to the truth."""
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from ser_fast import attention_pool, gru, power_spectrogram
+from ser_fast.power_spectrogram import FLOOR
+
+REFERENCES = {
+    "gru": gru.reference,
+    "attention_pool": attention_pool.reference,
+    "power_spectrogram": power_spectrogram.reference,
+}
+
+
+def op(name: str):
+    return getattr(torch.ops.ser_fast, name)
+
+
+def ragged(batch: int, limit: int) -> Tensor:
+    """Lengths that include 0, 1 and the limit as far as there are rows."""
+    lengths = torch.randint(0, limit + 1, (batch,))
+    special = torch.tensor([limit, 0, 1])[:batch]
+    lengths[: len(special)] = special
+    return lengths
+
+
+def spread(tensor: Tensor) -> Tensor:
+    """The same values, not contiguous."""
+    wide = torch.full((*tensor.shape, 2), float("nan") if tensor.is_floating_point() else 0, dtype=tensor.dtype)
+    wide[..., 0] = tensor
+    return wide[..., 0]
+
+
+def gru_arguments(frames, batch, directions, hidden, *, ragged_rows, reset_after, biased=True, save_gates=True,
+                  batch_first=False, dtype=torch.float64) -> tuple:  # fmt: skip
+    gx = torch.randn(frames, batch, directions, 3 * hidden, dtype=dtype)
+    if batch_first:
+        gx = gx.transpose(0, 1).contiguous().transpose(0, 1)
+    w_hh = torch.randn(directions, 3 * hidden, hidden, dtype=dtype) / hidden**0.5
+    b_hh = torch.randn(directions, 3 * hidden, dtype=dtype) if biased else None
+    h0 = torch.randn(directions, batch, hidden, dtype=dtype) if biased else None
+    lengths = ragged(batch, frames) if ragged_rows else None
+    return gx, w_hh, b_hh, h0, lengths, reset_after, save_gates
+
+
+def pool_arguments(batch, frames, width, *, ragged_rows, dtype=torch.float64) -> tuple:
+    h, w = torch.randn(batch, frames, width, dtype=dtype), torch.randn(width, dtype=dtype)
+    return h, w, ragged(batch, frames) if ragged_rows else None
+
+
+def spectrogram_arguments(batch, samples, width, n_fft, hop, *, ragged_rows=False, normalized=False, log=False,
+                          center=False, pad_mode="reflect", bins=None, dtype=torch.float64) -> tuple:  # fmt: skip
+    begin, end = bins or (0, n_fft // 2 + 1)
+    real = torch.float32 if dtype == torch.int16 else dtype
+    wave = torch.randn(batch, samples, dtype=real)
+    if dtype == torch.int16:
+        wave = torch.randint(-(2**15), 2**15, (batch, samples), dtype=torch.int16)
+    mean = torch.randn(end - begin, dtype=real) if normalized else None
+    std = torch.rand(end - begin, dtype=real) + 0.5 if normalized else None
+    lengths = None
+    if ragged_rows:
+        # A row that is reflected must be longer than the padding.
+        shortest = n_fft // 2 + 1 if center else 0
+        lengths = torch.randint(shortest, samples + 1, (batch,))
+        lengths[:2] = torch.tensor([samples, 0])[:batch]
+    window = torch.rand(width, dtype=real) + 0.1
+    return wave, window, n_fft, hop, begin, end, lengths, mean, std, log, FLOOR, center, pad_mode
+
+
+def gru_cases():
+    for sizes in [(1, 1, 1, 1), (5, 3, 2, 7), (4, 5, 1, 129), (9, 17, 2, 16), (3, 4, 2, 1)]:
+        for ragged_rows, reset_after, batch_first in itertools.product((False, True), repeat=3):
+            yield sizes, {"ragged_rows": ragged_rows, "reset_after": reset_after, "batch_first": batch_first,
+                          "biased": ragged_rows}  # fmt: skip
+
+
+def pool_cases():
+    for sizes in [(1, 1, 1), (3, 5, 7), (4, 1, 129), (5, 33, 16), (2, 300, 1)]:
+        for ragged_rows in (False, True):
+            yield sizes, {"ragged_rows": ragged_rows}
+
+
+def spectrogram_cases():
+    """Sizes are batch, samples, window, n_fft, hop."""
+    for sizes in [(1, 1, 1, 1, 1), (2, 400, 100, 128, 30), (3, 300, 49, 49, 7), (1, 700, 20, 74, 11)]:
+        for ragged_rows, plain in itertools.product((False, True), repeat=2):
+            yield sizes, {"ragged_rows": ragged_rows, "normalized": not plain, "log": not plain}
+    for pad_mode in ("reflect", "constant", "replicate", "circular"):
+        yield (3, 200, 60, 96, 25), {"ragged_rows": True, "center": True, "pad_mode": pad_mode}
+    yield (2, 60, 100, 128, 30), {"ragged_rows": True, "bins": (3, 50)}
+
+
+CASES = {
+    "gru": (gru_arguments, list(gru_cases())),
+    "attention_pool": (pool_arguments, list(pool_cases())),
+    "power_spectrogram": (spectrogram_arguments, list(spectrogram_cases())),
+}
+
+
+def all_cases() -> list[tuple]:
+    return [(name, make, sizes, options) for name, (make, cases) in CASES.items() for sizes, options in cases]
+
+
+def case_id(case: tuple) -> str:
+    name, _, sizes, options = case
+    return f"{name}-{'x'.join(map(str, sizes))}-{'-'.join(key for key, value in options.items() if value)}"
+
+
+def differentiable(arguments: tuple) -> tuple:
+    """Copies of the arguments whose floating tensors of the first four ask for gradients, where the op has them."""
+    return tuple(
+        value.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+        if isinstance(value, Tensor) and value.is_floating_point() and position in _DIFFERENTIABLE[len(arguments)]
+        else value
+        for position, value in enumerate(arguments)
+    )
+
+
+# By the number of arguments: gru 7, attention_pool 3, power_spectrogram 13.
+_DIFFERENTIABLE = {7: (0, 1, 2, 3), 3: (0, 1), 13: (0,)}
+
+
+def outputs(result) -> list[Tensor]:
+    return [result] if isinstance(result, Tensor) else list(result)
+
+
+def gradients(function, arguments: tuple, cotangents: list[Tensor]) -> list[Tensor]:
+    """Gradients of the sum of outputs times cotangents with respect to all arguments that ask for one."""
+    results = outputs(function(*arguments))
+    total = sum((result * cotangent).sum() for result, cotangent in zip(results, cotangents))
+    return list(torch.autograd.grad(total, [a for a in arguments if isinstance(a, Tensor) and a.requires_grad]))
+
+
+def assert_exact(found: Tensor, truth: Tensor, what: str = "") -> None:
+    """float64 against float64: 1e-12 of the largest value, some thousand roundings of 1.1e-16 each."""
+    scale = max(1.0, float(truth.abs().max())) if truth.numel() else 1.0
+    assert found.shape == truth.shape, what
+    assert torch.isfinite(found).all(), f"{what} has values that are not finite"
+    error = float((found - truth).abs().max()) if truth.numel() else 0.0
+    assert error <= 1e-12 * scale, f"{what} is off by {error / scale:.2e} of {scale:.2e}"
+
+
+def assert_as_accurate(found: Tensor, peer: Tensor, truth: Tensor, what: str = "", factor: float = 2.0) -> None:
+    """``found`` may err from the float64 truth at most twice as far as a peer of the same dtype does.
+
+    Four roundings of the largest value are granted besides, for where the peer happens to be exact.
+    """
+    truth = truth.double()
+    scale = float(truth.abs().max()) if truth.numel() else 0.0
+    assert torch.isfinite(found).all(), f"{what} has values that are not finite"
+    error, allowed = (float((x.double() - truth).abs().max()) if truth.numel() else 0.0 for x in (found, peer))
+    slack = 4 * torch.finfo(found.dtype).eps * scale
+    assert error <= factor * allowed + slack, f"{what} errs by {error:.2e}, the peer by {allowed:.2e}, scale {scale:.2e}"

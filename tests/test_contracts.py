@@ -1,0 +1,302 @@
+"""What every op must meet: its reference, its gradients, torch's op contract, clear errors, autocast."""
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from samples import (
+    CASES,
+    REFERENCES,
+    all_cases,
+    assert_as_accurate,
+    assert_exact,
+    case_id,
+    differentiable,
+    gradients,
+    gru_arguments,
+    op,
+    outputs,
+    pool_arguments,
+    spectrogram_arguments,
+    spread,
+)
+
+from ser_fast import backends, gru, power_spectrogram
+
+SMALL = [
+    ("gru", gru_arguments(3, 3, 2, 2, ragged_rows=True, reset_after=True)),
+    ("gru", gru_arguments(2, 2, 1, 3, ragged_rows=False, reset_after=False, biased=False, batch_first=True)),
+    ("attention_pool", pool_arguments(3, 4, 3, ragged_rows=True)),
+    ("attention_pool", pool_arguments(2, 3, 2, ragged_rows=False)),
+    ("power_spectrogram", spectrogram_arguments(3, 24, 8, 10, 5, ragged_rows=True, normalized=True, log=True)),
+    ("power_spectrogram", spectrogram_arguments(2, 20, 6, 9, 4, center=True, pad_mode="circular")),
+]
+SMALL_IDS = ["gru-after", "gru-before", "pool-ragged", "pool", "spectrogram-log", "spectrogram-center"]
+
+
+def test_compiled_kernels_are_what_runs_here():
+    assert backends.loaded, backends.reason
+
+
+@pytest.mark.parametrize("case", all_cases(), ids=case_id)
+@pytest.mark.parametrize("layout", ["contiguous", "strided"])
+def test_kernel_equals_reference_in_float64(case, layout, poison):
+    name, make, sizes, options = case
+    arguments = make(*sizes, **options)
+    if layout == "strided":
+        arguments = tuple(spread(a) if isinstance(a, torch.Tensor) else a for a in arguments)
+    found, truth = outputs(op(name)(*arguments)), outputs(REFERENCES[name](*arguments))
+    for position, (one, other) in enumerate(zip(found, truth, strict=True)):
+        assert_exact(one, other, f"output {position}")
+
+
+@pytest.mark.parametrize("case", all_cases(), ids=case_id)
+def test_gradients_equal_the_references_in_float64(case, poison):
+    name, make, sizes, options = case
+    arguments = differentiable(make(*sizes, **options))
+    cotangents = [torch.randn_like(result) for result in outputs(REFERENCES[name](*arguments))]
+    if name == "gru":
+        cotangents[2].zero_()  # the saved gates are no output for users and have no gradient
+    found = gradients(op(name), arguments, cotangents)
+    truth = gradients(REFERENCES[name], arguments, cotangents)
+    for position, (one, other) in enumerate(zip(found, truth, strict=True)):
+        assert_exact(one, other, f"gradient {position}")
+
+
+@pytest.mark.parametrize("case", all_cases(), ids=case_id)
+def test_float32_errs_no_more_than_twice_the_reference(case, poison):
+    name, make, sizes, options = case
+    exact = make(*sizes, **options)
+    single = tuple(a.float() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in exact)
+    rounded = tuple(a.double() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in single)
+    found, peer, truth = (outputs(f(*a)) for f, a in
+                          ((op(name), single), (REFERENCES[name], single), (REFERENCES[name], rounded)))  # fmt: skip
+    if name == "power_spectrogram" and options.get("log"):
+        # Near the floor a logarithm has no bounded relative error: the powers are compared instead.
+        mean, std = single[7], single[8]
+        found, peer = ([(x[0] * std + mean).exp()] for x in (found, peer))
+        truth = [(truth[0] * std.double() + mean.double()).exp()]
+    for position, results in enumerate(zip(found, peer, truth, strict=True)):
+        assert_as_accurate(*results, what=f"output {position}")
+
+
+@pytest.mark.parametrize(("name", "arguments"), SMALL, ids=SMALL_IDS)
+def test_opcheck(name, arguments):
+    torch.library.opcheck(op(name), differentiable(arguments))
+
+
+@pytest.mark.parametrize(("name", "arguments"), SMALL, ids=SMALL_IDS)
+def test_gradcheck(name, arguments):
+    arguments = differentiable(arguments)
+
+    def call(*tensors):
+        given = iter(tensors)
+        filled = tuple(next(given) if isinstance(a, torch.Tensor) and a.requires_grad else a for a in arguments)
+        return tuple(outputs(op(name)(*filled)))[: 2 if name == "gru" else None]
+
+    torch.autograd.gradcheck(call, [a for a in arguments if isinstance(a, torch.Tensor) and a.requires_grad])
+
+
+def test_backward_ops_pass_opcheck():
+    gx, w_hh, b_hh, h0, lengths, after, _ = gru_arguments(3, 3, 2, 2, ragged_rows=True, reset_after=True)
+    y, h_n, gates = op("gru")(gx, w_hh, b_hh, h0, lengths, after, True)
+    torch.library.opcheck(op("gru_backward"), (torch.randn_like(y), torch.randn_like(h_n), y, gates, w_hh, h0, lengths, after))
+    h, w, lengths = pool_arguments(3, 4, 3, ragged_rows=True)
+    pooled, weights = op("attention_pool")(h, w, lengths)
+    arguments = (torch.randn_like(pooled), torch.randn_like(weights), h, w, pooled, weights, lengths)
+    torch.library.opcheck(op("attention_pool_backward"), arguments)
+    wave, window, *numbers, lengths, _, std, log, floor, center, pad_mode = SMALL[4][1]
+    grad = torch.randn_like(op("power_spectrogram")(*SMALL[4][1]))
+    arguments = (grad, wave, window, *numbers, lengths, std, log, floor, center, pad_mode)
+    torch.library.opcheck(op("power_spectrogram_backward"), arguments)
+
+
+@pytest.mark.parametrize(("name", "arguments"), SMALL, ids=SMALL_IDS)
+def test_second_derivative_is_refused_and_the_reference_has_one(name, arguments):
+    arguments = differentiable(arguments)
+    wanted = [a for a in arguments if isinstance(a, torch.Tensor) and a.requires_grad]
+
+    def penalty(function):
+        first = torch.autograd.grad(outputs(function(*arguments))[0].square().sum(), wanted[0], create_graph=True)
+        return first[0].square().sum()
+
+    with pytest.raises(RuntimeError, match="no derivative of its own"):
+        penalty(op(name)).backward()
+    penalty(REFERENCES[name]).backward()
+    assert torch.isfinite(wanted[0].grad).all()
+
+
+@pytest.mark.parametrize("case", all_cases(), ids=case_id)
+def test_bitwise_reproducible(case):
+    """Outputs whatever the number of threads; gradients, part of which are torch's products, from run to run."""
+    name, make, sizes, options = case
+    arguments = differentiable(make(*sizes, **options))
+    cotangents = [torch.ones_like(result) for result in outputs(op(name)(*arguments))]
+    if name == "gru":
+        cotangents[2].zero_()
+    first, second = (gradients(op(name), arguments, cotangents) for _ in range(2))
+    assert all(torch.equal(one, other) for one, other in zip(first, second))
+    threads = torch.get_num_threads()
+    parallel = outputs(op(name)(*arguments))
+    try:
+        torch.set_num_threads(1)
+        alone = outputs(op(name)(*arguments))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(one, other) for one, other in zip(parallel, alone))
+
+
+@pytest.mark.parametrize(("name", "arguments"), SMALL, ids=SMALL_IDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_computes_in_float32(name, arguments, dtype):
+    single = tuple(a.float() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in arguments)
+    half = (single[0].to(dtype), *single[1:])
+    with torch.autocast("cpu", dtype=dtype):
+        found = outputs(op(name)(*half))
+    truth = outputs(op(name)(half[0].float(), *half[1:]))
+    assert all(one.dtype == torch.float32 and torch.equal(one, other) for one, other in zip(found, truth))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_functions_compute_in_float32_and_return_their_dtype(dtype):
+    gx, w_hh, b_hh, h0, lengths, after, _ = gru_arguments(4, 3, 2, 5, ragged_rows=True, reset_after=False)
+    tensors = [t.to(dtype) for t in (gx, w_hh, b_hh, h0)]
+    y, h_n = gru.gru(*tensors, lengths, reset_after=after)
+    truth = gru.gru(*(t.float() for t in tensors), lengths, reset_after=after)
+    assert y.dtype == h_n.dtype == dtype
+    assert torch.equal(y, truth[0].to(dtype)) and torch.equal(h_n, truth[1].to(dtype))
+    reference = gru.reference(*tensors, lengths, after)
+    assert torch.allclose(y.float(), reference[0].float(), atol=2 * torch.finfo(dtype).eps, rtol=0)
+
+
+GRU = SMALL[0][1]
+POOL = SMALL[2][1]
+SPECTROGRAM = SMALL[4][1]
+
+
+def change(arguments: tuple, position: int, value) -> tuple:
+    return (*arguments[:position], value, *arguments[position + 1 :])
+
+
+NAN_WAVE = SPECTROGRAM[0].clone()
+NAN_WAVE[0, 3] = float("nan")
+# op, arguments, the sentence; whether it needs the values, which a traced tensor does not have
+BAD = [
+    ("gru", change(GRU, 0, torch.zeros(3, 2)), r"gru: gx has shape \[3, 2\]; it must be \[T, B, D, 3H\]", False),
+    ("gru", change(GRU, 0, torch.zeros(3, 3, 2, 6, dtype=torch.int64)), "gx has dtype int64; it must be float32", False),
+    ("gru", change(GRU, 0, torch.zeros(3, 3, 2, 0).double()), r"gx has shape \[3, 3, 2, 0\]", False),
+    ("gru", change(GRU, 0, torch.zeros(0, 3, 2, 6).double()), r"gx has shape \[0, 3, 2, 6\].*no size 0", False),
+    ("gru", change(GRU, 0, torch.zeros(3, 3, 3, 6).double()), r"D 1 or 2", False),
+    ("gru", change(GRU, 1, GRU[1].float()), "w_hh has dtype float32; it must be float64", False),
+    ("gru", change(GRU, 1, GRU[1][:, :5]), r"w_hh has shape \[2, 5, 2\]; it must be \[D, 3H, H\] = \[2, 6, 2\]", False),
+    ("gru", change(GRU, 2, GRU[2][:1]), r"b_hh has shape \[1, 6\]; it must be \[D, 3H\] = \[2, 6\]", False),
+    ("gru", change(GRU, 3, GRU[3][:, :2]), r"h0 has shape \[2, 2, 2\]; it must be \[D, B, H\] = \[2, 3, 2\]", False),
+    ("gru", change(GRU, 4, GRU[4].double()), "lengths has dtype float64; it must be int64 or int32", False),
+    ("gru", change(GRU, 4, GRU[4][:2]), r"lengths has shape \[2\]; it must be \[B\] = \[3\]", False),
+    ("gru", change(GRU, 4, torch.tensor([1, 4, 0])), r"lengths\[1\] is 4; it must be in 0..3", True),
+    ("gru", change(GRU, 4, torch.tensor([1, 2, -1])), r"lengths\[2\] is -1; it must be in 0..3", True),
+    ("attention_pool", change(POOL, 0, POOL[0][0]), r"attention_pool: h has shape \[4, 3\]; it must be \[B, T, D\]", False),
+    ("attention_pool", change(POOL, 1, POOL[1][:2]), r"w has shape \[2\]; it must be \[D\] = \[3\]", False),
+    ("attention_pool", change(POOL, 2, torch.tensor([5, 0, 0])), r"lengths\[0\] is 5; it must be in 0..4", True),
+    ("power_spectrogram", change(SPECTROGRAM, 0, torch.zeros(3)), r"wave has shape \[3\]|wave has dtype", False),
+    ("power_spectrogram", change(SPECTROGRAM, 0, SPECTROGRAM[0].half()), "wave has dtype float16", False),
+    ("power_spectrogram", change(SPECTROGRAM, 0, NAN_WAVE), r"wave\[0, 3\] is nan; it must be finite", True),
+    ("power_spectrogram", change(SPECTROGRAM, 1, SPECTROGRAM[1].float()), "window has dtype float32", False),
+    ("power_spectrogram", change(SPECTROGRAM, 1, torch.ones(11).double()), r"window has shape \[11\].*W in 1..10", False),
+    ("power_spectrogram", change(SPECTROGRAM, 2, 0), "n_fft is 0", False),
+    ("power_spectrogram", change(SPECTROGRAM, 3, 0), "hop_length is 0", False),
+    ("power_spectrogram", change(SPECTROGRAM, 4, 6), "bin_begin is 6; it must be in 0..5", False),
+    ("power_spectrogram", change(SPECTROGRAM, 5, 7), "bin_end is 7; it must be in 1..6", False),
+    ("power_spectrogram", change(SPECTROGRAM, 7, torch.zeros(5).double()), r"mean has shape \[5\]; it must be \[F\]", False),
+    ("power_spectrogram", change(SPECTROGRAM, 10, 0.0), "floor is 0.*above 0", False),
+    ("power_spectrogram", change(SPECTROGRAM, 12, "odd"), "pad_mode is 'odd'; it must be 'reflect'", False),
+    ("power_spectrogram", change(SMALL[5][1], 6, torch.tensor([20, 3])), "row 1 of wave has 3 samples", True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "arguments", "sentence", "by_value"), BAD)
+@pytest.mark.parametrize("backend", ["compiled", "reference", "fake"])
+def test_bad_input_gets_one_clear_error(name, arguments, sentence, by_value, backend):
+    if backend == "fake":
+        if by_value:
+            return
+        arguments = tuple(a.to("meta") if isinstance(a, torch.Tensor) else a for a in arguments)
+    with pytest.raises(RuntimeError, match=sentence):
+        (REFERENCES if backend == "reference" else {name: op(name)})[name](*arguments)
+
+
+def test_constants_of_the_spectrogram_have_no_gradient():
+    with pytest.raises(RuntimeError, match="window requires a gradient; it must be a constant"):
+        power_spectrogram.power_spectrogram(torch.randn(1, 20), torch.ones(5, requires_grad=True), 8, 2)
+
+
+def test_gradient_without_saved_gates_is_a_clear_error():
+    arguments = differentiable(change(GRU, 6, False))
+    with pytest.raises(RuntimeError, match="save_gates is False; it must be True"):
+        op("gru")(*arguments)[0].sum().backward()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_compiles_without_a_graph_break(name):
+    arguments = next(a for n, a in SMALL if n == name)
+    compiled = torch.compile(lambda *a: op(name)(*a), fullgraph=True, backend="aot_eager")
+    for one, other in zip(outputs(compiled(*arguments)), outputs(op(name)(*arguments))):
+        assert torch.equal(one, other)
+
+
+def test_the_references_serve_where_nothing_is_compiled():
+    """In a process of its own, since kernels cannot be unloaded: ops, modules, autograd, opcheck."""
+    script = """
+import torch, ser_fast
+from ser_fast import backends
+assert not backends.loaded and "SER_FAST_BACKEND=reference" in backends.reason
+assert backends.select("gru") == "reference"
+gru, theirs = ser_fast.GRU(5, 4, 2, bidirectional=True).double(), torch.nn.GRU(5, 4, 2, bidirectional=True).double()
+theirs.load_state_dict(gru.state_dict())
+x = torch.randn(6, 3, 5, dtype=torch.float64)
+for one, other in zip(gru(x), theirs(x)):
+    assert (one - other).abs().max() < 1e-12
+gru(x)[0].square().sum().backward(); theirs(x)[0].square().sum().backward()
+for one, other in zip(gru.parameters(), theirs.parameters()):
+    assert (one.grad - other.grad).abs().max() < 1e-12
+gx, w = torch.randn(3, 2, 1, 6, requires_grad=True).double(), torch.randn(1, 6, 2, requires_grad=True).double()
+for after in (True, False):
+    for transposed in (gx, gx.transpose(0, 1).contiguous().transpose(0, 1)):
+        arguments = (transposed.detach().requires_grad_(), w.detach().requires_grad_(), None, None, torch.tensor([3, 0]), after, True)
+        torch.library.opcheck(torch.ops.ser_fast.gru, arguments)
+model = ser_fast.CGRU(3)
+model(torch.randn(2, 4000), torch.tensor([4000, 3000])).sum().backward()
+print("served")
+"""
+    result = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True,
+                            env={"SER_FAST_BACKEND": "reference", "PATH": "/usr/bin:/bin"})  # fmt: skip
+    assert result.stdout.strip() == "served", result.stderr
+
+
+def test_import_and_a_training_step_warn_of_nothing():
+    script = """
+import torch, ser_fast
+for model in (ser_fast.CGRU(3), ser_fast.BiGRUMHA(3)):
+    loss = model(torch.randn(2, 4000), torch.tensor([4000, 3000])).sum()
+    loss.backward()
+    torch.optim.Adam(model.parameters()).step()
+"""
+    result = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_backend_names_are_checked():
+    with pytest.raises(ValueError, match="op is 'fft'; it must be one of gru"):
+        backends.select("fft")
+    result = subprocess.run([sys.executable, "-c", "import ser_fast"], capture_output=True, text=True,
+                            env={"SER_FAST_BACKEND": "fast", "PATH": "/usr/bin:/bin"})  # fmt: skip
+    assert "SER_FAST_BACKEND is 'fast'; it must be one of auto, compiled, reference" in result.stderr
+
+
+def test_functions_do_not_warn(recwarn):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        y, _ = gru.gru(*(t for t in GRU[:4]), GRU[4])
+    assert torch.isfinite(y).all()
