@@ -136,6 +136,7 @@ def gradients(function, arguments: tuple, cotangents: list[Tensor]) -> list[Tens
 
 def assert_exact(found: Tensor, truth: Tensor, what: str = "") -> None:
     """float64 against float64: 1e-12 of the largest value, some thousand roundings of 1.1e-16 each."""
+    found, truth = found.detach(), truth.detach()
     scale = max(1.0, float(truth.abs().max())) if truth.numel() else 1.0
     assert found.shape == truth.shape, what
     assert torch.isfinite(found).all(), f"{what} has values that are not finite"
@@ -148,9 +149,11 @@ def assert_as_accurate(found: Tensor, peer: Tensor, truth: Tensor, what: str = "
 
     Four roundings of the largest value are granted besides, for where the peer happens to be exact.
     """
-    truth = truth.double()
+    found, peer, truth = found.detach(), peer.detach(), truth.detach().double()
     scale = float(truth.abs().max()) if truth.numel() else 0.0
     assert torch.isfinite(found).all(), f"{what} has values that are not finite"
     error, allowed = (float((x.double() - truth).abs().max()) if truth.numel() else 0.0 for x in (found, peer))
     slack = 4 * torch.finfo(found.dtype).eps * scale
-    assert error <= factor * allowed + slack, f"{what} errs by {error:.2e}, the peer by {allowed:.2e}, scale {scale:.2e}"
+    assert error <= factor * allowed + slack, (
+        f"{what} errs by {error:.2e}, the peer by {allowed:.2e}, scale {scale:.2e}"
+    )

@@ -102,7 +102,9 @@ def test_gradcheck(name, arguments):
 def test_backward_ops_pass_opcheck():
     gx, w_hh, b_hh, h0, lengths, after, _ = gru_arguments(3, 3, 2, 2, ragged_rows=True, reset_after=True)
     y, h_n, gates = op("gru")(gx, w_hh, b_hh, h0, lengths, after, True)
-    torch.library.opcheck(op("gru_backward"), (torch.randn_like(y), torch.randn_like(h_n), y, gates, w_hh, h0, lengths, after))
+    torch.library.opcheck(
+        op("gru_backward"), (torch.randn_like(y), torch.randn_like(h_n), y, gates, w_hh, h0, lengths, after)
+    )
     h, w, lengths = pool_arguments(3, 4, 3, ragged_rows=True)
     pooled, weights = op("attention_pool")(h, w, lengths)
     arguments = (torch.randn_like(pooled), torch.randn_like(weights), h, w, pooled, weights, lengths)

@@ -1,0 +1,143 @@
+"""PowerSpectrogram against torch.stft, and the promises about short, ragged and int16 waves."""
+
+import math
+import random
+import warnings
+
+import pytest
+import torch
+from samples import assert_as_accurate
+
+import ser_fast
+from ser_fast.power_spectrogram import PAD_MODES, power_spectrogram
+
+
+def stft_power(wave, window, n_fft, hop_length, center, pad_mode):
+    """|torch.stft|², time-major. Without centring its align_to_window gives our frames."""
+    options = {"pad_mode": pad_mode} if center else {"align_to_window": True}
+    spectrum = torch.stft(wave, n_fft, hop_length, len(window), window, center=center, return_complex=True, **options)
+    return spectrum.abs().square().transpose(1, 2)
+
+
+def has_align_to_window() -> bool:
+    return "align_to_window" in (torch.stft.__doc__ or "") or "align_to_window" in torch.stft.__code__.co_varnames
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_equals_torch_stft(seed):
+    """float64 to 1e-12 of the peak; float32 errs from float64 no more than twice torch.stft's power does."""
+    torch.manual_seed(seed)
+    draw = random.Random(seed)
+    n_fft = draw.choice([1, 2, 8, 12, 49, 75, 128, 210, 400, 512, 1600, 2 * 67])
+    # torch 2.13 itself reads out of bounds in align_to_window where n_fft - win_length is odd.
+    width = n_fft - 2 * draw.randint(0, (n_fft - 1) // 2)
+    hop = draw.randint(1, width)
+    center = draw.random() < 0.5 or not has_align_to_window()
+    pad_mode = draw.choice(PAD_MODES)
+    window = draw.choice([torch.hann_window, torch.hamming_window])(
+        width, periodic=draw.random() < 0.5, dtype=torch.float64
+    )
+    wave = torch.randn(draw.randint(1, 3), draw.randint(n_fft + 1, 4 * n_fft + 50), dtype=torch.float64)
+    truth = stft_power(wave, window, n_fft, hop, center, pad_mode)
+    found = power_spectrogram(wave, window, n_fft, hop, center=center, pad_mode=pad_mode)
+    assert found.shape == truth.shape
+    assert float((found - truth).abs().max()) <= 1e-12 * float(truth.max())
+    single, window32 = wave.float(), window.float()
+    truth = stft_power(single.double(), window32.double(), n_fft, hop, center, pad_mode)
+    peer = stft_power(single, window32, n_fft, hop, center, pad_mode)
+    assert_as_accurate(power_spectrogram(single, window32, n_fft, hop, center=center, pad_mode=pad_mode), peer, truth)
+
+
+def test_the_papers_defaults():
+    front = ser_fast.PowerSpectrogram()
+    spec = front(torch.randn(2, 16000))
+    assert spec.shape == (2, 1 + (16000 - 640) // 160, 401)  # 10 Hz apart, 0 to 4000 Hz
+    tone = torch.sin(2 * math.pi * 1230 * torch.arange(16000) / 16000)[None]
+    assert front(tone)[0].argmax(-1).unique().tolist() == [123]
+
+
+def test_parseval():
+    """The power of all bins is the windowed frame's energy times n_fft."""
+    wave, window = torch.randn(1, 64, dtype=torch.float64), torch.rand(64, dtype=torch.float64)
+    power = power_spectrogram(wave, window, 80, 64)[0, 0]
+    both_sides = 2 * power.sum() - power[0] - power[-1]
+    assert torch.isclose(both_sides, 80 * (wave[0] * window).square().sum(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("center", [False, True])
+def test_a_padded_batch_equals_its_rows(center):
+    front = ser_fast.PowerSpectrogram(center=center, log=True).double()
+    lengths = torch.tensor([9000, 3000, 900, 5001])
+    wave = torch.randn(4, 9000, dtype=torch.float64)
+    spec, frames = front(wave, lengths)
+    for row, length in enumerate(lengths.tolist()):
+        alone = front(wave[row : row + 1, :length])[0]
+        assert len(alone) == frames[row]
+        assert torch.equal(spec[row, : len(alone)], alone) and not spec[row, len(alone) :].any()
+
+
+def test_short_waves_are_one_padded_frame_and_empty_rows_have_none():
+    front = ser_fast.PowerSpectrogram()
+    wave = torch.randn(3, 400)
+    spec, frames = front(wave, torch.tensor([400, 1, 0]))
+    assert frames.tolist() == [1, 1, 0] and spec.shape == (3, 1, 401)
+    padded = torch.nn.functional.pad(wave[:1], (0, 240))
+    assert torch.allclose(spec[:1], front(padded), rtol=1e-5, atol=1e-4)
+    assert not spec[2].any()
+
+
+def test_int16_is_exactly_the_float_wave():
+    whole = torch.randint(-(2**15), 2**15, (2, 3000), dtype=torch.int16)
+    front = ser_fast.PowerSpectrogram(log=True)
+    assert torch.equal(front(whole), front(whole.float() / 32768))
+
+
+def test_periodic_and_symmetric_windows_are_both_offered():
+    wave = torch.randn(1, 4000)
+    periodic, symmetric = ser_fast.PowerSpectrogram(), ser_fast.PowerSpectrogram(wkwargs={"periodic": False})
+    assert not torch.allclose(periodic(wave), symmetric(wave), rtol=1e-3)
+
+
+def test_statistics_travel_with_the_state_dict():
+    front = ser_fast.PowerSpectrogram(log=True)
+    wave = torch.randn(2, 8000)
+    spec = front(wave)
+    front.set_statistics(spec.mean((0, 1)), spec.std((0, 1)))
+    normalized = front(wave)
+    assert abs(float(normalized.mean())) < 1e-4 and abs(float(normalized.std()) - 1) < 1e-2
+    other = ser_fast.PowerSpectrogram(log=True)
+    other.load_state_dict(front.state_dict())
+    assert torch.equal(other(wave), normalized)
+    wanted = ser_fast.PowerSpectrogram(log=True, mean=front.mean, std=front.std)
+    assert torch.equal(wanted(wave), normalized)
+
+
+def test_gradient_reaches_the_wave_through_the_module():
+    front = ser_fast.PowerSpectrogram(100, 20, 16, 8, 0, 50, log=True).double()
+    wave = torch.randn(2, 60, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda wave: front(wave, torch.tensor([60, 31]))[0], wave)
+
+
+def test_quiet_audio_has_no_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        spec = ser_fast.PowerSpectrogram(log=True)(torch.zeros(1, 2000))
+    assert torch.allclose(spec, torch.tensor(math.log(1e-10)))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"win_length": 1700}, "win_length is 1700; it must be in 1..n_fft = 1600"),
+        ({"hop_length": 0}, "hop_length is 0; it must be at least 1"),
+        ({"f_max": 9000.0}, r"f_min, f_max are 0.0, 9000.0; they must be in order within 0..8000.0"),
+        ({"f_min": 3.0, "f_max": 4.0}, "no bin lies in 3.0..4.0 Hz; bins are 10.0 Hz apart"),
+        ({"pad_mode": "same"}, "pad_mode is 'same'; it must be one of reflect"),
+        ({"mean": torch.zeros(401)}, "mean and std are given one without the other"),
+        ({"mean": torch.zeros(400), "std": torch.ones(400)}, r"mean has shape \[400\]; it must be \[F\] = \[401\]"),
+        ({"mean": torch.zeros(401), "std": torch.zeros(401)}, "std has a value out of range; it must be finite and above 0"),
+    ],
+)  # fmt: skip
+def test_bad_options_get_one_clear_error(options, sentence):
+    with pytest.raises((ValueError, RuntimeError), match=sentence):
+        ser_fast.PowerSpectrogram(**options)
