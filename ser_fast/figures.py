@@ -28,7 +28,7 @@ def _plain(axes) -> None:
 
 
 def loss_curves(runs: dict[str, list[dict]], path: Path) -> Path:
-    """Training and validation loss, and validation UA, over the epochs of one or more runs (rows of metrics.jsonl)."""
+    """Training and validation loss, and validation UA, of one or more runs: rows of metrics.jsonl by name."""
     figure = Figure(figsize=(9, 3.4))
     left, right = figure.subplots(1, 2)
     for (name, rows), color in zip(runs.items(), (BLUE, ORANGE)):

@@ -307,7 +307,8 @@ class PowerSpectrogram(nn.Module):
             raise ValueError(f"PowerSpectrogram: win_length is {win_length}; it must be in 1..n_fft = {n_fft}")
         if not 0 <= f_min <= f_max <= sample_rate / 2:
             raise ValueError(
-                f"PowerSpectrogram: f_min, f_max are {f_min}, {f_max}; they must be in order within 0..{sample_rate / 2}"
+                f"PowerSpectrogram: f_min, f_max are {f_min}, {f_max}; "
+                f"they must be in order within 0..{sample_rate / 2}"
             )
         if pad_mode not in PAD_MODES:
             raise ValueError(f"PowerSpectrogram: pad_mode is '{pad_mode}'; it must be one of {', '.join(PAD_MODES)}")

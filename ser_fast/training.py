@@ -36,7 +36,7 @@ class TrainConfig:
         data: "synthetic", "emodb:PATH", "folders:PATH", "manifest:PATH", or a path whose kind is recognised.
         out: run folder; an interrupted run with the same options goes on where it was.
         model: which model; its own options are under its name.
-        test_speakers: speakers held out for the test.
+        test_speakers: speakers held out for the test, separated by commas.
         test_fraction: without test_speakers, the part of the utterances drawn for the test, in 0..1.
         valid_fraction: part of the training utterances that chooses the best epoch, in 0..1.
         epochs: passes over the training part.
@@ -53,7 +53,7 @@ class TrainConfig:
     data: str = "synthetic"
     out: Path = Path("runs/train")
     model: Literal["cgru", "bigru_mha"] = "bigru_mha"
-    test_speakers: list[str] = field(default_factory=list)
+    test_speakers: str = ""
     test_fraction: float = 0.2
     valid_fraction: float = 0.1
     epochs: int = 40
@@ -95,12 +95,13 @@ def split(speakers: Sequence[str], labels: Sequence[int], config: TrainConfig) -
     """Hold out speakers, or a stratified draw of utterances; then draw the validation part from the rest."""
     everything = list(range(len(labels)))
     if config.test_speakers:
-        unknown = sorted(set(config.test_speakers) - set(speakers))
+        names = sorted(config.test_speakers.split(","))
+        unknown = sorted(set(names) - set(speakers))
         _require(not unknown, "test_speakers", unknown, f"among {sorted(set(speakers))}")
-        test = [index for index in everything if speakers[index] in config.test_speakers]
-        rest = [index for index in everything if speakers[index] not in config.test_speakers]
+        test = [index for index in everything if speakers[index] in names]
+        rest = [index for index in everything if speakers[index] not in names]
         _require(bool(rest), "test_speakers", config.test_speakers, "fewer than all speakers")
-        held_out = f"speakers {', '.join(sorted(config.test_speakers))} held out"
+        held_out = f"speakers {', '.join(names)} held out"
     else:
         rest, test = _draw(everything, labels, config.test_fraction, "test_fraction", config.seed)
         held_out = f"a random {config.test_fraction:.0%} of the utterances held out, speakers shared"
@@ -293,8 +294,15 @@ class Trainer:
                          "accuracy": correct / done, "utterances_per_second": done / seconds})  # fmt: skip
         seconds = time.perf_counter() - start
         valid = evaluate(self.model, self.batches["valid"], self.dataset.classes, self.device)
-        row = {"epoch": epoch + 1, "loss": loss_sum / total, "accuracy": correct / total, "seconds": seconds,
-               "valid_loss": valid["loss"], "valid_accuracy": valid["accuracy"], "valid_recall": valid["recall"]}  # fmt: skip
+        row = {
+            "epoch": epoch + 1,
+            "loss": loss_sum / total,
+            "accuracy": correct / total,
+            "seconds": seconds,
+            "valid_loss": valid["loss"],
+            "valid_accuracy": valid["accuracy"],
+            "valid_recall": valid["recall"],
+        }
         self.progress.epoch = epoch + 1
         self.progress.rows.append(row)
         self.report(row)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from ser_fast import checks
+
 
 def frame_mask(lengths: Tensor, frames: int) -> Tensor:
     """True on the valid frames: ``[B, T]`` from lengths ``[B]``."""
@@ -11,6 +13,7 @@ def frame_mask(lengths: Tensor, frames: int) -> Tensor:
 
 def full_lengths(wave: Tensor) -> Tensor:
     """The lengths of a batch ``[B, N]`` without padding."""
+    checks.require(wave.dim() == 2, "model", f"wave has shape {list(wave.shape)}", "[B, N]")
     return torch.full((wave.shape[0],), wave.shape[1], device=wave.device)
 
 

@@ -1,0 +1,154 @@
+"""The command line as a user meets it: in a process of its own."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+
+import ser_fast
+from ser_fast.corpora.synthetic import synthesize
+
+
+def ser_fast_command(*arguments, cwd=None, **environment) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-m", "ser_fast", *map(str, arguments)],
+        capture_output=True, text=True, cwd=cwd, env=os.environ | {"COLUMNS": "160"} | environment,
+    )  # fmt: skip
+
+
+TINY = ("--cgru.channels=[4,4]", "--cgru.hidden_size=8", "--model=cgru", "--epochs=2", "--batch_size=6",
+        "--valid_fraction=0.2")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def voices(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("voices")
+    lines = ["file,speaker,label"]
+    for emotion in ("anger", "sadness"):
+        for speaker in range(3):
+            for take in range(5):
+                name = f"{emotion}_{speaker}_{take}.wav"
+                soundfile.write(root / name, synthesize(emotion, speaker, take, 8000).numpy(), 8000)
+                lines.append(f"{name},0{speaker},{emotion}")
+    (root / "all.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(voices, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "a"
+    result = ser_fast_command("train", f"--data={voices / 'all.csv'}", f"--out={out}", "--test_speakers=01", *TINY)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert "speakers 01 held out" in result.stdout and "report.html" in result.stdout
+    return out
+
+
+def test_info_says_what_runs():
+    result = ser_fast_command("info")
+    assert result.returncode == 0 and result.stderr == ""
+    for line in (rf"ser_fast +{ser_fast.__version__}", r"loaded +yes", r"gru on cpu +compiled", r"cuda kernels +\w+"):
+        assert re.search(line, result.stdout), result.stdout
+    forced = ser_fast_command("info", SER_FAST_BACKEND="reference")
+    assert re.search(r"loaded +no: SER_FAST_BACKEND=reference", forced.stdout)
+    assert re.search(r"gru on cpu +reference", forced.stdout)
+
+
+def test_a_run_folder_holds_everything(run):
+    names = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    assert names == {
+        "config.json", "metrics.jsonl", "best.safetensors", "last.safetensors", "summary.json", "report.html",
+        "figures/loss.png", "figures/confusion.png", "figures/attention.png",
+    }  # fmt: skip
+    page = (run / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 3 and "speakers 01 held out" in page
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_the_saved_config_starts_the_same_run_and_the_line_overrides_it(run, voices, tmp_path):
+    result = ser_fast_command("train", f"--config={run / 'config.json'}", f"--out={tmp_path / 'b'}", "--epochs=1")
+    assert result.returncode == 0, result.stderr
+    first, second = (json.loads((folder / "config.json").read_text()) for folder in (run, tmp_path / "b"))
+    assert first | {"out": 0, "epochs": 0} == second | {"out": 0, "epochs": 0} and second["epochs"] == 1
+    assert first["test_speakers"] == "01"
+
+
+def test_predict_prints_probabilities(run, voices):
+    table = ser_fast_command("predict", run, voices / "anger_0_0.wav", voices / "sadness_2_1.wav")
+    assert table.returncode == 0 and table.stderr == ""
+    assert "anger_0_0.wav" in table.stdout and "sadness_2_1.wav" in table.stdout
+    lines = ser_fast_command("predict", run / "last.safetensors", voices, "--json=true")
+    rows = [json.loads(line) for line in lines.stdout.splitlines()]
+    assert len(rows) == 30
+    for row in rows:
+        assert set(row["probabilities"]) == {"anger", "sadness"}
+        assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+        assert row["label"] == max(row["probabilities"], key=row["probabilities"].get)
+    one = ser_fast_command("predict", run / "last.safetensors", rows[7]["file"], "--json=true")
+    assert json.loads(one.stdout)["probabilities"] == pytest.approx(rows[7]["probabilities"], abs=1e-5)
+
+
+def test_predict_names_bad_files_and_goes_on(run, voices, tmp_path):
+    bad = tmp_path / "bad.wav"
+    bad.write_text("no audio")
+    result = ser_fast_command("predict", run, bad, voices / "anger_0_0.wav", "--json=true")
+    assert result.returncode == 1 and "bad.wav" in result.stderr and len(result.stdout.splitlines()) == 1
+    for checkpoint in (bad, tmp_path / "none"):
+        refused = ser_fast_command("predict", checkpoint, voices)
+        assert refused.returncode == 1 and refused.stderr.count("\n") == 1 and "Traceback" not in refused.stderr
+
+
+def test_train_names_all_bad_files_and_stops_or_skips_them(voices, tmp_path):
+    lines = (voices / "all.csv").read_text().replace("anger_0_0.wav", str(voices / "anger_0_0.wav")).splitlines()
+    lines = [lines[0], *(line if line.startswith("/") else f"{voices}/{line}" for line in lines[1:])]
+    (tmp_path / "text.wav").write_text("no audio")
+    lines += ["text.wav,00,anger", "absent.wav,00,sadness"]
+    (tmp_path / "some.csv").write_text("\n".join(lines) + "\n")
+    options = ("train", f"--data={tmp_path / 'some.csv'}", f"--out={tmp_path / 'out'}", "--test_speakers=01", *TINY)
+    stopped = ser_fast_command(*options)
+    assert stopped.returncode == 1 and "text.wav" in stopped.stderr and "absent.wav" in stopped.stderr
+    assert not (tmp_path / "out").exists()
+    skipped = ser_fast_command(*options, "--skip_bad=true")
+    assert skipped.returncode == 0 and "skipped 2 unreadable utterances" in skipped.stdout
+    assert len(json.loads((tmp_path / "out" / "summary.json").read_text())["skipped"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["train", "--data=/nowhere"], "/nowhere"),
+        (["train", "--epochs=0"], "epochs is 0; it must be at least 1"),
+        (["train", "--model=transformer"], "transformer"),
+        (["train", "--hidden=3"], "hidden"),
+        (["predict"], "checkpoint"),
+        (["dance"], "dance"),
+    ],
+)
+def test_bad_options_are_refused_without_a_traceback(options, sentence, tmp_path):
+    result = ser_fast_command(*options, cwd=tmp_path)
+    assert result.returncode in (1, 2) and sentence in result.stderr and "Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_demo_lays_gru_and_lstm_side_by_side(tmp_path):
+    result = ser_fast_command("demo", f"--out={tmp_path}", "--epochs=1")
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"\bGRU\b.*\n.*\bLSTM\b", result.stdout)
+    assert re.search(r"takes \d+% of the time with nn.LSTM", result.stdout)
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 4
+    for name in ("loss.png", "gru/figures/confusion.png", "gru/figures/attention.png"):
+        assert (tmp_path / ("figures/loss.png" if name == "loss.png" else name)).stat().st_size > 10_000
+
+
+def test_without_the_extra_one_sentence_says_what_to_type(tmp_path):
+    blocker = tmp_path / "jsonargparse.py"
+    blocker.write_text("raise ImportError('No module named jsonargparse')")
+    result = ser_fast_command("demo", PYTHONPATH=str(tmp_path))
+    assert result.returncode == 1 and "pip install 'ser_fast[train]'" in result.stderr
+    assert ser_fast_command("info", PYTHONPATH=str(tmp_path)).returncode == 0
