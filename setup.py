@@ -20,9 +20,8 @@ import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
-from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
-from setuptools.errors import CompileError
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent.resolve()
 SOURCES = sorted(
@@ -156,32 +155,38 @@ def ninja_file(torch: Path, compiler: str, objects: Path, target: Path) -> str:
     return "\n".join(lines)
 
 
+def record(command, info: dict) -> None:
+    """Writes build_info.json into the package being built; an editable install has it in the source tree."""
+    package = ROOT / "ser_fast" if command.editable_mode else Path(command.build_lib) / "ser_fast"
+    package.mkdir(parents=True, exist_ok=True)
+    if info["reason"]:
+        print(f"ser_fast: {info['reason']}", file=sys.stderr)
+        for stale in package.glob("_C.*so"):
+            stale.unlink()
+    (package / "build_info.json").write_text(json.dumps(info, indent=1) + "\n")
+
+
+class BuildPython(build_py):
+    def run(self):
+        super().run()
+        if MISSING:
+            record(self, {"compiled": False, "reason": MISSING, "cuda": find_cuda()})
+
+
 class BuildKernels(build_ext):
     def build_extension(self, extension):
-        target = Path(self.get_ext_fullpath(extension.name)).resolve()
-        # An editable install copies the object into the source tree; its build_info.json must lie beside it.
-        package = ROOT / "ser_fast" if self.editable_mode else target.parent
-        stale = package / target.name
-        info = {"compiled": False, "reason": None, "cuda": find_cuda()}
+        info = {"compiled": True, "reason": None, "cuda": find_cuda()}
         try:
-            if switch("SER_FAST_CUDA") == "1":
-                raise CompileError(f"ser_fast: SER_FAST_CUDA=1 asks for CUDA kernels, but {info['cuda']}")
-            info |= self.compile(*tools(), target)
-        except (Missing, subprocess.CalledProcessError) as error:
-            info["reason"] = (
-                str(error)
-                if isinstance(error, Missing)
-                else (
-                    f"the compiler failed (its output stands above, or type `pip install -v .`), so torch's own "
-                    f"operators run; g++ 11 or later is known to work (CXX=... chooses it), then `{REINSTALL}`."
-                )
+            info |= self.compile(*TOOLS, Path(self.get_ext_fullpath(extension.name)).resolve())
+        except subprocess.CalledProcessError:
+            reason = (
+                "the compiler failed (`pip install -v .` shows its output), so torch's own operators run; "
+                f"g++ 11 or later is known to work (CXX=... chooses it), then `{REINSTALL}`."
             )
-            stale.unlink(missing_ok=True)
             if switch("SER_FAST_BUILD") == "1":
-                raise SystemExit(f"ser_fast: {info['reason']}") from None
-            print(f"ser_fast: {info['reason']}", file=sys.stderr)
-        package.mkdir(parents=True, exist_ok=True)
-        (package / "build_info.json").write_text(json.dumps(info, indent=1) + "\n")
+                raise SystemExit(f"ser_fast: {reason}") from None
+            info |= {"compiled": False, "reason": reason}
+        record(self, info)
 
     def compile(self, torch: Path, compiler: str, ninja: str, target: Path) -> dict:
         objects = Path(self.build_temp).resolve()
@@ -189,23 +194,23 @@ class BuildKernels(build_ext):
         target.parent.mkdir(parents=True, exist_ok=True)
         (objects / "build.ninja").write_text(ninja_file(torch, compiler, objects, target))
         subprocess.run([ninja, "-C", str(objects), f"-j{jobs()}"], check=True)
-        version = subprocess.run([*shlex.split(compiler), "--version"], capture_output=True, text=True, check=True)
-        return {"compiled": True, "compiler": version.stdout.splitlines()[0]}
+        version = subprocess.run([*shlex.split(compiler), "--version"], capture_output=True, text=True)
+        return {"compiler": (version.stdout.splitlines() or [compiler])[0]}
 
 
-class Wheel(bdist_wheel):
-    def finalize_options(self):
-        super().finalize_options()
-        try:
-            tools()
-        except Missing:
-            self.root_is_pure = True
-            self.py_limited_api = False
-
+TOOLS, MISSING = None, None
+try:
+    TOOLS = tools()
+except Missing as missing:
+    MISSING = str(missing)
+    if switch("SER_FAST_BUILD") == "1":
+        raise SystemExit(f"ser_fast: {MISSING}") from None
+if switch("SER_FAST_CUDA") == "1":
+    raise SystemExit(f"ser_fast: SER_FAST_CUDA=1 asks for CUDA kernels, but {find_cuda()}")
 
 setup(
-    # optional: an editable install must not fail where no object was built.
-    ext_modules=[Extension("ser_fast._C", SOURCES, py_limited_api=True, optional=True)],
-    cmdclass={"build_ext": BuildKernels, "bdist_wheel": Wheel},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    # optional: an editable install must not fail where the compiler did.
+    ext_modules=[Extension("ser_fast._C", SOURCES, py_limited_api=True, optional=True)] if TOOLS else [],
+    cmdclass={"build_py": BuildPython, "build_ext": BuildKernels},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}} if TOOLS else {},
 )

@@ -48,11 +48,11 @@ def demo(out: Path, epochs: int, seed: int) -> dict[str, dict]:
     options = {"GRU": {}, "LSTM": {"cell": "lstm"}}
     summaries, curves, parts = {}, {}, []
     dataset = load_dataset("synthetic", 16000)
+    held_out = ",".join(sorted(set(dataset.speakers))[-2:])
     for name, extra in options.items():
         config = TrainConfig(
-            out=out / name.lower(), model="cgru", test_speakers=",".join(sorted(set(dataset.speakers))[-2:]), epochs=epochs,
-            batch_size=16, learning_rate=2e-3, seed=seed,
-        )  # fmt: skip
+            out=out / name.lower(), model="cgru", test_speakers=held_out, epochs=epochs, batch_size=16, seed=seed
+        )
         trainer, summaries[name] = _fit(config, extra, dataset, f"CGRU with {name}")
         curves[name] = trainer.progress.rows
         if name == "GRU":

@@ -3,7 +3,8 @@
 Computer Systems & Applications 32(1), 2023, with experiments on CASIA. The paper gives the order of the layers,
 the filters, the GRU's and the attention's equations; what it leaves open is our reading and says so here:
 
-- the gray image is the log power scaled to 0..1 over the 80 dB below the utterance's peak;
+- the gray image is the log power scaled to 0..1 over the 80 dB below the utterance's peak, and then standardised
+  over the utterance: left at 0..1 it hardly trained;
 - the three input channels are that image, its delta and its delta-delta;
 - channel counts, hidden size, padding ("same"), ReLU and the 4 kHz crop.
 """
@@ -83,7 +84,7 @@ class CGRU(nn.Module):
         without attention.
         """
         x, lengths = self.spectrogram(wave, full_lengths(wave) if lengths is None else lengths)
-        x = _halve(self.conv1(_channels(_gray(x, lengths), lengths)), lengths)
+        x = _halve(self.conv1(_channels(_standardize(_gray(x, lengths), lengths), lengths)), lengths)
         lengths = (lengths + 1) // 2
         x = _halve(self.conv2(x), lengths)
         lengths = (lengths + 1) // 2
@@ -133,8 +134,17 @@ def _gray(log_power: Tensor, lengths: Tensor) -> Tensor:
     return ((log_power - peak) / DYNAMIC_RANGE + 1).clamp(0, 1).masked_fill(~valid, 0)
 
 
+def _standardize(x: Tensor, lengths: Tensor) -> Tensor:
+    """Mean 0 and variance 1 over each row's valid pixels of [B, T, F]; a row without contrast becomes 0."""
+    valid = frame_mask(lengths, x.shape[1])[..., None]
+    count = (lengths.clamp(min=1) * x.shape[2])[:, None, None]
+    centred = (x - x.masked_fill(~valid, 0).sum((1, 2), keepdim=True) / count).masked_fill(~valid, 0)
+    deviation = (centred.square().sum((1, 2), keepdim=True) / count).sqrt()
+    return centred / deviation.clamp(min=1e-3)
+
+
 def _channels(gray: Tensor, lengths: Tensor) -> Tensor:
-    """The image, its delta and its delta-delta, [B, 3, T, F], zero past each length."""
+    """The image [B, T, F], its delta and its delta-delta, [B, 3, T, F], zero past each length."""
     delta = _delta(gray, lengths)
     return torch.stack([gray, delta, _delta(delta, lengths)], dim=1)
 
