@@ -78,20 +78,23 @@ def attention(model: nn.Module, wave: Tensor, path: Path, title: str = "") -> Pa
     device = next(model.parameters()).device
     with torch.no_grad():
         _, weights = model.eval()(wave[None].to(device), return_weights=True)
-    plain = PowerSpectrogram(rate, front.n_fft, front.win_length, front.hop_length, log=True)
+    top_frequency = (front.bins[1] - 1) * rate / front.n_fft
+    plain = PowerSpectrogram(rate, front.n_fft, front.win_length, front.hop_length, f_max=top_frequency, log=True)
     decibel = plain(wave[None].float())[0] * (10 / math.log(10))
-    seconds = len(wave) / rate
+    seconds, step = len(wave) / rate, front.hop_length / rate
+    # A frame is drawn one hop wide around the middle of its window.
+    first = (front.win_length - front.hop_length) / 2 / rate
     figure = Figure(figsize=(8, 4.2))
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     top.imshow(
         decibel.T.numpy(), origin="lower", aspect="auto", cmap="magma",
-        extent=(0, len(decibel) * front.hop_length / rate, 0, 4), vmin=float(decibel.max()) - 80,
+        extent=(first, first + len(decibel) * step, 0, top_frequency / 1000), vmin=float(decibel.max()) - 80,
     )  # fmt: skip
-    top.set(ylabel="frequency (kHz)", title=title)
+    top.set(ylabel="frequency (kHz)", title=title, facecolor="black")
     top.title.set_fontsize(10)
     if weights is not None:
         share = 100 * frame_attention(weights[0].cpu())
-        times = (torch.arange(len(share) + 1) * model.weights_hop / rate).tolist()
+        times = (first + torch.arange(len(share) + 1) * model.weights_hop / rate).tolist()
         bottom.stairs(share.tolist(), times, color=BLUE, fill=True, alpha=0.85)
     bottom.set(xlabel="time (s)", ylabel="attention (%)", xlim=(0, seconds), ylim=(0, None))
     _plain(bottom)
