@@ -48,6 +48,7 @@ class TrainingDisplay:
             f"accuracy {row['accuracy']:6.1%}  validation loss {row['valid_loss']:.3f}  "
             f"UA {row['valid_recall']:6.1%}  {row['seconds']:.1f} s",
             highlight=False,
+            soft_wrap=True,
         )
 
 
