@@ -24,9 +24,15 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent.resolve()
-SOURCES = sorted(
-    path.relative_to(ROOT).as_posix() for folder in ("csrc", "kernels") for path in (ROOT / folder).glob("*.cpp")
-)
+
+
+def files(ending: str) -> list[str]:
+    """Paths of csrc/ and kernels/ from the root, as setuptools wants them."""
+    found = (path for folder in ("csrc", "kernels") for path in (ROOT / folder).glob(ending))
+    return sorted(path.relative_to(ROOT).as_posix() for path in found)
+
+
+SOURCES, HEADERS = files("*.cpp"), files("*.h")
 OLDEST_TORCH = (2, 11)
 REINSTALL = "pip install --force-reinstall --no-deps ."
 CXXFLAGS = (
@@ -210,7 +216,9 @@ if switch("SER_FAST_CUDA") == "1":
 
 setup(
     # optional: an editable install must not fail where the compiler did.
-    ext_modules=[Extension("ser_fast._C", SOURCES, py_limited_api=True, optional=True)] if TOOLS else [],
+    ext_modules=[Extension("ser_fast._C", SOURCES, depends=HEADERS, py_limited_api=True, optional=True)]
+    if TOOLS
+    else [],
     cmdclass={"build_py": BuildPython, "build_ext": BuildKernels},
     options={"bdist_wheel": {"py_limited_api": "cp310"}} if TOOLS else {},
 )

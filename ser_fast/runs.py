@@ -6,18 +6,16 @@ from pathlib import Path
 from ser_fast import figures, report
 from ser_fast.display import TrainingDisplay, console, print_table
 from ser_fast.models import MODELS
-from ser_fast.training import TrainConfig, Trainer, load_dataset
+from ser_fast.training import TrainConfig, Trainer, check_folder, load_dataset
 
 SCORES = ("accuracy", "recall", "precision", "f1")
 
 
-def sample_rate(model: str, options: dict) -> int:
-    return options.get("sample_rate", MODELS[model].__init__.__kwdefaults__["sample_rate"])
-
-
 def train(config: TrainConfig, options: dict) -> dict:
     """Train, test, draw and report; returns the summary that the run folder keeps."""
-    dataset = load_dataset(config.data, sample_rate(config.model, options), config.skip_bad)
+    model = MODELS[config.model](2, **options)  # options that do not fit fail before any audio is read
+    check_folder(config, options)
+    dataset = load_dataset(config.data, model.spectrogram.sample_rate, config.skip_bad)
     if dataset.skipped:
         console.print(f"skipped {len(dataset.skipped)} unreadable utterances:")
         for error in dataset.skipped:

@@ -133,6 +133,29 @@ class Dataset:
         return LengthSortedBatches([self.waves[i] for i in index], [self.labels[i] for i in index], batch_size)
 
 
+def run_options(config: TrainConfig, options: dict) -> dict:
+    """What config.json keeps and ``--config`` reads: the run's options, and the model's under its name."""
+    return json.loads(json.dumps(asdict(config) | {config.model: options}, default=str))
+
+
+def check_folder(config: TrainConfig, options: dict) -> None:
+    """Refuse a folder where another run lies; the same run, or a longer one of the same, goes on there."""
+    path = Path(config.out) / "config.json"
+    if not path.is_file():
+        return
+    try:
+        before = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is not readable JSON: {error}; remove the folder, or name a new one as out"
+        ) from error
+    now = run_options(config, options)
+    changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    changed = [name for name in changed if not (name == "epochs" and now["epochs"] > before["epochs"])]
+    allowed = "a new folder"
+    _require(not changed, "out", f"{config.out}, where a run with another {', '.join(changed)} lies", allowed)
+
+
 def load_dataset(spec: str, sample_rate: int, skip_bad: bool = False) -> Dataset:
     corpus = load_corpus(spec)
     utterances, waves, errors = read_corpus(corpus.utterances, sample_rate, skip_bad)
@@ -242,27 +265,18 @@ class Trainer:
         return self._finish()
 
     def _open_folder(self) -> None:
-        config = json.loads(json.dumps(asdict(self.config) | {self.config.model: self.options}, default=str))
-        path = self.folder / "config.json"
-        if path.is_file():
-            self._resume(json.loads(path.read_text()), config)
+        check_folder(self.config, self.options)
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, (json.dumps(config, indent=1) + "\n").encode())
-
-    def _resume(self, before: dict, now: dict) -> None:
-        changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-        # A run may be made longer; anything else would be another run.
-        changed = [name for name in changed if not (name == "epochs" and now["epochs"] > before["epochs"])]
-        _require(
-            not changed, "out", f"{self.folder}, where a run with another {', '.join(changed)} lies", "a new folder"
-        )
+        for leftover in self.folder.glob(".*.tmp"):  # of a run that was killed while it wrote
+            leftover.unlink()
         last = self.folder / "last.safetensors"
-        if not last.is_file():
-            return
-        checkpoint = load_checkpoint(last)
-        self.model.load_state_dict(checkpoint.weights)
-        restore_optimizer(self.optimizer, checkpoint.optimizer)
-        self.progress = Progress(**checkpoint.progress)
+        if last.is_file():
+            checkpoint = load_checkpoint(last)
+            self.model.load_state_dict(checkpoint.weights)
+            restore_optimizer(self.optimizer, checkpoint.optimizer)
+            self.progress = Progress(**checkpoint.progress)
+        content = json.dumps(run_options(self.config, self.options), indent=1) + "\n"
+        write_atomically(self.folder / "config.json", content.encode())
 
     def _train_epoch(self) -> None:
         epoch = self.progress.epoch
