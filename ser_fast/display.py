@@ -1,7 +1,6 @@
 """What the command line shows: progress while a model trains, and tables."""
 
 import sys
-import time
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -15,7 +14,6 @@ class TrainingDisplay:
 
     def __init__(self, name: str, epochs: int):
         self.name, self.epochs = name, epochs
-        self.start = time.perf_counter()
         self.bar = Progress(
             TextColumn("{task.description}"), BarColumn(30), TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(compact=True), TextColumn("left"),
@@ -43,10 +41,11 @@ class TrainingDisplay:
         )  # fmt: skip
 
     def _epoch(self, row: dict) -> None:
+        left = (self.epochs - row["epoch"]) * row["seconds"]
         console.print(
             f"{self.name} epoch {row['epoch']:>3}/{self.epochs}  loss {row['loss']:.3f}  "
             f"accuracy {row['accuracy']:6.1%}  validation loss {row['valid_loss']:.3f}  "
-            f"UA {row['valid_recall']:6.1%}  {row['seconds']:.1f} s",
+            f"UA {row['valid_recall']:6.1%}  {row['utterances'] / row['seconds']:.0f} utterances/s  {left:.0f} s left",
             highlight=False,
             soft_wrap=True,
         )

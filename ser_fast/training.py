@@ -312,6 +312,7 @@ class Trainer:
             "epoch": epoch + 1,
             "loss": loss_sum / total,
             "accuracy": correct / total,
+            "utterances": total,
             "seconds": seconds,
             "valid_loss": valid["loss"],
             "valid_accuracy": valid["accuracy"],
