@@ -45,7 +45,8 @@ class TrainingDisplay:
         console.print(
             f"{self.name} epoch {row['epoch']:>3}/{self.epochs}  loss {row['loss']:.3f}  "
             f"accuracy {row['accuracy']:6.1%}  validation loss {row['valid_loss']:.3f}  "
-            f"UA {row['valid_recall']:6.1%}  {row['utterances'] / row['seconds']:.0f} utterances/s  {left:.0f} s left",
+            f"UA {row['valid_recall']:6.1%}  "
+            f"{row['utterances'] / row['seconds']:.0f} utterances/s  {left:.0f} s left",
             highlight=False,
             soft_wrap=True,
         )
