@@ -2,6 +2,7 @@
 #include "../kernels/power_spectrogram.h"
 
 #include <cmath>
+#include <limits>
 
 #include "boundary.h"
 
@@ -94,7 +95,9 @@ Tensor power_spectrogram(const Tensor& wave, const Tensor& window, int64_t n_fft
   const ScalarType type = window.scalar_type();
   if (mean) checks.operand("mean", *mean, type, {shape.bins}, "[F]");
   if (std) checks.operand("std", *std, type, {shape.bins}, "[F]");
-  checks.require(!log || floor > 0, "floor is " + std::to_string(floor), "above 0 for a logarithm");
+  const double least = type == ScalarType::Float ? std::numeric_limits<float>::min() : std::numeric_limits<double>::min();
+  checks.require(!log || floor >= least, "floor is " + std::to_string(floor),
+                 "a normal positive number of the window's dtype, for a logarithm");
   const std::optional<Tensor> whole_lengths = checks.lengths(lengths, shape.batch, shape.samples);
   const int64_t* length_values = pointer<int64_t>(whole_lengths);
   check_padding(checks, shape, length_values);

@@ -25,8 +25,7 @@ SER_FAST_INLINE float exponential(float x) {
   p = p * r + 1.6666576e-1f;
   p = p * r + 0.5f;
   p = p * r * r + r + 1.0f;
-  const uint32_t exponent = std::bit_cast<uint32_t>(shifted) << 23;  // k in the exponent field
-  return std::bit_cast<float>(std::bit_cast<uint32_t>(p) + exponent);
+  return p * std::bit_cast<float>((std::bit_cast<uint32_t>(shifted) << 23) + 0x3f800000u);  // p 2^k
 }
 
 SER_FAST_INLINE float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }

@@ -28,7 +28,8 @@ SER_FAST_INLINE void pool_row(const PoolForward<T>& args, int64_t b) {
   const int64_t length = args.lengths ? args.lengths[b] : frames;
   T* __restrict pooled = args.pooled + b * width;
   T* weights = args.weights + b * frames;
-  T largest = -std::numeric_limits<T>::infinity(), total = 0;
+  T largest = -std::numeric_limits<T>::infinity();
+  double total = 0;  // thousands of float weights would lose digits in a float sum
   std::fill_n(pooled, width, T(0));
   for (int64_t t = 0; t < length; ++t) {
     const T* __restrict h = args.h + b * args.row_stride + t * args.frame_stride;
@@ -39,13 +40,14 @@ SER_FAST_INLINE void pool_row(const PoolForward<T>& args, int64_t b) {
       for (int64_t d = 0; d < width; ++d) pooled[d] *= shrink;
       largest = score;
     }
-    const T weight = std::exp(score - largest);
+    const T weight = score == largest ? T(1) : std::exp(score - largest);  // both may be -infinity
     total += weight;
     for (int64_t d = 0; d < width; ++d) pooled[d] += weight * h[d];
   }
   if (length > 0)
-    for (int64_t d = 0; d < width; ++d) pooled[d] /= total;
-  for (int64_t t = 0; t < length; ++t) weights[t] = std::exp(weights[t] - largest) / total;
+    for (int64_t d = 0; d < width; ++d) pooled[d] = static_cast<T>(pooled[d] / total);
+  for (int64_t t = 0; t < length; ++t)
+    weights[t] = static_cast<T>((weights[t] == largest ? T(1) : std::exp(weights[t] - largest)) / total);
   std::fill(weights + length, weights + frames, T(0));
 }
 

@@ -232,6 +232,19 @@ SER_FAST_INLINE const T* state_before(const GruBackward<T>& args, const Tile& ti
   return args.h0 ? args.h0 + (tile.direction * args.shape.batch + b) * H : zeros;
 }
 
+// grad_h += grad_gates times the gates' weights, for the rows that are still walking.
+template <class T>
+SER_FAST_INLINE void add_through_gates(const Tile& tile, int64_t H, int64_t depth, int64_t step,
+                                       const BackwardWeights<T>& weights, BackwardScratch<T>& scratch) {
+  weights.gates.multiply(scratch.grad_gates.data(), depth, scratch.product.data());
+  for (int64_t row = 0; row < tile.rows; ++row) {
+    if (step >= tile.length[row]) continue;
+    const T* __restrict product = scratch.product.data() + row * weights.gates.padded();
+    T* __restrict grad_h = scratch.grad_h.data() + row * H;
+    for (int64_t j = 0; j < H; ++j) grad_h[j] += product[j];
+  }
+}
+
 template <class T>
 SER_FAST_INLINE void back_reset_after(const GruBackward<T>& args, const Tile& tile, const T* zeros, int64_t step,
                                       const BackwardWeights<T>& weights, BackwardScratch<T>& scratch) {
@@ -257,13 +270,7 @@ SER_FAST_INLINE void back_reset_after(const GruBackward<T>& args, const Tile& ti
       grad_h[j] = grad * z;
     }
   }
-  weights.gates.multiply(scratch.grad_gates.data(), 3 * H, scratch.product.data());
-  for (int64_t row = 0; row < tile.rows; ++row) {
-    if (step >= tile.length[row]) continue;
-    const T* __restrict product = scratch.product.data() + row * weights.gates.padded();
-    T* __restrict grad_h = scratch.grad_h.data() + row * H;
-    for (int64_t j = 0; j < H; ++j) grad_h[j] += product[j];
-  }
+  add_through_gates(tile, H, 3 * H, step, weights, scratch);
 }
 
 template <class T>
@@ -305,13 +312,7 @@ SER_FAST_INLINE void back_reset_before(const GruBackward<T>& args, const Tile& t
       grad_h[j] += grad_q[j] * r;
     }
   }
-  weights.gates.multiply(scratch.grad_gates.data(), 2 * H, scratch.product.data());
-  for (int64_t row = 0; row < tile.rows; ++row) {
-    if (step >= tile.length[row]) continue;
-    const T* __restrict product = scratch.product.data() + row * weights.gates.padded();
-    T* __restrict grad_h = scratch.grad_h.data() + row * H;
-    for (int64_t j = 0; j < H; ++j) grad_h[j] += product[j];
-  }
+  add_through_gates(tile, H, 2 * H, step, weights, scratch);
 }
 
 template <class T>

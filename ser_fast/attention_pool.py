@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ser_fast import backends, checks
-
-HALF = (torch.float16, torch.bfloat16)
+from ser_fast.checks import HALF
 
 
 def reference(h: Tensor, w: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -120,8 +119,10 @@ def attention_pool(h: Tensor, w: Tensor, lengths: Tensor | None = None) -> tuple
     Raises:
         RuntimeError: a shape, dtype, device or length that does not fit, by name. Lengths are not read on CUDA.
     """
+    checks.tensors("attention_pool", h=h, w=w, lengths=lengths)
     dtype = h.dtype
-    if dtype in HALF and h.device.type == "cpu":
+    if dtype in HALF and h.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+        _check("attention_pool", h, w, lengths)
         pooled, weights = torch.ops.ser_fast.attention_pool(h.float(), w.float(), lengths)
         return pooled.to(dtype), weights.to(dtype)
     return torch.ops.ser_fast.attention_pool(h, w, lengths)

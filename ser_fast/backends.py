@@ -105,7 +105,7 @@ def load() -> None:
         raise ImportError(f"SER_FAST_BACKEND=compiled, but {reason}")
 
 
-def select(op: str, device: str = "cpu") -> str:
+def select(op: str, device: str | torch.device = "cpu") -> str:
     """Which backend runs ``op`` on tensors of ``device``: "compiled", "torch" or "reference".
 
     "torch" is ``nn.GRU``'s own path, cuDNN on a GPU: ``ser_fast.GRU`` takes it there with ``reset_after=True``,
@@ -113,6 +113,7 @@ def select(op: str, device: str = "cpu") -> str:
     """
     if op not in OPS:
         raise ValueError(f"op is '{op}'; it must be one of {', '.join(OPS)}")
-    if device == "cpu":
+    kind = torch.device(device).type
+    if kind == "cpu":
         return "compiled" if loaded else "reference"
-    return "torch" if op == "gru" else "reference"
+    return "torch" if kind == "cuda" and op == "gru" else "reference"

@@ -6,13 +6,27 @@ The compiled ops make the same checks in ``csrc/boundary.h``; these serve the re
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+HALF = (torch.float16, torch.bfloat16)
+FLOATING = (torch.float32, torch.float64, *HALF)
 
 
 def require(good: bool, op: str, found: str, allowed: str) -> None:
     if not good:
         raise RuntimeError(f"{op}: {found}; it must be {allowed}")
+
+
+def tensors(op: str, **arguments) -> None:
+    """Each is a dense tensor or None, and none of them carries a forward-mode tangent, which the ops would drop."""
+    for name, value in arguments.items():
+        if value is None:
+            continue
+        require(isinstance(value, Tensor), op, f"{name} is a {type(value).__name__}", "a torch.Tensor")
+        require(value.layout == torch.strided, op, f"{name} has layout {value.layout}", "torch.strided")
+        if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+            plain = forward_ad.unpack_dual(value).tangent is None
+            require(plain, op, f"{name} has a forward-mode tangent", "without one: the reference has that derivative")
 
 
 def shape(op: str, name: str, tensor: Tensor, wanted: tuple, letters: str) -> None:
@@ -50,5 +64,7 @@ def lengths(op: str, given: Tensor | None, like: Tensor, batch: int, limit: int)
 
 def readable(tensor: Tensor) -> bool:
     """Whether the values can be looked at: on CPU, and a real tensor rather than one that is being traced."""
-    traced = torch.compiler.is_compiling() or isinstance(tensor, torch._subclasses.FakeTensor)
-    return tensor.device.type == "cpu" and not traced
+    if torch.compiler.is_compiling() or tensor.device.type != "cpu":
+        return False
+    fake = isinstance(tensor, torch._subclasses.FakeTensor)
+    return not fake and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)

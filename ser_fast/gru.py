@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from ser_fast import backends, checks
-
-HALF = (torch.float16, torch.bfloat16)
+from ser_fast.checks import HALF
 
 
 def reference(
@@ -126,7 +125,7 @@ def _states_before(y: Tensor, h0: Tensor | None, lengths: Tensor | None) -> Tens
         if h0 is not None and lengths is None:
             before[-1, :, 1] = h0[1]
         elif h0 is not None:
-            last = (lengths.long() - 1).clamp(min=0)
+            last = (lengths.long() - 1).clamp(0, y.shape[0] - 1)
             before[last, torch.arange(batch, device=y.device), 1] = h0[1]
     return before
 
@@ -261,19 +260,41 @@ def gru(
 
     Returns:
         ``y`` ``[T, B, D, H]`` and the last states ``h_n`` ``[D, B, H]``. float16 and bfloat16 are computed in
-        float32 and returned in their own dtype.
+        float32 and returned in their own dtype; under CPU autocast the results are float32, as nn.GRU's are.
 
     Raises:
         RuntimeError: a shape, dtype, device or length that does not fit, by name. Lengths are not read on CUDA.
     """
+    checks.tensors("gru", gx=gx, w_hh=w_hh, b_hh=b_hh, h0=h0, lengths=lengths)
     dtype = gx.dtype
-    if dtype in HALF and gx.device.type == "cpu":
+    widened = dtype in HALF and gx.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    if widened:
+        _check("gru", gx, w_hh, b_hh, h0, lengths)
         gx, w_hh, b_hh, h0 = (None if tensor is None else tensor.float() for tensor in (gx, w_hh, b_hh, h0))
     wants_grad = torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in (gx, w_hh, b_hh, h0)
     )
     y, h_n, _ = torch.ops.ser_fast.gru(gx, w_hh, b_hh, h0, lengths, reset_after, wants_grad)
-    return y.to(dtype) if dtype in HALF else y, h_n.to(dtype) if dtype in HALF else h_n
+    return (y.to(dtype), h_n.to(dtype)) if widened else (y, h_n)
+
+
+def _check_sizes(module: str, **sizes: int) -> None:
+    for name, value in sizes.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{module}: {name} is {value!r}; it must be an int")
+        if value < 1:
+            raise ValueError(f"{module}: {name} is {value}; it must be at least 1")
+
+
+def _check_operands(module: str, weight: Tensor, **operands: Tensor | None) -> None:
+    """Dense tensors on the weights' device and, autocast aside, of their dtype."""
+    checks.tensors(module, **operands)
+    for name, value in operands.items():
+        if value is None:
+            continue
+        checks.require(value.device == weight.device, module, f"{name} is on {value.device}", f"on {weight.device}")
+        if not torch.is_autocast_enabled(weight.device.type):
+            checks.dtype(module, name, value, weight.dtype)
 
 
 def _init_uniform(module: nn.Module, hidden_size: int) -> None:
@@ -294,6 +315,7 @@ class GRU(nn.Module):
     """
 
     mode = "GRU"
+    proj_size = 0
 
     def __init__(
         self,
@@ -310,11 +332,7 @@ class GRU(nn.Module):
         dtype=None,
     ):
         super().__init__()
-        for name, value in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"GRU: {name} is {value!r}; it must be an int")
-            if value < 1:
-                raise ValueError(f"GRU: {name} is {value}; it must be at least 1")
+        _check_sizes("GRU", input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         if isinstance(dropout, bool) or not 0 <= dropout <= 1:
             raise ValueError(f"GRU: dropout is {dropout}; it must be a probability, in 0..1")
         if dropout > 0 and num_layers == 1:
@@ -387,7 +405,10 @@ class GRU(nn.Module):
         """
         if isinstance(input, PackedSequence):
             checks.require(lengths is None, "GRU", "lengths is given beside a PackedSequence", "left out")
+            _check_operands("GRU", self.weight_ih_l0, input=input.data, hx=hx)
             return self._forward_packed(input, hx)
+        _check_operands("GRU", self.weight_ih_l0, input=input, hx=hx)
+        checks.tensors("GRU", lengths=lengths)
         checks.require(input.dim() in (2, 3), "GRU", f"input has shape {list(input.shape)}",
                        "[T, I], [T, B, I] or, with batch_first, [B, T, I]")  # fmt: skip
         if input.dim() == 2:
@@ -405,6 +426,8 @@ class GRU(nn.Module):
     def _forward_packed(self, packed: PackedSequence, hx: Tensor | None) -> tuple[PackedSequence, Tensor]:
         # Rows are kept in the packed order, longest first, so only the states need the two permutations.
         padded, lengths = pad_packed_sequence(PackedSequence(packed.data, packed.batch_sizes), self.batch_first)
+        if hx is not None:
+            self._check_states(hx, padded.shape[0 if self.batch_first else 1])
         if hx is not None and packed.sorted_indices is not None:
             hx = hx.index_select(1, packed.sorted_indices)
         output, h_n = self._forward(padded, hx, lengths.to(padded.device))
@@ -415,7 +438,14 @@ class GRU(nn.Module):
 
     def _forward(self, x: Tensor, hx: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         self._check(x, hx, lengths)
-        if backends.select("gru", x.device.type) == "torch" and self.reset_after:
+        if lengths is not None and torch.is_grad_enabled():
+            # The products that give the input weights' gradient run over the padding too, where 0 * NaN is NaN.
+            frames = torch.arange(x.shape[1 if self.batch_first else 0], device=x.device)
+            past = frames >= lengths[:, None] if self.batch_first else frames[:, None] >= lengths
+            x = x.masked_fill(past[..., None], 0)
+        # Packing cannot be traced, so a compiled graph with lengths keeps to the op.
+        packs = lengths is not None and torch.compiler.is_compiling()
+        if self.reset_after and not packs and backends.select("gru", x.device) == "torch":
             return self._torch_forward(x, hx, lengths)
         directions = 2 if self.bidirectional else 1
         states = []
@@ -443,10 +473,13 @@ class GRU(nn.Module):
         frames, batch = (sizes[1], sizes[0]) if self.batch_first else sizes[:2]
         checks.require(sizes[2] == self.input_size, "GRU", f"input has {sizes[2]} features", f"{self.input_size}")
         checks.require(frames > 0 and batch > 0, "GRU", f"input has shape {list(sizes)}", "without a size of 0")
-        layers = self.num_layers * (2 if self.bidirectional else 1)
         if hx is not None:
-            checks.shape("GRU", "hx", hx, (layers, batch, self.hidden_size), "[layers * D, B, H]")
+            self._check_states(hx, batch)
         checks.lengths("GRU", lengths, x, batch, frames)
+
+    def _check_states(self, hx: Tensor, batch: int) -> None:
+        layers = self.num_layers * (2 if self.bidirectional else 1)
+        checks.shape("GRU", "hx", hx, (layers, batch, self.hidden_size), "[layers * D, B, H]")
 
     def _torch_forward(self, x: Tensor, hx: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """torch's own GRU on these weights. With lengths it packs, which reads them on the host."""
@@ -458,7 +491,7 @@ class GRU(nn.Module):
         options = (self.bias, self.num_layers, self.dropout, self.training, self.bidirectional)
         if lengths is None:
             return torch._VF.gru(x, hx, weights, *options, self.batch_first)
-        host = lengths.cpu()
+        host = lengths.cpu().clamp(0, x.shape[1 if self.batch_first else 0])
         # Packing refuses empty rows: they run one frame, whose output and state are put back afterwards.
         packed = pack_padded_sequence(x, host.clamp(min=1), self.batch_first, enforce_sorted=False)
         data, h_n = torch._VF.gru(
@@ -467,7 +500,7 @@ class GRU(nn.Module):
         output, _ = pad_packed_sequence(
             packed._replace(data=data), self.batch_first, total_length=x.shape[1 if self.batch_first else 0]
         )
-        empty = lengths == 0
+        empty = lengths <= 0
         h_n = torch.where(empty[:, None], hx, h_n.index_select(1, packed.unsorted_indices))
         return output.masked_fill(empty[:, None, None] if self.batch_first else empty[:, None], 0), h_n
 
@@ -486,6 +519,7 @@ class GRUCell(nn.Module):
         dtype=None,
     ):
         super().__init__()
+        _check_sizes("GRUCell", input_size=input_size, hidden_size=hidden_size)
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.bias = bias
@@ -510,7 +544,9 @@ class GRUCell(nn.Module):
         Raises:
             RuntimeError: an argument that does not fit, by name, before anything is computed.
         """
-        checks.require(input.dim() in (1, 2), "GRUCell", f"input has shape {list(input.shape)}", "[B, I] or [I]")
+        _check_operands("GRUCell", self.weight_ih, input=input, hx=hx)
+        good = input.dim() in (1, 2) and 0 not in input.shape
+        checks.require(good, "GRUCell", f"input has shape {list(input.shape)}", "[B, I] or [I] with no size 0")
         checks.require(
             input.shape[-1] == self.input_size,
             "GRUCell",

@@ -57,7 +57,7 @@ def _frames(wave, window, n_fft, hop_length, lengths, center, pad_mode) -> Tenso
     width = len(window)
     if center:
         index, inside = _padded_index(wave, n_fft, width, lengths, pad_mode)
-        wave = wave.gather(1, index) * inside
+        wave = wave.gather(1, index).masked_fill(~inside, 0)
     else:
         if lengths is not None:
             wave = wave.masked_fill(torch.arange(wave.shape[1], device=wave.device) >= lengths[:, None], 0)
@@ -76,7 +76,7 @@ def _padded_index(wave, n_fft, width, lengths, pad_mode) -> tuple[Tensor, Tensor
     begin, end = n_fft // 2 - margin, n_fft // 2 + margin + width - n_fft
     index = torch.arange(-begin, samples + end, device=wave.device).expand(batch, -1)
     length = torch.full((batch, 1), samples, device=wave.device) if lengths is None else lengths[:, None].long()
-    length = length.clamp(min=1)
+    length = length.clamp(1, samples)
     inside = torch.ones_like(index, dtype=torch.bool)
     if pad_mode == "constant":
         inside = (index >= 0) & (index < length)
@@ -160,7 +160,10 @@ def _check(wave, window, n_fft, hop_length, bin_begin, bin_end, lengths, mean, s
     )  # fmt: skip
     checks.operand(op, "mean", mean, window, (bin_end - bin_begin,), "[F]")
     checks.operand(op, "std", std, window, (bin_end - bin_begin,), "[F]")
-    checks.require(not log or floor > 0, op, f"floor is {floor}", "above 0 for a logarithm")
+    checks.require(
+        not log or floor >= torch.finfo(window.dtype).tiny, op, f"floor is {floor}",
+        "a normal positive number of the window's dtype, for a logarithm",
+    )  # fmt: skip
     checks.require(
         pad_mode in PAD_MODES, op, f"pad_mode is '{pad_mode}'", "'reflect', 'constant', 'replicate' or 'circular'"
     )
@@ -244,7 +247,8 @@ def power_spectrogram(
     Args:
         wave: ``[B, N]`` float32, float64, or int16, which stands for sample / 32768.
         window: ``[W]``, W ≤ n_fft, of the wave's dtype (float32 for int16).
-        n_fft, hop_length: samples.
+        n_fft, hop_length: samples. Prime factors of n_fft above 500 are slow, and less accurate than torch's in
+            float32.
         bins: first bin and the one past the last; all n_fft // 2 + 1 if not given.
         lengths: samples of each row, int64 or int32 ``[B]``, on the wave's device. A row shorter than one window
             is one frame padded with zeros; an empty row has no frame.
@@ -257,6 +261,7 @@ def power_spectrogram(
         RuntimeError: an argument that does not fit, by name; samples that are not finite. On CUDA neither samples
             nor lengths are read.
     """
+    checks.tensors("power_spectrogram", wave=wave, window=window, lengths=lengths, mean=mean, std=std)
     begin, end = (0, n_fft // 2 + 1) if bins is None else bins
     for name, constant in (("window", window), ("mean", mean), ("std", std)):
         good = constant is None or not constant.requires_grad
@@ -327,7 +332,13 @@ class PowerSpectrogram(nn.Module):
             raise ValueError(
                 f"PowerSpectrogram: no bin lies in {f_min}..{f_max} Hz; bins are {sample_rate / n_fft} Hz apart"
             )
-        self.register_buffer("window", window_fn(win_length, **(wkwargs or {})), persistent=False)
+        window = window_fn(win_length, **(wkwargs or {}))
+        if tuple(window.shape) != (win_length,):
+            raise ValueError(
+                f"PowerSpectrogram: window_fn gave shape {list(window.shape)}; "
+                f"it must be [win_length] = [{win_length}]"
+            )
+        self.register_buffer("window", window)
         count = self.bins[1] - self.bins[0]
         self.register_buffer("mean", torch.zeros(count))
         self.register_buffer("std", torch.ones(count))
@@ -339,16 +350,29 @@ class PowerSpectrogram(nn.Module):
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
         """Normalise by these from now on: ``[F]`` each, finite, std above 0."""
-        for name, value, buffer in (("mean", mean, self.mean), ("std", std, self.std)):
-            checks.shape("PowerSpectrogram", name, value, tuple(buffer.shape), "[F]")
-            good = bool(value.isfinite().all()) and (name == "mean" or bool((value > 0).all()))
-            checks.require(good, "PowerSpectrogram", f"{name} has a value out of range",
-                           "finite" if name == "mean" else "finite and above 0")  # fmt: skip
-            buffer.copy_(value)
+        for name, value in (("mean", mean), ("std", std)):
+            checks.shape("PowerSpectrogram", name, value, tuple(self.mean.shape), "[F]")
+        mean, std = (value.detach().to(self.mean) for value in (mean, std))
+        checks.require(bool(mean.isfinite().all()), "PowerSpectrogram", "mean has a value out of range", "finite")
+        good = bool((std.isfinite() & (std > 0)).all())
+        checks.require(good, "PowerSpectrogram", "std has a value out of range", "finite and above 0")
+        with torch.no_grad():
+            self.mean.copy_(mean)
+            self.std.copy_(std)
         self.normalize = True
 
+    def _apply(self, fn, recurse=True):
+        """Moves and casts the buffers, but never to half precision, in which a power spectrogram overflows."""
+        before = dict(self.named_buffers())
+        super()._apply(fn, recurse)
+        for name, value in before.items():
+            now = getattr(self, name)
+            if now.dtype in checks.HALF:
+                setattr(self, name, value.to(now.device))
+        return self
+
     def get_extra_state(self) -> Tensor:
-        return torch.tensor(self.normalize)
+        return torch.tensor(self.normalize, device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
         self.normalize = bool(state)
@@ -367,6 +391,8 @@ class PowerSpectrogram(nn.Module):
     def forward(self, wave: Tensor, lengths: Tensor | None = None):
         """``[B, T, F]`` of ``wave`` ``[B, N]``; with ``lengths`` ``[B]`` in samples, also the lengths in frames."""
         mean, std = (self.mean, self.std) if self.normalize else (None, None)
+        if isinstance(wave, Tensor) and wave.dtype == torch.int16 and self.window.dtype == torch.float64:
+            wave = wave.double() / 32768
         spec = power_spectrogram(
             wave, self.window, self.n_fft, self.hop_length, self.bins, lengths, mean, std,
             log=self.log, floor=self.floor, center=self.center, pad_mode=self.pad_mode,

@@ -72,13 +72,13 @@ def spectrogram_arguments(batch, samples, width, n_fft, hop, *, ragged_rows=Fals
 
 def gru_cases():
     for sizes in [(1, 1, 1, 1), (5, 3, 2, 7), (4, 5, 1, 129), (9, 17, 2, 16), (3, 4, 2, 1)]:
-        for ragged_rows, reset_after, batch_first in itertools.product((False, True), repeat=3):
-            yield sizes, {"ragged_rows": ragged_rows, "reset_after": reset_after, "batch_first": batch_first,
-                          "biased": ragged_rows}  # fmt: skip
+        for ragged_rows, reset_after, biased in itertools.product((False, True), repeat=3):
+            yield sizes, {"ragged_rows": ragged_rows, "reset_after": reset_after, "biased": biased,
+                          "batch_first": ragged_rows ^ reset_after ^ biased}  # fmt: skip
 
 
 def pool_cases():
-    for sizes in [(1, 1, 1), (3, 5, 7), (4, 1, 129), (5, 33, 16), (2, 300, 1)]:
+    for sizes in [(1, 1, 1), (3, 5, 7), (4, 1, 129), (5, 33, 16), (2, 300, 1), (2, 3000, 8)]:
         for ragged_rows in (False, True):
             yield sizes, {"ragged_rows": ragged_rows}
 

@@ -32,6 +32,12 @@ def test_large_scores_neither_overflow_nor_lose_the_largest(scale):
         assert torch.equal(weights, torch.tensor([[0.0, 1.0, 0.0]])) and pooled.item() == h[0, 1].item()
 
 
+def test_scores_of_minus_infinity_weigh_nothing():
+    h = torch.tensor([[[-1e30], [1.0], [2.0]]])
+    pooled, weights = attention_pool(h, torch.tensor([1e30]))
+    assert pooled.item() == 2 and weights.tolist() == [[0, 0, 1]]
+
+
 def test_padding_is_never_read():
     h, lengths = torch.randn(3, 5, 4), torch.tensor([5, 2, 0])
     wanted = attention_pool(h, torch.ones(4), lengths)

@@ -23,7 +23,7 @@ from samples import (
     spread,
 )
 
-from ser_fast import backends, gru, power_spectrogram
+from ser_fast import attention_pool, backends, gru, power_spectrogram
 
 SMALL = [
     ("gru", gru_arguments(3, 3, 2, 2, ragged_rows=True, reset_after=True)),
@@ -212,7 +212,7 @@ BAD = [
     ("power_spectrogram", change(SPECTROGRAM, 4, 6), "bin_begin is 6; it must be in 0..5", False),
     ("power_spectrogram", change(SPECTROGRAM, 5, 7), "bin_end is 7; it must be in 1..6", False),
     ("power_spectrogram", change(SPECTROGRAM, 7, torch.zeros(5).double()), r"mean has shape \[5\]; it must be \[F\]", False),
-    ("power_spectrogram", change(SPECTROGRAM, 10, 0.0), "floor is 0.*above 0", False),
+    ("power_spectrogram", change(SPECTROGRAM, 10, 0.0), "floor is 0.*a normal positive number", False),
     ("power_spectrogram", change(SPECTROGRAM, 12, "odd"), "pad_mode is 'odd'; it must be 'reflect'", False),
     ("power_spectrogram", change(SMALL[5][1], 6, torch.tensor([20, 3])), "row 1 of wave has 3 samples", True),
 ]  # fmt: skip
@@ -295,6 +295,42 @@ def test_backend_names_are_checked():
     result = subprocess.run([sys.executable, "-c", "import ser_fast"], capture_output=True, text=True,
                             env={"SER_FAST_BACKEND": "fast", "PATH": "/usr/bin:/bin"})  # fmt: skip
     assert "SER_FAST_BACKEND is 'fast'; it must be one of auto, compiled, reference" in result.stderr
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script.:DeprecationWarning")  # torch's own, on its first jvp
+def test_forward_mode_derivatives_are_refused_not_dropped():
+    """An op without a forward-mode rule would return a tangent of zero in silence."""
+    h = torch.randn(2, 4, 3)
+    with pytest.raises(RuntimeError, match="h has a forward-mode tangent; it must be without one"):
+        torch.func.jvp(lambda h: attention_pool.attention_pool(h, torch.ones(3))[0], (h,), (h,))
+    with pytest.raises(RuntimeError, match="gx has a forward-mode tangent"):
+        torch.func.jvp(lambda gx: gru.gru(gx, *GRU[1:4])[0], (GRU[0],), (GRU[0],))
+    with pytest.raises(RuntimeError, match="wave has a forward-mode tangent"):
+        torch.func.jvp(lambda w: power_spectrogram.power_spectrogram(w, torch.ones(4), 4, 2), (h[0],), (h[0],))
+
+
+@pytest.mark.parametrize("payload", [1, 0x1FF, 0x200, 0x3FFFFF])
+def test_every_nan_comes_through_the_gates(payload):
+    gx = torch.zeros(1, 1, 1, 3)
+    for gate in range(3):
+        gx.zero_().view(torch.int32)[0, 0, 0, gate] = 0x7FC00000 | payload
+        y, _ = gru.gru(gx, torch.ones(1, 3, 1), h0=torch.ones(1, 1, 1))
+        assert y.isnan().all()
+
+
+@pytest.mark.parametrize("pad_mode", ["constant", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize("center", [False, True])
+def test_what_lies_past_a_waves_length_reaches_neither_output_nor_gradient(center, pad_mode):
+    lengths = torch.tensor([60, 30])
+    wave = torch.randn(2, 60, dtype=torch.float64)
+    noisy = wave.masked_fill(torch.arange(60) >= lengths[:, None], float("nan"))
+    results = []
+    for given in (wave, noisy):
+        given = given.requires_grad_()
+        spec = power_spectrogram.power_spectrogram(given, torch.ones(8).double(), 8, 4, lengths=lengths, center=center,
+                                                   pad_mode=pad_mode)  # fmt: skip
+        results.append((spec, torch.autograd.grad(spec.sum(), given)[0]))
+    assert all(torch.equal(one, other) for one, other in zip(*results))
 
 
 def test_functions_do_not_warn(recwarn):

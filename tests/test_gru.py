@@ -3,7 +3,6 @@
 import copy
 import pickle
 import random
-from itertools import pairwise
 
 import pytest
 import torch
@@ -110,6 +109,12 @@ def test_lengths_equal_packing(bidirectional, batch_first):
         found, states = ours(noisy, lengths=given)
         assert_exact(found, y)
         assert_exact(states, h_n)
+        ours.zero_grad()
+        (found.sum() + states.sum()).backward()
+        theirs.zero_grad()
+        (y.sum() + h_n.sum()).backward(retain_graph=True)
+        for one, other in zip(ours.parameters(), theirs.parameters()):
+            assert_exact(one.grad, other.grad)
 
 
 def test_an_empty_row_keeps_its_state_and_gives_zeros():
@@ -228,14 +233,12 @@ def test_cell_walks_like_the_layer(reset_after):
         assert_exact(cell(x[0], state), theirs(x[0], state))
 
 
-def test_lengths_cost_what_they_hold():
-    """Short rows stop at their own end: their gates stay zero."""
+def test_outputs_and_gates_are_zero_past_each_length():
     lengths = ragged(5, 12)
     gx, w = torch.randn(12, 5, 2, 9), torch.randn(2, 9, 3)
     y, _, gates = torch.ops.ser_fast.gru(gx, w, None, None, lengths, True, True)
     past = torch.arange(12)[:, None] >= lengths
     assert not y[past].any() and not gates[past].any()
-    assert all(a <= b for a, b in pairwise(sorted(lengths.tolist())))
 
 
 BAD_MODULES = [
@@ -256,6 +259,14 @@ BAD_MODULES = [
      "lengths is given beside an unbatched input; it must be left out"),
     (lambda: ser_fast.GRU(3, 2)(pack_sequence([torch.randn(2, 3)]), lengths=torch.tensor([2])), RuntimeError,
      "lengths is given beside a PackedSequence; it must be left out"),
+    (lambda: ser_fast.GRU(3, 2)(torch.randn(4, 2, 3).double()), RuntimeError, "GRU: input has dtype float64; it must be float32"),
+    (lambda: ser_fast.GRU(3, 2)(torch.randn(4, 2, 3), torch.zeros(1, 2, 2).double()), RuntimeError, "GRU: hx has dtype float64"),
+    (lambda: ser_fast.GRU(3, 2)(torch.randn(4, 2, 3), lengths=[4, 1]), RuntimeError, r"GRU: lengths is a list; it must be a torch\.Tensor"),
+    (lambda: ser_fast.GRU(3, 2)(torch.randn(4, 2, 3).to_sparse()), RuntimeError, "GRU: input has layout torch.sparse_coo"),
+    (lambda: ser_fast.GRU(3, 2)(pack_sequence([torch.randn(2, 3), torch.randn(4, 3)], enforce_sorted=False), torch.zeros(1, 3, 2)),
+     RuntimeError, r"GRU: hx has shape \[1, 3, 2\]; it must be \[layers \* D, B, H\] = \[1, 2, 2\]"),
+    (lambda: ser_fast.GRUCell(3, 0), ValueError, "GRUCell: hidden_size is 0; it must be at least 1"),
+    (lambda: ser_fast.GRUCell(3, 2)(torch.zeros(0, 3)), RuntimeError, r"GRUCell: input has shape \[0, 3\]"),
     (lambda: ser_fast.GRUCell(3, 2)(torch.randn(4, 5)), RuntimeError, "GRUCell: input has 5 features; it must be 3"),
     (lambda: ser_fast.GRUCell(3, 2)(torch.randn(4, 3), torch.zeros(3, 2)), RuntimeError, r"GRUCell: hx has shape \[3, 2\]"),
 ]  # fmt: skip

@@ -48,6 +48,17 @@ def test_every_weight_gets_a_gradient(name):
         assert weight.grad is not None and torch.isfinite(weight.grad).all() and weight.grad.any(), key
 
 
+@pytest.mark.parametrize("name", ["cgru", "bigru_mha"])
+def test_compiles_without_a_graph_break(name):
+    model = BUILDS[name]().eval()
+    wave, lengths = batch(torch.float32)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    logits = compiled(wave, lengths)
+    assert torch.allclose(logits, model(wave, lengths), atol=1e-6)
+    logits.sum().backward()
+    assert all(torch.isfinite(weight.grad).all() for weight in model.parameters())
+
+
 def test_an_empty_row_is_finite():
     for name in ("cgru", "bigru_mha"):
         model = BUILDS[name]().eval()

@@ -112,6 +112,44 @@ def test_statistics_travel_with_the_state_dict():
     assert torch.equal(wanted(wave), normalized)
 
 
+def test_half_modules_keep_their_spectrogram_in_float32():
+    wave = torch.randn(2, 4000)
+    front = ser_fast.PowerSpectrogram(log=True)
+    spec = front(wave)
+    front.set_statistics(spec.mean((0, 1)), spec.std((0, 1)))
+    wanted = front(wave)
+    for dtype in (torch.bfloat16, torch.float16):
+        assert torch.equal(front.to(dtype)(wave), wanted)
+    for model in (ser_fast.CGRU(3), ser_fast.BiGRUMHA(3)):
+        logits = model.eval()(wave)
+        half = model.bfloat16()(wave)
+        assert half.dtype == torch.bfloat16 and torch.allclose(half.float(), logits, atol=0.05)
+
+
+def test_statistics_are_set_whole_or_not_at_all():
+    front = ser_fast.PowerSpectrogram()
+    with pytest.raises(RuntimeError, match="std has a value out of range"):
+        front.set_statistics(torch.full((401,), 7.0), torch.full((401,), 1e-60, dtype=torch.float64))
+    assert not front.mean.any() and not front.normalize
+    front.set_statistics(torch.zeros(401, requires_grad=True), torch.ones(401))
+    front(torch.randn(1, 1000))
+
+
+def test_a_model_built_on_meta_is_whole_once_its_weights_are_loaded():
+    model = ser_fast.BiGRUMHA(3).eval()
+    with torch.device("meta"):
+        empty = ser_fast.BiGRUMHA(3).eval()
+    empty.load_state_dict(model.state_dict(), assign=True)
+    wave = torch.randn(1, 3000)
+    assert torch.equal(empty(wave), model(wave))
+
+
+def test_int16_into_a_float64_module():
+    whole = torch.randint(-(2**15), 2**15, (2, 3000), dtype=torch.int16)
+    front = ser_fast.PowerSpectrogram().double()
+    assert torch.equal(front(whole), front(whole.double() / 32768))
+
+
 def test_gradient_reaches_the_wave_through_the_module():
     front = ser_fast.PowerSpectrogram(100, 20, 16, 8, 0, 50, log=True).double()
     wave = torch.randn(2, 60, dtype=torch.float64, requires_grad=True)
@@ -133,6 +171,7 @@ def test_quiet_audio_has_no_warning():
         ({"f_max": 9000.0}, r"f_min, f_max are 0.0, 9000.0; they must be in order within 0..8000.0"),
         ({"f_min": 3.0, "f_max": 4.0}, "no bin lies in 3.0..4.0 Hz; bins are 10.0 Hz apart"),
         ({"pad_mode": "same"}, "pad_mode is 'same'; it must be one of reflect"),
+        ({"window_fn": lambda n: torch.ones(n - 1)}, r"window_fn gave shape \[639\]; it must be \[win_length\] = \[640\]"),
         ({"mean": torch.zeros(401)}, "mean and std are given one without the other"),
         ({"mean": torch.zeros(400), "std": torch.ones(400)}, r"mean has shape \[400\]; it must be \[F\] = \[401\]"),
         ({"mean": torch.zeros(401), "std": torch.zeros(401)}, "std has a value out of range; it must be finite and above 0"),

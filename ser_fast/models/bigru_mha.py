@@ -23,13 +23,16 @@ POOLINGS = ("mean", "attention")
 class MultiHeadSelfAttention(nn.Module):
     """softmax(Q Kᵀ / √d) V in each head, over the valid frames, and an output projection (equations 6 and 7).
 
-    The same results and parameters as ``nn.MultiheadAttention(embed_dim, num_heads)`` on one input.
+    Computes what ``nn.MultiheadAttention(embed_dim, num_heads)`` does on one input; ``in_proj_weight`` is
+    ``in_proj.weight`` here.
     """
 
     def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0):
         super().__init__()
         if num_heads < 1 or embed_dim % num_heads:
-            raise ValueError(f"num_heads is {num_heads}; it must divide the features, {embed_dim}")
+            raise ValueError(f"BiGRUMHA: num_heads is {num_heads}; it must divide 2 * hidden_size = {embed_dim}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"BiGRUMHA: attention_dropout is {dropout}; it must be in 0..1, 1 excluded")
         self.num_heads = num_heads
         self.dropout = dropout
         self.in_proj = nn.Linear(embed_dim, 3 * embed_dim)
@@ -91,8 +94,6 @@ class BiGRUMHA(nn.Module):
         if pooling not in POOLINGS:
             raise ValueError(f"BiGRUMHA: pooling is '{pooling}'; it must be one of {', '.join(POOLINGS)}")
         width = 2 * hidden_size
-        if num_heads < 1 or width % num_heads:
-            raise ValueError(f"BiGRUMHA: num_heads is {num_heads}; it must divide 2 * hidden_size = {width}")
         self.spectrogram = PowerSpectrogram(sample_rate, n_fft, win_length, hop_length, f_max=f_max, log=log)
         bins = self.spectrogram.bins[1] - self.spectrogram.bins[0]
         self.rnn = GRU(bins, hidden_size, num_layers, batch_first=True, bidirectional=True, reset_after=reset_after)
@@ -113,7 +114,7 @@ class BiGRUMHA(nn.Module):
         With ``return_weights`` also the attention ``[B, heads, T, T]``, from each frame (row) to each (column).
         """
         x, lengths = self.spectrogram(wave, full_lengths(wave) if lengths is None else lengths)
-        x, _ = self.rnn(x, lengths=lengths)
+        x, _ = self.rnn(x.to(self.classifier.weight.dtype), lengths=lengths)
         attended = self.attention(x, lengths, return_weights)
         x, weights = attended if return_weights else (attended, None)
         pooled = masked_mean(x, lengths) if self.pool is None else self.pool(x, lengths)

@@ -59,6 +59,8 @@ class CGRU(nn.Module):
             raise ValueError(f"CGRU: num_classes is {num_classes}; it must be at least 2")
         if cell not in CELLS:
             raise ValueError(f"CGRU: cell is '{cell}'; it must be one of {', '.join(CELLS)}")
+        if len(channels) != 2 or min(channels) < 1:
+            raise ValueError(f"CGRU: channels is {channels}; it must be two numbers of at least 1")
         self.spectrogram = PowerSpectrogram(sample_rate, n_fft, win_length, hop_length, f_max=f_max, log=True)
         self.conv1 = ChannelPairConv(channels[0])
         self.conv2 = nn.Conv2d(channels[0], channels[1], (5, 3), padding=(2, 1))
@@ -84,7 +86,8 @@ class CGRU(nn.Module):
         without attention.
         """
         x, lengths = self.spectrogram(wave, full_lengths(wave) if lengths is None else lengths)
-        x = _halve(self.conv1(_channels(_standardize(_gray(x, lengths), lengths), lengths)), lengths)
+        image = _channels(_standardize(_gray(x, lengths), lengths), lengths).to(self.classifier.weight.dtype)
+        x = _halve(self.conv1(image), lengths)
         lengths = (lengths + 1) // 2
         x = _halve(self.conv2(x), lengths)
         lengths = (lengths + 1) // 2
@@ -123,8 +126,8 @@ class ChannelPairConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[B, 3, T, F]`` to ``[B, C, T, F]``."""
         pairs = torch.cat([x[:, :2], x[:, 1:]]).contiguous(memory_format=torch.channels_last)
-        first, second = self.conv(pairs).chunk(2)
-        return torch.maximum(first, second)
+        both = self.conv(pairs)
+        return torch.maximum(both[: len(x)], both[len(x) :])
 
 
 def _gray(log_power: Tensor, lengths: Tensor) -> Tensor:
