@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -156,6 +157,22 @@ def check_folder(config: TrainConfig, options: dict) -> None:
     _require(not changed, "out", f"{config.out}, where a run with another {', '.join(changed)} lies", allowed)
 
 
+@contextmanager
+def only_writer(folder: Path):
+    """Hold the folder for this process; the system lets go of it however the process ends."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"out is {folder}, where another process is training; it must be a new folder") from None
+        yield
+
+
 def load_dataset(spec: str, sample_rate: int, skip_bad: bool = False) -> Dataset:
     corpus = load_corpus(spec)
     utterances, waves, errors = read_corpus(corpus.utterances, sample_rate, skip_bad)
@@ -259,10 +276,11 @@ class Trainer:
 
     def run(self) -> dict:
         """Train what is left and return the test's metrics, which ``summary.json`` keeps."""
-        while self.progress.epoch < self.config.epochs:
-            self._train_epoch()
-            self._keep()
-        return self._finish()
+        with only_writer(self.folder):
+            while self.progress.epoch < self.config.epochs:
+                self._train_epoch()
+                self._keep()
+            return self._finish()
 
     def _open_folder(self) -> None:
         check_folder(self.config, self.options)

@@ -62,7 +62,7 @@ def test_info_says_what_runs():
 def test_a_run_folder_holds_everything(run):
     names = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     assert names == {
-        "config.json", "metrics.jsonl", "best.safetensors", "last.safetensors", "summary.json", "report.html",
+        ".lock", "config.json", "metrics.jsonl", "best.safetensors", "last.safetensors", "summary.json", "report.html",
         "figures/loss.png", "figures/confusion.png", "figures/attention.png",
     }  # fmt: skip
     page = (run / "report.html").read_text()

@@ -17,7 +17,16 @@ from ser_fast.batches import LengthSortedBatches
 from ser_fast.corpora.synthetic import synthesize
 from ser_fast.metrics import classification
 from ser_fast.models import BiGRUMHA
-from ser_fast.training import Dataset, TrainConfig, Trainer, fit_statistics, load_dataset, loss_function, split
+from ser_fast.training import (
+    Dataset,
+    TrainConfig,
+    Trainer,
+    fit_statistics,
+    load_dataset,
+    loss_function,
+    only_writer,
+    split,
+)
 
 EMOTIONS = ("anger", "neutral", "sadness")
 TINY = {"channels": (4, 4), "hidden_size": 8}
@@ -114,6 +123,13 @@ def test_the_loss_falls_and_a_finished_run_is_left_as_it_is(dataset, tmp_path):
         ValueError, match=r"out is .*, where a run with another learning_rate lies; it must be a new folder"
     ):
         Trainer(config(out, epochs=12, batch_size=4, learning_rate=1e-3), TINY, dataset)
+
+
+def test_two_processes_cannot_write_one_folder(dataset, tmp_path):
+    trainer = Trainer(config(tmp_path, epochs=1), TINY, dataset)
+    with only_writer(tmp_path), pytest.raises(ValueError, match="where another process is training"):
+        trainer.run()
+    trainer.run()
 
 
 def test_a_run_can_be_made_longer(dataset, tmp_path):
