@@ -97,16 +97,24 @@ struct ForwardWeights {
 // Scratch of one task: states, r h, and the two products; rows beyond the tile's stay zero.
 template <class T>
 struct ForwardScratch {
-  std::vector<T> h, q, product, candidate, reset, update;
+  std::vector<T> h, q, product, candidate, gates;
 
   ForwardScratch(int64_t hidden, const ForwardWeights<T>& weights)
       : h(kRows * hidden),
         q(kRows * hidden),
         product(kRows * weights.gates.padded()),
         candidate(kRows * weights.candidate.padded()),
-        reset(hidden),
-        update(kRows * hidden) {}
+        gates(kRows * 4 * hidden) {}
 };
+
+// Where a row's r, z, n and q of a step go: to the backward's tensor, or nowhere in particular.
+template <class T>
+SER_FAST_INLINE T* gates_at(const GruForward<T>& args, const Tile& tile, int64_t row, int64_t step,
+                            ForwardScratch<T>& scratch) {
+  const int64_t width = 4 * args.shape.hidden;
+  if (!args.gates.data) return scratch.gates.data() + row * width;
+  return args.gates.at(tile.frame(row, step), tile.first + row) + tile.direction * width;
+}
 
 template <class T>
 SER_FAST_INLINE void step_reset_after(const GruForward<T>& args, const Tile& tile, const T* bias, int64_t step,
@@ -120,15 +128,15 @@ SER_FAST_INLINE void step_reset_after(const GruForward<T>& args, const Tile& til
     const T* __restrict product = scratch.product.data() + row * weights.gates.padded();
     T* __restrict h = scratch.h.data() + row * H;
     T* __restrict y = args.y.at(t, b) + tile.direction * H;
-    T* __restrict saved = args.gates.data ? args.gates.at(t, b) + tile.direction * 4 * H : nullptr;
-    T* __restrict reset = saved ? saved : scratch.reset.data();
-    for (int64_t j = 0; j < H; ++j) reset[j] = sigmoid(gx[j] + product[j] + bias[j]);
+    T* __restrict gates = gates_at(args, tile, row, step, scratch);
+    SER_FAST_INDEPENDENT
     for (int64_t j = 0; j < H; ++j) {
-      const T z = sigmoid(gx[H + j] + product[H + j] + bias[H + j]);
-      const T q = product[2 * H + j] + bias[2 * H + j];
-      const GruState<T> next = gru_cell(z, gx[2 * H + j] + reset[j] * q, h[j]);
+      const T r = gates[j] = sigmoid(gx[j] + product[j] + bias[j]);
+      const T z = gates[H + j] = sigmoid(gx[H + j] + product[H + j] + bias[H + j]);
+      const T q = gates[3 * H + j] = product[2 * H + j] + bias[2 * H + j];
+      const GruState<T> next = gru_cell(z, gx[2 * H + j] + r * q, h[j]);
+      gates[2 * H + j] = next.n;
       h[j] = y[j] = next.h;
-      if (saved) saved[H + j] = z, saved[2 * H + j] = next.n, saved[3 * H + j] = q;
     }
   }
 }
@@ -145,13 +153,12 @@ SER_FAST_INLINE void step_reset_before(const GruForward<T>& args, const Tile& ti
     const T* __restrict product = scratch.product.data() + row * weights.gates.padded();
     const T* __restrict h = scratch.h.data() + row * H;
     T* __restrict q = scratch.q.data() + row * H;
-    T* __restrict update = scratch.update.data() + row * H;
-    T* __restrict saved = args.gates.data ? args.gates.at(t, b) + tile.direction * 4 * H : nullptr;
+    T* __restrict gates = gates_at(args, tile, row, step, scratch);
+    SER_FAST_INDEPENDENT
     for (int64_t j = 0; j < H; ++j) {
-      const T r = sigmoid(gx[j] + product[j] + bias[j]);
-      update[j] = sigmoid(gx[H + j] + product[H + j] + bias[H + j]);
-      q[j] = r * h[j];
-      if (saved) saved[j] = r, saved[H + j] = update[j], saved[3 * H + j] = q[j];
+      const T r = gates[j] = sigmoid(gx[j] + product[j] + bias[j]);
+      gates[H + j] = sigmoid(gx[H + j] + product[H + j] + bias[H + j]);
+      q[j] = gates[3 * H + j] = r * h[j];
     }
   }
   weights.candidate.multiply(scratch.q.data(), H, scratch.candidate.data());
@@ -160,14 +167,14 @@ SER_FAST_INLINE void step_reset_before(const GruForward<T>& args, const Tile& ti
     const int64_t t = tile.frame(row, step), b = tile.first + row;
     const T* __restrict gx = args.gx.at(t, b) + tile.direction * 3 * H;
     const T* __restrict product = scratch.candidate.data() + row * weights.candidate.padded();
-    const T* __restrict update = scratch.update.data() + row * H;
     T* __restrict h = scratch.h.data() + row * H;
     T* __restrict y = args.y.at(t, b) + tile.direction * H;
-    T* __restrict saved = args.gates.data ? args.gates.at(t, b) + tile.direction * 4 * H : nullptr;
+    T* __restrict gates = gates_at(args, tile, row, step, scratch);
+    SER_FAST_INDEPENDENT
     for (int64_t j = 0; j < H; ++j) {
-      const GruState<T> next = gru_cell(update[j], gx[2 * H + j] + product[j] + bias[2 * H + j], h[j]);
+      const GruState<T> next = gru_cell(gates[H + j], gx[2 * H + j] + product[j] + bias[2 * H + j], h[j]);
+      gates[2 * H + j] = next.n;
       h[j] = y[j] = next.h;
-      if (saved) saved[2 * H + j] = next.n;
     }
   }
 }
@@ -241,6 +248,7 @@ SER_FAST_INLINE void add_through_gates(const Tile& tile, int64_t H, int64_t dept
     if (step >= tile.length[row]) continue;
     const T* __restrict product = scratch.product.data() + row * weights.gates.padded();
     T* __restrict grad_h = scratch.grad_h.data() + row * H;
+    SER_FAST_INDEPENDENT
     for (int64_t j = 0; j < H; ++j) grad_h[j] += product[j];
   }
 }
@@ -259,6 +267,7 @@ SER_FAST_INLINE void back_reset_after(const GruBackward<T>& args, const Tile& ti
     T* __restrict grad_q = args.grad_q.at(t, b) + tile.direction * H;
     T* __restrict grad_gates = scratch.grad_gates.data() + row * 3 * H;
     T* __restrict grad_h = scratch.grad_h.data() + row * H;
+    SER_FAST_INDEPENDENT
     for (int64_t j = 0; j < H; ++j) {
       const T r = gates[j], z = gates[H + j], n = gates[2 * H + j], q = gates[3 * H + j];
       const T grad = grad_h[j] + grad_y[j];
@@ -287,6 +296,7 @@ SER_FAST_INLINE void back_reset_before(const GruBackward<T>& args, const Tile& t
     T* __restrict grad_gates = scratch.grad_gates.data() + row * 2 * H;
     T* __restrict grad_n = scratch.grad_n.data() + row * H;
     T* __restrict grad_h = scratch.grad_h.data() + row * H;
+    SER_FAST_INDEPENDENT
     for (int64_t j = 0; j < H; ++j) {
       const T z = gates[H + j], n = gates[2 * H + j];
       const T grad = grad_h[j] + grad_y[j];
@@ -306,6 +316,7 @@ SER_FAST_INLINE void back_reset_before(const GruBackward<T>& args, const Tile& t
     T* __restrict grad_gx = args.grad_gx.at(t, b) + tile.direction * 3 * H;
     T* __restrict grad_gates = scratch.grad_gates.data() + row * 2 * H;
     T* __restrict grad_h = scratch.grad_h.data() + row * H;
+    SER_FAST_INDEPENDENT
     for (int64_t j = 0; j < H; ++j) {
       const T r = reset[j];
       grad_gates[j] = grad_gx[j] = grad_q[j] * h[j] * r * (1 - r);

@@ -16,6 +16,13 @@
 #define SER_FAST_CLONES
 #endif
 
+// Before a loop: its iterations do not depend on each other, whatever their pointers look like to the compiler.
+#if defined(__clang__)
+#define SER_FAST_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define SER_FAST_INDEPENDENT _Pragma("GCC ivdep")
+#endif
+
 namespace ser_fast {
 
 template <class T>
