@@ -65,5 +65,9 @@ def note(text: str) -> str:
     return f'<p class="note">{html.escape(text)}</p>'
 
 
+def preformatted(text: str) -> str:
+    return f"<pre>{html.escape(text)}</pre>"
+
+
 def heading(text: str) -> str:
     return f"<h2>{html.escape(text)}</h2>"

@@ -1,6 +1,5 @@
 """Whole runs as the command line starts them: train with figures and a report, and the demonstration."""
 
-import json
 from pathlib import Path
 
 from ser_fast import figures, report
@@ -30,7 +29,7 @@ def train(config: TrainConfig, options: dict) -> dict:
         report.per_class(summary["best"]),
         *(report.picture(path, path.stem) for path in drawn),
         report.heading("Options"),
-        f"<pre>{json.dumps(json.loads((trainer.folder / 'config.json').read_text()), indent=1)}</pre>",
+        report.preformatted((trainer.folder / "config.json").read_text()),
     ]
     page = report.write(trainer.folder / "report.html", f"{config.model} on {dataset.name}", parts)
     _print_scores(f"Test: {summary['protocol']}", {"best epoch": summary["best"], "last epoch": summary["last"]})
