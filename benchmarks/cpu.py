@@ -91,7 +91,7 @@ def machine() -> dict:
     model = next(
         (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor()
     )
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True,
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True,
                             cwd=Path(__file__).parent).stdout.strip()  # fmt: skip
     return {
         "processor": f"{model}, {torch.backends.cpu.get_cpu_capability()}",

@@ -2,7 +2,7 @@
 
 import inspect
 import json
-import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,8 +12,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ser_fast.models import MODELS
+from ser_fast.run_folder import write_atomically
 
 FORMAT = "ser_fast checkpoint 1"
+_OPTIMIZER = re.compile(r"optimizer\.([0-9]{1,9})\.(\w+)")
 
 
 class CheckpointError(ValueError):
@@ -40,22 +42,9 @@ class Checkpoint:
         try:
             model = MODELS[self.model](len(self.classes), **self.options)
             model.load_state_dict(self.weights)
-        except (RuntimeError, TypeError, ValueError) as error:
+        except Exception as error:  # whatever options and tensors of a stranger make a constructor do
             raise CheckpointError(f"{path} does not fit {self.model}: {error}") from error
         return model.eval()
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: a reader, or a crash, finds the old content or the new."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -81,7 +70,7 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from error
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path} has format {metadata.get('format')!r}; it must be {FORMAT!r}")
@@ -91,21 +80,25 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     known = set(inspect.signature(MODELS[metadata["model"]].__init__).parameters) - {"self", "num_classes"}
     if not isinstance(options, dict) or not set(options) <= known:
         raise CheckpointError(f"{path} has options {options!r}; they must be among {sorted(known)}")
-    if not isinstance(classes, list) or len(classes) < 2 or not all(isinstance(name, str) for name in classes):
-        raise CheckpointError(f"{path} has classes {classes!r}; they must be two or more names")
+    named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    if not named or len(set(classes)) < max(2, len(classes)):
+        raise CheckpointError(f"{path} has classes {classes!r}; they must be two or more names, all different")
+    if not isinstance(progress, dict):
+        raise CheckpointError(f"{path} has progress {progress!r}; it must be a JSON object")
     weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
     optimizer: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".")
-            optimizer.setdefault(int(index), {})[key] = tensor
+        if match := _OPTIMIZER.fullmatch(name):
+            optimizer.setdefault(int(match[1]), {})[match[2]] = tensor
+        elif not name.startswith("model."):
+            raise CheckpointError(f"{path} holds a tensor {name!r}; it must be model.NAME or optimizer.NUMBER.NAME")
     return Checkpoint(metadata["model"], options, classes, weights, progress, optimizer)
 
 
 def _decode(path: Path, metadata: dict, name: str):
     try:
         return json.loads(metadata[name])
-    except (KeyError, json.JSONDecodeError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} has no readable {name} in its header: {error}") from error
 
 
@@ -114,4 +107,14 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, T
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[int, dict[str, Tensor]]) -> None:
+    """Give an optimizer the state of one over the same parameters.
+
+    Raises:
+        CheckpointError: the state is of other parameters.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, tensors in state.items():
+        for name, tensor in tensors.items():
+            if index >= len(parameters) or (tensor.dim() and tensor.shape != parameters[index].shape):
+                raise CheckpointError(f"the optimizer's {name} of parameter {index} fits none of the model's")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,77 +1,105 @@
 """The command line: ``ser-fast demo | train | predict | info``, also ``python -m ser_fast``."""
 
+import argparse
 import json
 import os
 import sys
 from pathlib import Path
 
+import ser_fast
 from ser_fast import info
-
-EXTRA = "this command needs the training extra: type `pip install 'ser_fast[train]'`"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; 0 if it did all it was asked for, 1 after a message if not, 2 for wrong options."""
     argv = sys.argv[1:] if argv is None else argv
-    if argv == ["info"]:
-        print(info.text())
-        return 0
     try:
+        if argv == ["info"]:  # the one command that needs torch alone
+            return _info()
         import jsonargparse  # noqa: F401, every other command needs the extra, and this says so early
 
         from ser_fast import checkpoint, runs  # noqa: F401
-    except ImportError as error:
-        print(f"ser-fast: {EXTRA} ({error})", file=sys.stderr)
-        return 1
-    options = _parser().parse_args(argv)
-    try:
+
+        options = _parse(argv)
         return _COMMANDS[options.command](options[options.command])
     except KeyboardInterrupt:
-        print("\nser-fast: interrupted; the same command goes on from the last whole epoch", file=sys.stderr)
-        return 130
+        again = "; the same command goes on from the last whole epoch" if argv[:1] in (["demo"], ["train"]) else ""
+        return _complain(f"interrupted{again}", 130)
     except BrokenPipeError:
         # The reader of a pipe went away, which ends the printing and nothing else.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except ImportError as error:
+        return _complain(f"this command needs the training extra: type `pip install 'ser_fast[train]'` ({error})", 1)
+    except argparse.ArgumentError as error:
+        return _complain(f"{error}; `ser-fast --help` and `ser-fast COMMAND --help` list the options", 2)
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         if os.environ.get("SER_FAST_TRACEBACK"):
             raise
-        print(f"ser-fast: {error}", file=sys.stderr)
-        return 1
+        return _complain(str(error), 1)
 
 
-def _parser():
+def _complain(sentence: str, code: int) -> int:
+    # A file name in it may hold what a terminal would obey.
+    safe = "".join(letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}"
+                   for letter in sentence)  # fmt: skip
+    print(f"ser-fast: {safe}", file=sys.stderr)
+    return code
+
+
+def _parse(argv: list[str]):
+    """The options, of which those of a model that is not the chosen one must be left alone."""
+    from ser_fast.models import MODELS
+
+    parser, train = _parsers()
+    options = parser.parse_args(argv)
+    if options.command == "train":
+        chosen, defaults = options.train.model, train.get_defaults()
+        for name in set(MODELS) - {chosen}:
+            for key, value in options.train[name].items():
+                if value != defaults[name][key]:
+                    raise ValueError(f"{name}.{key} is {value}, but model is {chosen}; it must be left out")
+    return options
+
+
+def _parsers():
     from jsonargparse import ArgumentParser
 
     from ser_fast.models import MODELS
     from ser_fast.training import TrainConfig
 
-    demo = ArgumentParser(
-        description="Train CGRU and its LSTM version on synthetic voices, in minutes, without data."
-    )
+    def command(description: str) -> ArgumentParser:
+        return ArgumentParser(description=description, exit_on_error=False)
+
+    demo = command("Train CGRU and its LSTM version on synthetic voices, in minutes, without data.")
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the two runs and the report")
     demo.add_argument("--epochs", type=int, default=25, help="passes over the training voices")
-    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--seed", type=int, default=0, help="of the initial weights, the batch order and the dropout")
 
-    train = ArgumentParser(description="Train a model on a corpus; the same command resumes an interrupted run.")
+    train = command("Train a model on a corpus; the same command resumes an interrupted run.")
     train.add_argument("--config", action="config", help="options in a YAML or JSON file; the line overrides it")
-    train.add_class_arguments(TrainConfig)
+    train.add_class_arguments(TrainConfig, skip={"skip_bad"})
+    train.add_argument("--skip_bad", action="store_true", help="skip and count unreadable files instead of stopping")
     for name, model in MODELS.items():
         train.add_class_arguments(model, name, skip={"num_classes"})
 
-    predict = ArgumentParser(description="Print the class probabilities of audio files.")
+    predict = command("Print the class probabilities of audio files.")
     predict.add_argument("checkpoint", type=Path, help="a .safetensors file, or a run folder for its best epoch")
     predict.add_argument("files", type=Path, nargs="+", help="audio files, or folders that hold some")
-    predict.add_argument("--json", type=bool, default=False, help="true: one JSON object a line")
-    predict.add_argument("--batch_size", type=int, default=32)
+    predict.add_argument("--json", action="store_true", help="print one JSON object a line instead of a table")
+    predict.add_argument("--batch_size", type=int, default=32, help="files that go through the model together")
 
-    parser = ArgumentParser(prog="ser-fast", description="Speech emotion recognition on fused kernels.")
+    parser = ArgumentParser(
+        prog="ser-fast", description="Speech emotion recognition on fused kernels.", exit_on_error=False,
+        version=f"ser_fast {ser_fast.__version__}",
+    )  # fmt: skip
     commands = parser.add_subcommands(dest="command")
-    commands.add_subcommand("demo", demo)
-    commands.add_subcommand("train", train)
-    commands.add_subcommand("predict", predict)
-    commands.add_subcommand("info", ArgumentParser(description="What was built, what loaded, which backend runs."))
-    return parser
+    commands.add_subcommand("demo", demo, help="train two small models on synthetic voices and compare them")
+    commands.add_subcommand("train", train, help="train a model on a corpus, or go on with a run")
+    commands.add_subcommand("predict", predict, help="print the class probabilities of audio files")
+    information = command("What was built, what loaded, which backend runs.")
+    commands.add_subcommand("info", information, help="what was built, what loaded, which backend runs")
+    return parser, train
 
 
 def _demo(options) -> int:
@@ -103,7 +131,7 @@ def _predict(options) -> int:
     for file, result in predictor.files(options.files):
         if isinstance(result, Exception):
             failed += 1
-            print(f"ser-fast: {result}", file=sys.stderr)
+            _complain(str(result), 1)
         elif options.json:
             best = max(result, key=result.get)
             print(json.dumps({"file": str(file), "label": best, "probabilities": result}), flush=True)
@@ -114,8 +142,8 @@ def _predict(options) -> int:
     return 1 if failed else 0
 
 
-def _info(options) -> int:
-    print(info.text())
+def _info(options=None) -> int:
+    print(info.text(), flush=True)
     return 0
 
 

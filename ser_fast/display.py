@@ -5,8 +5,20 @@ import sys
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
-console = Console()
+# A file or a pipe has no width that a table would have to fold its paths into.
+console = Console(width=None if sys.stdout.isatty() else 10_000)
+
+
+def plain(value: str) -> str:
+    """Text as one line without control characters, which a file name may bring to a terminal."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in value)
+
+
+def say(line: str) -> None:
+    """Print a line as it is: no markup, no colours, no folding."""
+    console.print(Text(plain(line)), soft_wrap=True)
 
 
 class TrainingDisplay:
@@ -14,8 +26,9 @@ class TrainingDisplay:
 
     def __init__(self, name: str, epochs: int):
         self.name, self.epochs = name, epochs
+        bar = [BarColumn(30)] if console.width >= 120 else []
         self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(30), TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.description}"), *bar, TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(compact=True), TextColumn("left"),
             console=console, transient=True, disable=not sys.stdout.isatty(),
         )  # fmt: skip
@@ -29,12 +42,16 @@ class TrainingDisplay:
         self.bar.stop()
 
     def __call__(self, row: dict) -> None:
-        if "seconds" in row:
+        if "notice" in row:
+            say(f"{self.name}: {row['notice']}")
+        elif "seconds" in row:
             self._epoch(row)
-            return
-        figures = (
-            f"loss {row['loss']:.3f}  accuracy {row['accuracy']:.1%}  {row['utterances_per_second']:.0f} utterances/s"
-        )
+        else:
+            self._batch(row)
+
+    def _batch(self, row: dict) -> None:
+        speed = f"{row['utterances_per_second']:.0f} utterances/s"
+        figures = f"loss {row['loss']:.3f}  accuracy {row['accuracy']:.1%}  {speed}"
         self.bar.update(
             self.task, description=f"{self.name} epoch {row['epoch']}/{self.epochs}", figures=figures,
             total=self.epochs * row["total"], completed=(row["epoch"] - 1) * row["total"] + row["done"],
@@ -42,20 +59,21 @@ class TrainingDisplay:
 
     def _epoch(self, row: dict) -> None:
         left = (self.epochs - row["epoch"]) * row["seconds"]
-        console.print(
+        say(
             f"{self.name} epoch {row['epoch']:>3}/{self.epochs}  loss {row['loss']:.3f}  "
             f"accuracy {row['accuracy']:6.1%}  validation loss {row['valid_loss']:.3f}  "
             f"UA {row['valid_recall']:6.1%}  "
-            f"{row['utterances'] / row['seconds']:.0f} utterances/s  {left:.0f} s left",
-            highlight=False,
-            soft_wrap=True,
+            f"{row['utterances'] / row['seconds']:.0f} utterances/s  {left:.0f} s left"
         )
 
 
 def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
-    table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    """A table whose cells are shown as they are; the first column is text, the others numbers."""
+    table = Table(
+        title=Text(plain(title), "italic") if title else None, title_justify="left", box=None, pad_edge=False
+    )
     for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
+        table.add_column(Text(plain(name), "bold"), justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(plain(cell)) for cell in row))
     console.print(table, highlight=False)

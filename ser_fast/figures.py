@@ -1,23 +1,43 @@
 """Pictures of a run: loss curves, confusion matrix, and a spectrogram with the attention over its frames."""
 
+import io
 import math
+import textwrap
+import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
+from matplotlib import font_manager
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
 from ser_fast.power_spectrogram import PowerSpectrogram
+from ser_fast.run_folder import write_atomically
 
-BLUE, ORANGE, GRAY = "#2563a8", "#d9741a", "#8a8f98"
+BLUE, ORANGE = "#2563a8", "#d9741a"
+# Class names may be Chinese, which matplotlib's own font has no glyphs for.
+_FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Micro Hei", "Microsoft YaHei")
+
+
+@contextmanager
+def _style():
+    """Names are shown as they are, dollar signs too, in whatever fonts there are."""
+    available = set(font_manager.get_font_names())
+    fonts = [name for name in _FONTS if name in available]
+    with matplotlib.rc_context({"text.parse_math": False, "font.family": fonts}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        yield
 
 
 def _save(figure: Figure, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=130, format="png", bbox_inches="tight")
-    temporary.replace(path)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=130, format="png", bbox_inches="tight")
+    write_atomically(path, buffer.getvalue())
     return path
 
 
@@ -27,25 +47,28 @@ def _plain(axes) -> None:
     axes.set_axisbelow(True)
 
 
+@_style()
 def loss_curves(runs: dict[str, list[dict]], path: Path) -> Path:
     """Training and validation loss, and validation UA, of one or more runs: rows of metrics.jsonl by name."""
     figure = Figure(figsize=(9, 3.4))
     left, right = figure.subplots(1, 2)
     for (name, rows), color in zip(runs.items(), (BLUE, ORANGE)):
         epochs = [row["epoch"] for row in rows]
-        left.plot(epochs, [row["loss"] for row in rows], color=color, label=f"{name}, training")
-        left.plot(
-            epochs, [row["valid_loss"] for row in rows], color=color, linestyle=":", label=f"{name}, validation"
-        )
-        right.plot(epochs, [100 * row["valid_recall"] for row in rows], color=color, label=name)
+        marker = "o" if len(rows) == 1 else None  # one epoch makes no line
+        look = {"color": color, "marker": marker}
+        left.plot(epochs, [row["loss"] for row in rows], label=f"{name}, training", **look)
+        left.plot(epochs, [row["valid_loss"] for row in rows], label=f"{name}, validation", linestyle=":", **look)
+        right.plot(epochs, [100 * row["valid_recall"] for row in rows], label=name, **look)
     left.set(xlabel="epoch", ylabel="loss", ylim=(0, None))
     right.set(xlabel="epoch", ylabel="validation UA (%)", ylim=(0, 100))
     for axes in (left, right):
         _plain(axes)
-        axes.legend(frameon=False, fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
     return _save(figure, path)
 
 
+@_style()
 def confusion(matrix: list[list[int]], classes: list[str], path: Path, title: str = "") -> Path:
     """Confusion matrix: rows are the truth, shaded by the row's share, with the counts written in."""
     counts = np.asarray(matrix)
@@ -59,10 +82,14 @@ def confusion(matrix: list[list[int]], classes: list[str], path: Path, title: st
         axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=9)
     axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right")
     axes.set_yticks(range(len(classes)), classes)
-    axes.set(xlabel="predicted", ylabel="true", title=title)
+    axes.set(xlabel="predicted", ylabel="true", title=_wrapped(title, 12 * size))
     axes.title.set_fontsize(10)
     figure.colorbar(image, fraction=0.046, label="share of the true class")
     return _save(figure, path)
+
+
+def _wrapped(title: str, letters: float) -> str:
+    return "\n".join(textwrap.fill(line, int(letters)) for line in title.splitlines())
 
 
 def frame_attention(weights: Tensor) -> Tensor:
@@ -71,6 +98,7 @@ def frame_attention(weights: Tensor) -> Tensor:
     return weights if weights.dim() == 1 else weights.mean((0, 1))
 
 
+@_style()
 def attention(model: nn.Module, wave: Tensor, path: Path, title: str = "") -> Path:
     """Spectrogram of one utterance ``[N]`` above the attention over its frames."""
     front = model.spectrogram
@@ -84,18 +112,20 @@ def attention(model: nn.Module, wave: Tensor, path: Path, title: str = "") -> Pa
     seconds, step = len(wave) / rate, front.hop_length / rate
     # A frame is drawn one hop wide around the middle of its window.
     first = (front.win_length - front.hop_length) / 2 / rate
-    figure = Figure(figsize=(8, 4.2))
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    figure = Figure(figsize=(8, 4.2 if weights is not None else 3.2))
+    top, *below = np.atleast_1d(figure.subplots(2, 1, sharex=True, height_ratios=(3, 1)) if weights is not None
+                                else figure.subplots())  # fmt: skip
     top.imshow(
         decibel.T.numpy(), origin="lower", aspect="auto", cmap="magma",
         extent=(first, first + len(decibel) * step, 0, top_frequency / 1000), vmin=float(decibel.max()) - 80,
     )  # fmt: skip
-    top.set(ylabel="frequency (kHz)", title=title, facecolor="black")
+    top.set(ylabel="frequency (kHz)", title=_wrapped(title, 90), facecolor="black", xlim=(0, seconds))
     top.title.set_fontsize(10)
-    if weights is not None:
+    for bottom in below:
         share = 100 * frame_attention(weights[0].cpu())
         times = (first + torch.arange(len(share) + 1) * model.weights_hop / rate).tolist()
         bottom.stairs(share.tolist(), times, color=BLUE, fill=True, alpha=0.85)
-    bottom.set(xlabel="time (s)", ylabel="attention (%)", xlim=(0, seconds), ylim=(0, None))
-    _plain(bottom)
+        bottom.set(ylabel="attention (%)", xlim=(0, seconds), ylim=(0, None))
+        _plain(bottom)
+    (below or [top])[-1].set(xlabel="time (s)")
     return _save(figure, path)

@@ -8,9 +8,16 @@ from torch import nn
 
 from ser_fast.audio import AudioError, find_audio, read_audio
 from ser_fast.batches import LengthSortedBatches
-from ser_fast.checkpoint import load_checkpoint
+from ser_fast.checkpoint import CheckpointError, load_checkpoint
 
 FILES_AT_ONCE = 256  # what is held in memory, and sorted by length, at a time
+
+
+class PredictionError(ValueError):
+    """A model that gives a file no probabilities; the message names the file."""
+
+
+Result = dict[str, float] | AudioError | PredictionError
 
 
 class Predictor:
@@ -21,22 +28,30 @@ class Predictor:
     """
 
     def __init__(self, checkpoint: Path | str, batch_size: int = 32):
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         path = Path(checkpoint)
-        path = path / "best.safetensors" if path.is_dir() else path
+        if path.is_dir():
+            path = _best(path)
         loaded = load_checkpoint(path)
         self.model: nn.Module = loaded.build(path)
         self.classes = loaded.classes
         self.batch_size = batch_size
 
-    def files(self, paths: Iterable[Path | str]) -> Iterator[tuple[Path, dict[str, float] | AudioError]]:
-        """Each file, below the folders too, with its class probabilities or why it could not be read."""
-        found = [file for path in paths for file in find_audio(path)]
+    def files(self, paths: Iterable[Path | str]) -> Iterator[tuple[Path, Result]]:
+        """Each file, below the folders too, with its class probabilities or why it has none."""
+        found: list[Path] = []
+        for path in paths:
+            try:
+                found += find_audio(path)
+            except AudioError as error:
+                yield Path(path), error
         for start in range(0, len(found), FILES_AT_ONCE):
             yield from self._some(found[start : start + FILES_AT_ONCE])
 
     @torch.no_grad()
-    def _some(self, files: list[Path]) -> Iterator[tuple[Path, dict[str, float] | AudioError]]:
-        results: dict[Path, dict[str, float] | AudioError] = {}
+    def _some(self, files: list[Path]) -> Iterator[tuple[Path, Result]]:
+        results: dict[Path, Result] = {}
         waves = {}
         for file in files:
             try:
@@ -46,8 +61,21 @@ class Predictor:
         named = list(waves)
         batches = LengthSortedBatches(list(waves.values()), [0] * len(waves), self.batch_size)
         for batch in batches.epoch():
-            probabilities = self.model(batch.wave, batch.lengths).softmax(1).tolist()
-            for index, row in zip(batch.index, probabilities):
-                results[named[index]] = dict(zip(self.classes, row))
+            probabilities = self.model(batch.wave, batch.lengths).softmax(1)
+            finite = torch.isfinite(probabilities).all(1).tolist()
+            for index, row, good in zip(batch.index, probabilities.tolist(), finite):
+                file = named[index]
+                results[file] = (
+                    dict(zip(self.classes, row)) if good else PredictionError(f"{file}: the model gives it no number")
+                )
         for file in files:
             yield file, results[file]
+
+
+def _best(folder: Path) -> Path:
+    """The best checkpoint of a run folder."""
+    best = folder / "best.safetensors"
+    runs = sorted(str(path.parent) for path in folder.glob("*/best.safetensors"))
+    if not best.is_file() and runs:
+        raise CheckpointError(f"{folder} is no run folder itself; it holds {', '.join(runs)}")
+    return best

@@ -4,7 +4,8 @@ import base64
 import html
 from pathlib import Path
 
-from ser_fast.checkpoint import write_atomically
+from ser_fast import info
+from ser_fast.run_folder import write_atomically
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #22262b; max-width: 60rem; margin: 2.5rem auto; padding: 0 1rem }
@@ -12,7 +13,7 @@ h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin-top: 2rem }
 table { border-collapse: collapse; margin: 0.8rem 0 }
 th, td { padding: 0.25rem 0.9rem 0.25rem 0; text-align: right; border-bottom: 1px solid #e4e6ea }
 th:first-child, td:first-child { text-align: left }
-img { max-width: 100% } p.note { color: #626a74 }
+figure { margin: 1.5rem 0 } img { max-width: 100% } figcaption, p.note { color: #626a74 }
 """
 
 
@@ -48,7 +49,14 @@ def per_class(metrics: dict) -> str:
 
 def picture(path: Path, caption: str) -> str:
     data = base64.b64encode(path.read_bytes()).decode()
-    return f'<p><img alt="{html.escape(caption)}" src="data:image/png;base64,{data}"></p>'
+    image = f'<img alt="{html.escape(path.stem)}" src="data:image/png;base64,{data}">'
+    return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+
+def machine() -> str:
+    """Where the figures come from."""
+    found = info.info()
+    return note(f"ser_fast {found['ser_fast']}, torch {found['torch']}, {found['processor']}; GPU: {found['gpu']}")
 
 
 def write(path: Path, title: str, parts: list[str]) -> Path:

@@ -1,39 +1,52 @@
 """Whole runs as the command line starts them: train with figures and a report, and the demonstration."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 from ser_fast import figures, report
-from ser_fast.display import TrainingDisplay, console, print_table
+from ser_fast.corpora import load_corpus
+from ser_fast.dataset import Dataset, labels_and_speakers, load_dataset, split
+from ser_fast.display import TrainingDisplay, print_table, say
 from ser_fast.models import MODELS
-from ser_fast.training import TrainConfig, Trainer, check_folder, load_dataset
+from ser_fast.run_folder import RunFolder
+from ser_fast.training import TrainConfig, Trainer, run_options
 
 SCORES = ("accuracy", "recall", "precision", "f1")
+CAPTIONS = {
+    "loss": "Loss and unweighted accuracy (UA) after each epoch.",
+    "confusion": "The test's utterances by their true class (rows) and the predicted one.",
+    "attention": "A test utterance's power, the strongest 80 dB of it, and the attention of each frame.",
+}
 
 
 def train(config: TrainConfig, options: dict) -> dict:
     """Train, test, draw and report; returns the summary that the run folder keeps."""
-    model = MODELS[config.model](2, **options)  # options that do not fit fail before any audio is read
-    check_folder(config, options)
-    dataset = load_dataset(config.data, model.spectrogram.sample_rate, config.skip_bad)
-    if dataset.skipped:
-        console.print(f"skipped {len(dataset.skipped)} unreadable utterances:")
-        for error in dataset.skipped:
-            console.print(f"  {error}", markup=False)
-    trainer, summary = _fit(config, options, dataset, config.model)
-    drawn = _figures(trainer, summary, config.model)
-    parts = [
-        report.note(_described(summary)),
-        report.table(
-            report.SCORE_HEADER, report.scores({"best epoch": summary["best"], "last epoch": summary["last"]})
-        ),
-        report.per_class(summary["best"]),
-        *(report.picture(path, path.stem) for path in drawn),
-        report.heading("Options"),
-        report.preformatted((trainer.folder / "config.json").read_text()),
-    ]
-    page = report.write(trainer.folder / "report.html", f"{config.model} on {dataset.name}", parts)
-    _print_scores(f"Test: {summary['protocol']}", {"best epoch": summary["best"], "last epoch": summary["last"]})
-    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+    # What does not fit fails before any audio is read and before the folder is made.
+    model = MODELS[config.model](2, **options)
+    corpus = load_corpus(config.data)
+    split(*reversed(labels_and_speakers(corpus)), corpus.classes, **config.held_out)
+    with RunFolder(config.out, run_options(config, options)) as folder:
+        dataset = load_dataset(corpus, model.spectrogram.sample_rate, config.skip_bad)
+        if dataset.skipped:
+            say(f"skipped {len(dataset.skipped)} unreadable utterances:")
+            for error in dataset.skipped:
+                say(f"  {error}")
+        trainer, summary = _fit(config, options, dataset, folder, config.model)
+        named = {"best epoch": summary["best"], "last epoch": summary["last"]}
+        parts = [
+            report.note(_described(summary)),
+            report.table(report.SCORE_HEADER, report.scores(named)),
+            report.per_class(summary["best"]),
+            *_pictures(trainer, summary, config.model),
+            report.heading("Options"),
+            report.preformatted(folder.config.read_text()),
+            report.machine(),
+        ]
+        page = report.write(folder.path / "report.html", f"{config.model} on {dataset.name}", parts)
+    rows = [[name, *(f"{100 * metrics[key]:.1f}" for key in SCORES)] for name, metrics in named.items()]
+    print_table(f"Test: {summary['protocol']}", report.SCORE_HEADER, rows)
+    say(f"report: {page}")
     return summary
 
 
@@ -42,76 +55,85 @@ def demo(out: Path, epochs: int, seed: int) -> dict[str, dict]:
 
     The last two speakers, one of either sex, are held out.
     """
-    options = {"GRU": {}, "LSTM": {"cell": "lstm"}}
-    summaries, curves, parts = {}, {}, []
     dataset = load_dataset("synthetic", 16000)
     held_out = ",".join(sorted(set(dataset.speakers))[-2:])
-    for name, extra in options.items():
-        config = TrainConfig(
+    configs = {
+        name: TrainConfig(
             out=out / name.lower(), model="cgru", test_speakers=held_out, epochs=epochs, batch_size=16, seed=seed
         )
-        trainer, summaries[name] = _fit(config, extra, dataset, f"CGRU with {name}")
-        curves[name] = trainer.progress.rows
-        if name == "GRU":
-            parts = [report.picture(path, path.stem) for path in _figures(trainer, summaries[name], "CGRU")]
-    seconds = {name: summary["seconds_per_epoch"] for name, summary in summaries.items()}
-    ratio = seconds["GRU"] / seconds["LSTM"]
-    figures.loss_curves(curves, out / "figures" / "loss.png")
-    rows = [
-        [
-            name,
-            *(100 * summary["best"][key] for key in SCORES),
-            f"{seconds[name]:.2f}",
-            f"{seconds[name] / seconds['LSTM']:.2f}",
-        ]
-        for name, summary in summaries.items()
-    ]
-    header = ["CGRU with", "accuracy %", "recall (UA) %", "precision %", "F1 %", "s per epoch", "time / LSTM's"]
-    described = _described(summaries["GRU"])
-    page = report.write(
-        out / "report.html",
-        "CGRU on synthetic voices: GRU and LSTM",
-        [
+        for name in ("GRU", "LSTM")
+    }
+    summaries, curves, pictures = {}, {}, []
+    with RunFolder(out, {"command": "demo", "epochs": epochs, "seed": seed}) as whole:
+        whole.begin()
+        for name, config in configs.items():
+            options = {"cell": name.lower()}
+            with RunFolder(config.out, run_options(config, options)) as folder:
+                trainer, summaries[name] = _fit(config, options, dataset, folder, f"CGRU with {name}")
+                curves[name] = trainer.progress.rows
+                if name == "GRU":
+                    pictures = _pictures(trainer, summaries[name], "CGRU", skip="loss")
+        described = _described(summaries["GRU"])
+        header, rows = _side_by_side(summaries)
+        loss = out / "figures" / "loss.png"
+        parts = [
             report.note(described),
             report.table(header, rows),
             report.per_class(summaries["GRU"]["best"]),
-            report.picture(out / "figures" / "loss.png", "loss curves"),
-            *parts,
-        ],
-    )
-    print_table(
-        described, header, [[f"{value:.1f}" if isinstance(value, float) else value for value in row] for row in rows]
-    )
-    console.print(f"a training epoch with our GRU takes {ratio:.0%} of the time with nn.LSTM, both in this run")
-    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+            *_draw(loss, CAPTIONS["loss"], lambda: figures.loss_curves(curves, loss)),
+            *pictures,
+            report.machine(),
+        ]
+        page = report.write(out / "report.html", "CGRU on synthetic voices: GRU and LSTM", parts)
+    print_table(described, header, rows)
+    ratio = summaries["GRU"]["seconds_per_epoch"] / summaries["LSTM"]["seconds_per_epoch"]
+    say(f"a training epoch with our GRU takes {ratio:.0%} of the time with nn.LSTM, both in this run")
+    say(f"report: {page}")
     return summaries
 
 
-def _fit(config: TrainConfig, options: dict, dataset, name: str) -> tuple[Trainer, dict]:
+def _side_by_side(summaries: dict[str, dict]) -> tuple[list[str], list[list[str]]]:
+    seconds = {name: summary["seconds_per_epoch"] for name, summary in summaries.items()}
+    header = ["CGRU with", "accuracy %", "recall (UA) %", "precision %", "F1 %", "s per epoch", "time / LSTM's"]
+    return header, [
+        [name, *(f"{100 * summary['best'][key]:.1f}" for key in SCORES), f"{seconds[name]:.2f}",
+         f"{seconds[name] / seconds['LSTM']:.2f}"]
+        for name, summary in summaries.items()
+    ]  # fmt: skip
+
+
+def _fit(config: TrainConfig, options: dict, dataset: Dataset, folder: RunFolder, name: str) -> tuple[Trainer, dict]:
     with TrainingDisplay(name, config.epochs) as display:
-        trainer = Trainer(config, options, dataset, display)
-        if trainer.progress.epoch:
-            console.print(
-                f"{name}: going on after epoch {trainer.progress.epoch} of {trainer.folder}", soft_wrap=True
-            )
+        trainer = Trainer(config, options, dataset, folder, display)
         return trainer, trainer.run()
 
 
-def _figures(trainer: Trainer, summary: dict, name: str) -> list[Path]:
+def _pictures(trainer: Trainer, summary: dict, name: str, skip: str = "") -> list[str]:
     """Loss curves, the test's confusion matrix and one test utterance's attention, for the best epoch."""
-    folder, dataset = trainer.folder / "figures", trainer.dataset
+    dataset, best = trainer.dataset, summary["best"]
     index = trainer.split.test[len(trainer.split.test) // 2]
-    label = dataset.classes[dataset.labels[index]]
-    return [
-        figures.loss_curves({name: trainer.progress.rows}, folder / "loss.png"),
-        figures.confusion(
-            summary["best"]["confusion"], dataset.classes, folder / "confusion.png",
-            f"{name} on {dataset.name}, UA {summary['best']['recall']:.1%}",
-        ),
-        figures.attention(
-            trainer.model, dataset.waves[index], folder / "attention.png", f"{dataset.names[index]}: {label}"
-        ),
-    ]  # fmt: skip
+    title = f"{name} on {dataset.name}, UA {best['recall']:.1%}\n{summary['protocol']}"
+    utterance = f"{os.path.basename(dataset.names[index])}: {dataset.classes[dataset.labels[index]]}"
+    drawings: dict[str, Callable[[Path], Path]] = {
+        "loss": lambda path: figures.loss_curves({name: trainer.progress.rows}, path),
+        "confusion": lambda path: figures.confusion(best["confusion"], dataset.classes, path, title),
+        "attention": lambda path: figures.attention(trainer.model, dataset.waves[index], path, utterance),
+    }
+    parts = []
+    for key, drawing in drawings.items():
+        if key != skip:
+            path = trainer.folder.path / "figures" / f"{key}.png"
+            parts += _draw(path, CAPTIONS[key], lambda drawing=drawing, path=path: drawing(path))
+    return parts
+
+
+def _draw(path: Path, caption: str, drawing: Callable[[], Path]) -> list[str]:
+    """The picture for the report; a picture that fails costs itself, not the report of a finished run."""
+    try:
+        return [report.picture(drawing(), caption)]
+    except Exception as error:
+        say(f"{path} could not be drawn: {error}")
+        return [report.note(f"{path.name} could not be drawn: {error}")]
 
 
 def _described(summary: dict) -> str:
@@ -120,8 +142,3 @@ def _described(summary: dict) -> str:
         f"{summary['data']}: {summary['protocol']}; utterances: {parts}; {len(summary['skipped'])} skipped; "
         f"{summary['parameters']:,} parameters; best epoch {summary['best_epoch']}"
     )
-
-
-def _print_scores(title: str, named: dict[str, dict]) -> None:
-    rows = [[name, *(f"{100 * metrics[key]:.1f}" for key in SCORES)] for name, metrics in named.items()]
-    print_table(title, report.SCORE_HEADER, rows)

@@ -3,30 +3,28 @@
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
-from ser_fast.audio import read_corpus
-from ser_fast.batches import LengthSortedBatches
+from ser_fast.batches import Batch, LengthSortedBatches
 from ser_fast.checkpoint import (
     Checkpoint,
+    CheckpointError,
     load_checkpoint,
     optimizer_tensors,
     restore_optimizer,
     save_checkpoint,
-    write_atomically,
 )
-from ser_fast.corpora import load_corpus
+from ser_fast.dataset import Dataset, split
 from ser_fast.metrics import classification
 from ser_fast.models import MODELS, BiGRUMHA
+from ser_fast.run_folder import RunFolder
 
 
 @dataclass
@@ -37,15 +35,15 @@ class TrainConfig:
         data: "synthetic", "emodb:PATH", "folders:PATH", "manifest:PATH", or a path whose kind is recognised.
         out: run folder; an interrupted run with the same options goes on where it was.
         model: which model; its own options are under its name.
-        test_speakers: speakers held out for the test, separated by commas.
+        test_speakers: speakers held out for the test, separated by commas or as a list; in YAML '03' needs quotes.
         test_fraction: without test_speakers, the part of the utterances drawn for the test, in 0..1.
         valid_fraction: part of the training utterances that chooses the best epoch, in 0..1.
         epochs: passes over the training part.
         batch_size: utterances of a batch.
         learning_rate: of Adam.
         weight_decay: of Adam.
-        loss: "cross_entropy", or "l1" between the softmax and the one-hot label.
-        clip: largest norm of the gradient.
+        loss: "cross_entropy", or "l1", the absolute difference of the softmax and the one-hot label.
+        clip: largest norm of the gradient, inf for no limit.
         seed: of the splits, the initial weights, the batch order and the dropout.
         skip_bad: skip and count unreadable files instead of stopping.
         device: "auto", "cpu" or "cuda".
@@ -54,7 +52,7 @@ class TrainConfig:
     data: str = "synthetic"
     out: Path = Path("runs/train")
     model: Literal["cgru", "bigru_mha"] = "bigru_mha"
-    test_speakers: str = ""
+    test_speakers: str | int | list[str | int] = ""
     test_fraction: float = 0.2
     valid_fraction: float = 0.1
     epochs: int = 40
@@ -68,13 +66,25 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def __post_init__(self):
-        for name, low in (("epochs", 1), ("batch_size", 1)):
+        for name, low in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
             _require(getattr(self, name) >= low, name, getattr(self, name), f"at least {low}")
-        for name in ("learning_rate", "clip"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        _require(self.seed < 2**32, "seed", self.seed, "below 2^32")
+        _require(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "above 0 and finite")
+        _require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "0 or more and finite")
+        _require(self.clip > 0, "clip", self.clip, "above 0")
         for name in ("test_fraction", "valid_fraction"):
             _require(0 < getattr(self, name) < 1, name, getattr(self, name), "between 0 and 1, both excluded")
         _require(self.device != "cuda" or torch.cuda.is_available(), "device", "cuda", "cpu: torch sees no GPU here")
+        _require(Path(self.out).resolve() != Path.cwd(), "out", f"'{self.out}'", "a folder of its own")
+        given = self.test_speakers if isinstance(self.test_speakers, list) else str(self.test_speakers).split(",")
+        self.test_speakers = ",".join(sorted({str(name).strip() for name in given} - {""}))
+
+    @property
+    def held_out(self) -> dict:
+        """What :func:`ser_fast.dataset.split` takes of these options."""
+        names = self.test_speakers.split(",") if self.test_speakers else []
+        return {"test_speakers": names, "test_fraction": self.test_fraction, "valid_fraction": self.valid_fraction,
+                "seed": self.seed}  # fmt: skip
 
 
 def _require(good: bool, name: str, value, allowed: str) -> None:
@@ -82,111 +92,9 @@ def _require(good: bool, name: str, value, allowed: str) -> None:
         raise ValueError(f"{name} is {value}; it must be {allowed}")
 
 
-@dataclass
-class Split:
-    """Indices of the utterances of each part, and the sentence that says how they were chosen."""
-
-    train: list[int]
-    valid: list[int]
-    test: list[int]
-    protocol: str
-
-
-def split(speakers: Sequence[str], labels: Sequence[int], config: TrainConfig) -> Split:
-    """Hold out speakers, or a stratified draw of utterances; then draw the validation part from the rest."""
-    everything = list(range(len(labels)))
-    if config.test_speakers:
-        names = sorted(config.test_speakers.split(","))
-        unknown = sorted(set(names) - set(speakers))
-        _require(not unknown, "test_speakers", unknown, f"among {sorted(set(speakers))}")
-        test = [index for index in everything if speakers[index] in names]
-        rest = [index for index in everything if speakers[index] not in names]
-        _require(bool(rest), "test_speakers", config.test_speakers, "fewer than all speakers")
-        held_out = f"speakers {', '.join(names)} held out"
-    else:
-        rest, test = _draw(everything, labels, config.test_fraction, "test_fraction", config.seed)
-        held_out = f"a random {config.test_fraction:.0%} of the utterances held out, speakers shared"
-    train, valid = _draw(rest, labels, config.valid_fraction, "valid_fraction", config.seed)
-    chosen = f"best epoch chosen on a random {config.valid_fraction:.0%} of the training utterances"
-    return Split(train, valid, test, f"{held_out}; {chosen}")
-
-
-def _draw(index: list[int], labels: Sequence[int], fraction: float, name: str, seed: int) -> tuple[list, list]:
-    try:
-        return train_test_split(index, test_size=fraction, random_state=seed, stratify=[labels[i] for i in index])
-    except ValueError as error:
-        raise ValueError(f"{name} is {fraction}; it must leave every class in both parts: {error}") from error
-
-
-@dataclass
-class Dataset:
-    """A corpus in memory."""
-
-    name: str
-    waves: list[Tensor]
-    labels: list[int]
-    speakers: list[str]
-    names: list[str]
-    classes: list[str]
-    skipped: list[str]
-
-    def batches(self, index: Sequence[int], batch_size: int) -> LengthSortedBatches:
-        return LengthSortedBatches([self.waves[i] for i in index], [self.labels[i] for i in index], batch_size)
-
-
 def run_options(config: TrainConfig, options: dict) -> dict:
     """What config.json keeps and ``--config`` reads: the run's options, and the model's under its name."""
-    return json.loads(json.dumps(asdict(config) | {config.model: options}, default=str))
-
-
-def check_folder(config: TrainConfig, options: dict) -> None:
-    """Refuse a folder where another run lies; the same run, or a longer one of the same, goes on there."""
-    path = Path(config.out) / "config.json"
-    if not path.is_file():
-        return
-    try:
-        before = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is not readable JSON: {error}; remove the folder, or name a new one as out"
-        ) from error
-    now = run_options(config, options)
-    changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-    changed = [name for name in changed if not (name == "epochs" and now["epochs"] > before["epochs"])]
-    allowed = "a new folder"
-    _require(not changed, "out", f"{config.out}, where a run with another {', '.join(changed)} lies", allowed)
-
-
-@contextmanager
-def only_writer(folder: Path):
-    """Hold the folder for this process; the system lets go of it however the process ends."""
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        yield
-        return
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"out is {folder}, where another process is training; it must be a new folder") from None
-        yield
-
-
-def load_dataset(spec: str, sample_rate: int, skip_bad: bool = False) -> Dataset:
-    corpus = load_corpus(spec)
-    utterances, waves, errors = read_corpus(corpus.utterances, sample_rate, skip_bad)
-    if not utterances:
-        raise ValueError(f"data is {spec}; it must hold at least one readable utterance")
-    return Dataset(
-        corpus.name,
-        waves,
-        [corpus.classes.index(utterance.label) for utterance in utterances],
-        [utterance.speaker for utterance in utterances],
-        [utterance.name for utterance in utterances],
-        corpus.classes,
-        [str(error) for error in errors],
-    )
+    return asdict(config) | {config.model: options}
 
 
 def fit_statistics(model: nn.Module, batches: LengthSortedBatches) -> None:
@@ -215,8 +123,9 @@ def loss_function(name: str) -> Callable[[Tensor, Tensor], Tensor]:
 
 @dataclass
 class Progress:
-    """What a run knows after some epochs; all of it goes through the checkpoint."""
+    """What a run knows after some epochs; all of it goes through the checkpoint. ``corpus`` is the data's digest."""
 
+    corpus: str
     epoch: int = 0
     best_epoch: int = 0
     best_score: float = -math.inf
@@ -224,16 +133,28 @@ class Progress:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: LengthSortedBatches, classes: list[str], device: torch.device) -> dict:
-    """:func:`ser_fast.metrics.classification` and the mean cross-entropy of a part."""
+def evaluate(
+    model: nn.Module,
+    batches: LengthSortedBatches,
+    classes: list[str],
+    device: torch.device,
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+) -> dict:
+    """:func:`ser_fast.metrics.classification` and the mean loss of a part.
+
+    Raises:
+        FloatingPointError: logits that are not finite, which have no class.
+    """
     model.eval()
-    truth, predicted, loss = [], [], 0.0
+    truth, predicted, total = [], [], 0.0
     for batch in batches.epoch():
         logits = model(batch.wave.to(device), batch.lengths.to(device)).cpu()
-        loss += float(F.cross_entropy(logits, batch.labels, reduction="sum"))
+        if not torch.isfinite(logits).all():
+            raise FloatingPointError("the model's logits are not finite; a smaller learning_rate may help")
+        total += float(loss(logits, batch.labels)) * len(batch.labels)
         truth += batch.labels.tolist()
         predicted += logits.argmax(1).tolist()
-    return classification(truth, predicted, classes) | {"loss": loss / len(truth)}
+    return classification(truth, predicted, classes) | {"loss": total / len(truth)}
 
 
 class Trainer:
@@ -243,22 +164,25 @@ class Trainer:
         config: the run's options.
         options: the model's keyword arguments.
         dataset: the corpus in memory.
+        folder: the run's, entered.
         report: called with every batch's running figures (``epoch``, ``done``, ``total``, ``loss``, ``accuracy``,
-            ``utterances_per_second``).
+            ``utterances_per_second``), with every epoch's row of ``metrics.jsonl``, and with a ``notice`` of what
+            the user should know.
     """
 
     def __init__(
-        self, config: TrainConfig, options: dict, dataset: Dataset, report: Callable[[dict], None] | None = None
+        self,
+        config: TrainConfig,
+        options: dict,
+        dataset: Dataset,
+        folder: RunFolder,
+        report: Callable[[dict], None] | None = None,
     ):
-        self.config, self.options, self.dataset = config, options, dataset
+        self.config, self.options, self.dataset, self.folder = config, options, dataset, folder
         self.report = report or (lambda row: None)
-        self.folder = Path(config.out)
         self.device = torch.device("cuda" if config.device == "auto" and torch.cuda.is_available() else
                                    config.device.replace("auto", "cpu"))  # fmt: skip
-        self.split = split(dataset.speakers, dataset.labels, config)
-        missing = set(range(len(dataset.classes))) - {dataset.labels[i] for i in self.split.train}
-        names = [dataset.classes[label] for label in sorted(missing)]
-        _require(not names, "data", f"without training utterances of {names}", "trained on every class")
+        self.split = split(dataset.speakers, dataset.labels, dataset.classes, **config.held_out)
         self.batches = {
             part: dataset.batches(getattr(self.split, part), config.batch_size) for part in ("train", "valid", "test")
         }
@@ -271,30 +195,42 @@ class Trainer:
             self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
         self.loss = loss_function(config.loss)
-        self.progress = Progress()
-        self._open_folder()
+        self.progress = Progress(dataset.digest())
+        self.best, self.last = (folder.path / f"{name}.safetensors" for name in ("best", "last"))
+        if self.last.is_file():
+            self._resume()
+        folder.begin()
 
     def run(self) -> dict:
         """Train what is left and return the test's metrics, which ``summary.json`` keeps."""
-        with only_writer(self.folder):
-            while self.progress.epoch < self.config.epochs:
-                self._train_epoch()
-                self._keep()
-            return self._finish()
+        while self.progress.epoch < self.config.epochs:
+            self._train_epoch()
+            self._keep()
+        return self._finish()
 
-    def _open_folder(self) -> None:
-        check_folder(self.config, self.options)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for leftover in self.folder.glob(".*.tmp"):  # of a run that was killed while it wrote
-            leftover.unlink()
-        last = self.folder / "last.safetensors"
-        if last.is_file():
-            checkpoint = load_checkpoint(last)
-            self.model.load_state_dict(checkpoint.weights)
+    def _resume(self) -> None:
+        again = f"remove {self.folder.path} to begin again"
+        try:
+            checkpoint = load_checkpoint(self.last)
+            model = checkpoint.build(self.last)
+            progress = Progress(**checkpoint.progress)
             restore_optimizer(self.optimizer, checkpoint.optimizer)
-            self.progress = Progress(**checkpoint.progress)
-        content = json.dumps(run_options(self.config, self.options), indent=1) + "\n"
-        write_atomically(self.folder / "config.json", content.encode())
+        except (CheckpointError, TypeError) as error:
+            raise CheckpointError(f"{error}; {again}") from error
+        if progress.corpus != self.progress.corpus:
+            raise ValueError(
+                f"data is {self.config.data}, which is not, or no longer, the corpus that the run in "
+                f"{self.folder.path} began with; name a new folder as out"
+            )
+        self.model.load_state_dict(model.state_dict())
+        self.progress = progress
+        self.report({"notice": f"going on after epoch {progress.epoch} of {self.folder.path}"})
+        try:
+            load_checkpoint(self.best).build(self.best)
+        except CheckpointError as error:
+            # Its weights are gone; the last epoch is the best of those that are left.
+            self.report({"notice": f"{error}; epoch {progress.epoch} takes the place of the best"})
+            self._keep_best(self.model.state_dict())
 
     def _train_epoch(self) -> None:
         epoch = self.progress.epoch
@@ -308,12 +244,7 @@ class Trainer:
         start = time.perf_counter()
         for batch in self.batches["train"].epoch(generator):
             batch = batch.to(self.device)
-            logits = self.model(batch.wave, batch.lengths)
-            loss = self.loss(logits, batch.labels)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
-            self.optimizer.step()
+            logits, loss = self._step(batch)
             done += len(batch.labels)
             loss_sum += loss.item() * len(batch.labels)
             correct += int((logits.argmax(1) == batch.labels).sum())
@@ -325,7 +256,7 @@ class Trainer:
             self.report({"epoch": epoch + 1, "done": done, "total": total, "loss": loss_sum / done,
                          "accuracy": correct / done, "utterances_per_second": done / seconds})  # fmt: skip
         seconds = time.perf_counter() - start
-        valid = evaluate(self.model, self.batches["valid"], self.dataset.classes, self.device)
+        valid = self._evaluate("valid")
         row = {
             "epoch": epoch + 1,
             "loss": loss_sum / total,
@@ -340,37 +271,62 @@ class Trainer:
         self.progress.rows.append(row)
         self.report(row)
 
+    def _step(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits and loss of a batch, whose gradient the optimizer has followed."""
+        self.optimizer.zero_grad(set_to_none=True)
+        try:
+            logits = self.model(batch.wave, batch.lengths)
+            loss = self.loss(logits, batch.labels)
+            loss.backward()
+        except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's has no type of its own
+            if "memory" not in str(error):
+                raise
+            seconds = batch.wave.shape[1] / self.model.spectrogram.sample_rate
+            raise RuntimeError(
+                f"batch_size is {self.config.batch_size}, and {len(batch.index)} utterances of up to {seconds:.1f} s "
+                f"do not fit in memory; it must be smaller ({str(error).splitlines()[0]})"
+            ) from error
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        self.optimizer.step()
+        return logits, loss
+
+    def _evaluate(self, part: str) -> dict:
+        return evaluate(self.model, self.batches[part], self.dataset.classes, self.device, self.loss)
+
     def _keep(self) -> None:
         """Write the epoch. last.safetensors comes last: until it is there, a resumed run repeats the epoch."""
-        row, progress = self.progress.rows[-1], self.progress
-        # A small loss breaks the ties of a small validation part.
-        score = row["valid_recall"] - 1e-3 * min(row["valid_loss"], 100.0)
-        weights = self.model.state_dict()
-        if score > progress.best_score:
-            progress.best_score, progress.best_epoch = score, row["epoch"]
-            save_checkpoint(self.folder / "best.safetensors", self._checkpoint(weights, {"epoch": row["epoch"]}, {}))
-        lines = "".join(json.dumps(entry) + "\n" for entry in progress.rows)
-        write_atomically(self.folder / "metrics.jsonl", lines.encode())
-        state = self._checkpoint(weights, asdict(progress), optimizer_tensors(self.optimizer))
-        save_checkpoint(self.folder / "last.safetensors", state)
+        progress, weights = self.progress, self.model.state_dict()
+        if self._score() > progress.best_score:
+            self._keep_best(weights)
+        self.folder.write("metrics.jsonl", "".join(json.dumps(entry) + "\n" for entry in progress.rows))
+        save_checkpoint(self.last, self._checkpoint(weights, asdict(progress), optimizer_tensors(self.optimizer)))
+
+    def _keep_best(self, weights: dict[str, Tensor]) -> None:
+        self.progress.best_score, self.progress.best_epoch = self._score(), self.progress.epoch
+        save_checkpoint(self.best, self._checkpoint(weights, {"epoch": self.progress.epoch}, {}))
+
+    def _score(self) -> float:
+        """The last epoch's validation UA; a small loss breaks the ties of a small validation part."""
+        row = self.progress.rows[-1]
+        return row["valid_recall"] - 1e-3 * min(row["valid_loss"], 100.0)
 
     def _checkpoint(self, weights: dict, progress: dict, optimizer: dict) -> Checkpoint:
         return Checkpoint(self.config.model, self.options, self.dataset.classes, weights, progress, optimizer)
 
     def _finish(self) -> dict:
-        """Test the best and the last epoch; the best is the one the report shows."""
+        """Test the last and the best epoch; the best is the one the report shows."""
+        rows = self.progress.rows
         summary = {
             "protocol": self.split.protocol,
             "data": self.dataset.name,
             "utterances": {part: len(getattr(self.split, part)) for part in ("train", "valid", "test")},
             "skipped": self.dataset.skipped,
             "parameters": sum(weight.numel() for weight in self.model.parameters()),
-            "seconds_per_epoch": sorted(row["seconds"] for row in self.progress.rows)[len(self.progress.rows) // 2],
+            "seconds_per_epoch": sorted(row["seconds"] for row in rows)[len(rows) // 2],
             "best_epoch": self.progress.best_epoch,
-            "last": evaluate(self.model, self.batches["test"], self.dataset.classes, self.device),
+            "last": self._evaluate("test"),
         }
-        path = self.folder / "best.safetensors"
-        self.model.load_state_dict(load_checkpoint(path).weights)
-        summary["best"] = evaluate(self.model, self.batches["test"], self.dataset.classes, self.device)
-        write_atomically(self.folder / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
+        self.model.load_state_dict(load_checkpoint(self.best).weights)
+        summary["best"] = self._evaluate("test")
+        self.folder.write("summary.json", json.dumps(summary, indent=1) + "\n")
         return summary

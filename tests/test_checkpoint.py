@@ -16,9 +16,9 @@ from ser_fast.checkpoint import (
     optimizer_tensors,
     restore_optimizer,
     save_checkpoint,
-    write_atomically,
 )
 from ser_fast.models import CGRU
+from ser_fast.run_folder import write_atomically
 
 TINY = {"channels": [4, 4], "hidden_size": 8}
 CLASSES = ["anger", "neutral", "sadness"]
@@ -114,7 +114,9 @@ def metadata(**changes) -> dict:
         ({"options": '{"__class__": 1}'}, "has options .*; they must be among"),
         ({"options": '{"hidden_size": "big"}'}, "does not fit cgru"),
         ({"classes": '["one"]'}, "has classes .*; they must be two or more names"),
+        ({"classes": '["one", "one"]'}, "has classes .*; they must be two or more names, all different"),
         ({"progress": None}, "has no readable progress"),
+        ({"progress": "[]"}, "has progress .*; it must be a JSON object"),
     ],
 )
 def test_hostile_headers_get_one_clear_error(changes, sentence, model, path):
@@ -130,6 +132,28 @@ def test_weights_of_another_model_are_refused(model, path):
         load_checkpoint(path).build(path)
     with pytest.raises(CheckpointError, match=r"does not exist; a run folder holds best\.safetensors"):
         load_checkpoint(path.with_name("none.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["optimizer.x.y", "optimizer.0.exp.avg", "weights", "optimizer.99999999999.step"])
+def test_a_tensor_of_another_name_is_refused(name, model, path):
+    tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
+    save_file(tensors | {name: torch.zeros(1)}, path, metadata())
+    with pytest.raises(CheckpointError, match=rf"a\.safetensors holds a tensor '{name}'; it must be model\.NAME"):
+        load_checkpoint(path)
+
+
+def test_deep_json_in_the_header_gets_one_clear_error(model, path):
+    tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
+    save_file(tensors, path, metadata(options="[" * 100_000))
+    with pytest.raises(CheckpointError, match=r"a\.safetensors has no readable options"):
+        load_checkpoint(path)
+
+
+def test_the_state_of_another_optimizer_is_refused(model):
+    optimizer = torch.optim.Adam(model.parameters())
+    for index, shape in ((0, (3, 3)), (99, ())):
+        with pytest.raises(CheckpointError, match=f"the optimizer's exp_avg of parameter {index} fits none"):
+            restore_optimizer(optimizer, {index: {"exp_avg": torch.zeros(shape)}})
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):

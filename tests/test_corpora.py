@@ -121,6 +121,15 @@ def test_manifest_csv(tmp_path):
     ]
 
 
+def test_the_same_audio_twice_is_refused(tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text("file,speaker,label,start,end\na.wav,1,x,0,1\na.wav,1,x,1,2\nb.wav,1,y,,\n")
+    assert len(manifest(table).utterances) == 3
+    table.write_text("file,speaker,label\na.wav,1,x\nb.wav,1,y\n./a.wav,2,y\n")
+    with pytest.raises(ValueError, match=r"corpus 't' lists \./a\.wav and a\.wav, the same audio; allowed: once"):
+        manifest(table)
+
+
 def test_manifest_jsonl_says_the_same_as_csv(tmp_path):
     rows = [
         {"file": "a, ü.wav", "speaker": 3, "label": "sad", "start": 0, "end": 1.5},

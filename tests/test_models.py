@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from samples import assert_exact
 from torch import nn
 
 import ser_fast
+from ser_fast.models import bigru_mha
 from ser_fast.models.bigru_mha import MultiHeadSelfAttention
 from ser_fast.models.cgru import ChannelPairConv, _delta
 from ser_fast.models.masking import masked_mean
@@ -46,6 +48,22 @@ def test_every_weight_gets_a_gradient(name):
     nn.functional.cross_entropy(model(wave, lengths), torch.arange(5)).backward()
     for key, weight in model.named_parameters():
         assert weight.grad is not None and torch.isfinite(weight.grad).all() and weight.grad.any(), key
+
+
+def test_attention_in_chunks_equals_attention_at_once(monkeypatch):
+    attention = MultiHeadSelfAttention(8, 2, dropout=0.5).double()
+    monkeypatch.setattr(F, "dropout", lambda weights, *_: weights)  # which draws it falls on depends on the chunks
+    lengths = torch.tensor([7, 3, 0])
+    found = []
+    for kept in (1 << 27, 3 * 2 * 7 * 2, 1):
+        monkeypatch.setattr(bigru_mha, "KEPT_WEIGHTS", kept)
+        x = torch.linspace(-1, 1, 3 * 7 * 8, dtype=torch.float64).view(3, 7, 8).requires_grad_()
+        y = attention(x, lengths)
+        grads = torch.autograd.grad(y.square().sum(), [x, *attention.parameters()])
+        found.append([y, *grads])
+    for other in found[1:]:
+        for one, two in zip(found[0], other):
+            assert_exact(one, two)
 
 
 @pytest.mark.parametrize("name", ["cgru", "bigru_mha"])
@@ -136,8 +154,11 @@ def test_masked_mean_counts_valid_frames_only():
         (lambda: ser_fast.CGRU(1), "CGRU: num_classes is 1; it must be at least 2"),
         (lambda: ser_fast.CGRU(5, cell="rnn"), "CGRU: cell is 'rnn'; it must be one of gru, lstm"),
         (lambda: ser_fast.BiGRUMHA(1), "BiGRUMHA: num_classes is 1; it must be at least 2"),
-        (lambda: ser_fast.BiGRUMHA(5, 7), r"BiGRUMHA: num_heads is 7; it must divide 2 \* hidden_size = 256"),
+        (lambda: ser_fast.BiGRUMHA(5, 7), r"BiGRUMHA: num_heads is 7; it must be a divisor of 2 \* hidden_size = 256"),
         (lambda: ser_fast.BiGRUMHA(5, pooling="max"), "BiGRUMHA: pooling is 'max'; it must be one of mean, attention"),
+        (lambda: ser_fast.BiGRUMHA(5, attention_dropout=1.0), "BiGRUMHA: attention_dropout is 1.0; it must be in 0..1"),
+        (lambda: ser_fast.BiGRUMHA(5, f_max=-1.0), "BiGRUMHA: f_max is -1.0; it must be above 0 hertz"),
+        (lambda: ser_fast.CGRU(5, channels=(3,)), r"CGRU: channels is \(3,\); it must be two numbers of at least 1"),
         (lambda: ser_fast.CGRU(5)(torch.zeros(3)), r"model: wave has shape \[3\]; it must be \[B, N\]"),
         (lambda: ser_fast.CGRU(5)(torch.zeros(1, 900), torch.tensor([901])), r"lengths\[0\] is 901; it must be in 0..900"),
         (lambda: ser_fast.BiGRUMHA(5)(torch.full((1, 900), float("nan"))), r"wave\[0, 0\] is nan; it must be finite"),

@@ -1,7 +1,9 @@
 """Training runs: what they learn, what they leave, and that an interruption changes nothing."""
 
+import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,19 +16,13 @@ import torch
 from safetensors.torch import load_file
 
 from ser_fast.batches import LengthSortedBatches
+from ser_fast.checkpoint import CheckpointError
 from ser_fast.corpora.synthetic import synthesize
+from ser_fast.dataset import Dataset, load_dataset, split
 from ser_fast.metrics import classification
 from ser_fast.models import BiGRUMHA
-from ser_fast.training import (
-    Dataset,
-    TrainConfig,
-    Trainer,
-    fit_statistics,
-    load_dataset,
-    loss_function,
-    only_writer,
-    split,
-)
+from ser_fast.run_folder import RunFolder
+from ser_fast.training import TrainConfig, Trainer, evaluate, fit_statistics, loss_function, run_options
 
 EMOTIONS = ("anger", "neutral", "sadness")
 TINY = {"channels": (4, 4), "hidden_size": 8}
@@ -55,6 +51,14 @@ def config(out: Path, **changes) -> TrainConfig:
     return TrainConfig(out=out, **(options | changes))
 
 
+def train(config: TrainConfig, dataset: Dataset, report=None, options=TINY) -> Trainer:
+    """Run to the end, as the command line does; the trainer afterwards."""
+    with RunFolder(config.out, run_options(config, options)) as folder:
+        trainer = Trainer(config, options, dataset, folder, report)
+        trainer.run()
+    return trainer
+
+
 def without_seconds(rows: list[dict]) -> list[dict]:
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
@@ -74,19 +78,18 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 def test_interrupted_in_an_epoch_and_resumed_equals_uninterrupted(dataset, tmp_path):
-    whole = Trainer(config(tmp_path / "whole"), TINY, dataset)
-    whole.run()
+    train(config(tmp_path / "whole"), dataset)
 
     def interrupt(row: dict) -> None:
         if row["epoch"] == 2 and row.get("done", 0) > 12:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Trainer(config(tmp_path / "parts"), TINY, dataset, interrupt).run()
+        train(config(tmp_path / "parts"), dataset, interrupt)
     assert len(metrics(tmp_path / "parts")) == 1
-    again = Trainer(config(tmp_path / "parts"), TINY, dataset)
-    assert again.progress.epoch == 1
-    again.run()
+    rows = []
+    train(config(tmp_path / "parts"), dataset, rows.append)
+    assert rows[0] == {"notice": f"going on after epoch 1 of {tmp_path / 'parts'}"}
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
@@ -112,31 +115,126 @@ def test_killed_in_an_epoch_and_resumed_equals_uninterrupted(voices, tmp_path):
 
 
 def test_the_loss_falls_and_a_finished_run_is_left_as_it_is(dataset, tmp_path):
-    out = tmp_path / "run"
-    Trainer(config(out, epochs=12, batch_size=4, learning_rate=5e-3), TINY, dataset).run()
-    rows = metrics(out)
+    long = config(tmp_path / "run", epochs=12, batch_size=4, learning_rate=5e-3)
+    train(long, dataset)
+    rows = metrics(long.out)
     assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
-    before = (out / "last.safetensors").stat().st_mtime_ns
-    Trainer(config(out, epochs=12, batch_size=4, learning_rate=5e-3), TINY, dataset).run()
-    assert (out / "last.safetensors").stat().st_mtime_ns == before
-    with pytest.raises(
-        ValueError, match=r"out is .*, where a run with another learning_rate lies; it must be a new folder"
-    ):
-        Trainer(config(out, epochs=12, batch_size=4, learning_rate=1e-3), TINY, dataset)
-
-
-def test_two_processes_cannot_write_one_folder(dataset, tmp_path):
-    trainer = Trainer(config(tmp_path, epochs=1), TINY, dataset)
-    with only_writer(tmp_path), pytest.raises(ValueError, match="where another process is training"):
-        trainer.run()
-    trainer.run()
+    before = {path: path.stat().st_mtime_ns for path in long.out.glob("*.safetensors")}
+    train(long, dataset)
+    assert len(before) == 2 and all(path.stat().st_mtime_ns == time for path, time in before.items())
 
 
 def test_a_run_can_be_made_longer(dataset, tmp_path):
-    Trainer(config(tmp_path / "grown", epochs=1), TINY, dataset).run()
-    Trainer(config(tmp_path / "grown", epochs=2), TINY, dataset).run()
-    Trainer(config(tmp_path / "whole", epochs=2), TINY, dataset).run()
+    train(config(tmp_path / "grown", epochs=1), dataset)
+    train(config(tmp_path / "grown", epochs=2), dataset)
+    train(config(tmp_path / "whole", epochs=2), dataset)
     assert_same_run(tmp_path / "grown", tmp_path / "whole")
+
+
+def test_a_run_can_be_moved(dataset, tmp_path):
+    train(config(tmp_path / "here", epochs=1), dataset)
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert train(config(tmp_path / "there", epochs=2, data="elsewhere"), dataset).progress.epoch == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"names": lambda names: ["other", *names[1:]]},
+        {"labels": lambda labels: labels[::-1]},
+        {"classes": lambda classes: ["Anger", *classes[1:]]},
+        {"waves": lambda waves: [waves[0][:-1], *waves[1:]]},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_corpus_that_changed_is_noticed(change, dataset, tmp_path):
+    train(config(tmp_path, epochs=1), dataset)
+    ((name, edit),) = change.items()
+    changed = dataclasses.replace(dataset, **{name: edit(getattr(dataset, name))})
+    before = contents(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"data is synthetic, which is not, or no longer, the corpus that the run in"
+    ):
+        train(config(tmp_path, epochs=2), changed)
+    assert contents(tmp_path) == before
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+def test_two_processes_cannot_write_one_folder(dataset, tmp_path):
+    options = run_options(config(tmp_path), TINY)
+    with RunFolder(tmp_path, options):
+        (tmp_path / ".last.safetensors.1.tmp").write_text("being written")
+        with pytest.raises(ValueError, match="where another process is at work"):
+            train(config(tmp_path), dataset)
+        assert (tmp_path / ".last.safetensors.1.tmp").exists()
+    train(config(tmp_path, epochs=1), dataset)
+    assert not (tmp_path / ".last.safetensors.1.tmp").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("thesis.txt", "ten years of work", "which holds other files"),
+        (".thesis.tmp", "ten years of work", "which holds other files"),
+        ("config.json", '{"name": "other project"}', "whose config.json is not of a run"),
+        ("config.json", "[1]", "whose config.json is not of a run"),
+        ("config.json", '{"epochs": 1', "whose config.json is not readable JSON"),
+        ("config.json", '{"epochs": 3, "seed": 0}', "where a run with another batch_size, cgru, .* lies"),
+    ],
+)
+def test_a_foreign_folder_is_refused_and_left_alone(file, content, reason, dataset, tmp_path):
+    (tmp_path / file).write_text(content)
+    with pytest.raises(ValueError, match=rf"out is .*, {reason}.*; it must be a new folder"):
+        train(config(tmp_path), dataset)
+    assert contents(tmp_path) == {tmp_path / file: content.encode()}
+
+
+def test_a_folder_that_cannot_be_made_is_refused(dataset, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ValueError, match="which cannot be written"):
+        train(config(tmp_path / "file" / "run"), dataset)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:99])]
+)
+def test_a_lost_best_checkpoint_is_replaced_and_said(damage, dataset, tmp_path):
+    train(config(tmp_path, epochs=2), dataset)
+    damage(tmp_path / "best.safetensors")
+    rows = []
+    trainer = train(config(tmp_path, epochs=2), dataset, rows.append)
+    assert trainer.progress.best_epoch == 2
+    assert re.search(r"best\.safetensors .*; epoch 2 takes the place of the best", rows[1]["notice"])
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["best"] == summary["last"] and summary["best_epoch"] == 2
+
+
+def test_a_damaged_last_checkpoint_says_what_to_do(dataset, tmp_path):
+    train(config(tmp_path, epochs=1), dataset)
+    (tmp_path / "last.safetensors").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=r"last\.safetensors is not a whole .*; remove .* to begin again"):
+        train(config(tmp_path, epochs=2), dataset)
+
+
+def test_a_batch_too_large_for_memory_is_named(dataset, tmp_path, monkeypatch):
+    def too_much(*_):
+        return torch.empty(1 << 60)
+
+    monkeypatch.setattr("ser_fast.models.cgru.CGRU.forward", too_much)
+    with pytest.raises(
+        RuntimeError, match=r"batch_size is 6, and \d utterances of up to \d\.\d s do not fit in memory"
+    ):
+        train(config(tmp_path), dataset)
+
+
+def test_logits_that_are_not_finite_are_no_class(dataset):
+    model = BiGRUMHA(3, hidden_size=4, num_heads=2)
+    torch.nn.init.constant_(model.classifier.bias, torch.nan)
+    with pytest.raises(FloatingPointError, match="logits are not finite"):
+        evaluate(model, dataset.batches([0, 1], 2), dataset.classes, torch.device("cpu"))
 
 
 def test_batches_are_neighbours_in_length_and_cover_everything_once():
@@ -154,7 +252,7 @@ def test_batches_are_neighbours_in_length_and_cover_everything_once():
 
 
 def test_statistics_come_from_the_training_part_only(dataset, tmp_path):
-    trainer = Trainer(config(tmp_path, model="bigru_mha"), {"hidden_size": 8}, dataset)
+    trainer = train(config(tmp_path, model="bigru_mha", epochs=1), dataset, options={"hidden_size": 8})
     front = trainer.model.spectrogram
     front.normalize = False
     frames = torch.cat([front(dataset.waves[index][None])[0] for index in trainer.split.train]).double()
@@ -169,14 +267,20 @@ def test_a_silent_bin_does_not_divide_by_zero():
 
 
 def test_splits_are_disjoint_stratified_and_named(dataset):
-    held_out = split(dataset.speakers, dataset.labels, config(Path("x")))
+    parts = (dataset.speakers, dataset.labels, dataset.classes)
+    held_out = split(*parts, test_speakers=["s2"], valid_fraction=0.2)
     assert {dataset.speakers[i] for i in held_out.test} == {"s2"}
     assert held_out.protocol.startswith("speakers s2 held out")
-    drawn = split(dataset.speakers, dataset.labels, config(Path("x"), test_speakers="", test_fraction=1 / 3))
+    drawn = split(*parts, test_fraction=1 / 3, valid_fraction=0.2)
     assert drawn.protocol.startswith("a random 33% of the utterances held out, speakers shared")
-    for parts in (held_out, drawn):
-        assert sorted(parts.train + parts.valid + parts.test) == list(range(len(dataset.labels)))
-        assert {dataset.labels[i] for i in parts.valid} == {0, 1, 2}
+    for found in (held_out, drawn):
+        assert sorted(found.train + found.valid + found.test) == list(range(len(dataset.labels)))
+        assert {dataset.labels[i] for i in found.valid} == {0, 1, 2}
+
+
+def test_a_part_without_a_class_is_said():
+    speakers, labels = ["a"] * 30 + ["b"] * 2, [0] * 15 + [1] * 15 + [0, 0]
+    assert split(speakers, labels, ["x", "y"], test_speakers=["b"]).protocol.endswith("; no test utterance of y")
 
 
 def test_measures_are_the_fields():
@@ -196,7 +300,13 @@ def test_l1_loss_is_between_softmax_and_one_hot():
     ("changes", "sentence"),
     [
         ({"epochs": 0}, "epochs is 0; it must be at least 1"),
-        ({"learning_rate": 0.0}, "learning_rate is 0.0; it must be above 0"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0; it must be above 0 and finite"),
+        ({"learning_rate": float("inf")}, "learning_rate is inf; it must be above 0 and finite"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan; it must be above 0 and finite"),
+        ({"weight_decay": -1.0}, "weight_decay is -1.0; it must be 0 or more and finite"),
+        ({"seed": -1}, "seed is -1; it must be at least 0"),
+        ({"seed": 2**32}, "seed is 4294967296; it must be below 2"),
+        ({"out": Path("")}, "out is '.'; it must be a folder of its own"),
         ({"valid_fraction": 1.0}, "valid_fraction is 1.0; it must be between 0 and 1"),
     ],
 )
@@ -205,10 +315,26 @@ def test_bad_options_get_one_clear_error(changes, sentence):
         TrainConfig(**changes)
 
 
-def test_bad_splits_get_one_clear_error(dataset):
-    with pytest.raises(ValueError, match=r"test_speakers is \['x'\]; it must be among \['s0', 's1', 's2'\]"):
-        split(dataset.speakers, dataset.labels, config(Path("x"), test_speakers="x"))
-    with pytest.raises(ValueError, match="it must be fewer than all speakers"):
-        split(dataset.speakers, dataset.labels, config(Path("x"), test_speakers="s0,s1,s2"))
-    with pytest.raises(ValueError, match=r"test_fraction is 0\.01; it must leave every class in both parts"):
-        split(dataset.speakers, dataset.labels, config(Path("x"), test_speakers="", test_fraction=0.01))
+@pytest.mark.parametrize("given", ["03,08", " 08, 03,", ["03", "08"], ["08", "03", "08"]])
+def test_test_speakers_may_be_written_as_one_likes(given):
+    assert TrainConfig(test_speakers=given).held_out["test_speakers"] == ["03", "08"]
+    assert TrainConfig(test_speakers=10).held_out["test_speakers"] == ["10"]
+    assert TrainConfig().held_out["test_speakers"] == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"test_speakers": ["x"]}, r"test_speakers names \['x'\]; they must be among \['s0', 's1', 's2'\]"),
+        ({"test_speakers": ["s0", "s1", "s2"]}, "test_speakers is s0,s1,s2; it must be fewer than all speakers"),
+        ({"test_fraction": 0.01}, r"test_fraction is 0\.01, 1 of 54 utterances; it must leave 3 or more, one of each class"),
+        ({"labels": [0] * 54}, r"data has utterances of \['anger'\]; it must have some of two classes"),
+        ({"labels": [0] + [1] * 53}, r"data has a single utterance of \['anger'\] to draw test_fraction from"),
+        ({"labels": [0] * 2 + [1] * 52, "test_speakers": ["s0"], "speakers": ["s0"] * 2 + ["s1"] * 52},
+         r"data leaves no training utterance of \['anger'\]; it must leave some of every class"),
+    ],
+)  # fmt: skip
+def test_bad_splits_get_one_clear_error(changes, sentence, dataset):
+    parts = {"speakers": dataset.speakers, "labels": dataset.labels, "classes": dataset.classes}
+    with pytest.raises(ValueError, match=sentence):
+        split(**(parts | changes))

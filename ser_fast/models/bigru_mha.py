@@ -7,17 +7,21 @@ itself; the default here is its logarithm, which does better on Emo-DB (``log=Fa
 """
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ser_fast.attention_pool import AttentionPool
 from ser_fast.gru import GRU
+from ser_fast.models import options
 from ser_fast.models.masking import frame_mask, full_lengths, masked_mean
 from ser_fast.power_spectrogram import PowerSpectrogram
 
 POOLINGS = ("mean", "attention")
+KEPT_WEIGHTS = 1 << 27  # attention weights of a batch that a training step keeps: half a gigabyte in float32
 
 
 class MultiHeadSelfAttention(nn.Module):
@@ -29,10 +33,8 @@ class MultiHeadSelfAttention(nn.Module):
 
     def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0):
         super().__init__()
-        if num_heads < 1 or embed_dim % num_heads:
-            raise ValueError(f"BiGRUMHA: num_heads is {num_heads}; it must divide 2 * hidden_size = {embed_dim}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"BiGRUMHA: attention_dropout is {dropout}; it must be in 0..1, 1 excluded")
+        good = num_heads >= 1 and embed_dim % num_heads == 0
+        options.require(good, "BiGRUMHA", "num_heads", num_heads, f"a divisor of 2 * hidden_size = {embed_dim}")
         self.num_heads = num_heads
         self.dropout = dropout
         self.in_proj = nn.Linear(embed_dim, 3 * embed_dim)
@@ -46,14 +48,32 @@ class MultiHeadSelfAttention(nn.Module):
         q, k, v = self.in_proj(x).view(batch, frames, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         weights = None
         # scaled_dot_product_attention forgets its fast path on CPU when it drops out, and never gives the weights.
-        if return_weights or (self.training and self.dropout > 0):
-            scores = (q * (1 / math.sqrt(q.shape[-1]))) @ k.transpose(2, 3)
-            weights = torch.softmax(scores.masked_fill(~valid, -torch.inf), dim=-1)
-            mixed = F.dropout(weights, self.dropout, self.training) @ v
+        if return_weights:
+            mixed, weights = self._attend(q, k, v, valid)
+        elif self.training and self.dropout > 0:
+            mixed = self._attend_in_chunks(q, k, v, valid)
         else:
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=valid)
         y = self.out_proj(mixed.transpose(1, 2).reshape(batch, frames, width))
         return (y, weights) if return_weights else y
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        scores = (q * (1 / math.sqrt(q.shape[-1]))) @ k.transpose(2, 3)
+        weights = torch.softmax(scores.masked_fill(~valid, -torch.inf), dim=-1)
+        return F.dropout(weights, self.dropout, self.training) @ v, weights
+
+    def _attend_in_chunks(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor) -> Tensor:
+        """Attention whose weights [B, heads, T, T] would be too large to keep is computed again in the backward, some
+        queries at a time: a batch of minutes then takes the memory of a batch of seconds."""
+        per_query = q.shape[0] * q.shape[1] * k.shape[2]
+        count = max(1, KEPT_WEIGHTS // per_query)
+        if count >= q.shape[2]:
+            return self._attend(q, k, v, valid)[0]
+
+        def attend(some: Tensor) -> Tensor:
+            return self._attend(some, k, v, valid)[0]
+
+        return torch.cat([checkpoint(attend, some, use_reentrant=False) for some in q.split(count, dim=2)], dim=2)
 
 
 class BiGRUMHA(nn.Module):
@@ -62,12 +82,18 @@ class BiGRUMHA(nn.Module):
     Args:
         num_classes: classes.
         num_heads: heads; must divide ``2 * hidden_size``. The paper compares 4, 8, 16 and 32.
-        hidden_size, num_layers: of the GRU, in each direction.
+        hidden_size: units of the GRU in each direction.
+        num_layers: layers of the GRU.
         reset_after: the GRU's form; the paper's is False.
-        attention_dropout, dropout: of the attention weights and between the two linear layers, in 0..1.
+        attention_dropout: of the attention weights, in 0..1.
+        dropout: between the two linear layers, in 0..1.
         pooling: "mean" over the valid frames, or "attention".
         log: logarithm of the power before it is normalised.
-        sample_rate, n_fft, win_length, hop_length, f_max: of the spectrogram, in hertz and samples.
+        sample_rate: of the waveforms, in hertz.
+        n_fft: size of the DFT, in samples.
+        win_length: samples of a frame.
+        hop_length: samples from one frame to the next.
+        f_max: highest frequency of the spectrogram, in hertz.
     """
 
     def __init__(
@@ -80,7 +106,7 @@ class BiGRUMHA(nn.Module):
         reset_after: bool = False,
         attention_dropout: float = 0.2,
         dropout: float = 0.2,
-        pooling: str = "mean",
+        pooling: Literal["mean", "attention"] = "mean",
         log: bool = True,
         sample_rate: int = 16000,
         n_fft: int = 1600,
@@ -89,10 +115,8 @@ class BiGRUMHA(nn.Module):
         f_max: float = 4000.0,
     ):
         super().__init__()
-        if num_classes < 2:
-            raise ValueError(f"BiGRUMHA: num_classes is {num_classes}; it must be at least 2")
-        if pooling not in POOLINGS:
-            raise ValueError(f"BiGRUMHA: pooling is '{pooling}'; it must be one of {', '.join(POOLINGS)}")
+        options.check("BiGRUMHA", num_classes, f_max, dropout=dropout, attention_dropout=attention_dropout)
+        options.require(pooling in POOLINGS, "BiGRUMHA", "pooling", pooling, f"one of {', '.join(POOLINGS)}")
         width = 2 * hidden_size
         self.spectrogram = PowerSpectrogram(sample_rate, n_fft, win_length, hop_length, f_max=f_max, log=log)
         bins = self.spectrogram.bins[1] - self.spectrogram.bins[0]

@@ -10,6 +10,7 @@ the filters, the GRU's and the attention's equations; what it leaves open is our
 """
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from ser_fast.attention_pool import AttentionPool
 from ser_fast.gru import GRU
+from ser_fast.models import options
 from ser_fast.models.masking import frame_mask, full_lengths
 from ser_fast.power_spectrogram import PowerSpectrogram
 
@@ -35,7 +37,11 @@ class CGRU(nn.Module):
         cell: "gru", or "lstm" for the comparison.
         reset_after: the GRU's form; the paper's is False.
         dropout: before the last layer, in 0..1.
-        sample_rate, n_fft, win_length, hop_length, f_max: of the spectrogram, in hertz and samples.
+        sample_rate: of the waveforms, in hertz.
+        n_fft: size of the DFT, in samples.
+        win_length: samples of a frame.
+        hop_length: samples from one frame to the next.
+        f_max: highest frequency of the spectrogram, in hertz.
     """
 
     def __init__(
@@ -45,7 +51,7 @@ class CGRU(nn.Module):
         channels: tuple[int, int] = (16, 32),
         hidden_size: int = 128,
         attention: bool = True,
-        cell: str = "gru",
+        cell: Literal["gru", "lstm"] = "gru",
         reset_after: bool = False,
         dropout: float = 0.3,
         sample_rate: int = 16000,
@@ -55,12 +61,10 @@ class CGRU(nn.Module):
         f_max: float = 4000.0,
     ):
         super().__init__()
-        if num_classes < 2:
-            raise ValueError(f"CGRU: num_classes is {num_classes}; it must be at least 2")
-        if cell not in CELLS:
-            raise ValueError(f"CGRU: cell is '{cell}'; it must be one of {', '.join(CELLS)}")
-        if len(channels) != 2 or min(channels) < 1:
-            raise ValueError(f"CGRU: channels is {channels}; it must be two numbers of at least 1")
+        options.check("CGRU", num_classes, f_max, dropout=dropout)
+        options.require(cell in CELLS, "CGRU", "cell", cell, f"one of {', '.join(CELLS)}")
+        good = len(channels) == 2 and min(channels) >= 1
+        options.require(good, "CGRU", "channels", channels, "two numbers of at least 1")
         self.spectrogram = PowerSpectrogram(sample_rate, n_fft, win_length, hop_length, f_max=f_max, log=True)
         self.conv1 = ChannelPairConv(channels[0])
         self.conv2 = nn.Conv2d(channels[0], channels[1], (5, 3), padding=(2, 1))
