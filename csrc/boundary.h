@@ -21,7 +21,7 @@ using torch::stable::Tensor;
 using Sizes = std::vector<int64_t>;
 
 inline Parallel torch_threads() {
-  return {[](int64_t count, void (*body)(void*, int64_t, int64_t), void* state) {
+  return {torch::stable::get_num_threads(), [](int64_t count, void (*body)(void*, int64_t, int64_t), void* state) {
     torch::stable::parallel_for(0, count, 1, [=](int64_t begin, int64_t end) { body(state, begin, end); });
   }};
 }

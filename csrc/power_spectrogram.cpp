@@ -1,6 +1,7 @@
 // ser_fast::power_spectrogram on CPU: checks, allocation, dispatch on the dtype.
 #include "../kernels/power_spectrogram.h"
 
+#include <atomic>
 #include <cmath>
 #include <limits>
 
@@ -62,17 +63,17 @@ void check_padding(const Checks& checks, const SpectrogramShape& shape, const in
 
 template <class T>
 void check_finite(const Checks& checks, const Tensor& wave, const int64_t* lengths) {
-  for (int64_t b = 0; b < wave.size(0); ++b) {
-    const T* row = pointer<T>(wave) + b * wave.stride(0);
-    const int64_t length = lengths ? lengths[b] : wave.size(1);
-    bool finite = true;
-    for (int64_t n = 0; n < length; ++n) finite &= std::abs(row[n]) <= std::numeric_limits<T>::max();
-    if (finite) continue;
-    int64_t n = 0;
-    while (std::isfinite(row[n])) ++n;
-    checks.require(false, "wave[" + std::to_string(b) + ", " + std::to_string(n) + "] is " + std::to_string(row[n]),
-                   "finite");
-  }
+  std::atomic<int64_t> bad = wave.size(0);
+  const T* rows = pointer<T>(wave);
+  torch_threads()(wave.size(0), [&](int64_t b) {
+    if (!finite_cpu(rows + b * wave.stride(0), lengths ? lengths[b] : wave.size(1))) bad = b;
+  });
+  if (bad == wave.size(0)) return;
+  const T* row = rows + bad * wave.stride(0);
+  int64_t n = 0;
+  while (std::isfinite(row[n])) ++n;
+  checks.require(false, "wave[" + std::to_string(bad) + ", " + std::to_string(n) + "] is " + std::to_string(row[n]),
+                 "finite");
 }
 
 template <class Sample, class T>

@@ -1,9 +1,8 @@
-// sigmoid and tanh: float by branch-free polynomials that a compiler can vectorise, double by libm.
+// sigmoid and tanh of vectors: float by branch-free polynomials, double by libm.
 //
 // Largest error over 2 million random float arguments: exp 1.02 ulp, tanh 1.34 ulp, sigmoid 1.98 ulp.
 #pragma once
 
-#include <bit>
 #include <cmath>
 #include <cstdint>
 
@@ -11,44 +10,77 @@
 
 namespace ser_fast {
 
-SER_FAST_INLINE float exponential(float x) {
-  // Beyond these bounds the result is 0 or infinity in float; the comparisons let a NaN through.
-  x = x < -87.0f ? -87.0f : x;
-  x = x > 88.0f ? 88.0f : x;
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
-  const float shifted = x * 1.44269504f + kRound;
-  const float k = shifted - kRound;
-  const float r = (x - k * 0.693359375f) - k * -2.12194440e-4f;  // x - k ln 2, ln 2 in two parts
-  float p = 1.392625e-3f;
-  p = p * r + 8.363233e-3f;
-  p = p * r + 4.1666552e-2f;
-  p = p * r + 1.6666576e-1f;
-  p = p * r + 0.5f;
-  p = p * r * r + r + 1.0f;
-  return p * std::bit_cast<float>((std::bit_cast<uint32_t>(shifted) << 23) + 0x3f800000u);  // p 2^k
+template <class V>
+SER_FAST_INLINE V exponential(V x) {
+  if constexpr (std::is_same_v<Element<V>, double>) {
+    for (size_t i = 0; i < sizeof(V) / sizeof(double); ++i) x[i] = std::exp(x[i]);
+    return x;
+  } else {
+    // Beyond these bounds the result is 0 or infinity in float; the comparisons let a NaN through.
+    x = x < -87.0f ? V{} - 87.0f : x;
+    x = x > 88.0f ? V{} + 88.0f : x;
+    constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
+    const V shifted = x * 1.44269504f + kRound;
+    const V k = shifted - kRound;
+    const V r = (x - k * 0.693359375f) - k * -2.12194440e-4f;  // x - k ln 2, ln 2 in two parts
+    V p = V{} + 1.392625e-3f;
+    p = p * r + 8.363233e-3f;
+    p = p * r + 4.1666552e-2f;
+    p = p * r + 1.6666576e-1f;
+    p = p * r + 0.5f;
+    p = p * r * r + r + 1.0f;
+    using Bits = decltype(x < x);
+    return p * (V)(((Bits)shifted << 23) + 0x3f800000);  // p 2^k
+  }
 }
 
-SER_FAST_INLINE float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
-
-SER_FAST_INLINE float tangent(float x) {
-  constexpr uint32_t kSign = 0x80000000u;
-  const uint32_t bits = std::bit_cast<uint32_t>(x);
-  const float magnitude = std::bit_cast<float>(bits & ~kSign);
-  const float u = x * x;
-  float p = -6.096714e-3f;
-  p = p * u + 2.099718e-2f;
-  p = p * u + -5.3850908e-2f;
-  p = p * u + 1.333277e-1f;
-  p = p * u + -3.3333328e-1f;
-  const float small = x + x * u * p;  // 1 - 2 / (e^2x + 1) cancels near zero
-  const float large = 1.0f - 2.0f / (exponential(2.0f * magnitude) + 1.0f);
-  // Chosen by masks: written with ?: the compiler branches, and the loop around it is not vectorised.
-  const uint32_t near = magnitude < 0.625f ? ~0u : 0u;
-  const uint32_t far = std::bit_cast<uint32_t>(large) | (bits & kSign);
-  return std::bit_cast<float>((std::bit_cast<uint32_t>(small) & near) | (far & ~near));
+// Of normal positive numbers and infinity.
+template <class V>
+SER_FAST_INLINE V logarithm(V x) {
+  if constexpr (std::is_same_v<Element<V>, double>) {
+    for (size_t i = 0; i < sizeof(V) / sizeof(double); ++i) x[i] = std::log(x[i]);
+    return x;
+  } else {
+    using Bits = decltype(x < x);
+    // x = 2^k m with m in sqrt(1/2)..sqrt(2), then log m = 2 artanh((m - 1) / (m + 1)).
+    const Bits shifted = (Bits)x - 0x3f3504f3, whole = shifted >> 23;
+    const V m = (V)((shifted & 0x7fffff) + 0x3f3504f3), k = __builtin_convertvector(whole, V);
+    const V s = (m - 1) / (m + 1), u = s * s;
+    V p = V{} + 0.24279078841f;
+    p = p * u + 0.28498786688f;
+    p = p * u + 0.40000972152f;
+    p = p * u + 0.66666662693f;
+    // 2 s = f - s f with f = m - 1, which is exact, keeps the error below an ulp near 1.
+    const V f = m - 1, half = f * f * 0.5f;
+    const V finite = k * 0.693359375f + (f - (half - (s * (half + u * p) + k * -2.12194440e-4f)));
+    return x <= 3.40282347e38f ? finite : x;
+  }
 }
 
-SER_FAST_INLINE double sigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
-SER_FAST_INLINE double tangent(double x) { return std::tanh(x); }
+template <class V>
+SER_FAST_INLINE V sigmoid(V x) {
+  return 1 / (1 + exponential(-x));
+}
+
+template <class V>
+SER_FAST_INLINE V tangent(V x) {
+  if constexpr (std::is_same_v<Element<V>, double>) {
+    for (size_t i = 0; i < sizeof(V) / sizeof(double); ++i) x[i] = std::tanh(x[i]);
+    return x;
+  } else {
+    using Bits = decltype(x < x);
+    const Bits sign = (Bits)x & INT32_MIN;
+    const V magnitude = (V)((Bits)x ^ sign);
+    const V u = x * x;
+    V p = V{} - 6.096714e-3f;
+    p = p * u + 2.099718e-2f;
+    p = p * u - 5.3850908e-2f;
+    p = p * u + 1.333277e-1f;
+    p = p * u - 3.3333328e-1f;
+    const V near = x + x * u * p;  // 1 - 2 / (e^2x + 1) cancels near zero
+    const V far = 1 - 2 / (exponential(2 * magnitude) + 1);
+    return magnitude < 0.625f ? near : (V)((Bits)far | sign);
+  }
+}
 
 }  // namespace ser_fast

@@ -1,95 +1,128 @@
-// Frame attention pooling on CPU: a task is one row of the batch and reads its frames once.
+// Frame attention pooling on CPU: a task is one row of the batch and reads its frames once, some at a time, so
+// that what a first loop has read the second finds in the nearest cache.
 #include "attention_pool.h"
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 
+#include "activations.h"
 #include "simd.h"
 
 namespace ser_fast {
 namespace {
 
-template <class T>
+constexpr int64_t kChunk = 16;  // frames
+
+template <class I, class T>
 SER_FAST_INLINE T dot(const T* a, const T* b, int64_t width) {
-  Vec<T> sums = {};
+  constexpr int64_t lanes = kLanes<I, T>;
+  Vec<I, T> sum = {}, other = {};
   int64_t i = 0;
-  for (; i + kLanes<T> <= width; i += kLanes<T>) sums += load(a + i) * load(b + i);
-  T sum = 0;
-  for (int64_t lane = 0; lane < kLanes<T>; ++lane) sum += sums[lane];
-  for (; i < width; ++i) sum += a[i] * b[i];
-  return sum;
+  for (; i + 2 * lanes <= width; i += 2 * lanes) {
+    sum += load<I>(a + i) * load<I>(b + i);
+    other += load<I>(a + i + lanes) * load<I>(b + i + lanes);
+  }
+  for (; i < width; i += lanes) sum += load<I>(a + i, width - i) * load<I>(b + i, width - i);
+  return sum_lanes(Vec<I, T>(sum + other));
+}
+
+// out[i] = exp(x[i] - largest), 1 where they are equal, for both may be -infinity; the sum is returned. What is below
+// the smallest normal float is 0.
+template <class I, class T>
+SER_FAST_INLINE double exponentials(const T* x, T largest, T* out, int64_t size) {
+  constexpr int64_t lanes = kLanes<I, T>;
+  double total = 0;  // thousands of float weights would lose digits in a float sum
+  for (int64_t i = 0; i < size; i += lanes) {
+    const Vec<I, T> value = load<I>(x + i, size - i), below = value - largest, zero = {};
+    const Vec<I, T> power = below < T(-87) ? zero : exponential(below);
+    store(out + i, Vec<I, T>(value == largest ? zero + 1 : power), size - i);
+    for (int64_t j = i; j < std::min(i + lanes, size); ++j) total += out[j];
+  }
+  return total;
 }
 
 // Softmax as it goes: `pooled` and `total` are relative to the largest score so far.
-template <class T>
-SER_FAST_INLINE void pool_row(const PoolForward<T>& args, int64_t b) {
+template <class I, class T>
+SER_FAST_INLINE void task(I, const PoolForward<T>& args, int64_t b) {
+  constexpr int64_t lanes = kLanes<I, T>;
   const auto [B, frames, width] = args.shape;
   const int64_t length = args.lengths ? args.lengths[b] : frames;
-  T* __restrict pooled = args.pooled + b * width;
-  T* weights = args.weights + b * frames;
+  T *pooled = args.pooled + b * width, *scores = args.weights + b * frames, chunk[kChunk];
   T largest = -std::numeric_limits<T>::infinity();
-  double total = 0;  // thousands of float weights would lose digits in a float sum
+  double total = 0;
   std::fill_n(pooled, width, T(0));
-  for (int64_t t = 0; t < length; ++t) {
-    const T* __restrict h = args.h + b * args.row_stride + t * args.frame_stride;
-    const T score = weights[t] = dot(h, args.w, width);
-    if (score > largest) {
-      const T shrink = std::exp(largest - score);
-      total *= shrink;
-      for (int64_t d = 0; d < width; ++d) pooled[d] *= shrink;
-      largest = score;
+  for (int64_t first = 0; first < length; first += kChunk) {
+    const int64_t count = std::min(kChunk, length - first);
+    const T* h = args.h + b * args.row_stride + first * args.frame_stride;
+    T before = largest;
+    for (int64_t t = 0; t < count; ++t) {
+      scores[first + t] = dot<I>(h + t * args.frame_stride, args.w, width);
+      largest = std::max(largest, scores[first + t]);
     }
-    const T weight = score == largest ? T(1) : std::exp(score - largest);  // both may be -infinity
-    total += weight;
-    for (int64_t d = 0; d < width; ++d) pooled[d] += weight * h[d];
+    T shrink;
+    exponentials<I>(&before, largest, &shrink, 1);
+    total = total * shrink + exponentials<I>(scores + first, largest, chunk, count);
+    for (int64_t d = 0; d < width; d += lanes) {
+      Vec<I, T> sum = load<I>(pooled + d, width - d) * shrink;
+      for (int64_t t = 0; t < count; ++t) sum += load<I>(h + t * args.frame_stride + d, width - d) * chunk[t];
+      store(pooled + d, sum, width - d);
+    }
   }
-  if (length > 0)
-    for (int64_t d = 0; d < width; ++d) pooled[d] = static_cast<T>(pooled[d] / total);
-  for (int64_t t = 0; t < length; ++t)
-    weights[t] = static_cast<T>((weights[t] == largest ? T(1) : std::exp(weights[t] - largest)) / total);
-  std::fill(weights + length, weights + frames, T(0));
+  const T share = length > 0 ? static_cast<T>(1 / total) : T(0);
+  for (int64_t d = 0; d < width; ++d) pooled[d] *= share;
+  exponentials<I>(scores, largest, scores, length);
+  for (int64_t t = 0; t < length; ++t) scores[t] *= share;
+  std::fill(scores + length, scores + frames, T(0));
 }
 
-template <class T>
-SER_FAST_INLINE void pool_row_backward(const PoolBackward<T>& args, int64_t b) {
+template <class I, class T>
+SER_FAST_INLINE void task(I, const PoolBackward<T>& args, int64_t b) {
+  constexpr int64_t lanes = kLanes<I, T>;
   const auto [B, frames, width] = args.shape;
   const int64_t length = args.lengths ? args.lengths[b] : frames;
-  const T* __restrict grad = args.grad_pooled + b * width;
-  const T* weights = args.weights + b * frames;
+  const T *grad = args.grad_pooled + b * width, *weights = args.weights + b * frames;
   const T* grad_weights = args.grad_weights ? args.grad_weights + b * frames : nullptr;
-  T* __restrict grad_w = args.grad_w + b * width;
-  T mean = dot(grad, args.pooled + b * width, width);
-  if (grad_weights) mean += dot(grad_weights, weights, length);
+  T *grad_w = args.grad_w + b * width, slopes[kChunk];
+  T mean = dot<I>(grad, args.pooled + b * width, width);
+  if (grad_weights) mean += dot<I>(grad_weights, weights, length);
   std::fill_n(grad_w, width, T(0));
-  for (int64_t t = 0; t < length; ++t) {
-    const T* __restrict h = args.h + b * args.row_stride + t * args.frame_stride;
-    T* __restrict grad_h = args.grad_h + (b * frames + t) * width;
-    const T along = dot(grad, h, width) + (grad_weights ? grad_weights[t] : T(0));
-    const T score = weights[t] * (along - mean);
-    for (int64_t d = 0; d < width; ++d) {
-      grad_h[d] = weights[t] * grad[d] + score * args.w[d];
-      grad_w[d] += score * h[d];
+  for (int64_t first = 0; first < length; first += kChunk) {
+    const int64_t count = std::min(kChunk, length - first);
+    const T* h = args.h + b * args.row_stride + first * args.frame_stride;
+    T* grad_h = args.grad_h + (b * frames + first) * width;
+    for (int64_t t = 0; t < count; ++t) {
+      const T along = dot<I>(grad, h + t * args.frame_stride, width) + (grad_weights ? grad_weights[first + t] : T(0));
+      slopes[t] = weights[first + t] * (along - mean);
+    }
+    for (int64_t d = 0; d < width; d += lanes) {
+      const auto g = load<I>(grad + d, width - d), w = load<I>(args.w + d, width - d);
+      Vec<I, T> sum = load<I, T>(grad_w + d, width - d);
+      for (int64_t t = 0; t < count; ++t) {
+        store(grad_h + t * width + d, Vec<I, T>(weights[first + t] * g + slopes[t] * w), width - d);
+        sum += slopes[t] * load<I>(h + t * args.frame_stride + d, width - d);
+      }
+      store(grad_w + d, sum, width - d);
     }
   }
   std::fill(args.grad_h + (b * frames + length) * width, args.grad_h + (b + 1) * frames * width, T(0));
 }
 
-SER_FAST_CLONES void forward_task(const PoolForward<float>& args, int64_t b) { pool_row(args, b); }
-SER_FAST_CLONES void forward_task(const PoolForward<double>& args, int64_t b) { pool_row(args, b); }
-SER_FAST_CLONES void backward_task(const PoolBackward<float>& args, int64_t b) { pool_row_backward(args, b); }
-SER_FAST_CLONES void backward_task(const PoolBackward<double>& args, int64_t b) { pool_row_backward(args, b); }
+#define SER_FAST_POOL_TASKS(I, T, target)                                                              \
+  target void run(I isa, const PoolForward<T>& args, int64_t b) { task(isa, args, b); }                \
+  target void run(I isa, const PoolBackward<T>& args, int64_t b) { task(isa, args, b); }
+#define SER_FAST_POOL(I, target) SER_FAST_POOL_TASKS(I, float, target) SER_FAST_POOL_TASKS(I, double, target)
+SER_FAST_EACH_ISA(SER_FAST_POOL)
 
 }  // namespace
 
 template <class T>
 void attention_pool_forward_cpu(const PoolForward<T>& args, const Parallel& parallel) {
-  parallel(args.shape.batch, [&](int64_t b) { forward_task(args, b); });
+  with_isa<T>([&](auto isa) { parallel(args.shape.batch, [&](int64_t b) { run(isa, args, b); }); });
 }
 
 template <class T>
 void attention_pool_backward_cpu(const PoolBackward<T>& args, const Parallel& parallel) {
-  parallel(args.shape.batch, [&](int64_t b) { backward_task(args, b); });
+  with_isa<T>([&](auto isa) { parallel(args.shape.batch, [&](int64_t b) { run(isa, args, b); }); });
 }
 
 template void attention_pool_forward_cpu(const PoolForward<float>&, const Parallel&);

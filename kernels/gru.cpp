@@ -1,8 +1,10 @@
 // GRU recurrence on CPU: a task is one direction of a few batch rows and walks all their frames, so no
-// task ever waits for another.
+// task ever waits for another. The rows of a task are alike in length and stop one after the other.
 #include "gru.h"
 
 #include <algorithm>
+#include <array>
+#include <numeric>
 #include <vector>
 
 #include "simd.h"
@@ -10,382 +12,538 @@
 namespace ser_fast {
 namespace {
 
-constexpr int64_t kRows = 4;  // batch rows of a task: 4 rows by 2 vectors of sums stay in registers
+constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
-// A [depth, columns] matrix cut into panels of two vectors' width, each dense and read front to back.
-template <class T>
+// What the recurrent products multiply: values, or with AVX512-BF16 bfloat16 in pairs along the depth.
+template <class I, class S>
+struct Factor {
+  using Type = Wide<S>;
+  static constexpr int64_t kPair = 1;
+};
+template <>
+struct Factor<Avx512Bf16, Bf16> {
+  using Type = Bf16;
+  static constexpr int64_t kPair = 2;
+};
+
+template <class T, class V>
+SER_FAST_INLINE void multiply_add(V& sum, const T* left, const T* right) {
+  V w;
+  std::memcpy(&w, right, sizeof(w));
+  sum += *left * w;
+}
+
+#if SER_FAST_X86
+// Written as an instruction because the compiler's builtin may not stand in a function that all instruction sets share.
+SER_FAST_INLINE void multiply_add(Vec<Avx512, float>& sum, const Bf16* left, const Bf16* right) {
+  typedef int Pair __attribute__((may_alias));
+  Vec<Avx512, float> w;
+  std::memcpy(&w, right, sizeof(w));
+  asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(w), "m"(*reinterpret_cast<const Pair*>(left)));
+}
+#endif
+
+// A recurrent weight matrix cut into panels of V vectors' width, each dense and read front to back: [depth, V, lanes].
+// Vector v of panel p holds the columns from p * step + v * jump on, where they are below `limit`.
+template <class I, class S, int V>
 class Panels {
  public:
-  static constexpr int64_t kWidth = 2 * kLanes<T>;
+  using T = typename Factor<I, S>::Type;
+  static constexpr int64_t kLane = kLanes<I, Wide<S>>, kPair = Factor<I, S>::kPair;
 
-  Panels(const T* source, int64_t depth, int64_t columns, int64_t depth_stride, int64_t column_stride)
-      : depth_(depth), columns_(columns), data_(padded() * depth) {
-    for (int64_t c = 0; c < columns; ++c)
+  Panels() = default;
+
+  // at(k, column) is the element of the matrix [depth, ...], or the padding's zero.
+  template <class At>
+  Panels(int64_t count, int64_t depth, const At& at) : size_(depth * V * kLane), data_(count * size_) {
+    for (int64_t p = 0; p < count; ++p)
       for (int64_t k = 0; k < depth; ++k)
-        data_[(c / kWidth * depth + k) * kWidth + c % kWidth] = source[k * depth_stride + c * column_stride];
+        for (int64_t v = 0; v < V; ++v)
+          for (int64_t lane = 0; lane < kLane; ++lane)
+            data_[p * size_ + (k / kPair * V + v) * kLane * kPair + lane * kPair + k % kPair] = at(p, k, v, lane);
   }
 
-  int64_t padded() const { return (columns_ + kWidth - 1) / kWidth * kWidth; }
-
-  // out[row, :] = x[row, :] times the matrix, for kRows rows; out's rows are padded() wide.
-  SER_FAST_INLINE void multiply(const T* x, int64_t x_stride, T* out) const {
-    const int64_t width = padded();
-    for (int64_t c = 0; c < width; c += kWidth) {
-      const T* panel = data_.data() + c * depth_;
-      Vec<T> sum[kRows][2] = {};
-      for (int64_t k = 0; k < depth_; ++k) {
-        const Vec<T> left = load(panel + k * kWidth), right = load(panel + k * kWidth + kLanes<T>);
-        for (int64_t row = 0; row < kRows; ++row) {
-          const T factor = x[row * x_stride + k];
-          sum[row][0] += factor * left;
-          sum[row][1] += factor * right;
-        }
-      }
-      for (int64_t row = 0; row < kRows; ++row) {
-        store(out + row * width + c, sum[row][0]);
-        store(out + row * width + c + kLanes<T>, sum[row][1]);
-      }
-    }
-  }
+  const T* operator[](int64_t p) const { return data_.data() + p * size_; }
 
  private:
-  int64_t depth_, columns_;
+  int64_t size_ = 0;
   std::vector<T> data_;
 };
 
-// The rows that one task walks, and where each is at a step.
+// out[R][V] = first[V] + left[R, depth] times a panel.
+template <class I, class S, int R, int V>
+SER_FAST_INLINE void product(const typename Factor<I, S>::Type* left, int64_t stride,
+                             const typename Factor<I, S>::Type* panel, int64_t depth, const Wide<S>* first,
+                             Wide<S>* out) {
+  constexpr int64_t lanes = kLanes<I, Wide<S>>, pair = Factor<I, S>::kPair;
+  Vec<I, Wide<S>> sum[R][V];
+  SER_FAST_UNROLL
+  for (int v = 0; v < V; ++v) {
+    const Vec<I, Wide<S>> start = first ? load<I>(first + v * lanes) : Vec<I, Wide<S>>{};
+    SER_FAST_UNROLL
+    for (int row = 0; row < R; ++row) sum[row][v] = start;
+  }
+  for (int64_t k = 0; k < depth; k += pair) {
+    SER_FAST_UNROLL
+    for (int row = 0; row < R; ++row)
+      SER_FAST_UNROLL
+      for (int v = 0; v < V; ++v)
+        multiply_add(sum[row][v], left + row * stride + k, panel + (k * V + v * pair) * lanes);
+  }
+  SER_FAST_UNROLL
+  for (int row = 0; row < R; ++row)
+    SER_FAST_UNROLL
+    for (int v = 0; v < V; ++v) store(out + (row * V + v) * lanes, sum[row][v]);
+}
+
+// The rows that one task walks, the longest first.
 struct Tile {
-  int64_t direction, first, rows, steps = 0;
-  int64_t length[kRows] = {};
+  static constexpr int64_t kMost = 8;
+  int64_t direction, rows;
+  std::array<int64_t, kMost> row = {}, length = {};
 
-  Tile(const GruShape& shape, const int64_t* lengths, int64_t task) {
-    const int64_t tiles = (shape.batch + kRows - 1) / kRows;
-    direction = task / tiles;
-    first = task % tiles * kRows;
-    rows = std::min(kRows, shape.batch - first);
-    for (int64_t row = 0; row < rows; ++row) {
-      length[row] = lengths ? lengths[first + row] : shape.frames;
-      steps = std::max(steps, length[row]);
-    }
-  }
-
-  int64_t frame(int64_t row, int64_t step) const { return direction ? length[row] - 1 - step : step; }
-  int64_t previous(int64_t row, int64_t step) const { return frame(row, step - 1); }
+  int64_t frame(int64_t i, int64_t step) const { return direction ? length[i] - 1 - step : step; }
 };
 
-int64_t task_count(const GruShape& shape) {
-  return shape.directions * ((shape.batch + kRows - 1) / kRows);
+// All rows in tiles, those with the most work first.
+std::vector<Tile> tiles_of(const GruShape& shape, const int64_t* lengths, int64_t most_rows, int64_t threads) {
+  std::vector<int64_t> order(shape.batch);
+  std::iota(order.begin(), order.end(), 0);
+  const auto length = [&](int64_t row) { return lengths ? lengths[row] : shape.frames; };
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return length(a) > length(b); });
+  while (most_rows > 1 && shape.directions * ((shape.batch + most_rows - 1) / most_rows) < threads) most_rows /= 2;
+  std::vector<Tile> tiles;
+  for (int64_t first = 0; first < shape.batch; first += most_rows)
+    for (int64_t direction = 0; direction < shape.directions; ++direction) {
+      Tile tile{direction, std::min(most_rows, shape.batch - first)};
+      for (int64_t i = 0; i < tile.rows; ++i) {
+        tile.row[i] = order[first + i];
+        tile.length[i] = length(tile.row[i]);
+      }
+      tiles.push_back(tile);
+    }
+  return tiles;
 }
 
-template <class T>
-void zero_tail(const Frames<T>& tensor, const GruShape& shape, const Tile& tile, int64_t width) {
-  for (int64_t row = 0; row < tile.rows; ++row)
-    for (int64_t t = tile.length[row]; t < shape.frames; ++t)
-      std::fill_n(tensor.at(t, tile.first + row) + tile.direction * width, width, T(0));
+template <class S>
+void zero_tail(const Frames<S>& tensor, const GruShape& shape, const Tile& tile, int64_t width) {
+  for (int64_t i = 0; i < tile.rows; ++i)
+    for (int64_t t = tile.length[i]; t < shape.frames; ++t)
+      std::fill_n(tensor.at(t, tile.row[i]) + tile.direction * width, width, S{});
 }
 
-template <class T>
+// One direction's W_hh and b_hh as the products want them. Depths and columns are padded to whole vectors by zeros.
+template <class I, class S>
 struct ForwardWeights {
-  Panels<T> gates;      // [H, 3H], or [H, 2H] (r, z) where the candidate has a product of its own
-  Panels<T> candidate;  // [H, H], empty for reset_after
+  using T = Wide<S>;
+  static constexpr int64_t kLane = kLanes<I, T>;
 
-  ForwardWeights(const T* w, int64_t hidden, bool reset_after)
-      : gates(w, hidden, (reset_after ? 3 : 2) * hidden, 1, hidden),
-        candidate(w + 2 * hidden * hidden, hidden, reset_after ? 0 : hidden, 1, hidden) {}
+  int64_t depth, blocks, pairs;  // H padded; vectors of hidden units; pairs of them
+  Panels<I, S, 3> all;           // reset_after: r, z and n of one vector of hidden units
+  Panels<I, S, 2> gates;         // otherwise: r and z of one,
+  Panels<I, S, 2> candidate;     // and n of two
+  std::vector<T> gate_bias;      // [blocks, 3, lanes]; without reset_after the third is unused,
+  std::vector<T> candidate_bias;  // [2 * pairs, lanes]
+
+  ForwardWeights(const S* w, const S* b, int64_t H, bool reset_after)
+      : depth(round_up(H, kLane)),
+        blocks(depth / kLane),
+        pairs((blocks + 1) / 2),
+        gate_bias(blocks * 3 * kLane),
+        candidate_bias(pairs * 2 * kLane) {
+    const auto at = [=](int64_t gate, int64_t unit, int64_t k) {
+      using F = typename Factor<I, S>::Type;
+      return unit < H && k < H ? convert<F>(w[(gate * H + unit) * H + k]) : F{};
+    };
+    const auto gate = [=](int64_t p, int64_t k, int64_t v, int64_t lane) { return at(v, p * kLane + lane, k); };
+    const auto last = [=](int64_t p, int64_t k, int64_t v, int64_t lane) {
+      return at(2, (2 * p + v) * kLane + lane, k);
+    };
+    if (reset_after) all = {blocks, depth, gate};
+    else gates = {blocks, depth, gate}, candidate = {pairs, depth, last};
+    for (int64_t j = 0; b && j < H; ++j) {
+      for (int64_t g = 0; g < 3; ++g) gate_bias[(j / kLane * 3 + g) * kLane + j % kLane] = convert<T>(b[g * H + j]);
+      candidate_bias[j] = convert<T>(b[2 * H + j]);
+    }
+  }
 };
 
-// Scratch of one task: states, r h, and the two products; rows beyond the tile's stay zero.
-template <class T>
+// The left factors of a product: for float the values themselves, for bfloat16 pairs their rounded copy.
+template <class I, class S>
+struct Left {
+  using F = typename Factor<I, S>::Type;
+  int64_t stride;
+  std::vector<F> data;
+
+  Left(int64_t rows, int64_t width) : stride(width), data(rows * width) {}
+
+  SER_FAST_INLINE F* row(int64_t i) { return data.data() + i * stride; }
+};
+
+template <class I, class S>
 struct ForwardScratch {
-  std::vector<T> h, q, product, candidate, gates;
+  using T = Wide<S>;
+  int64_t width;
+  std::vector<T> state, next, sums;  // [rows, width] twice; [rows, 3, lanes]
+  std::vector<T> update;             // z, for the second product's turn
+  Left<I, S> h, h_next, q;           // what the products read: h, its successor, r h
 
-  ForwardScratch(int64_t hidden, const ForwardWeights<T>& weights)
-      : h(kRows * hidden),
-        q(kRows * hidden),
-        product(kRows * weights.gates.padded()),
-        candidate(kRows * weights.candidate.padded()),
-        gates(kRows * 4 * hidden) {}
+  explicit ForwardScratch(const ForwardWeights<I, S>& weights)
+      : width(weights.pairs * 2 * kLanes<I, T>),
+        state(I::kRows * width),
+        next(I::kRows * width),
+        sums(I::kRows * 3 * kLanes<I, T>),
+        update(I::kRows * width),
+        h(I::kRows, width),
+        h_next(I::kRows, width),
+        q(I::kRows, width) {}
 };
 
-// Where a row's r, z, n and q of a step go: to the backward's tensor, or nowhere in particular.
-template <class T>
-SER_FAST_INLINE T* gates_at(const GruForward<T>& args, const Tile& tile, int64_t row, int64_t step,
-                            ForwardScratch<T>& scratch) {
-  const int64_t width = 4 * args.shape.hidden;
-  if (!args.gates.data) return scratch.gates.data() + row * width;
-  return args.gates.at(tile.frame(row, step), tile.first + row) + tile.direction * width;
+// Where a row of a step lies in the tensors; gates is null where none is kept.
+template <class S>
+struct ForwardRow {
+  const S* gx;
+  S *y, *gates;
+};
+
+template <class S>
+SER_FAST_INLINE ForwardRow<S> row_at(const GruForward<S>& args, const Tile& tile, int64_t i, int64_t step) {
+  const int64_t t = tile.frame(i, step), b = tile.row[i], d = tile.direction, H = args.shape.hidden;
+  return {args.gx.at(t, b) + d * 3 * H, args.y.at(t, b) + d * H,
+          args.gates.data ? args.gates.at(t, b) + d * 4 * H : nullptr};
 }
 
-template <class T>
-SER_FAST_INLINE void step_reset_after(const GruForward<T>& args, const Tile& tile, const T* bias, int64_t step,
-                                      const ForwardWeights<T>& weights, ForwardScratch<T>& scratch) {
-  const int64_t H = args.shape.hidden;
-  weights.gates.multiply(scratch.h.data(), H, scratch.product.data());
-  for (int64_t row = 0; row < tile.rows; ++row) {
-    if (step >= tile.length[row]) continue;
-    const int64_t t = tile.frame(row, step), b = tile.first + row;
-    const T* __restrict gx = args.gx.at(t, b) + tile.direction * 3 * H;
-    const T* __restrict product = scratch.product.data() + row * weights.gates.padded();
-    T* __restrict h = scratch.h.data() + row * H;
-    T* __restrict y = args.y.at(t, b) + tile.direction * H;
-    T* __restrict gates = gates_at(args, tile, row, step, scratch);
-    SER_FAST_INDEPENDENT
-    for (int64_t j = 0; j < H; ++j) {
-      const T r = gates[j] = sigmoid(gx[j] + product[j] + bias[j]);
-      const T z = gates[H + j] = sigmoid(gx[H + j] + product[H + j] + bias[H + j]);
-      const T q = gates[3 * H + j] = product[2 * H + j] + bias[2 * H + j];
-      const GruState<T> next = gru_cell(z, gx[2 * H + j] + r * q, h[j]);
-      gates[2 * H + j] = next.n;
-      h[j] = y[j] = next.h;
+template <int R, class I, class S>
+SER_FAST_INLINE void step_reset_after(int64_t H, const ForwardWeights<I, S>& weights, const ForwardRow<S>* rows,
+                                      int64_t walking, ForwardScratch<I, S>& scratch) {
+  constexpr int64_t lanes = kLanes<I, Wide<S>>;
+  const int64_t width = scratch.width;
+  for (int64_t block = 0, j = 0; j < H; ++block, j += lanes) {
+    const int64_t count = std::min(lanes, H - j);
+    product<I, S, R, 3>(scratch.h.row(0), width, weights.all[block], weights.depth,
+                        weights.gate_bias.data() + block * 3 * lanes, scratch.sums.data());
+    for (int64_t i = 0; i < walking; ++i) {
+      const ForwardRow<S>& row = rows[i];
+      const Wide<S>* sum = scratch.sums.data() + i * 3 * lanes;
+      const auto r = sigmoid(load<I>(row.gx + j, count) + load<I>(sum));
+      const auto z = sigmoid(load<I>(row.gx + H + j, count) + load<I>(sum + lanes));
+      const auto q = load<I>(sum + 2 * lanes);
+      const auto [n, h] = gru_cell(z, load<I>(row.gx + 2 * H + j, count) + r * q,
+                                   load<I, Wide<S>>(scratch.state.data() + i * width + j));
+      store(scratch.next.data() + i * width + j, h);
+      store(scratch.h_next.row(i) + j, h);
+      store(row.y + j, h, count);
+      if (!row.gates) continue;
+      store(row.gates + j, r, count);
+      store(row.gates + H + j, z, count);
+      store(row.gates + 2 * H + j, n, count);
+      store(row.gates + 3 * H + j, q, count);
     }
   }
 }
 
-template <class T>
-SER_FAST_INLINE void step_reset_before(const GruForward<T>& args, const Tile& tile, const T* bias, int64_t step,
-                                       const ForwardWeights<T>& weights, ForwardScratch<T>& scratch) {
-  const int64_t H = args.shape.hidden;
-  weights.gates.multiply(scratch.h.data(), H, scratch.product.data());
-  for (int64_t row = 0; row < tile.rows; ++row) {
-    if (step >= tile.length[row]) continue;
-    const int64_t t = tile.frame(row, step), b = tile.first + row;
-    const T* __restrict gx = args.gx.at(t, b) + tile.direction * 3 * H;
-    const T* __restrict product = scratch.product.data() + row * weights.gates.padded();
-    const T* __restrict h = scratch.h.data() + row * H;
-    T* __restrict q = scratch.q.data() + row * H;
-    T* __restrict gates = gates_at(args, tile, row, step, scratch);
-    SER_FAST_INDEPENDENT
-    for (int64_t j = 0; j < H; ++j) {
-      const T r = gates[j] = sigmoid(gx[j] + product[j] + bias[j]);
-      gates[H + j] = sigmoid(gx[H + j] + product[H + j] + bias[H + j]);
-      q[j] = gates[3 * H + j] = r * h[j];
+template <int R, class I, class S>
+SER_FAST_INLINE void step_reset_before(int64_t H, const ForwardWeights<I, S>& weights, const ForwardRow<S>* rows,
+                                       int64_t walking, ForwardScratch<I, S>& scratch) {
+  constexpr int64_t lanes = kLanes<I, Wide<S>>;
+  const int64_t width = scratch.width;
+  for (int64_t block = 0, j = 0; j < H; ++block, j += lanes) {
+    const int64_t count = std::min(lanes, H - j);
+    product<I, S, R, 2>(scratch.h.row(0), width, weights.gates[block], weights.depth,
+                        weights.gate_bias.data() + block * 3 * lanes, scratch.sums.data());
+    for (int64_t i = 0; i < walking; ++i) {
+      const ForwardRow<S>& row = rows[i];
+      const Wide<S>* sum = scratch.sums.data() + i * 2 * lanes;
+      const auto r = sigmoid(load<I>(row.gx + j, count) + load<I>(sum));
+      const auto z = sigmoid(load<I>(row.gx + H + j, count) + load<I>(sum + lanes));
+      const auto q = r * load<I, Wide<S>>(scratch.state.data() + i * width + j);
+      store(scratch.update.data() + i * width + j, z);
+      store(scratch.q.row(i) + j, q);
+      if (!row.gates) continue;
+      store(row.gates + j, r, count);
+      store(row.gates + H + j, z, count);
+      store(row.gates + 3 * H + j, q, count);
     }
   }
-  weights.candidate.multiply(scratch.q.data(), H, scratch.candidate.data());
-  for (int64_t row = 0; row < tile.rows; ++row) {
-    if (step >= tile.length[row]) continue;
-    const int64_t t = tile.frame(row, step), b = tile.first + row;
-    const T* __restrict gx = args.gx.at(t, b) + tile.direction * 3 * H;
-    const T* __restrict product = scratch.candidate.data() + row * weights.candidate.padded();
-    T* __restrict h = scratch.h.data() + row * H;
-    T* __restrict y = args.y.at(t, b) + tile.direction * H;
-    T* __restrict gates = gates_at(args, tile, row, step, scratch);
-    SER_FAST_INDEPENDENT
-    for (int64_t j = 0; j < H; ++j) {
-      const GruState<T> next = gru_cell(gates[H + j], gx[2 * H + j] + product[j] + bias[2 * H + j], h[j]);
-      gates[2 * H + j] = next.n;
-      h[j] = y[j] = next.h;
+  for (int64_t pair = 0, first = 0; first < H; ++pair, first += 2 * lanes) {
+    product<I, S, R, 2>(scratch.q.row(0), width, weights.candidate[pair], weights.depth,
+                        weights.candidate_bias.data() + first, scratch.sums.data());
+    for (int64_t i = 0; i < walking; ++i) {
+      const ForwardRow<S>& row = rows[i];
+      for (int64_t j = first; j < std::min(H, first + 2 * lanes); j += lanes) {
+        const int64_t count = std::min(lanes, H - j);
+        const auto sum = load<I, Wide<S>>(scratch.sums.data() + i * 2 * lanes + j - first);
+        const auto [n, h] = gru_cell(load<I, Wide<S>>(scratch.update.data() + i * width + j),
+                                     load<I>(row.gx + 2 * H + j, count) + sum,
+                                     load<I, Wide<S>>(scratch.state.data() + i * width + j));
+        store(scratch.next.data() + i * width + j, h);
+        store(scratch.h_next.row(i) + j, h);
+        store(row.y + j, h, count);
+        if (row.gates) store(row.gates + 2 * H + j, n, count);
+      }
     }
   }
 }
 
-template <class T>
-SER_FAST_INLINE void forward_tile(const GruForward<T>& args, const ForwardWeights<T>& weights,
-                                  const T* zeros, int64_t task) {
+template <int R, class I, class S>
+SER_FAST_INLINE void forward_step(const GruForward<S>& args, const ForwardWeights<I, S>& weights, const Tile& tile,
+                                  int64_t step, int64_t walking, ForwardScratch<I, S>& scratch) {
+  ForwardRow<S> rows[R] = {};
+  for (int64_t i = 0; i < walking; ++i) rows[i] = row_at(args, tile, i, step);
+  if (args.shape.reset_after) step_reset_after<R>(args.shape.hidden, weights, rows, walking, scratch);
+  else step_reset_before<R>(args.shape.hidden, weights, rows, walking, scratch);
+}
+
+// Row i of a tile in a [D, B, H] tensor.
+template <class S>
+SER_FAST_INLINE S* state_at(S* states, const GruShape& shape, const Tile& tile, int64_t i) {
+  return states + (tile.direction * shape.batch + tile.row[i]) * shape.hidden;
+}
+
+template <class I, class S, class From, class To>
+SER_FAST_INLINE void copy(From* from, To* to, int64_t size) {
+  constexpr int64_t lanes = kLanes<I, Wide<S>>;
+  for (int64_t j = 0; j < size; j += lanes) store(to + j, load<I, std::remove_const_t<From>>(from + j, size - j), size - j);
+}
+
+template <class I, class S>
+SER_FAST_INLINE void forward_tile(const GruForward<S>& args, const ForwardWeights<I, S>& weights, const Tile& tile) {
   const GruShape& shape = args.shape;
-  const Tile tile(shape, args.lengths, task);
-  const int64_t H = shape.hidden, states = (tile.direction * shape.batch + tile.first) * H;
-  const T* bias = args.b_hh ? args.b_hh + tile.direction * 3 * H : zeros;
-  ForwardScratch<T> scratch(H, weights);
-  if (args.h0) std::copy_n(args.h0 + states, tile.rows * H, scratch.h.data());
-  for (int64_t step = 0; step < tile.steps; ++step) {
-    if (shape.reset_after) step_reset_after(args, tile, bias, step, weights, scratch);
-    else step_reset_before(args, tile, bias, step, weights, scratch);
+  ForwardScratch<I, S> scratch(weights);
+  for (int64_t i = 0; args.h0 && i < tile.rows; ++i) {
+    copy<I, S>(state_at(args.h0, shape, tile, i), scratch.state.data() + i * scratch.width, shape.hidden);
+    copy<I, S>(state_at(args.h0, shape, tile, i), scratch.h.row(i), shape.hidden);
   }
-  std::copy_n(scratch.h.data(), tile.rows * H, args.h_n + states);
-  zero_tail(args.y, shape, tile, H);
-  if (args.gates.data) zero_tail(args.gates, shape, tile, 4 * H);
+  int64_t walking = tile.rows;
+  for (int64_t step = 0;; ++step) {
+    for (; walking > 0 && tile.length[walking - 1] == step; --walking)
+      copy<I, S>(scratch.state.data() + (walking - 1) * scratch.width, state_at(args.h_n, shape, tile, walking - 1),
+                 shape.hidden);
+    if (walking == 0) break;
+    if (walking > 4) forward_step<I::kRows>(args, weights, tile, step, walking, scratch);
+    else if (walking > 2) forward_step<4>(args, weights, tile, step, walking, scratch);
+    else if (walking > 1) forward_step<2>(args, weights, tile, step, walking, scratch);
+    else forward_step<1>(args, weights, tile, step, walking, scratch);
+    std::swap(scratch.state, scratch.next);
+    std::swap(scratch.h.data, scratch.h_next.data);
+  }
+  zero_tail(args.y, shape, tile, shape.hidden);
+  if (args.gates.data) zero_tail(args.gates, shape, tile, 4 * shape.hidden);
 }
 
-SER_FAST_CLONES void forward_task(const GruForward<float>& args, const ForwardWeights<float>& weights,
-                                  const float* zeros, int64_t task) {
-  forward_tile(args, weights, zeros, task);
-}
-
-SER_FAST_CLONES void forward_task(const GruForward<double>& args, const ForwardWeights<double>& weights,
-                                  const double* zeros, int64_t task) {
-  forward_tile(args, weights, zeros, task);
-}
-
-// The products of the backward multiply by W itself where the forward's multiply by its transpose.
-template <class T>
+// The products of the backward multiply by W itself where the forward's multiply by its transpose. Each gate's part of
+// the depth is padded to whole vectors.
+template <class I, class S>
 struct BackwardWeights {
-  Panels<T> gates;      // [3H, H], or [2H, H] (r, z)
-  Panels<T> candidate;  // [H, H], empty for reset_after
+  static constexpr int64_t kLane = kLanes<I, Wide<S>>;
 
-  BackwardWeights(const T* w, int64_t hidden, bool reset_after)
-      : gates(w, (reset_after ? 3 : 2) * hidden, hidden, hidden, 1),
-        candidate(w + 2 * hidden * hidden, hidden, reset_after ? 0 : hidden, hidden, 1) {}
+  int64_t part, pairs;           // H padded to one vector; pairs of vectors of hidden units
+  Panels<I, S, 2> gates;         // [3 part, H], or [2 part, H] (r, z)
+  Panels<I, S, 2> candidate;     // [part, H] where the candidate has a product of its own
+
+  BackwardWeights(const S* w, const S*, int64_t H, bool reset_after)
+      : part(round_up(H, kLane)), pairs(round_up(H, 2 * kLane) / (2 * kLane)) {
+    const auto at = [=, this](int64_t first, int64_t p, int64_t k, int64_t v, int64_t lane) {
+      using F = typename Factor<I, S>::Type;
+      const int64_t gate = first + k / part, unit = k % part, column = (2 * p + v) * kLane + lane;
+      return unit < H && column < H ? convert<F>(w[(gate * H + unit) * H + column]) : F{};
+    };
+    gates = {pairs, (reset_after ? 3 : 2) * part, [=](auto... index) { return at(0, index...); }};
+    if (!reset_after) candidate = {pairs, part, [=](auto... index) { return at(2, index...); }};
+  }
 };
 
-template <class T>
+template <class I, class S>
 struct BackwardScratch {
-  std::vector<T> grad_h, grad_gates, grad_n, product, candidate;
+  using T = Wide<S>;
+  int64_t width;
+  std::vector<T> grad_h, sums;  // [rows, width]; [rows, 2, lanes]
+  Left<I, S> gates, candidate;  // what the products read: the gradients of r, z and, with reset_after, q; of n
 
-  BackwardScratch(int64_t hidden, const BackwardWeights<T>& weights)
-      : grad_h(kRows * hidden),
-        grad_gates(kRows * 3 * hidden),
-        grad_n(kRows * hidden),
-        product(kRows * weights.gates.padded()),
-        candidate(kRows * weights.candidate.padded()) {}
+  BackwardScratch(const BackwardWeights<I, S>& weights, bool reset_after)
+      : width(weights.pairs * 2 * kLanes<I, T>),
+        grad_h(I::kRows * width),
+        sums(I::kRows * 2 * kLanes<I, T>),
+        gates(I::kRows, (reset_after ? 3 : 2) * weights.part),
+        candidate(I::kRows, weights.part) {}
 };
 
-// Where the state before this step lies: the previous y, the given h0, or zeros.
-template <class T>
-SER_FAST_INLINE const T* state_before(const GruBackward<T>& args, const Tile& tile, int64_t row, int64_t step,
-                                      const T* zeros) {
-  const int64_t H = args.shape.hidden, b = tile.first + row;
-  if (step > 0) return args.y.at(tile.previous(row, step), b) + tile.direction * H;
-  return args.h0 ? args.h0 + (tile.direction * args.shape.batch + b) * H : zeros;
+template <class S>
+struct BackwardRow {
+  const S *before, *gates, *grad_y;  // before is null for a state of zeros
+  S *grad_gx, *grad_q;
+};
+
+template <class S>
+SER_FAST_INLINE BackwardRow<S> row_at(const GruBackward<S>& args, const Tile& tile, int64_t i, int64_t step) {
+  const int64_t t = tile.frame(i, step), b = tile.row[i], d = tile.direction, H = args.shape.hidden;
+  const S* before = step > 0  ? args.y.at(tile.frame(i, step - 1), b) + d * H
+                    : args.h0 ? state_at(args.h0, args.shape, tile, i)
+                              : nullptr;
+  return {before, args.gates.at(t, b) + d * 4 * H, args.grad_y.at(t, b) + d * H, args.grad_gx.at(t, b) + d * 3 * H,
+          args.shape.reset_after ? args.grad_q.at(t, b) + d * H : nullptr};
 }
 
-// grad_h += grad_gates times the gates' weights, for the rows that are still walking.
-template <class T>
-SER_FAST_INLINE void add_through_gates(const Tile& tile, int64_t H, int64_t depth, int64_t step,
-                                       const BackwardWeights<T>& weights, BackwardScratch<T>& scratch) {
-  weights.gates.multiply(scratch.grad_gates.data(), depth, scratch.product.data());
-  for (int64_t row = 0; row < tile.rows; ++row) {
-    if (step >= tile.length[row]) continue;
-    const T* __restrict product = scratch.product.data() + row * weights.gates.padded();
-    T* __restrict grad_h = scratch.grad_h.data() + row * H;
-    SER_FAST_INDEPENDENT
-    for (int64_t j = 0; j < H; ++j) grad_h[j] += product[j];
+template <class I, class S>
+SER_FAST_INLINE Vec<I, Wide<S>> state_before(const BackwardRow<S>& row, int64_t j, int64_t count) {
+  return row.before ? load<I>(row.before + j, count) : Vec<I, Wide<S>>{};
+}
+
+// grad_h += left times the panels.
+template <int R, class I, class S>
+SER_FAST_INLINE void add_product(int64_t H, Left<I, S>& left, const Panels<I, S, 2>& panels, int64_t walking,
+                                 BackwardScratch<I, S>& scratch) {
+  constexpr int64_t lanes = kLanes<I, Wide<S>>;
+  for (int64_t pair = 0, j = 0; j < H; ++pair, j += 2 * lanes) {
+    product<I, S, R, 2>(left.row(0), left.stride, panels[pair], left.stride, nullptr, scratch.sums.data());
+    for (int64_t i = 0; i < walking; ++i)
+      for (int64_t v = 0; v < 2; ++v) {
+        Wide<S>* grad = scratch.grad_h.data() + i * scratch.width + j + v * lanes;
+        const Wide<S>* sum = scratch.sums.data() + (i * 2 + v) * lanes;
+        store(grad, load<I, Wide<S>>(grad) + load<I>(sum));
+      }
   }
 }
 
-template <class T>
-SER_FAST_INLINE void back_reset_after(const GruBackward<T>& args, const Tile& tile, const T* zeros, int64_t step,
-                                      const BackwardWeights<T>& weights, BackwardScratch<T>& scratch) {
-  const int64_t H = args.shape.hidden;
-  for (int64_t row = 0; row < tile.rows; ++row) {
-    if (step >= tile.length[row]) continue;
-    const int64_t t = tile.frame(row, step), b = tile.first + row;
-    const T* __restrict h = state_before(args, tile, row, step, zeros);
-    const T* __restrict gates = args.gates.at(t, b) + tile.direction * 4 * H;
-    const T* __restrict grad_y = args.grad_y.at(t, b) + tile.direction * H;
-    T* __restrict grad_gx = args.grad_gx.at(t, b) + tile.direction * 3 * H;
-    T* __restrict grad_q = args.grad_q.at(t, b) + tile.direction * H;
-    T* __restrict grad_gates = scratch.grad_gates.data() + row * 3 * H;
-    T* __restrict grad_h = scratch.grad_h.data() + row * H;
-    SER_FAST_INDEPENDENT
-    for (int64_t j = 0; j < H; ++j) {
-      const T r = gates[j], z = gates[H + j], n = gates[2 * H + j], q = gates[3 * H + j];
-      const T grad = grad_h[j] + grad_y[j];
-      const GruCellGrad<T> cell = gru_cell_backward(grad, z, n, h[j]);
-      grad_gates[j] = grad_gx[j] = cell.pre_n * q * r * (1 - r);
-      grad_gates[H + j] = grad_gx[H + j] = cell.pre_z;
-      grad_gates[2 * H + j] = grad_q[j] = cell.pre_n * r;
-      grad_gx[2 * H + j] = cell.pre_n;
-      grad_h[j] = grad * z;
+template <int R, class I, class S>
+SER_FAST_INLINE void back_reset_after(int64_t H, const BackwardWeights<I, S>& weights, const BackwardRow<S>* rows,
+                                      int64_t walking, BackwardScratch<I, S>& scratch) {
+  constexpr int64_t lanes = kLanes<I, Wide<S>>;
+  for (int64_t i = 0; i < walking; ++i) {
+    const BackwardRow<S>& row = rows[i];
+    auto* left = scratch.gates.row(i);
+    for (int64_t j = 0; j < H; j += lanes) {
+      const int64_t count = std::min(lanes, H - j);
+      Wide<S>* grad_h = scratch.grad_h.data() + i * scratch.width + j;
+      const auto r = load<I>(row.gates + j, count), z = load<I>(row.gates + H + j, count),
+                 n = load<I>(row.gates + 2 * H + j, count), q = load<I>(row.gates + 3 * H + j, count);
+      const auto grad = load<I, Wide<S>>(grad_h) + load<I>(row.grad_y + j, count);
+      const auto [pre_z, pre_n] = gru_cell_backward(grad, z, n, state_before<I>(row, j, count));
+      const auto pre_r = pre_n * q * r * (1 - r), pre_q = pre_n * r;
+      store(row.grad_gx + j, pre_r, count);
+      store(row.grad_gx + H + j, pre_z, count);
+      store(row.grad_gx + 2 * H + j, pre_n, count);
+      store(row.grad_q + j, pre_q, count);
+      store(left + j, pre_r);
+      store(left + weights.part + j, pre_z);
+      store(left + 2 * weights.part + j, pre_q);
+      store(grad_h, grad * z);
     }
   }
-  add_through_gates(tile, H, 3 * H, step, weights, scratch);
+  add_product<R>(H, scratch.gates, weights.gates, walking, scratch);
 }
 
-template <class T>
-SER_FAST_INLINE void back_reset_before(const GruBackward<T>& args, const Tile& tile, const T* zeros, int64_t step,
-                                       const BackwardWeights<T>& weights, BackwardScratch<T>& scratch) {
-  const int64_t H = args.shape.hidden;
-  for (int64_t row = 0; row < tile.rows; ++row) {
-    if (step >= tile.length[row]) continue;
-    const int64_t t = tile.frame(row, step), b = tile.first + row;
-    const T* __restrict h = state_before(args, tile, row, step, zeros);
-    const T* __restrict gates = args.gates.at(t, b) + tile.direction * 4 * H;
-    const T* __restrict grad_y = args.grad_y.at(t, b) + tile.direction * H;
-    T* __restrict grad_gx = args.grad_gx.at(t, b) + tile.direction * 3 * H;
-    T* __restrict grad_gates = scratch.grad_gates.data() + row * 2 * H;
-    T* __restrict grad_n = scratch.grad_n.data() + row * H;
-    T* __restrict grad_h = scratch.grad_h.data() + row * H;
-    SER_FAST_INDEPENDENT
-    for (int64_t j = 0; j < H; ++j) {
-      const T z = gates[H + j], n = gates[2 * H + j];
-      const T grad = grad_h[j] + grad_y[j];
-      const GruCellGrad<T> cell = gru_cell_backward(grad, z, n, h[j]);
-      grad_gates[H + j] = grad_gx[H + j] = cell.pre_z;
-      grad_n[j] = grad_gx[2 * H + j] = cell.pre_n;
-      grad_h[j] = grad * z;
+template <int R, class I, class S>
+SER_FAST_INLINE void back_reset_before(int64_t H, const BackwardWeights<I, S>& weights, const BackwardRow<S>* rows,
+                                       int64_t walking, BackwardScratch<I, S>& scratch) {
+  constexpr int64_t lanes = kLanes<I, Wide<S>>;
+  for (int64_t i = 0; i < walking; ++i) {
+    const BackwardRow<S>& row = rows[i];
+    for (int64_t j = 0; j < H; j += lanes) {
+      const int64_t count = std::min(lanes, H - j);
+      Wide<S>* grad_h = scratch.grad_h.data() + i * scratch.width + j;
+      const auto z = load<I>(row.gates + H + j, count), n = load<I>(row.gates + 2 * H + j, count);
+      const auto grad = load<I, Wide<S>>(grad_h) + load<I>(row.grad_y + j, count);
+      const auto [pre_z, pre_n] = gru_cell_backward(grad, z, n, state_before<I>(row, j, count));
+      store(row.grad_gx + H + j, pre_z, count);
+      store(row.grad_gx + 2 * H + j, pre_n, count);
+      store(scratch.gates.row(i) + weights.part + j, pre_z);
+      store(scratch.candidate.row(i) + j, pre_n);
+      store(grad_h, grad * z);
     }
   }
-  weights.candidate.multiply(scratch.grad_n.data(), H, scratch.candidate.data());
-  for (int64_t row = 0; row < tile.rows; ++row) {
-    if (step >= tile.length[row]) continue;
-    const int64_t t = tile.frame(row, step), b = tile.first + row;
-    const T* __restrict h = state_before(args, tile, row, step, zeros);
-    const T* __restrict reset = args.gates.at(t, b) + tile.direction * 4 * H;
-    const T* __restrict grad_q = scratch.candidate.data() + row * weights.candidate.padded();
-    T* __restrict grad_gx = args.grad_gx.at(t, b) + tile.direction * 3 * H;
-    T* __restrict grad_gates = scratch.grad_gates.data() + row * 2 * H;
-    T* __restrict grad_h = scratch.grad_h.data() + row * H;
-    SER_FAST_INDEPENDENT
-    for (int64_t j = 0; j < H; ++j) {
-      const T r = reset[j];
-      grad_gates[j] = grad_gx[j] = grad_q[j] * h[j] * r * (1 - r);
-      grad_h[j] += grad_q[j] * r;
+  for (int64_t pair = 0, first = 0; first < H; ++pair, first += 2 * lanes) {
+    product<I, S, R, 2>(scratch.candidate.row(0), weights.part, weights.candidate[pair], weights.part, nullptr,
+                        scratch.sums.data());
+    for (int64_t i = 0; i < walking; ++i) {
+      const BackwardRow<S>& row = rows[i];
+      for (int64_t j = first; j < std::min(H, first + 2 * lanes); j += lanes) {
+        const int64_t count = std::min(lanes, H - j);
+        Wide<S>* grad_h = scratch.grad_h.data() + i * scratch.width + j;
+        const Wide<S>* sum = scratch.sums.data() + i * 2 * lanes + j - first;
+        const auto r = load<I>(row.gates + j, count), grad_q = load<I>(sum);
+        const auto pre_r = grad_q * state_before<I>(row, j, count) * r * (1 - r);
+        store(row.grad_gx + j, pre_r, count);
+        store(scratch.gates.row(i) + j, pre_r);
+        store(grad_h, load<I, Wide<S>>(grad_h) + grad_q * r);
+      }
     }
   }
-  add_through_gates(tile, H, 2 * H, step, weights, scratch);
+  add_product<R>(H, scratch.gates, weights.gates, walking, scratch);
 }
 
-template <class T>
-SER_FAST_INLINE void backward_tile(const GruBackward<T>& args, const BackwardWeights<T>& weights,
-                                   const T* zeros, int64_t task) {
+template <int R, class I, class S>
+SER_FAST_INLINE void backward_step(const GruBackward<S>& args, const BackwardWeights<I, S>& weights,
+                                   const Tile& tile, int64_t step, int64_t walking, BackwardScratch<I, S>& scratch) {
+  BackwardRow<S> rows[R] = {};
+  for (int64_t i = 0; i < walking; ++i) rows[i] = row_at(args, tile, i, step);
+  if (args.shape.reset_after) back_reset_after<R>(args.shape.hidden, weights, rows, walking, scratch);
+  else back_reset_before<R>(args.shape.hidden, weights, rows, walking, scratch);
+}
+
+template <class I, class S>
+SER_FAST_INLINE void backward_tile(const GruBackward<S>& args, const BackwardWeights<I, S>& weights,
+                                   const Tile& tile) {
   const GruShape& shape = args.shape;
-  const Tile tile(shape, args.lengths, task);
-  const int64_t H = shape.hidden, states = (tile.direction * shape.batch + tile.first) * H;
-  BackwardScratch<T> scratch(H, weights);
-  std::copy_n(args.grad_h_n + states, tile.rows * H, scratch.grad_h.data());
-  for (int64_t step = tile.steps - 1; step >= 0; --step) {
-    if (shape.reset_after) back_reset_after(args, tile, zeros, step, weights, scratch);
-    else back_reset_before(args, tile, zeros, step, weights, scratch);
+  BackwardScratch<I, S> scratch(weights, shape.reset_after);
+  for (int64_t i = 0; i < tile.rows; ++i)
+    copy<I, S>(state_at(args.grad_h_n, shape, tile, i), scratch.grad_h.data() + i * scratch.width, shape.hidden);
+  for (int64_t step = tile.length[0] - 1, walking = 0; step >= 0; --step) {
+    while (walking < tile.rows && tile.length[walking] > step) ++walking;
+    if (walking > 4) backward_step<I::kRows>(args, weights, tile, step, walking, scratch);
+    else if (walking > 2) backward_step<4>(args, weights, tile, step, walking, scratch);
+    else if (walking > 1) backward_step<2>(args, weights, tile, step, walking, scratch);
+    else backward_step<1>(args, weights, tile, step, walking, scratch);
   }
-  std::copy_n(scratch.grad_h.data(), tile.rows * H, args.grad_h0 + states);
-  zero_tail(args.grad_gx, shape, tile, 3 * H);
-  if (shape.reset_after) zero_tail(args.grad_q, shape, tile, H);
+  for (int64_t i = 0; i < tile.rows; ++i)
+    copy<I, S>(scratch.grad_h.data() + i * scratch.width, state_at(args.grad_h0, shape, tile, i), shape.hidden);
+  zero_tail(args.grad_gx, shape, tile, 3 * shape.hidden);
+  if (shape.reset_after) zero_tail(args.grad_q, shape, tile, shape.hidden);
 }
 
-SER_FAST_CLONES void backward_task(const GruBackward<float>& args, const BackwardWeights<float>& weights,
-                                   const float* zeros, int64_t task) {
-  backward_tile(args, weights, zeros, task);
-}
+#define SER_FAST_GRU_TASKS(I, S, target)                                                                        \
+  target void task(const GruForward<S>& args, const ForwardWeights<I, S>& weights, const Tile& tile) {          \
+    forward_tile(args, weights, tile);                                                                          \
+  }                                                                                                             \
+  target void task(const GruBackward<S>& args, const BackwardWeights<I, S>& weights, const Tile& tile) {        \
+    backward_tile(args, weights, tile);                                                                         \
+  }
+#define SER_FAST_GRU(I, target) \
+  SER_FAST_GRU_TASKS(I, float, target) SER_FAST_GRU_TASKS(I, double, target) SER_FAST_GRU_TASKS(I, Bf16, target)
 
-SER_FAST_CLONES void backward_task(const GruBackward<double>& args, const BackwardWeights<double>& weights,
-                                   const double* zeros, int64_t task) {
-  backward_tile(args, weights, zeros, task);
-}
+SER_FAST_EACH_ISA(SER_FAST_GRU)
+#if SER_FAST_X86
+SER_FAST_GRU_TASKS(Avx512Bf16, Bf16, SER_FAST_AVX512_BF16)
+#endif
 
-template <class Weights, class T>
-std::vector<Weights> pack(const T* w_hh, const GruShape& shape) {
-  std::vector<Weights> packed;
+template <class I, template <class, class> class Weights, class S, class Args>
+void run(const Args& args, const S* b_hh, const Parallel& parallel) {
+  const GruShape& shape = args.shape;
+  const int64_t H = shape.hidden;
+  std::vector<Weights<I, S>> weights;
   for (int64_t d = 0; d < shape.directions; ++d)
-    packed.emplace_back(w_hh + d * 3 * shape.hidden * shape.hidden, shape.hidden, shape.reset_after);
-  return packed;
+    weights.emplace_back(args.w_hh + d * 3 * H * H, b_hh ? b_hh + d * 3 * H : nullptr, H, shape.reset_after);
+  const std::vector<Tile> tiles = tiles_of(shape, args.lengths, I::kRows, parallel.threads);
+  parallel(tiles.size(), [&](int64_t i) { task(args, weights[tiles[i].direction], tiles[i]); });
 }
 
 }  // namespace
 
-template <class T>
-void gru_forward_cpu(const GruForward<T>& args, const Parallel& parallel) {
-  const auto weights = pack<ForwardWeights<T>>(args.w_hh, args.shape);
-  const std::vector<T> zeros(3 * args.shape.hidden);
-  const int64_t tasks = task_count(args.shape);
-  parallel(tasks, [&](int64_t task) {
-    forward_task(args, weights[task * args.shape.directions / tasks], zeros.data(), task);
-  });
+template <class S>
+void gru_forward_cpu(const GruForward<S>& args, const Parallel& parallel) {
+  with_isa<S>([&](auto isa) { run<decltype(isa), ForwardWeights, S>(args, args.b_hh, parallel); });
 }
 
-template <class T>
-void gru_backward_cpu(const GruBackward<T>& args, const Parallel& parallel) {
-  const auto weights = pack<BackwardWeights<T>>(args.w_hh, args.shape);
-  const std::vector<T> zeros(args.shape.hidden);
-  const int64_t tasks = task_count(args.shape);
-  parallel(tasks, [&](int64_t task) {
-    backward_task(args, weights[task * args.shape.directions / tasks], zeros.data(), task);
-  });
+template <class S>
+void gru_backward_cpu(const GruBackward<S>& args, const Parallel& parallel) {
+  with_isa<S>([&](auto isa) { run<decltype(isa), BackwardWeights, S>(args, static_cast<const S*>(nullptr), parallel); });
 }
 
 template void gru_forward_cpu(const GruForward<float>&, const Parallel&);
 template void gru_forward_cpu(const GruForward<double>&, const Parallel&);
+template void gru_forward_cpu(const GruForward<Bf16>&, const Parallel&);
 template void gru_backward_cpu(const GruBackward<float>&, const Parallel&);
 template void gru_backward_cpu(const GruBackward<double>&, const Parallel&);
+template void gru_backward_cpu(const GruBackward<Bf16>&, const Parallel&);
 
 }  // namespace ser_fast

@@ -1,23 +1,32 @@
 // How a kernel asks its host for threads, so that it shares the host's pool instead of starting its own.
 #pragma once
 
+#include <algorithm>
+#include <atomic>
 #include <cstdint>
 
 namespace ser_fast {
 
 struct Parallel {
+  int64_t threads;
   // Calls body(state, begin, end) on disjoint ranges that cover [0, count), possibly at the same time.
   void (*run)(int64_t count, void (*body)(void* state, int64_t begin, int64_t end), void* state);
 
+  // Calls body(i) for every i in [0, count); a thread that is done takes the next, so put the longest first.
   template <class Body>
   void operator()(int64_t count, const Body& body) const {
+    struct State {
+      const Body& body;
+      int64_t count;
+      std::atomic<int64_t> next{0};
+    } state{body, count};
     run(
-        count,
-        [](void* state, int64_t begin, int64_t end) {
-          const Body& body = *static_cast<const Body*>(state);
-          for (int64_t i = begin; i < end; ++i) body(i);
+        std::min(count, threads),
+        [](void* shared, int64_t, int64_t) {
+          State& state = *static_cast<State*>(shared);
+          for (int64_t i; (i = state.next.fetch_add(1, std::memory_order_relaxed)) < state.count;) state.body(i);
         },
-        const_cast<Body*>(&body));
+        &state);
   }
 };
 

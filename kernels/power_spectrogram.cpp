@@ -1,129 +1,187 @@
-// Power spectrogram on CPU: a task transforms as many frames of a row as a vector has lanes, one per lane,
-// by a mixed-radix FFT of any length.
+// Power spectrogram on CPU: as many frames of a row as a vector has lanes are transformed together, one per lane,
+// by a mixed-radix FFT of any length. Nothing larger than these frames' spectra is ever stored.
 #include "power_spectrogram.h"
 
 #include <cmath>
-#include <cstdint>
+#include <memory>
 #include <utility>
 #include <vector>
 
+#include "activations.h"
 #include "simd.h"
 
 namespace ser_fast {
 namespace {
 
-template <class T>
-struct alignas(64) Complex {
-  Vec<T> re, im;
+template <class V>
+struct Complex {
+  V re, im;
 };
+
+template <class V>
+SER_FAST_INLINE Complex<V> operator+(const Complex<V>& a, const Complex<V>& b) {
+  return {a.re + b.re, a.im + b.im};
+}
+template <class V>
+SER_FAST_INLINE Complex<V> operator-(const Complex<V>& a, const Complex<V>& b) {
+  return {a.re - b.re, a.im - b.im};
+}
+template <class V>
+SER_FAST_INLINE Complex<V> operator*(const Complex<V>& a, const Complex<Element<V>>& b) {
+  return {a.re * b.re - a.im * b.im, a.re * b.im + a.im * b.re};
+}
+// -i a, a quarter turn as exp(-2 pi i / 4) makes it.
+template <class V>
+SER_FAST_INLINE Complex<V> quarter(const Complex<V>& a) {
+  return {a.im, -a.re};
+}
 
 // exp(-2 pi i k / size), k < size.
 template <class T>
-struct Roots {
-  std::vector<T> re, im;
-
-  explicit Roots(int64_t size) : re(size), im(size) {
-    for (int64_t k = 0; k < size; ++k) {
-      const double angle = -2.0 * M_PI * static_cast<double>(k) / static_cast<double>(size);
-      re[k] = static_cast<T>(std::cos(angle));
-      im[k] = static_cast<T>(std::sin(angle));
-    }
+std::vector<Complex<T>> roots_of(int64_t size) {
+  std::vector<Complex<T>> roots(size);
+  for (int64_t k = 0; k < size; ++k) {
+    const double angle = -2.0 * M_PI * static_cast<double>(k) / static_cast<double>(size);
+    roots[k] = {static_cast<T>(std::cos(angle)), static_cast<T>(std::sin(angle))};
   }
-};
+  return roots;
+}
 
+// The odd factors come first: the pass over the input, whose end the window leaves zero, then reads the least.
 std::vector<int64_t> radices(int64_t size) {
   std::vector<int64_t> factors;
-  for (int64_t radix : {4, 2, 3, 5})
+  for (int64_t radix = 3; radix <= size; radix += 2)
     for (; size % radix == 0; size /= radix) factors.push_back(radix);
-  for (int64_t radix = 7; size > 1; radix += 2)
+  for (int64_t radix : {8, 4, 2})
     for (; size % radix == 0; size /= radix) factors.push_back(radix);
   return factors;
 }
 
-// Stockham's self-sorting transform: pass p takes n = size / stride points apart into n / radix.
+// x becomes its transform of R points.
+template <int R, class V>
+SER_FAST_INLINE void transform(Complex<V> (&x)[R]) {
+  using T = Element<V>;
+  if constexpr (R == 2) {
+    const auto a = x[0];
+    x[0] = a + x[1], x[1] = a - x[1];
+  } else if constexpr (R == 3) {
+    constexpr T sin = -0.86602540378443864676;
+    const auto sum = x[1] + x[2], difference = x[1] - x[2];
+    const Complex<V> even = {x[0].re - sum.re * T(0.5), x[0].im - sum.im * T(0.5)};
+    const Complex<V> odd = {difference.im * -sin, difference.re * sin};
+    x[0] = x[0] + sum, x[1] = even + odd, x[2] = even - odd;
+  } else if constexpr (R == 4) {
+    const auto a = x[0] + x[2], b = x[1] + x[3], c = x[0] - x[2], d = quarter(x[1] - x[3]);
+    x[0] = a + b, x[1] = c + d, x[2] = a - b, x[3] = c - d;
+  } else if constexpr (R == 5) {
+    constexpr T cos1 = 0.30901699437494742410, cos2 = -0.80901699437494742410;
+    constexpr T sin1 = -0.95105651629515357212, sin2 = -0.58778525229247312917;
+    const auto a = x[1] + x[4], b = x[2] + x[3], c = x[1] - x[4], d = x[2] - x[3];
+    const Complex<V> even1 = {x[0].re + a.re * cos1 + b.re * cos2, x[0].im + a.im * cos1 + b.im * cos2};
+    const Complex<V> even2 = {x[0].re + a.re * cos2 + b.re * cos1, x[0].im + a.im * cos2 + b.im * cos1};
+    const Complex<V> odd1 = {-(c.im * sin1 + d.im * sin2), c.re * sin1 + d.re * sin2};
+    const Complex<V> odd2 = {-(c.im * sin2 - d.im * sin1), c.re * sin2 - d.re * sin1};
+    x[0] = x[0] + a + b, x[1] = even1 + odd1, x[4] = even1 - odd1, x[2] = even2 + odd2, x[3] = even2 - odd2;
+  } else {
+    static_assert(R == 8);
+    constexpr T half = 0.70710678118654752440;
+    Complex<V> even[4] = {x[0], x[2], x[4], x[6]}, odd[4] = {x[1], x[3], x[5], x[7]};
+    transform<4>(even), transform<4>(odd);
+    odd[1] = {(odd[1].re + odd[1].im) * half, (odd[1].im - odd[1].re) * half};
+    odd[2] = quarter(odd[2]);
+    odd[3] = {(odd[3].im - odd[3].re) * half, (odd[3].re + odd[3].im) * -half};
+    for (int k = 0; k < 4; ++k) x[k] = even[k] + odd[k], x[k + 4] = even[k] - odd[k];
+  }
+}
+
+// Stockham's self-sorting transform: a pass takes size / stride points apart into `radix` times as few.
 template <class T>
 class Fft {
  public:
-  explicit Fft(int64_t size) : size_(size), radices_(radices(size)), roots_(size) {}
+  explicit Fft(int64_t size) : size_(size), radices_(radices(size)), roots_(roots_of<T>(size)) {}
 
   int64_t size() const { return size_; }
 
-  // Transforms x in place; spare is as long as x.
-  SER_FAST_INLINE void run(std::vector<Complex<T>>& x, std::vector<Complex<T>>& spare) const {
+  // Transforms x, of which only the first `filled` points are set, the others 0; the result is in x or in spare.
+  template <class V>
+  SER_FAST_INLINE Complex<V>* run(Complex<V>* x, Complex<V>* spare, int64_t filled) const {
     int64_t stride = 1;
-    std::vector<Complex<T>> sums;
     for (const int64_t radix : radices_) {
-      const Complex<T>* from = x.data();
-      Complex<T>* to = spare.data();
-      const int64_t parts = size_ / stride / radix;
-      sums.resize(radix);
-      for (int64_t j = 0; j < parts; ++j)
-        for (int64_t q = 0; q < stride; ++q) {
-          const Complex<T>* in = from + q + stride * j;
-          Complex<T>* out = to + q + stride * radix * j;
-          if (radix == 4) butterfly4(in, stride * parts, out, stride, j);
-          else if (radix == 2) butterfly2(in, stride * parts, out, stride, j);
-          else butterfly_odd(radix, in, stride * parts, out, stride, j, sums.data());
-        }
+      if (stride == 1) pass<true>(radix, x, spare, stride, filled);
+      else pass<false>(radix, x, spare, stride, size_);
       std::swap(x, spare);
       stride *= radix;
     }
+    return x;
   }
 
  private:
-  // out = value * exp(-2 pi i stride j k / size)
-  SER_FAST_INLINE void twist(Complex<T>& out, const Vec<T>& re, const Vec<T>& im, int64_t root) const {
-    const T c = roots_.re[root], s = roots_.im[root];
-    out.re = re * c - im * s;
-    out.im = re * s + im * c;
+  template <bool Sparse, class V>
+  SER_FAST_INLINE void pass(int64_t radix, const Complex<V>* from, Complex<V>* to, int64_t stride, int64_t set) const {
+    if (radix == 8) pass_of<8, Sparse>(from, to, stride, set);
+    else if (radix == 5) pass_of<5, Sparse>(from, to, stride, set);
+    else if (radix == 4) pass_of<4, Sparse>(from, to, stride, set);
+    else if (radix == 3) pass_of<3, Sparse>(from, to, stride, set);
+    else if (radix == 2) pass_of<2, Sparse>(from, to, stride, set);
+    else pass_of_any(radix, from, to, stride, set);
   }
 
-  SER_FAST_INLINE void butterfly2(const Complex<T>* in, int64_t step, Complex<T>* out, int64_t stride,
-                                  int64_t j) const {
-    const Complex<T>&a = in[0], &b = in[step];
-    out[0] = {a.re + b.re, a.im + b.im};
-    twist(out[stride], a.re - b.re, a.im - b.im, stride * j);
-  }
-
-  SER_FAST_INLINE void butterfly4(const Complex<T>* in, int64_t step, Complex<T>* out, int64_t stride,
-                                  int64_t j) const {
-    const Complex<T>&a = in[0], &b = in[step], &c = in[2 * step], &d = in[3 * step];
-    const Vec<T> even_re = a.re + c.re, even_im = a.im + c.im, odd_re = b.re + d.re, odd_im = b.im + d.im;
-    const Vec<T> left_re = a.re - c.re, left_im = a.im - c.im, right_re = b.re - d.re, right_im = b.im - d.im;
-    out[0] = {even_re + odd_re, even_im + odd_im};
-    twist(out[stride], left_re + right_im, left_im - right_re, stride * j);
-    twist(out[2 * stride], even_re - odd_re, even_im - odd_im, 2 * stride * j);
-    twist(out[3 * stride], left_re - right_im, left_im + right_re, 3 * stride * j);
-  }
-
-  // An odd radix's roots come in conjugate pairs, which halves the products. sums[r] holds in[r] + in[p - r]
-  // and sums[p - r] their difference.
-  SER_FAST_INLINE void butterfly_odd(int64_t radix, const Complex<T>* in, int64_t step, Complex<T>* out,
-                                     int64_t stride, int64_t j, Complex<T>* sums) const {
-    const int64_t half = radix / 2, root = size_ / radix;
-    Complex<T> total = in[0];
-    for (int64_t r = 1; r <= half; ++r) {
-      const Complex<T>&a = in[r * step], &b = in[(radix - r) * step];
-      sums[r] = {a.re + b.re, a.im + b.im};
-      sums[radix - r] = {a.re - b.re, a.im - b.im};
-      total = {total.re + sums[r].re, total.im + sums[r].im};
-    }
-    out[0] = total;
-    for (int64_t k = 1; k <= half; ++k) {
-      Complex<T> even = in[0], odd = {};
-      for (int64_t r = 1, turn = k; r <= half; ++r, turn = (turn + k) % radix) {
-        const T c = roots_.re[turn * root], s = roots_.im[turn * root];
-        even = {even.re + sums[r].re * c, even.im + sums[r].im * c};
-        odd = {odd.re - sums[radix - r].im * s, odd.im + sums[radix - r].re * s};
+  template <int R, bool Sparse, class V>
+  SER_FAST_INLINE void pass_of(const Complex<V>* from, Complex<V>* to, int64_t stride, int64_t set) const {
+    const int64_t parts = size_ / stride / R, step = stride * parts;
+    for (int64_t j = 0; j < parts; ++j) {
+      Complex<T> turn[R];
+      for (int k = 1; k < R; ++k) turn[k] = roots_[stride * j * k];
+      for (int64_t q = 0; q < stride; ++q) {
+        const int64_t first = q + stride * j;
+        Complex<V> x[R];
+        SER_FAST_UNROLL
+        for (int k = 0; k < R; ++k) x[k] = !Sparse || first + k * step < set ? from[first + k * step] : Complex<V>{};
+        transform<R>(x);
+        Complex<V>* out = to + q + stride * R * j;
+        out[0] = x[0];
+        SER_FAST_UNROLL
+        for (int k = 1; k < R; ++k) out[k * stride] = x[k] * turn[k];
       }
-      twist(out[k * stride], even.re + odd.re, even.im + odd.im, k * stride * j);
-      twist(out[(radix - k) * stride], even.re - odd.re, even.im - odd.im, (radix - k) * stride * j);
     }
+  }
+
+  // An odd radix's roots come in conjugate pairs, which halves the products.
+  template <class V>
+  SER_FAST_INLINE void pass_of_any(int64_t radix, const Complex<V>* from, Complex<V>* to, int64_t stride,
+                                   int64_t set) const {
+    const int64_t parts = size_ / stride / radix, step = stride * parts, half = radix / 2, root = size_ / radix;
+    const std::unique_ptr<Complex<V>[]> pairs(new Complex<V>[radix]);  // sums from 1 on, differences from radix - 1 down
+    for (int64_t j = 0; j < parts; ++j)
+      for (int64_t q = 0; q < stride; ++q) {
+        const int64_t first = q + stride * j;
+        Complex<V>* out = to + q + stride * radix * j;
+        const Complex<V> start = from[first];
+        Complex<V> total = start;
+        for (int64_t r = 1; r <= half; ++r) {
+          const int64_t low = first + r * step, high = first + (radix - r) * step;
+          const Complex<V> a = low < set ? from[low] : Complex<V>{}, b = high < set ? from[high] : Complex<V>{};
+          pairs[r] = a + b, pairs[radix - r] = a - b;
+          total = total + pairs[r];
+        }
+        out[0] = total;
+        for (int64_t k = 1; k <= half; ++k) {
+          Complex<V> even = start, odd = {};
+          for (int64_t r = 1, turn = k; r <= half; ++r, turn = (turn + k) % radix) {
+            const Complex<T> w = roots_[turn * root];
+            const Complex<V>&sum = pairs[r], &difference = pairs[radix - r];
+            even = {even.re + sum.re * w.re, even.im + sum.im * w.re};
+            odd = {odd.re - difference.im * w.im, odd.im + difference.re * w.im};
+          }
+          out[k * stride] = (even + odd) * roots_[k * stride * j];
+          out[(radix - k) * stride] = (even - odd) * roots_[(radix - k) * stride * j];
+        }
+      }
   }
 
   int64_t size_;
   std::vector<int64_t> radices_;
-  Roots<T> roots_;
+  std::vector<Complex<T>> roots_;
 };
 
 // An even number of real samples is transformed as half as many complex ones, taken apart afterwards.
@@ -131,129 +189,219 @@ template <class T>
 struct Plan {
   bool halved;
   Fft<T> fft;
-  Roots<T> roots;
+  std::vector<Complex<T>> roots;
 
-  explicit Plan(int64_t n_fft) : halved(n_fft % 2 == 0), fft(halved ? n_fft / 2 : n_fft), roots(n_fft) {}
+  explicit Plan(int64_t n_fft) : halved(n_fft % 2 == 0), fft(halved ? n_fft / 2 : n_fft), roots(roots_of<T>(n_fft)) {}
 
-  SER_FAST_INLINE Vec<T> power(const std::vector<Complex<T>>& z, int64_t k) const {
-    if (!halved) {
-      const Complex<T>& bin = z[k];
-      return bin.re * bin.re + bin.im * bin.im;
-    }
-    const Complex<T>&a = z[k % fft.size()], &b = z[(fft.size() - k) % fft.size()];
-    const T c = roots.re[k], s = roots.im[k];
-    const Vec<T> sum_re = a.re + b.re, sum_im = a.im - b.im, diff_re = a.im + b.im, diff_im = b.re - a.re;
-    const Vec<T> re = sum_re + diff_re * c - diff_im * s, im = sum_im + diff_re * s + diff_im * c;
-    return (re * re + im * im) * T(0.25);
+  template <class V>
+  SER_FAST_INLINE V power(const Complex<V>* z, int64_t k) const {
+    if (!halved) return z[k].re * z[k].re + z[k].im * z[k].im;
+    const int64_t size = fft.size(), mirror = k == 0 || k == size ? 0 : size - k;
+    const Complex<V>&a = z[k == size ? 0 : k], &b = z[mirror];
+    const Complex<V> sum = {a.re + b.re, a.im - b.im}, difference = {a.im + b.im, b.re - a.re};
+    const Complex<V> bin = sum + difference * roots[k];
+    return (bin.re * bin.re + bin.im * bin.im) * T(0.25);
   }
 };
 
-inline float amplitude(int16_t sample) { return static_cast<float>(sample) / 32768.0f; }
-inline float amplitude(float sample) { return sample; }
-inline double amplitude(double sample) { return sample; }
+template <class T, class Sample>
+SER_FAST_INLINE T amplitude(Sample sample) {
+  if constexpr (std::is_same_v<Sample, int16_t>) return static_cast<T>(sample) / 32768;
+  else return sample;
+}
+
+template <class I, class T, class Sample>
+SER_FAST_INLINE Vec<I, T> amplitudes(const Sample* samples, int64_t count) {
+  if constexpr (std::is_same_v<Sample, int16_t>) {
+    typedef int16_t Short __attribute__((vector_size(I::kBytes / 2)));
+    Short values = {};
+    std::memcpy(&values, samples, count >= kLanes<I, T> ? sizeof(values) : count * sizeof(int16_t));
+    return __builtin_convertvector(values, Vec<I, T>) / 32768;
+  } else {
+    return load<I>(samples, count);
+  }
+}
 
 // The sample at index i of a row of `length` samples that goes on beyond its ends as `pad` says.
 template <class T, class Sample>
 T padded_sample(const Sample* row, int64_t length, int64_t i, Pad pad) {
-  if (i >= 0 && i < length) return amplitude(row[i]);
+  if (i >= 0 && i < length) return amplitude<T>(row[i]);
   switch (pad) {
     case Pad::kZero:
       return 0;
     case Pad::kReplicate:
-      return amplitude(row[i < 0 ? 0 : length - 1]);
+      return amplitude<T>(row[i < 0 ? 0 : length - 1]);
     case Pad::kCircular:
-      return amplitude(row[(i % length + length) % length]);
+      return amplitude<T>(row[(i % length + length) % length]);
     case Pad::kReflect: {
       const int64_t period = std::max<int64_t>(2 * (length - 1), 1);
       const int64_t turn = (i % period + period) % period;
-      return amplitude(row[std::min(turn, period - turn)]);
+      return amplitude<T>(row[std::min(turn, period - turn)]);
     }
   }
   return 0;
 }
 
-template <class T>
-struct Scratch {
-  std::vector<Complex<T>> z, spare;
-  std::vector<T> power;  // [F, lanes]
+// Of two vectors, where Second is false the one that takes b's lanes without bit D to where the bit is set.
+template <bool Second, int D, class V, size_t... lane>
+SER_FAST_INLINE V exchange(V a, V b, std::index_sequence<lane...>) {
+  constexpr int lanes = sizeof...(lane);
+  return __builtin_shufflevector(a, b, (static_cast<int>(lane) & D ? lanes + static_cast<int>(lane) - (Second ? 0 : D)
+                                                                  : static_cast<int>(lane) + (Second ? D : 0))...);
+}
 
-  Scratch(int64_t size, int64_t bins) : z(size), spare(size), power(bins * kLanes<T>) {}
+// Rows become columns, in log2(lanes) rounds that exchange ever larger blocks.
+template <int D, class V, size_t lanes>
+SER_FAST_INLINE void transpose(V (&tile)[lanes]) {
+  SER_FAST_UNROLL
+  for (size_t i = 0; i < lanes; ++i)
+    if (!(i & D)) {
+      const V a = tile[i], b = tile[i + D];
+      tile[i] = exchange<false, D>(a, b, std::make_index_sequence<lanes>{});
+      tile[i + D] = exchange<true, D>(a, b, std::make_index_sequence<lanes>{});
+    }
+  if constexpr (2 * D < static_cast<int>(lanes)) transpose<2 * D>(tile);
+}
+
+template <class I, class T>
+struct Scratch {
+  using V = Vec<I, T>;
+  static constexpr int64_t kLane = kLanes<I, T>;
+  std::unique_ptr<Complex<V>[]> z, spare;
+  std::unique_ptr<T[]> staging;  // [lanes, W], the samples of frames that reach beyond their row
+
+  Scratch(int64_t size, int64_t window_length)
+      : z(new Complex<V>[size]), spare(new Complex<V>[size]), staging(new T[kLane * window_length]) {}
 };
 
-// Windowed samples of the frames from `first` on, one a lane, as the transform wants them.
-template <class Sample, class T>
-SER_FAST_INLINE void gather(const SpectrogramForward<Sample, T>& args, bool halved, int64_t b, int64_t length,
-                            int64_t first, int64_t count, Scratch<T>& scratch) {
-  const SpectrogramShape& shape = args.shape;
-  const Sample* row = args.wave + b * args.row_stride;
-  std::fill(scratch.z.begin(), scratch.z.end(), Complex<T>{});
-  for (int64_t lane = 0; lane < count; ++lane) {
-    const int64_t start = (first + lane) * shape.hop + shape.origin();
-    const bool inside = start >= 0 && start + shape.window_length <= length;
-    for (int64_t n = 0; n < shape.window_length; ++n) {
-      const T sample = inside ? static_cast<T>(amplitude(row[start + n]))
-                              : padded_sample<T>(row, length, start + n, shape.pad);
-      const T value = sample * args.window[n];
-      if (!halved) scratch.z[n].re[lane] = value;
-      else if (n % 2 == 0) scratch.z[n / 2].re[lane] = value;
-      else scratch.z[n / 2].im[lane] = value;
-    }
+// Windowed samples, one frame a lane: vector n of x holds sample n of each.
+template <class I, class T, class From>
+SER_FAST_INLINE void gather(const From* const* frames, const T* window, int64_t size, Vec<I, T>* x, int64_t jump) {
+  constexpr int64_t lanes = kLanes<I, T>;
+  for (int64_t n = 0; n < size; n += lanes) {
+    Vec<I, T> tile[lanes];
+    SER_FAST_UNROLL
+    for (int64_t lane = 0; lane < lanes; ++lane) tile[lane] = amplitudes<I, T>(frames[lane] + n, size - n);
+    transpose<1>(tile);
+    const int64_t count = std::min(lanes, size - n);
+    for (int64_t i = 0; i < count; ++i) x[(n + i) * jump] = tile[i] * window[n + i];
   }
 }
 
-template <class Sample, class T>
-SER_FAST_INLINE void transform(const SpectrogramForward<Sample, T>& args, const Plan<T>& plan, int64_t task) {
+// The frames from `first` on, `count` of them, of row b.
+template <class I, class Sample, class T>
+SER_FAST_INLINE void transform_frames(const SpectrogramForward<Sample, T>& args, const Plan<T>& plan, int64_t b,
+                                      int64_t first, int64_t count, Scratch<I, T>& scratch) {
+  using V = Vec<I, T>;
+  constexpr int64_t lanes = kLanes<I, T>;
   const SpectrogramShape& shape = args.shape;
-  const int64_t tiles = (shape.frames + kLanes<T> - 1) / kLanes<T>;
-  const int64_t b = task / tiles, first = task % tiles * kLanes<T>;
-  const int64_t last = std::min(first + kLanes<T>, shape.frames);
-  const int64_t length = args.lengths ? args.lengths[b] : shape.samples;
-  const int64_t count = std::min(last, std::max(first, shape.frame_count(length))) - first;
-  T* out = args.out + (b * shape.frames + first) * shape.bins;
-  std::fill(out + count * shape.bins, out + (last - first) * shape.bins, T(0));
-  if (count == 0) return;
-
-  Scratch<T> scratch(plan.fft.size(), shape.bins);
-  gather(args, plan.halved, b, length, first, count, scratch);
-  plan.fft.run(scratch.z, scratch.spare);
-  for (int64_t k = 0; k < shape.bins; ++k)
-    store(scratch.power.data() + k * kLanes<T>, plan.power(scratch.z, shape.first_bin + k));
-  for (int64_t lane = 0; lane < count; ++lane)
-    for (int64_t k = 0; k < shape.bins; ++k) {
-      T value = scratch.power[k * kLanes<T> + lane];
-      if (args.log) value = std::log(std::max(value, args.floor));
-      if (args.mean) value -= args.mean[k];
-      if (args.std) value /= args.std[k];
-      out[lane * shape.bins + k] = value;
+  const int64_t length = args.lengths ? args.lengths[b] : shape.samples, size = shape.window_length;
+  const Sample* row = args.wave + b * args.row_stride;
+  const int64_t start = first * shape.hop + shape.origin();
+  const int64_t filled = plan.halved ? (size + 1) / 2 : size, jump = plan.halved ? 1 : 2;
+  // The vectors of the samples are the complex points' parts: both where halved, else the real ones.
+  V* x = &scratch.z[0].re;
+  if (plan.halved) scratch.z[filled - 1].im = V{};
+  else for (int64_t n = 0; n < filled; ++n) scratch.z[n].im = V{};
+  if (start >= 0 && start + (count - 1) * shape.hop + size <= length) {
+    const Sample* frames[lanes];
+    for (int64_t lane = 0; lane < lanes; ++lane) frames[lane] = row + start + std::min(lane, count - 1) * shape.hop;
+    gather<I, T>(frames, args.window, size, x, jump);
+  } else {
+    const T* frames[lanes];
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      T* staged = scratch.staging.get() + lane * size;
+      frames[lane] = staged;
+      if (lane < count)
+        for (int64_t n = 0; n < size; ++n)
+          staged[n] = padded_sample<T>(row, length, start + lane * shape.hop + n, shape.pad);
+      else std::fill_n(staged, size, T(0));
     }
+    gather<I, T>(frames, args.window, size, x, jump);
+  }
+  const Complex<V>* z = plan.fft.run(scratch.z.get(), scratch.spare.get(), filled);
+  T* out = args.out + (b * shape.frames + first) * shape.bins;
+  for (int64_t k = 0; k < shape.bins; k += lanes) {
+    const int64_t bins = std::min(lanes, shape.bins - k);
+    V tile[lanes] = {};
+    for (int64_t i = 0; i < bins; ++i) {
+      V value = plan.power(z, shape.first_bin + k + i);
+      if (args.log) value = logarithm(V(value > args.floor ? value : V{} + args.floor));
+      if (args.mean) value -= args.mean[k + i];
+      if (args.std) value /= args.std[k + i];
+      tile[i] = value;
+    }
+    transpose<1>(tile);
+    for (int64_t lane = 0; lane < count; ++lane) store(out + lane * shape.bins + k, tile[lane], bins);
+  }
 }
 
-SER_FAST_CLONES void forward_task(const SpectrogramForward<int16_t, float>& args, const Plan<float>& plan,
-                                  int64_t task) {
-  transform(args, plan, task);
+// A run of frames of one row.
+template <class I, class Sample, class T>
+SER_FAST_INLINE void transform_run(const SpectrogramForward<Sample, T>& args, const Plan<T>& plan, int64_t b,
+                                   int64_t first, int64_t last) {
+  const SpectrogramShape& shape = args.shape;
+  const int64_t length = args.lengths ? args.lengths[b] : shape.samples;
+  const int64_t end = std::clamp(shape.frame_count(length), first, last);
+  T* rows = args.out + b * shape.frames * shape.bins;
+  std::fill(rows + end * shape.bins, rows + last * shape.bins, T(0));
+  if (end == first) return;
+  Scratch<I, T> scratch(plan.fft.size(), shape.window_length);
+  for (int64_t t = first; t < end; t += kLanes<I, T>)
+    transform_frames<I>(args, plan, b, t, std::min(kLanes<I, T>, end - t), scratch);
 }
 
-SER_FAST_CLONES void forward_task(const SpectrogramForward<float, float>& args, const Plan<float>& plan,
-                                  int64_t task) {
-  transform(args, plan, task);
+// Whether all samples are numbers: what is not becomes NaN times 0.
+template <class I, class T>
+SER_FAST_INLINE bool all_finite(I, const T* samples, int64_t count) {
+  Vec<I, T> sum = {};
+  for (int64_t i = 0; i < count; i += kLanes<I, T>) sum += load<I>(samples + i, count - i) * T(0);
+  return sum_lanes(sum) == 0;
 }
 
-SER_FAST_CLONES void forward_task(const SpectrogramForward<double, double>& args, const Plan<double>& plan,
-                                  int64_t task) {
-  transform(args, plan, task);
-}
+#define SER_FAST_SPECTROGRAM_TASKS(I, Sample, T, target)                                                          \
+  target void task(I, const SpectrogramForward<Sample, T>& args, const Plan<T>& plan, int64_t b, int64_t first,   \
+                   int64_t last) {                                                                                \
+    transform_run<I>(args, plan, b, first, last);                                                                 \
+  }
+#define SER_FAST_SPECTROGRAM(I, target)                                                                    \
+  SER_FAST_SPECTROGRAM_TASKS(I, int16_t, float, target)                                                    \
+  SER_FAST_SPECTROGRAM_TASKS(I, float, float, target)                                                      \
+  SER_FAST_SPECTROGRAM_TASKS(I, double, double, target)                                                    \
+  target bool finite(I isa, const float* samples, int64_t count) { return all_finite(isa, samples, count); } \
+  target bool finite(I isa, const double* samples, int64_t count) { return all_finite(isa, samples, count); }
+SER_FAST_EACH_ISA(SER_FAST_SPECTROGRAM)
 
 }  // namespace
 
 template <class Sample, class T>
 void power_spectrogram_forward_cpu(const SpectrogramForward<Sample, T>& args, const Parallel& parallel) {
   const Plan<T> plan(args.shape.n_fft);
-  const int64_t tiles = (args.shape.frames + kLanes<T> - 1) / kLanes<T>;
-  parallel(args.shape.batch * tiles, [&](int64_t task) { forward_task(args, plan, task); });
+  const int64_t frames = args.shape.frames, batch = args.shape.batch;
+  // Runs of at most 16 vectors share their scratch, and there are enough of them for every thread.
+  const int64_t runs = std::max((frames + 255) / 256, std::min(frames, (4 * parallel.threads + batch - 1) / batch));
+  const int64_t run = (frames + runs - 1) / runs;
+  with_isa<T>([&](auto isa) {
+    const int64_t lanes = kLanes<decltype(isa), T>, whole = (run + lanes - 1) / lanes * lanes;
+    const int64_t parts = (frames + whole - 1) / whole;
+    parallel(batch * parts, [&](int64_t i) {
+      const int64_t first = i % parts * whole;
+      task(isa, args, plan, i / parts, first, std::min(frames, first + whole));
+    });
+  });
+}
+
+template <class T>
+bool finite_cpu(const T* samples, int64_t count) {
+  bool good = true;
+  with_isa<T>([&](auto isa) { good = finite(isa, samples, count); });
+  return good;
 }
 
 template void power_spectrogram_forward_cpu(const SpectrogramForward<int16_t, float>&, const Parallel&);
 template void power_spectrogram_forward_cpu(const SpectrogramForward<float, float>&, const Parallel&);
 template void power_spectrogram_forward_cpu(const SpectrogramForward<double, double>&, const Parallel&);
+template bool finite_cpu(const float*, int64_t);
+template bool finite_cpu(const double*, int64_t);
 
 }  // namespace ser_fast

@@ -48,6 +48,10 @@ struct SpectrogramForward {
   T* out;  // [B, T, F], zero past each row's frames
 };
 
+// Whether none of the samples is NaN or infinite.
+template <class T>
+bool finite_cpu(const T* samples, int64_t count);
+
 template <class Sample, class T>
 void power_spectrogram_forward_cpu(const SpectrogramForward<Sample, T>& args, const Parallel& parallel);
 

@@ -1,46 +1,163 @@
-// Portable 64-byte vectors and the run-time choice of instruction set.
+// Portable vectors and the run-time choice of instruction set.
 //
-// Code is written once on Vec<T>; a function marked SER_FAST_CLONES is compiled for AVX-512, AVX2+FMA and
-// the baseline, and the loader picks one by what the processor has. Whatever it calls must be
-// SER_FAST_INLINE, or it would be compiled for the baseline alone.
+// Code is written once, as templates on an instruction set I and its Vec<I, T>. SER_FAST_EACH_ISA stamps out the
+// few functions that are compiled for one set each; whatever they call must be SER_FAST_INLINE, or it would be
+// compiled for the baseline alone. with_isa then calls the best that this processor has.
 #pragma once
 
+#include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #define SER_FAST_INLINE __attribute__((always_inline)) inline
 
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
-#define SER_FAST_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#if defined(__x86_64__) && defined(__linux__)
+#define SER_FAST_X86 1
+#define SER_FAST_AVX2 __attribute__((target("arch=x86-64-v3")))
+#define SER_FAST_AVX512 __attribute__((target("arch=x86-64-v4")))
+#define SER_FAST_AVX512_BF16 __attribute__((target("arch=x86-64-v4,avx512bf16")))
+#define SER_FAST_EACH_ISA(define) define(Portable, ) define(Avx2, SER_FAST_AVX2) define(Avx512, SER_FAST_AVX512)
 #else
-#define SER_FAST_CLONES
+#define SER_FAST_X86 0
+#define SER_FAST_EACH_ISA(define) define(Portable, )
 #endif
 
 // Before a loop: its iterations do not depend on each other, whatever their pointers look like to the compiler.
 #if defined(__clang__)
 #define SER_FAST_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#define SER_FAST_UNROLL _Pragma("unroll")
 #else
 #define SER_FAST_INDEPENDENT _Pragma("GCC ivdep")
+#define SER_FAST_UNROLL _Pragma("GCC unroll 16")
 #endif
 
 namespace ser_fast {
 
-template <class T>
-using Vec __attribute__((vector_size(64))) = T;
+enum class Isa { kPortable, kAvx2, kAvx512, kAvx512Bf16 };
 
-template <class T>
-inline constexpr int64_t kLanes = 64 / sizeof(T);
+// The best that the processor has, or what SER_FAST_CPU asks for; read once.
+Isa isa();
+const char* isa_name();
 
-template <class T>
-SER_FAST_INLINE Vec<T> load(const T* p) {
-  Vec<T> v;
-  std::memcpy(&v, p, sizeof(v));
-  return v;
+// kRows by three vectors of sums, three of weights and a factor fit the registers.
+struct Portable {
+  static constexpr int kBytes = 16, kRows = 4;
+};
+struct Avx2 {
+  static constexpr int kBytes = 32, kRows = 4;
+};
+struct Avx512 {
+  static constexpr int kBytes = 64, kRows = 8;
+};
+struct Avx512Bf16 : Avx512 {};
+
+template <class I, class T>
+struct VecOf {
+  typedef T type __attribute__((vector_size(I::kBytes)));
+};
+template <class I, class T>
+using Vec = typename VecOf<I, T>::type;
+
+template <class I, class T>
+inline constexpr int64_t kLanes = I::kBytes / sizeof(T);
+
+// bfloat16: the upper half of a float.
+struct Bf16 {
+  uint16_t bits;
+};
+
+// What a stored type is computed in.
+template <class S>
+using Wide = std::conditional_t<std::is_same_v<S, Bf16>, float, S>;
+
+template <class T, class S>
+SER_FAST_INLINE T convert(S value) {
+  if constexpr (std::is_same_v<S, Bf16> && !std::is_same_v<T, Bf16>)
+    return std::bit_cast<float>(static_cast<uint32_t>(value.bits) << 16);
+  else return value;
+}
+
+template <class I, class S>
+SER_FAST_INLINE Vec<I, Wide<S>> load(const S* p) {
+  if constexpr (std::is_same_v<S, Bf16>) {
+    typedef uint16_t Half __attribute__((vector_size(I::kBytes / 2)));
+    Half half;
+    std::memcpy(&half, p, sizeof(half));
+    return (Vec<I, float>)(__builtin_convertvector(half, Vec<I, uint32_t>) << 16);
+  } else {
+    Vec<I, S> v;
+    std::memcpy(&v, p, sizeof(v));
+    return v;
+  }
 }
 
 template <class T, class V>
 SER_FAST_INLINE void store(T* p, const V& v) {
+  static_assert(sizeof(v[0]) == sizeof(T));
   std::memcpy(p, &v, sizeof(v));
+}
+
+// Rounded to the nearest, ties to even.
+template <class V>
+SER_FAST_INLINE void store(Bf16* p, const V& v) {
+  typedef uint32_t Bits __attribute__((vector_size(sizeof(V))));
+  typedef uint16_t Half __attribute__((vector_size(sizeof(V) / 2)));
+  const Bits bits = (Bits)v, rounded = bits + 0x7fff + ((bits >> 16) & 1);
+  const Half half = __builtin_convertvector((v == v ? rounded : (bits | 0x400000)) >> 16, Half);
+  std::memcpy(p, &half, sizeof(half));
+}
+
+// Some of a vector: the first `count` elements, the others 0 or left alone in memory.
+template <class I, class S>
+SER_FAST_INLINE Vec<I, Wide<S>> load(const S* p, int64_t count) {
+  constexpr int64_t lanes = kLanes<I, Wide<S>>;
+  if (count >= lanes) return load<I>(p);
+  S some[lanes] = {};
+  std::memcpy(some, p, count * sizeof(S));
+  return load<I, S>(some);
+}
+
+template <class S, class V>
+SER_FAST_INLINE void store(S* p, const V& v, int64_t count) {
+  constexpr int64_t lanes = sizeof(V) / sizeof(Wide<S>);
+  if (count >= lanes) return store(p, v);
+  S some[lanes];
+  store(static_cast<S*>(some), v);
+  std::memcpy(p, some, count * sizeof(S));
+}
+
+template <class V>
+using Element = std::remove_cvref_t<decltype(V{}[0])>;
+
+template <class V>
+SER_FAST_INLINE Element<V> sum_lanes(V v) {
+  if constexpr (sizeof(V) > 16) {
+    typedef Element<V> Half __attribute__((vector_size(sizeof(V) / 2)));
+    Half low, high;
+    std::memcpy(&low, &v, sizeof(low));
+    std::memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof(low), sizeof(high));
+    return sum_lanes(Half(low + high));
+  } else if constexpr (sizeof(V) / sizeof(v[0]) == 4) {
+    return (v[0] + v[2]) + (v[1] + v[3]);
+  } else {
+    return v[0] + v[1];
+  }
+}
+
+// Calls call(I{}) with the instruction set to use for tensors of S.
+template <class S, class Call>
+void with_isa(const Call& call) {
+#if SER_FAST_X86
+  if (isa() == Isa::kAvx512Bf16) {
+    if constexpr (std::is_same_v<S, Bf16>) return call(Avx512Bf16{});
+    else return call(Avx512{});
+  }
+  if (isa() == Isa::kAvx512) return call(Avx512{});
+  if (isa() == Isa::kAvx2) return call(Avx2{});
+#endif
+  return call(Portable{});
 }
 
 }  // namespace ser_fast
