@@ -2,87 +2,117 @@
 #include "../kernels/gru.h"
 
 #include <tuple>
+#include <utility>
 
+#include "../kernels/simd.h"
 #include "boundary.h"
 
 namespace ser_fast {
 namespace {
 
+// A [T, B, D, ...] tensor, or a packed [N, D, ...] one.
 template <class T>
-Frames<const T> frames(const Tensor& tensor) {
-  return {pointer<T>(tensor), tensor.stride(0), tensor.stride(1)};
+Frames<T> frames(const Tensor& tensor, const Sizes& starts) {
+  T* data = static_cast<T*>(const_cast<void*>(tensor.const_data_ptr()));
+  if (tensor.dim() == 3) return {data, tensor.stride(0), 0, starts.data()};
+  return {data, tensor.stride(0), tensor.stride(1), nullptr};
 }
 
-template <class T>
-Frames<T> mutable_frames(const Tensor& tensor) {
-  return {mutable_pointer<T>(tensor), tensor.stride(0), tensor.stride(1)};
-}
-
-// The kernels walk any [T, B] strides but want the last two axes dense.
+// The kernels walk any strides of the frames but want the last two axes dense.
 Tensor dense_inside(const Tensor& tensor) {
-  const bool dense = (tensor.size(3) == 1 || tensor.stride(3) == 1) &&
-                     (tensor.size(2) == 1 || tensor.stride(2) == tensor.size(3));
+  const int64_t last = tensor.dim() - 1;
+  const bool dense = (tensor.size(last) == 1 || tensor.stride(last) == 1) &&
+                     (tensor.size(last - 1) == 1 || tensor.stride(last - 1) == tensor.size(last));
   return dense ? tensor : torch::stable::contiguous(tensor);
 }
 
-// A new [T, B, D, width] tensor, laid out batch-first in memory where `like` is.
+// A new tensor of `width` in the last axis, laid out batch-first in memory where `like` is.
 Tensor empty_frames(const Tensor& like, int64_t width) {
-  const int64_t T = like.size(0), B = like.size(1), D = like.size(2);
-  if (like.stride(0) >= like.stride(1)) return torch::stable::new_empty(like, Sizes{T, B, D, width});
-  return torch::stable::transpose(torch::stable::new_empty(like, Sizes{B, T, D, width}), 0, 1);
+  Sizes sizes = sizes_of(like);
+  sizes.back() = width;
+  if (like.dim() == 3 || like.stride(0) >= like.stride(1)) return torch::stable::new_empty(like, sizes);
+  std::swap(sizes[0], sizes[1]);
+  return torch::stable::transpose(torch::stable::new_empty(like, sizes), 0, 1);
 }
 
-GruShape checked_shape(const Checks& checks, const Tensor& gx, bool reset_after) {
-  checks.cpu("gx", gx);
-  checks.floating("gx", gx);
-  const Sizes sizes = sizes_of(gx);
-  checks.require(sizes.size() == 4 && sizes[0] > 0 && sizes[1] > 0 && (sizes[2] == 1 || sizes[2] == 2) &&
-                     sizes[3] > 0 && sizes[3] % 3 == 0,
-                 "gx has shape " + text(sizes), "[T, B, D, 3H] with D 1 or 2 and no size 0");
-  return {sizes[0], sizes[1], sizes[2], sizes[3] / 3, reset_after};
+// The sizes of a call, and where the rows of a packed one begin.
+struct Call {
+  GruShape shape;
+  std::optional<Tensor> lengths;
+  Sizes starts, frames;  // frames: the leading sizes of every tensor of frames, [T, B, D] or [N, D]
+};
+
+// `first` is gx, whose last axis is 3H wide, or y, whose last is H.
+Call checked_call(const Checks& checks, const char* name, const Tensor& first, int64_t gates,
+                  const std::optional<Tensor>& lengths, bool reset_after) {
+  checks.cpu(name, first);
+  const ScalarType type = first.scalar_type();
+  checks.require(type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::BFloat16,
+                 std::string(name) + " has dtype " + text(type), "float32, float64 or bfloat16");
+  const Sizes sizes = sizes_of(first);
+  const bool packed = sizes.size() == 3 && lengths;
+  bool good = packed || sizes.size() == 4;
+  for (const int64_t size : sizes) good = good && size > 0;
+  good = good && sizes[sizes.size() - 2] <= 2 && sizes.back() % gates == 0;
+  checks.require(good, std::string(name) + " has shape " + text(sizes),
+                 std::string(gates == 3 ? "[T, B, D, 3H]" : "[T, B, D, H]") +
+                     " with D 1 or 2 and no size 0, or packed with lengths");
+  const int64_t D = sizes[sizes.size() - 2], H = sizes.back() / gates;
+  Call call{{sizes[0], 0, D, H, reset_after}, {}, {}, Sizes(sizes.begin(), sizes.end() - 1)};
+  if (!packed) {
+    call.shape.batch = sizes[1];
+    call.lengths = checks.lengths(lengths, sizes[1], sizes[0]);
+    return call;
+  }
+  checks.require(lengths->dim() == 1, "lengths has shape " + text(sizes_of(*lengths)), "[B]");
+  call.shape.batch = lengths->size(0);
+  call.lengths = checks.lengths(lengths, call.shape.batch, sizes[0]);
+  int64_t total = 0;
+  for (int64_t b = 0; b < call.shape.batch; ++b) {
+    call.starts.push_back(total);
+    total += pointer<int64_t>(call.lengths)[b];
+  }
+  checks.require(total == sizes[0], "lengths add up to " + std::to_string(total),
+                 "the packed frames, " + std::to_string(sizes[0]));
+  return call;
 }
 
-template <class T>
-void run_forward(const GruShape& shape, const Tensor& gx, const Tensor& w_hh, const std::optional<Tensor>& b_hh,
-                 const std::optional<Tensor>& h0, const std::optional<Tensor>& lengths, const Tensor& y,
-                 const Tensor& h_n, const std::optional<Tensor>& gates) {
-  gru_forward_cpu<T>({shape, frames<T>(gx), pointer<T>(w_hh), pointer<T>(b_hh), pointer<T>(h0),
-                      pointer<int64_t>(lengths), mutable_frames<T>(y), mutable_pointer<T>(h_n),
-                      gates ? mutable_frames<T>(*gates) : Frames<T>{}},
-                     torch_threads());
+Sizes with(Sizes sizes, int64_t width) {
+  sizes.push_back(width);
+  return sizes;
+}
+
+// Calls run with a value of the dtype's type.
+template <class Run>
+void dispatch(ScalarType type, const Run& run) {
+  if (type == ScalarType::Float) run(float{});
+  else if (type == ScalarType::Double) run(double{});
+  else run(Bf16{});
 }
 
 std::tuple<Tensor, Tensor, Tensor> gru(const Tensor& gx, const Tensor& w_hh, const std::optional<Tensor>& b_hh,
                                        const std::optional<Tensor>& h0, const std::optional<Tensor>& lengths,
                                        bool reset_after, bool save_gates) {
   const Checks checks("gru");
-  const GruShape shape = checked_shape(checks, gx, reset_after);
-  const auto [T, B, D, H, after] = shape;
+  const Call call = checked_call(checks, "gx", gx, 3, lengths, reset_after);
+  const int64_t B = call.shape.batch, D = call.shape.directions, H = call.shape.hidden;
   const ScalarType type = gx.scalar_type();
   checks.operand("w_hh", w_hh, type, {D, 3 * H, H}, "[D, 3H, H]");
   if (b_hh) checks.operand("b_hh", *b_hh, type, {D, 3 * H}, "[D, 3H]");
   if (h0) checks.operand("h0", *h0, type, {D, B, H}, "[D, B, H]");
-  const std::optional<Tensor> whole_lengths = checks.lengths(lengths, B, T);
 
-  const Tensor y = empty_frames(gx, H);
-  const Tensor h_n = torch::stable::new_empty(gx, Sizes{D, B, H});
-  std::optional<Tensor> gates;
-  if (save_gates) gates = empty_frames(gx, 4 * H);
-  const auto run = type == ScalarType::Float ? run_forward<float> : run_forward<double>;
-  run(shape, dense_inside(gx), torch::stable::contiguous(w_hh), contiguous(b_hh), contiguous(h0), whole_lengths,
-      y, h_n, gates);
-  return {y, h_n, gates ? *gates : torch::stable::new_empty(gx, Sizes{0})};
-}
-
-template <class T>
-void run_backward(const GruShape& shape, const Tensor& grad_y, const Tensor& grad_h_n, const Tensor& y,
-                  const Tensor& gates, const Tensor& w_hh, const std::optional<Tensor>& h0,
-                  const std::optional<Tensor>& lengths, const Tensor& grad_gx, const Tensor& grad_q,
-                  const Tensor& grad_h0) {
-  gru_backward_cpu<T>({shape, frames<T>(grad_y), pointer<T>(grad_h_n), frames<T>(y), frames<T>(gates),
-                       pointer<T>(w_hh), pointer<T>(h0), pointer<int64_t>(lengths), mutable_frames<T>(grad_gx),
-                       shape.reset_after ? mutable_frames<T>(grad_q) : Frames<T>{}, mutable_pointer<T>(grad_h0)},
-                      torch_threads());
+  const Tensor y = empty_frames(gx, H), h_n = torch::stable::new_empty(gx, Sizes{D, B, H});
+  const Tensor gates = save_gates ? empty_frames(gx, 4 * H) : torch::stable::new_empty(gx, Sizes{0});
+  const Tensor dense_gx = dense_inside(gx), dense_w = torch::stable::contiguous(w_hh);
+  const std::optional<Tensor> dense_b = contiguous(b_hh), dense_h0 = contiguous(h0);
+  dispatch(type, [&](auto zero) {
+    using S = decltype(zero);
+    gru_forward_cpu<S>({call.shape, frames<const S>(dense_gx, call.starts), pointer<S>(dense_w), pointer<S>(dense_b),
+                        pointer<S>(dense_h0), pointer<int64_t>(call.lengths), frames<S>(y, call.starts),
+                        mutable_pointer<S>(h_n), save_gates ? frames<S>(gates, call.starts) : Frames<S>{}},
+                       torch_threads());
+  });
+  return {y, h_n, gates};
 }
 
 std::tuple<Tensor, Tensor, Tensor> gru_backward(const Tensor& grad_y, const Tensor& grad_h_n, const Tensor& y,
@@ -90,28 +120,30 @@ std::tuple<Tensor, Tensor, Tensor> gru_backward(const Tensor& grad_y, const Tens
                                                 const std::optional<Tensor>& h0,
                                                 const std::optional<Tensor>& lengths, bool reset_after) {
   const Checks checks("gru_backward");
-  checks.cpu("y", y);
-  checks.floating("y", y);
-  const Sizes sizes = sizes_of(y);
-  checks.require(sizes.size() == 4 && sizes[0] > 0 && sizes[1] > 0 && (sizes[2] == 1 || sizes[2] == 2) &&
-                     sizes[3] > 0,
-                 "y has shape " + text(sizes), "[T, B, D, H] with D 1 or 2 and no size 0");
-  const int64_t T = sizes[0], B = sizes[1], D = sizes[2], H = sizes[3];
+  const Call call = checked_call(checks, "y", y, 1, lengths, reset_after);
+  const int64_t B = call.shape.batch, D = call.shape.directions, H = call.shape.hidden;
   const ScalarType type = y.scalar_type();
-  checks.operand("grad_y", grad_y, type, {T, B, D, H}, "[T, B, D, H]");
+  checks.operand("grad_y", grad_y, type, with(call.frames, H), "y's shape");
   checks.operand("grad_h_n", grad_h_n, type, {D, B, H}, "[D, B, H]");
-  checks.operand("gates", gates, type, {T, B, D, 4 * H}, "[T, B, D, 4H]");
+  checks.operand("gates", gates, type, with(call.frames, 4 * H), "y's shape with 4H");
   checks.operand("w_hh", w_hh, type, {D, 3 * H, H}, "[D, 3H, H]");
   if (h0) checks.operand("h0", *h0, type, {D, B, H}, "[D, B, H]");
-  const std::optional<Tensor> whole_lengths = checks.lengths(lengths, B, T);
 
-  const Tensor grad_gx = empty_frames(y, 3 * H);
+  const Tensor grad_gx = empty_frames(y, 3 * H), grad_h0 = torch::stable::new_empty(y, Sizes{D, B, H});
   const Tensor grad_q = reset_after ? empty_frames(y, H) : torch::stable::new_empty(y, Sizes{0});
-  const Tensor grad_h0 = torch::stable::new_empty(y, Sizes{D, B, H});
-  const auto run = type == ScalarType::Float ? run_backward<float> : run_backward<double>;
-  run({T, B, D, H, reset_after}, dense_inside(grad_y), torch::stable::contiguous(grad_h_n), dense_inside(y),
-      dense_inside(gates), torch::stable::contiguous(w_hh), contiguous(h0), whole_lengths, grad_gx, grad_q,
-      grad_h0);
+  const Tensor dense_grad_y = dense_inside(grad_y), dense_grad_h_n = torch::stable::contiguous(grad_h_n);
+  const Tensor dense_y = dense_inside(y), dense_gates = dense_inside(gates);
+  const Tensor dense_w = torch::stable::contiguous(w_hh);
+  const std::optional<Tensor> dense_h0 = contiguous(h0);
+  dispatch(type, [&](auto zero) {
+    using S = decltype(zero);
+    gru_backward_cpu<S>({call.shape, frames<const S>(dense_grad_y, call.starts), pointer<S>(dense_grad_h_n),
+                         frames<const S>(dense_y, call.starts), frames<const S>(dense_gates, call.starts),
+                         pointer<S>(dense_w), pointer<S>(dense_h0), pointer<int64_t>(call.lengths),
+                         frames<S>(grad_gx, call.starts), reset_after ? frames<S>(grad_q, call.starts) : Frames<S>{},
+                         mutable_pointer<S>(grad_h0)},
+                        torch_threads());
+  });
   return {grad_gx, grad_q, grad_h0};
 }
 

@@ -127,6 +127,7 @@ std::vector<Tile> tiles_of(const GruShape& shape, const int64_t* lengths, int64_
 
 template <class S>
 void zero_tail(const Frames<S>& tensor, const GruShape& shape, const Tile& tile, int64_t width) {
+  if (tensor.starts) return;  // packed, there is none
   for (int64_t i = 0; i < tile.rows; ++i)
     for (int64_t t = tile.length[i]; t < shape.frames; ++t)
       std::fill_n(tensor.at(t, tile.row[i]) + tile.direction * width, width, S{});

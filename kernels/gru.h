@@ -21,13 +21,17 @@ struct GruShape {
   bool reset_after;
 };
 
-// A [T, B, D, ...] tensor whose last two axes are dense; strides are in elements.
+// A [T, B, D, ...] tensor whose last two axes are dense; strides are in elements. Or a packed one, [N, D, ...], whose
+// rows lie one after the other without padding: row b's frames begin at starts[b].
 template <class T>
 struct Frames {
   T* data;
   int64_t frame_stride, row_stride;
+  const int64_t* starts;
 
-  T* at(int64_t frame, int64_t row) const { return data + frame * frame_stride + row * row_stride; }
+  T* at(int64_t frame, int64_t row) const {
+    return data + (starts ? (starts[row] + frame) * frame_stride : frame * frame_stride + row * row_stride);
+  }
 };
 
 template <class T>

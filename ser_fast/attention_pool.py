@@ -92,14 +92,14 @@ backends.register(
     fake=_fake,
     backward=_backward,
     setup_context=_setup_context,
-    autocast_half=True,
+    half_on=("cuda",),
 )
 backends.register(
     "attention_pool_backward(Tensor grad_pooled, Tensor? grad_weights, Tensor h, Tensor w, Tensor pooled,"
     " Tensor weights, Tensor? lengths) -> (Tensor grad_h, Tensor grad_w)",
     reference=reference_backward,
     fake=_fake_backward,
-    autocast_half=True,
+    half_on=("cuda",),
 )
 
 

@@ -2,7 +2,7 @@
 
 A backend is a function with the op's signature. Every op has its reference, in plain torch, which serves any
 device; the compiled CPU kernels replace it for CPU tensors when they load. ``SER_FAST_BACKEND=reference`` keeps
-them out.
+them out. ``SER_FAST_CPU`` chooses their instruction set: avx512_bf16, avx512, avx2 or portable.
 """
 
 import importlib
@@ -19,6 +19,7 @@ OPS = ("gru", "attention_pool", "power_spectrogram")
 
 loaded = False
 reason: str | None = None
+instruction_set: str | None = None  # of the compiled CPU kernels; SER_FAST_CPU chooses a lesser one
 
 
 def register(
@@ -26,15 +27,15 @@ def register(
     *,
     reference: Callable,
     fake: Callable,
-    autocast_half: bool = False,
+    half_on: tuple[str, ...] = (),
     backward: Callable | None = None,
     setup_context: Callable | None = None,
 ) -> None:
     """Define the op ``ser_fast::schema`` with its reference for every device that has no kernel of its own.
 
     ``fake`` checks the arguments and gives the outputs' shapes. Without ``backward`` the op is a backward itself,
-    and a second derivative through it is an error. Under autocast the arguments become float32, or with
-    ``autocast_half`` on CUDA the dtype in force at the call.
+    and a second derivative through it is an error. Under autocast the arguments become float32, or on
+    the devices of ``half_on`` the dtype in force at the call; the CPU has no kernels for float16.
     """
     name = schema.split("(")[0]
     library.define(schema)
@@ -44,7 +45,7 @@ def register(
         f"ser_fast::{name}", backward or _no_second_derivative(name), setup_context=setup_context, lib=library
     )
     for device in ("cpu", "cuda"):
-        library.impl(name, _autocast(name, device, autocast_half), f"Autocast{device.upper()}")
+        library.impl(name, _autocast(name, device, device in half_on), f"Autocast{device.upper()}")
 
 
 def _no_second_derivative(name: str) -> Callable:
@@ -58,7 +59,9 @@ def _no_second_derivative(name: str) -> Callable:
 
 def _autocast(name: str, device: str, half: bool) -> Callable:
     def call(*args):
-        dtype = torch.get_autocast_dtype(device) if half and device == "cuda" else torch.float32
+        dtype = torch.get_autocast_dtype(device)
+        if not half or (device == "cpu" and dtype == torch.float16):
+            dtype = torch.float32
         with torch.autocast(device, enabled=False):
             return getattr(torch.ops.ser_fast, name)(*(_cast(arg, dtype) for arg in args))
 
@@ -85,7 +88,7 @@ def build_info() -> dict:
 
 def load() -> None:
     """Load the compiled kernels if they were built and ``SER_FAST_BACKEND`` does not keep them out."""
-    global loaded, reason
+    global loaded, reason, instruction_set
     wanted = os.environ.get("SER_FAST_BACKEND", "auto")
     if wanted not in BACKENDS:
         raise ValueError(f"SER_FAST_BACKEND is '{wanted}'; it must be one of {', '.join(BACKENDS)}")
@@ -94,7 +97,7 @@ def load() -> None:
         return
     info = build_info()
     try:
-        importlib.import_module("ser_fast._C")
+        instruction_set = importlib.import_module("ser_fast._C").cpu
         loaded, reason = True, None
     except ImportError as error:
         reason = (

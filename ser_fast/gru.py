@@ -27,6 +27,10 @@ def reference(
     the backward wants: r, z, n and q, which is W_hn h + b_hn with ``reset_after`` and r h without.
     """
     _check("gru", gx, w_hh, b_hh, h0, lengths)
+    if gx.dim() == 3:
+        place = _places(lengths)
+        y, h_n, gates = reference(_padded(gx, lengths), w_hh, b_hh, h0, lengths, reset_after, save_gates)
+        return y[place], h_n, gates[place] if save_gates else gates
     frames, batch, directions, width = gx.shape
     hidden = width // 3
     dtype = gx.dtype
@@ -51,6 +55,18 @@ def reference(
         gates.append(torch.stack(saved) if save_gates else None)
     y, h_n = _laid_out_as(gx, torch.stack(ys, dim=2).to(dtype)), torch.stack(states).to(dtype)
     return y, h_n, _laid_out_as(gx, torch.stack(gates, dim=2).to(dtype)) if save_gates else gx.new_empty(0)
+
+
+def _places(lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """The frame and the row of each packed frame, [N] each."""
+    rows = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
+    starts = lengths.cumsum(0) - lengths
+    return torch.arange(len(rows), device=lengths.device) - starts[rows], rows
+
+
+def _padded(packed: Tensor, lengths: Tensor) -> Tensor:
+    """[N, D, W] as [T, B, D, W], 0 past each length."""
+    return packed.new_zeros(int(lengths.max()), len(lengths), *packed.shape[1:]).index_put(_places(lengths), packed)
 
 
 def _cell(gx: Tensor, h: Tensor, w: Tensor, b: Tensor | None, reset_after: bool) -> tuple[Tensor, ...]:
@@ -85,6 +101,11 @@ def reference_backward(
     Returns the gradients of ``gx`` ``[T, B, D, 3H]``, of q = W_hn h + b_hn ``[T, B, D, H]`` (empty without
     ``reset_after``) and of ``h0`` ``[D, B, H]``.
     """
+    if y.dim() == 3:
+        place = _places(lengths)
+        grad_y, y, gates = (_padded(tensor, lengths) for tensor in (grad_y, y, gates))
+        grads = reference_backward(grad_y, grad_h_n, y, gates, w_hh, h0, lengths, reset_after)
+        return grads[0][place], grads[1][place] if reset_after else grads[1], grads[2]
     frames, _, directions, hidden = y.shape
     before = _states_before(y, h0, lengths)
     grad_gx = _empty_frames(y, 3 * hidden).zero_()
@@ -114,7 +135,15 @@ def reference_backward(
 
 
 def _states_before(y: Tensor, h0: Tensor | None, lengths: Tensor | None) -> Tensor:
-    """The state that each step started from, [T, B, D, H]; anything past a row's length."""
+    """The state that each step started from, shaped and laid out as y; anything past a row's length."""
+    if y.dim() == 3:
+        before, rows, ends = torch.zeros_like(y), lengths > 0, lengths.cumsum(0)
+        before[1:, 0] = y[:-1, 0]
+        before[(ends - lengths)[rows], 0] = 0 if h0 is None else h0[0, rows]
+        if y.shape[1] == 2:
+            before[:-1, 1] = y[1:, 1]
+            before[ends[rows] - 1, 1] = 0 if h0 is None else h0[1, rows]
+        return before
     _, batch, directions, _ = y.shape
     before = torch.zeros_like(y)
     before[1:, :, 0] = y[:-1, :, 0]
@@ -133,25 +162,32 @@ def _states_before(y: Tensor, h0: Tensor | None, lengths: Tensor | None) -> Tens
 def _check(op, gx, w_hh, b_hh, h0, lengths) -> None:
     checks.dtype(op, "gx", gx, *checks.FLOATING)
     sizes = tuple(gx.shape)
-    good = len(sizes) == 4 and sizes[2] in (1, 2) and sizes[3] % 3 == 0 and 0 not in sizes
-    checks.require(good, op, f"gx has shape {list(sizes)}", "[T, B, D, 3H] with D 1 or 2 and no size 0")
-    frames, batch, directions, width = sizes
+    packed = len(sizes) == 3 and lengths is not None
+    good = (packed or len(sizes) == 4) and sizes[-2] in (1, 2) and sizes[-1] % 3 == 0 and 0 not in sizes
+    allowed = "[T, B, D, 3H] with D 1 or 2 and no size 0, or packed with lengths"
+    checks.require(good, op, f"gx has shape {list(sizes)}", allowed)
+    if packed:
+        checks.require(lengths.dim() == 1, op, f"lengths has shape {list(lengths.shape)}", "[B]")
+    frames, batch, directions, width = (sizes[0], lengths.shape[0], *sizes[1:]) if packed else sizes
     checks.operand(op, "w_hh", w_hh, gx, (directions, width, width // 3), "[D, 3H, H]")
     checks.operand(op, "b_hh", b_hh, gx, (directions, width), "[D, 3H]")
     checks.operand(op, "h0", h0, gx, (directions, batch, width // 3), "[D, B, H]")
     checks.lengths(op, lengths, gx, batch, frames)
+    if packed and checks.readable(lengths):
+        total = int(lengths.sum())
+        checks.require(total == frames, op, f"lengths add up to {total}", f"the packed frames, {frames}")
 
 
 def _batch_first(like: Tensor) -> bool:
-    return like.stride(0) < like.stride(1)
+    return like.dim() == 4 and like.stride(0) < like.stride(1)
 
 
 def _empty_frames(like: Tensor, width: int) -> Tensor:
-    """A new [T, B, D, width] tensor, laid out batch-first in memory where ``like`` is, as the kernels do."""
-    frames, batch, directions, _ = like.shape
+    """A new [T, B, D, width] or [N, D, width] tensor, laid out batch-first in memory where ``like`` is."""
     if _batch_first(like):
+        frames, batch, directions, _ = like.shape
         return like.new_empty(batch, frames, directions, width).transpose(0, 1)
-    return like.new_empty(frames, batch, directions, width)
+    return like.new_empty(*like.shape[:-1], width)
 
 
 def _laid_out_as(like: Tensor, tensor: Tensor) -> Tensor:
@@ -160,21 +196,22 @@ def _laid_out_as(like: Tensor, tensor: Tensor) -> Tensor:
 
 def _fake(gx, w_hh, b_hh, h0, lengths, reset_after, save_gates):
     _check("gru", gx, w_hh, b_hh, h0, lengths)
-    _, batch, directions, width = gx.shape
-    hidden = width // 3
+    directions, width = gx.shape[-2:]
+    batch, hidden = gx.shape[1] if gx.dim() == 4 else lengths.shape[0], width // 3
     gates = _empty_frames(gx, 4 * hidden) if save_gates else gx.new_empty(0)
     return _empty_frames(gx, hidden), gx.new_empty(directions, batch, hidden), gates
 
 
 def _fake_backward(grad_y, grad_h_n, y, gates, w_hh, h0, lengths, reset_after):
-    _, batch, directions, hidden = y.shape
+    hidden = y.shape[-1]
     grad_q = _empty_frames(y, hidden) if reset_after else y.new_empty(0)
-    return _empty_frames(y, 3 * hidden), grad_q, y.new_empty(directions, batch, hidden)
+    return _empty_frames(y, 3 * hidden), grad_q, torch.empty_like(grad_h_n, memory_format=torch.contiguous_format)
 
 
 def _setup_context(ctx, inputs, output):
     _, w_hh, b_hh, h0, lengths, ctx.reset_after, ctx.save_gates = inputs
-    y, _, gates = output
+    y, h_n, gates = output
+    ctx.states = h_n.shape
     ctx.has_bias = b_hh is not None
     ctx.save_for_backward(y, gates, w_hh, h0, lengths)
     ctx.mark_non_differentiable(gates)
@@ -186,7 +223,7 @@ def _backward(ctx, grad_y, grad_h_n, _):
         raise RuntimeError("gru: save_gates is False; it must be True where a gradient is wanted")
     y, gates, w_hh, h0, lengths = ctx.saved_tensors
     grad_y = torch.zeros_like(y) if grad_y is None else grad_y
-    grad_h_n = y.new_zeros(y.shape[2], y.shape[1], y.shape[3]) if grad_h_n is None else grad_h_n
+    grad_h_n = y.new_zeros(ctx.states) if grad_h_n is None else grad_h_n
     grad_gx, grad_q, grad_h0 = torch.ops.ser_fast.gru_backward(
         grad_y, grad_h_n, y, gates, w_hh, h0, lengths, ctx.reset_after
     )
@@ -202,18 +239,24 @@ def _weight_gradients(grad_gx, grad_q, y, gates, h0, lengths, reset_after) -> tu
     The candidate's rows have a product of their own: with ``reset_after`` its gradient differs from the one of
     gx by a factor r, without it they multiply q = r h in the place of h.
     """
-    hidden = y.shape[3]
-    before = _states_before(y, h0, lengths)
+    hidden = y.shape[-1]
+    grad, before = _flat(grad_gx), _flat(_states_before(y, h0, lengths))
+    grad_n, state = (
+        (_flat(grad_q), before) if reset_after else (grad[..., 2 * hidden :], _flat(gates)[..., 3 * hidden :])
+    )
     weights, biases = [], []
-    for d in range(y.shape[2]):
-        grad, h = grad_gx[:, :, d].reshape(-1, 3 * hidden), before[:, :, d].reshape(-1, hidden)
-        if reset_after:
-            grad_n, state = grad_q[:, :, d].reshape(-1, hidden), h
-        else:
-            grad_n, state = grad[:, 2 * hidden :], gates[:, :, d, 3 * hidden :].reshape(-1, hidden)
-        weights.append(torch.cat([grad[:, : 2 * hidden].t() @ h, grad_n.t() @ state]))
-        biases.append(torch.cat([grad[:, : 2 * hidden].sum(0), grad_n.sum(0)]))
+    for d in range(grad.shape[1]):
+        parts = ((grad[:, d, : 2 * hidden], before[:, d]), (grad_n[:, d], state[:, d]))
+        weights.append(torch.cat([part.t() @ h for part, h in parts]))
+        biases.append(torch.cat([part.sum(0) for part, _ in parts]))
     return torch.stack(weights), torch.stack(biases)
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """All frames in the order in which they lie, without a copy: [N, D, W]."""
+    if tensor.dim() == 3:
+        return tensor
+    return (tensor.transpose(0, 1) if _batch_first(tensor) else tensor).flatten(0, 1)
 
 
 backends.register(
@@ -223,14 +266,14 @@ backends.register(
     fake=_fake,
     backward=_backward,
     setup_context=_setup_context,
-    autocast_half=True,
+    half_on=("cpu", "cuda"),
 )
 backends.register(
     "gru_backward(Tensor grad_y, Tensor grad_h_n, Tensor y, Tensor gates, Tensor w_hh, Tensor? h0, Tensor? lengths,"
     " bool reset_after) -> (Tensor grad_gx, Tensor grad_q, Tensor grad_h0)",
     reference=reference_backward,
     fake=_fake_backward,
-    autocast_half=True,
+    half_on=("cpu", "cuda"),
 )
 
 
@@ -243,7 +286,7 @@ def gru(
     *,
     reset_after: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """The GRU recurrence over a padded batch, all directions in one call.
+    """The GRU recurrence over a padded or packed batch, all directions in one call.
 
     r = σ(gx_r + W_hr h + b_hr), z = σ(gx_z + W_hz h + b_hz), h' = z h + (1 − z) n, where
 
@@ -252,7 +295,8 @@ def gru(
 
     Args:
         gx: the input's projection with its bias ``[T, B, D, 3H]``, D directions, gates in the order r, z, n. A
-            batch-first tensor transposed to this shape is taken as it lies.
+            batch-first tensor transposed to this shape is taken as it lies. With ``lengths`` also ``[N, D, 3H]``, the
+            frames of all rows one after the other without padding; y has this form then.
         w_hh, b_hh: recurrent weights ``[D, 3H, H]`` and biases ``[D, 3H]``.
         h0: the states before the first step ``[D, B, H]``; zeros if not given.
         lengths: frames of each row, int64 or int32 ``[B]``, on gx's device. Direction 1 starts at each row's own
@@ -260,14 +304,15 @@ def gru(
 
     Returns:
         ``y`` ``[T, B, D, H]`` and the last states ``h_n`` ``[D, B, H]``. float16 and bfloat16 are computed in
-        float32 and returned in their own dtype; under CPU autocast the results are float32, as nn.GRU's are.
+        float32, the state between the steps too; on a CPU with AVX512-BF16 the recurrent product takes the state
+        rounded to bfloat16. Under CPU autocast to bfloat16 the results are bfloat16, to float16 float32.
 
     Raises:
         RuntimeError: a shape, dtype, device or length that does not fit, by name. Lengths are not read on CUDA.
     """
     checks.tensors("gru", gx=gx, w_hh=w_hh, b_hh=b_hh, h0=h0, lengths=lengths)
     dtype = gx.dtype
-    widened = dtype in HALF and gx.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    widened = dtype == torch.float16 and gx.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
     if widened:
         _check("gru", gx, w_hh, b_hh, h0, lengths)
         gx, w_hh, b_hh, h0 = (None if tensor is None else tensor.float() for tensor in (gx, w_hh, b_hh, h0))
@@ -301,6 +346,21 @@ def _init_uniform(module: nn.Module, hidden_size: int) -> None:
     bound = 1 / math.sqrt(hidden_size)
     for weight in module.parameters():
         nn.init.uniform_(weight, -bound, bound)
+
+
+class _Take(torch.autograd.Function):
+    """``x.index_select(0, index)`` for an index without repeats, whose gradient has nothing to add up."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.size = len(x)
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        (index,) = ctx.saved_tensors
+        return grad.new_zeros(ctx.size, *grad.shape[1:]).index_copy(0, index, grad), None
 
 
 class GRU(nn.Module):
@@ -438,6 +498,11 @@ class GRU(nn.Module):
 
     def _forward(self, x: Tensor, hx: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         self._check(x, hx, lengths)
+        if self._takes_packed(x, lengths):
+            total = int(lengths.sum())
+            if 0 < total < x.shape[0] * x.shape[1]:
+                return self._ragged(x, hx, lengths)
+            lengths = lengths if total == 0 else None
         if lengths is not None and torch.is_grad_enabled():
             # The products that give the input weights' gradient run over the padding too, where 0 * NaN is NaN.
             frames = torch.arange(x.shape[1 if self.batch_first else 0], device=x.device)
@@ -447,7 +512,25 @@ class GRU(nn.Module):
         packs = lengths is not None and torch.compiler.is_compiling()
         if self.reset_after and not packs and backends.select("gru", x.device) == "torch":
             return self._torch_forward(x, hx, lengths)
+        return self._layers(x, hx, lengths)
+
+    def _takes_packed(self, x: Tensor, lengths: Tensor | None) -> bool:
+        """Where lengths can be read and a kernel takes packed rows, padding costs nothing."""
+        return lengths is not None and checks.readable(lengths) and backends.select("gru", x.device) == "compiled"
+
+    def _ragged(self, x: Tensor, hx: Tensor | None, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """The layers on the valid frames alone, row after row."""
+        batch, frames = x.shape[:2] if self.batch_first else (x.shape[1], x.shape[0])
+        row, frame = (torch.arange(frames) < lengths[:, None]).nonzero(as_tuple=True)
+        index = row * frames + frame if self.batch_first else frame * batch + row
+        y, h_n = self._layers(_Take.apply(x.flatten(0, 1), index), hx, lengths)
+        padded = y.new_zeros(batch * frames, y.shape[1]).index_copy(0, index, y)
+        return padded.unflatten(0, x.shape[:2]), h_n
+
+    def _layers(self, x: Tensor, hx: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        """All layers on ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, or packed ``[N, I]``."""
         directions = 2 if self.bidirectional else 1
+        turned = self.batch_first and x.dim() == 3
         states = []
         for layer in range(self.num_layers):
             weights = [[getattr(self, f"{name}_{suffix}") for suffix in self._suffixes(layer)]
@@ -459,10 +542,8 @@ class GRU(nn.Module):
                 b_hh = torch.stack([getattr(self, f"bias_hh_{suffix}") for suffix in self._suffixes(layer)])
             gx = F.linear(x, w_ih, b_ih).unflatten(-1, (directions, 3 * self.hidden_size))
             h0 = None if hx is None else hx[layer * directions : (layer + 1) * directions]
-            y, h_n = gru(
-                gx.transpose(0, 1) if self.batch_first else gx, w_hh, b_hh, h0, lengths, reset_after=self.reset_after
-            )
-            x = (y.transpose(0, 1) if self.batch_first else y).flatten(2)
+            y, h_n = gru(gx.transpose(0, 1) if turned else gx, w_hh, b_hh, h0, lengths, reset_after=self.reset_after)
+            x = (y.transpose(0, 1) if turned else y).flatten(-2)
             states.append(h_n)
             if self.dropout and layer < self.num_layers - 1:
                 x = F.dropout(x, self.dropout, self.training)

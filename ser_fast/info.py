@@ -17,11 +17,13 @@ def info() -> dict:
         "ser_fast": ser_fast.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "processor": f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads",
+        "processor": f"{backends.instruction_set or torch.backends.cpu.get_cpu_capability()}, "
+        f"{torch.get_num_threads()} threads",
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can see",
         "built": f"with {build['compiler']}" if build["compiled"] else f"no: {build['reason']}",
         "loaded": "yes" if backends.loaded else f"no: {backends.reason}",
         "cuda kernels": build["cuda"],
+        "SER_FAST_CPU": os.environ.get("SER_FAST_CPU", "unset (the best)"),
         "SER_FAST_BACKEND": os.environ.get("SER_FAST_BACKEND", "unset (auto)"),
         "backends": {f"{op} on {device}": backends.select(op, device) for op in backends.OPS for device in devices},
     }

@@ -35,7 +35,7 @@ def spread(tensor: Tensor) -> Tensor:
 
 
 def gru_arguments(frames, batch, directions, hidden, *, ragged_rows, reset_after, biased=True, save_gates=True,
-                  batch_first=False, dtype=torch.float64) -> tuple:  # fmt: skip
+                  batch_first=False, packed=False, dtype=torch.float64) -> tuple:  # fmt: skip
     gx = torch.randn(frames, batch, directions, 3 * hidden, dtype=dtype)
     if batch_first:
         gx = gx.transpose(0, 1).contiguous().transpose(0, 1)
@@ -43,6 +43,8 @@ def gru_arguments(frames, batch, directions, hidden, *, ragged_rows, reset_after
     b_hh = torch.randn(directions, 3 * hidden, dtype=dtype) if biased else None
     h0 = torch.randn(directions, batch, hidden, dtype=dtype) if biased else None
     lengths = ragged(batch, frames) if ragged_rows else None
+    if packed:
+        gx = torch.cat([gx[:length, row] for row, length in enumerate(lengths.tolist())])
     return gx, w_hh, b_hh, h0, lengths, reset_after, save_gates
 
 
@@ -75,6 +77,8 @@ def gru_cases():
         for ragged_rows, reset_after, biased in itertools.product((False, True), repeat=3):
             yield sizes, {"ragged_rows": ragged_rows, "reset_after": reset_after, "biased": biased,
                           "batch_first": ragged_rows ^ reset_after ^ biased}  # fmt: skip
+            if ragged_rows and sizes[1] > 2:
+                yield sizes, {"ragged_rows": True, "reset_after": reset_after, "biased": biased, "packed": True}
 
 
 def pool_cases():

@@ -28,12 +28,23 @@ from ser_fast import attention_pool, backends, gru, power_spectrogram
 SMALL = [
     ("gru", gru_arguments(3, 3, 2, 2, ragged_rows=True, reset_after=True)),
     ("gru", gru_arguments(2, 2, 1, 3, ragged_rows=False, reset_after=False, biased=False, batch_first=True)),
+    ("gru", gru_arguments(3, 4, 2, 2, ragged_rows=True, reset_after=True, packed=True)),
+    ("gru", gru_arguments(3, 4, 2, 2, ragged_rows=True, reset_after=False, biased=False, packed=True)),
     ("attention_pool", pool_arguments(3, 4, 3, ragged_rows=True)),
     ("attention_pool", pool_arguments(2, 3, 2, ragged_rows=False)),
     ("power_spectrogram", spectrogram_arguments(3, 24, 8, 10, 5, ragged_rows=True, normalized=True, log=True)),
     ("power_spectrogram", spectrogram_arguments(2, 20, 6, 9, 4, center=True, pad_mode="circular")),
 ]
-SMALL_IDS = ["gru-after", "gru-before", "pool-ragged", "pool", "spectrogram-log", "spectrogram-center"]
+SMALL_IDS = [
+    "gru-after",
+    "gru-before",
+    "gru-packed",
+    "gru-packed-before",
+    "pool-ragged",
+    "pool",
+    "spectrogram-log",
+    "spectrogram-center",
+]
 
 
 def test_compiled_kernels_are_what_runs_here():
@@ -109,8 +120,8 @@ def test_backward_ops_pass_opcheck():
     pooled, weights = op("attention_pool")(h, w, lengths)
     arguments = (torch.randn_like(pooled), torch.randn_like(weights), h, w, pooled, weights, lengths)
     torch.library.opcheck(op("attention_pool_backward"), arguments)
-    wave, window, *numbers, lengths, _, std, log, floor, center, pad_mode = SMALL[4][1]
-    grad = torch.randn_like(op("power_spectrogram")(*SMALL[4][1]))
+    wave, window, *numbers, lengths, _, std, log, floor, center, pad_mode = SMALL[6][1]
+    grad = torch.randn_like(op("power_spectrogram")(*SMALL[6][1]))
     arguments = (grad, wave, window, *numbers, lengths, std, log, floor, center, pad_mode)
     torch.library.opcheck(op("power_spectrogram_backward"), arguments)
 
@@ -152,30 +163,33 @@ def test_bitwise_reproducible(case):
 
 @pytest.mark.parametrize(("name", "arguments"), SMALL, ids=SMALL_IDS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_computes_in_float32(name, arguments, dtype):
+def test_autocast_casts_all_operands_alike(name, arguments, dtype):
+    """To float32, but the GRU to bfloat16, which it has kernels for."""
     single = tuple(a.float() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in arguments)
-    half = (single[0].to(dtype), *single[1:])
+    mixed = (single[0].to(dtype), *single[1:])
+    wanted = torch.bfloat16 if name == "gru" and dtype == torch.bfloat16 else torch.float32
     with torch.autocast("cpu", dtype=dtype):
-        found = outputs(op(name)(*half))
-    truth = outputs(op(name)(half[0].float(), *half[1:]))
-    assert all(one.dtype == torch.float32 and torch.equal(one, other) for one, other in zip(found, truth))
+        found = outputs(op(name)(*mixed))
+    cast = (a.to(wanted) if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in mixed)
+    truth = outputs(op(name)(*cast))
+    assert all(one.dtype == wanted and torch.equal(one, other) for one, other in zip(found, truth))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_functions_compute_in_float32_and_return_their_dtype(dtype):
+def test_float16_functions_compute_in_float32_and_return_their_dtype():
     gx, w_hh, b_hh, h0, lengths, after, _ = gru_arguments(4, 3, 2, 5, ragged_rows=True, reset_after=False)
-    tensors = [t.to(dtype) for t in (gx, w_hh, b_hh, h0)]
+    tensors = [t.half() for t in (gx, w_hh, b_hh, h0)]
     y, h_n = gru.gru(*tensors, lengths, reset_after=after)
     truth = gru.gru(*(t.float() for t in tensors), lengths, reset_after=after)
-    assert y.dtype == h_n.dtype == dtype
-    assert torch.equal(y, truth[0].to(dtype)) and torch.equal(h_n, truth[1].to(dtype))
+    assert y.dtype == h_n.dtype == torch.float16
+    assert torch.equal(y, truth[0].half()) and torch.equal(h_n, truth[1].half())
     reference = gru.reference(*tensors, lengths, after)
-    assert torch.allclose(y.float(), reference[0].float(), atol=2 * torch.finfo(dtype).eps, rtol=0)
+    assert torch.allclose(y.float(), reference[0].float(), atol=2 * torch.finfo(torch.float16).eps, rtol=0)
 
 
 GRU = SMALL[0][1]
-POOL = SMALL[2][1]
-SPECTROGRAM = SMALL[4][1]
+PACKED = SMALL[2][1]
+POOL = SMALL[4][1]
+SPECTROGRAM = SMALL[6][1]
 
 
 def change(arguments: tuple, position: int, value) -> tuple:
@@ -197,6 +211,9 @@ BAD = [
     ("gru", change(GRU, 3, GRU[3][:, :2]), r"h0 has shape \[2, 2, 2\]; it must be \[D, B, H\] = \[2, 3, 2\]", False),
     ("gru", change(GRU, 4, GRU[4].double()), "lengths has dtype float64; it must be int64 or int32", False),
     ("gru", change(GRU, 4, GRU[4][:2]), r"lengths has shape \[2\]; it must be \[B\] = \[3\]", False),
+    ("gru", change(PACKED, 4, None), r"gx has shape \[\d+, 2, 6\].*or packed with lengths", False),
+    ("gru", change(PACKED, 4, torch.tensor([[1]])), r"lengths has shape \[1, 1\]; it must be \[B\]", False),
+    ("gru", change(PACKED, 4, PACKED[4].clamp(max=1)), r"lengths add up to \d; it must be the packed frames, \d", True),
     ("gru", change(GRU, 4, torch.tensor([1, 4, 0])), r"lengths\[1\] is 4; it must be in 0..3", True),
     ("gru", change(GRU, 4, torch.tensor([1, 2, -1])), r"lengths\[2\] is -1; it must be in 0..3", True),
     ("attention_pool", change(POOL, 0, POOL[0][0]), r"attention_pool: h has shape \[4, 3\]; it must be \[B, T, D\]", False),
@@ -214,7 +231,7 @@ BAD = [
     ("power_spectrogram", change(SPECTROGRAM, 7, torch.zeros(5).double()), r"mean has shape \[5\]; it must be \[F\]", False),
     ("power_spectrogram", change(SPECTROGRAM, 10, 0.0), "floor is 0.*a normal positive number", False),
     ("power_spectrogram", change(SPECTROGRAM, 12, "odd"), "pad_mode is 'odd'; it must be 'reflect'", False),
-    ("power_spectrogram", change(SMALL[5][1], 6, torch.tensor([20, 3])), "row 1 of wave has 3 samples", True),
+    ("power_spectrogram", change(SMALL[7][1], 6, torch.tensor([20, 3])), "row 1 of wave has 3 samples", True),
 ]  # fmt: skip
 
 
