@@ -86,10 +86,11 @@ void run_forward(const SpectrogramShape& shape, const Tensor& wave, const Tensor
       torch_threads());
 }
 
-Tensor power_spectrogram(const Tensor& wave, const Tensor& window, int64_t n_fft, int64_t hop_length,
-                         int64_t bin_begin, int64_t bin_end, const std::optional<Tensor>& lengths,
-                         const std::optional<Tensor>& mean, const std::optional<Tensor>& std, bool log,
-                         double floor, bool center, const std::string& pad_mode) {
+// Into `given`, or a new tensor without one.
+Tensor compute(const Tensor& wave, const Tensor& window, int64_t n_fft, int64_t hop_length,
+               int64_t bin_begin, int64_t bin_end, const std::optional<Tensor>& lengths,
+               const std::optional<Tensor>& mean, const std::optional<Tensor>& std, bool log, double floor, bool center,
+               const std::string& pad_mode, const Tensor* given) {
   const Checks checks("power_spectrogram");
   const SpectrogramShape shape =
       checked_shape(checks, wave, window, n_fft, hop_length, bin_begin, bin_end, center, pad_mode);
@@ -102,11 +103,16 @@ Tensor power_spectrogram(const Tensor& wave, const Tensor& window, int64_t n_fft
   const std::optional<Tensor> whole_lengths = checks.lengths(lengths, shape.batch, shape.samples);
   const int64_t* length_values = pointer<int64_t>(whole_lengths);
   check_padding(checks, shape, length_values);
+  const Sizes sizes = {shape.batch, shape.frames, shape.bins};
+  if (given) {
+    checks.operand("out", *given, type, sizes, "[B, T, F]");
+    checks.require(given->is_contiguous(), "out is strided", "contiguous");
+  }
   const Tensor dense = wave.size(1) == 1 || wave.stride(1) == 1 ? wave : torch::stable::contiguous(wave);
   if (wave.scalar_type() == ScalarType::Float) check_finite<float>(checks, dense, length_values);
   if (wave.scalar_type() == ScalarType::Double) check_finite<double>(checks, dense, length_values);
 
-  const Tensor out = torch::stable::new_empty(window, Sizes{shape.batch, shape.frames, shape.bins});
+  const Tensor out = given ? *given : torch::stable::new_empty(window, sizes);
   const auto run = wave.scalar_type() == ScalarType::Short ? run_forward<int16_t, float>
                    : type == ScalarType::Float             ? run_forward<float, float>
                                                            : run_forward<double, double>;
@@ -115,7 +121,26 @@ Tensor power_spectrogram(const Tensor& wave, const Tensor& window, int64_t n_fft
   return out;
 }
 
-STABLE_TORCH_LIBRARY_IMPL(ser_fast, CPU, m) { m.impl("power_spectrogram", TORCH_BOX(&power_spectrogram)); }
+Tensor power_spectrogram(const Tensor& wave, const Tensor& window, int64_t n_fft, int64_t hop_length,
+                         int64_t bin_begin, int64_t bin_end, const std::optional<Tensor>& lengths,
+                         const std::optional<Tensor>& mean, const std::optional<Tensor>& std, bool log,
+                         double floor, bool center, const std::string& pad_mode) {
+  return compute(wave, window, n_fft, hop_length, bin_begin, bin_end, lengths, mean, std, log,
+                 floor, center, pad_mode, nullptr);
+}
+
+void power_spectrogram_out(const Tensor& wave, const Tensor& window, int64_t n_fft, int64_t hop_length,
+                           int64_t bin_begin, int64_t bin_end, const std::optional<Tensor>& lengths,
+                           const std::optional<Tensor>& mean, const std::optional<Tensor>& std, bool log,
+                           double floor, bool center, const std::string& pad_mode, const Tensor& out) {
+  compute(wave, window, n_fft, hop_length, bin_begin, bin_end, lengths, mean, std, log, floor,
+          center, pad_mode, &out);
+}
+
+STABLE_TORCH_LIBRARY_IMPL(ser_fast, CPU, m) {
+  m.impl("power_spectrogram", TORCH_BOX(&power_spectrogram));
+  m.impl("power_spectrogram_out", TORCH_BOX(&power_spectrogram_out));
+}
 
 }  // namespace
 }  // namespace ser_fast

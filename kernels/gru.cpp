@@ -43,8 +43,7 @@ SER_FAST_INLINE void multiply_add(Vec<Avx512, float>& sum, const Bf16* left, con
 }
 #endif
 
-// A recurrent weight matrix cut into panels of V vectors' width, each dense and read front to back: [depth, V, lanes].
-// Vector v of panel p holds the columns from p * step + v * jump on, where they are below `limit`.
+// A recurrent weight matrix cut into panels of V vectors' columns, each dense and read front to back: [depth, V, lanes].
 template <class I, class S, int V>
 class Panels {
  public:
@@ -53,14 +52,25 @@ class Panels {
 
   Panels() = default;
 
-  // at(k, column) is the element of the matrix [depth, ...], or the padding's zero.
-  template <class At>
-  Panels(int64_t count, int64_t depth, const At& at) : size_(depth * V * kLane), data_(count * size_) {
+  // The depth has `parts` parts of H elements, padded to `part` each. column(p, v, lane) points to a column's first
+  // element, from which the others are `stride` and the other parts H * H apart, or is null for padding.
+  template <class Column>
+  Panels(int64_t count, int64_t parts, int64_t part, int64_t H, int64_t stride, const Column& column)
+      : size_(parts * part * V * kLane), data_(count * size_) {
+    constexpr int64_t block = 16;  // of the depth: both sides of the copy stay in the nearest cache
     for (int64_t p = 0; p < count; ++p)
-      for (int64_t k = 0; k < depth; ++k)
-        for (int64_t v = 0; v < V; ++v)
-          for (int64_t lane = 0; lane < kLane; ++lane)
-            data_[p * size_ + (k / kPair * V + v) * kLane * kPair + lane * kPair + k % kPair] = at(p, k, v, lane);
+      for (int64_t i = 0; i < parts; ++i)
+        for (int64_t first = 0; first < H; first += block)
+          for (int64_t v = 0; v < V; ++v)
+            for (int64_t lane = 0; lane < kLane; ++lane) {
+              const S* from = column(p, v, lane);
+              if (!from) continue;
+              T* to = data_.data() + p * size_ + (v * kLane + lane) * kPair;
+              for (int64_t unit = first; unit < std::min(first + block, H); ++unit) {
+                const int64_t k = i * part + unit;
+                to[k / kPair * V * kLane * kPair + k % kPair] = convert<T>(from[i * H * H + unit * stride]);
+              }
+            }
   }
 
   const T* operator[](int64_t p) const { return data_.data() + p * size_; }
@@ -152,16 +162,11 @@ struct ForwardWeights {
         pairs((blocks + 1) / 2),
         gate_bias(blocks * 3 * kLane),
         candidate_bias(pairs * 2 * kLane) {
-    const auto at = [=](int64_t gate, int64_t unit, int64_t k) {
-      using F = typename Factor<I, S>::Type;
-      return unit < H && k < H ? convert<F>(w[(gate * H + unit) * H + k]) : F{};
-    };
-    const auto gate = [=](int64_t p, int64_t k, int64_t v, int64_t lane) { return at(v, p * kLane + lane, k); };
-    const auto last = [=](int64_t p, int64_t k, int64_t v, int64_t lane) {
-      return at(2, (2 * p + v) * kLane + lane, k);
-    };
-    if (reset_after) all = {blocks, depth, gate};
-    else gates = {blocks, depth, gate}, candidate = {pairs, depth, last};
+    const auto at = [=](int64_t gate, int64_t unit) { return unit < H ? w + (gate * H + unit) * H : nullptr; };
+    const auto gate = [=](int64_t p, int64_t v, int64_t lane) { return at(v, p * kLane + lane); };
+    const auto last = [=](int64_t p, int64_t v, int64_t lane) { return at(2, (2 * p + v) * kLane + lane); };
+    if (reset_after) all = {blocks, 1, depth, H, 1, gate};
+    else gates = {blocks, 1, depth, H, 1, gate}, candidate = {pairs, 1, depth, H, 1, last};
     for (int64_t j = 0; b && j < H; ++j) {
       for (int64_t g = 0; g < 3; ++g) gate_bias[(j / kLane * 3 + g) * kLane + j % kLane] = convert<T>(b[g * H + j]);
       candidate_bias[j] = convert<T>(b[2 * H + j]);
@@ -344,13 +349,13 @@ struct BackwardWeights {
 
   BackwardWeights(const S* w, const S*, int64_t H, bool reset_after)
       : part(round_up(H, kLane)), pairs(round_up(H, 2 * kLane) / (2 * kLane)) {
-    const auto at = [=, this](int64_t first, int64_t p, int64_t k, int64_t v, int64_t lane) {
-      using F = typename Factor<I, S>::Type;
-      const int64_t gate = first + k / part, unit = k % part, column = (2 * p + v) * kLane + lane;
-      return unit < H && column < H ? convert<F>(w[(gate * H + unit) * H + column]) : F{};
+    const auto at = [=](int64_t first, int64_t column) {
+      return column < H ? w + first * H * H + column : nullptr;
     };
-    gates = {pairs, (reset_after ? 3 : 2) * part, [=](auto... index) { return at(0, index...); }};
-    if (!reset_after) candidate = {pairs, part, [=](auto... index) { return at(2, index...); }};
+    const auto all = [=](int64_t p, int64_t v, int64_t lane) { return at(0, (2 * p + v) * kLane + lane); };
+    const auto last = [=](int64_t p, int64_t v, int64_t lane) { return at(2, (2 * p + v) * kLane + lane); };
+    gates = {pairs, reset_after ? 3 : 2, part, H, H, all};
+    if (!reset_after) candidate = {pairs, 1, part, H, H, last};
   }
 };
 

@@ -108,15 +108,22 @@ def load() -> None:
         raise ImportError(f"SER_FAST_BACKEND=compiled, but {reason}")
 
 
-def select(op: str, device: str | torch.device = "cpu") -> str:
+# Where the peer's path is taken because it was measured to be faster; `ser-fast info` shows it.
+RULES = {
+    "GRU with T = 1 on CPU": "torch: laying W_hh out for the kernel costs more than one step saves",
+    "GRUCell": "torch, for the same reason",
+}
+
+
+def select(op: str, device: str | torch.device = "cpu", steps: int | None = None) -> str:
     """Which backend runs ``op`` on tensors of ``device``: "compiled", "torch" or "reference".
 
-    "torch" is ``nn.GRU``'s own path, cuDNN on a GPU: ``ser_fast.GRU`` takes it there with ``reset_after=True``,
-    since no GPU kernel of ours has been measured yet.
+    "torch" is ``nn.GRU``'s own path. ``ser_fast.GRU(reset_after=True)`` takes it on a GPU, where no kernel of ours
+    has been measured yet, and for a single step, by ``RULES``.
     """
     if op not in OPS:
         raise ValueError(f"op is '{op}'; it must be one of {', '.join(OPS)}")
     kind = torch.device(device).type
-    if kind == "cpu":
-        return "compiled" if loaded else "reference"
-    return "torch" if kind == "cuda" and op == "gru" else "reference"
+    if op == "gru" and (kind == "cuda" or steps == 1):
+        return "torch"
+    return "compiled" if kind == "cpu" and loaded else "reference"

@@ -510,9 +510,14 @@ class GRU(nn.Module):
             x = x.masked_fill(past[..., None], 0)
         # Packing cannot be traced, so a compiled graph with lengths keeps to the op.
         packs = lengths is not None and torch.compiler.is_compiling()
-        if self.reset_after and not packs and backends.select("gru", x.device) == "torch":
+        if self.reset_after and not packs and backends.select("gru", x.device, self._steps(x)) == "torch":
             return self._torch_forward(x, hx, lengths)
         return self._layers(x, hx, lengths)
+
+    def _steps(self, x: Tensor) -> int | None:
+        """Steps, where their number may choose the path: a traced graph and autocast keep to the op."""
+        fixed = torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type)
+        return None if fixed else x.shape[1 if self.batch_first else 0]
 
     def _takes_packed(self, x: Tensor, lengths: Tensor | None) -> bool:
         """Where lengths can be read and a kernel takes packed rows, padding costs nothing."""
@@ -587,7 +592,11 @@ class GRU(nn.Module):
 
 
 class GRUCell(nn.Module):
-    """``nn.GRUCell`` on the same op, with ``reset_after`` as in :class:`GRU`: one step, for streaming."""
+    """``nn.GRUCell`` with ``reset_after`` as in :class:`GRU`: one step, for streaming.
+
+    It runs torch's own operators, since a kernel that lays W_hh out anew for a single step is slower: see
+    ``ser-fast info``.
+    """
 
     def __init__(
         self,
@@ -625,19 +634,37 @@ class GRUCell(nn.Module):
         Raises:
             RuntimeError: an argument that does not fit, by name, before anything is computed.
         """
-        _check_operands("GRUCell", self.weight_ih, input=input, hx=hx)
-        good = input.dim() in (1, 2) and 0 not in input.shape
-        checks.require(good, "GRUCell", f"input has shape {list(input.shape)}", "[B, I] or [I] with no size 0")
-        checks.require(
-            input.shape[-1] == self.input_size,
-            "GRUCell",
-            f"input has {input.shape[-1]} features",
-            f"{self.input_size}",
+        if not self._fits(input, hx):
+            self._check(input, hx)
+            hx = input.new_zeros(*input.shape[:-1], self.hidden_size) if hx is None else hx
+            rows = hx.reshape(-1, self.hidden_size)
+            return self._step(input.reshape(-1, self.input_size), rows).reshape(hx.shape)
+        return self._step(input, hx)
+
+    def _step(self, x: Tensor, h: Tensor) -> Tensor:
+        if self.reset_after:
+            return torch._VF.gru_cell(x, h, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        return _cell(F.linear(x, self.weight_ih, self.bias_ih), h, self.weight_hh, self.bias_hh, False)[0]
+
+    def _fits(self, x: Tensor, h: Tensor | None) -> bool:
+        """The usual case, told at the price of a few comparisons: a small step takes no longer than its checks."""
+        weight = self.weight_ih
+        return (
+            isinstance(x, Tensor)
+            and isinstance(h, Tensor)
+            and x.dim() == 2
+            and x.shape[0] > 0
+            and x.shape[1] == self.input_size
+            and h.shape == (x.shape[0], self.hidden_size)
+            and x.dtype == h.dtype == weight.dtype
+            and x.device == h.device == weight.device
         )
-        if hx is not None:
-            checks.shape("GRUCell", "hx", hx, (*input.shape[:-1], self.hidden_size), "[B, H] or [H]")
-        gx = F.linear(input, self.weight_ih, self.bias_ih).reshape(1, -1, 1, 3 * self.hidden_size)
-        bias = None if self.bias_hh is None else self.bias_hh[None]
-        h0 = None if hx is None else hx.reshape(1, -1, self.hidden_size)
-        _, h_n = gru(gx, self.weight_hh[None], bias, h0, reset_after=self.reset_after)
-        return h_n.reshape(*input.shape[:-1], self.hidden_size)
+
+    def _check(self, x: Tensor, h: Tensor | None) -> None:
+        _check_operands("GRUCell", self.weight_ih, input=x, hx=h)
+        good = x.dim() in (1, 2) and 0 not in x.shape
+        checks.require(good, "GRUCell", f"input has shape {list(x.shape)}", "[B, I] or [I] with no size 0")
+        good = x.shape[-1] == self.input_size
+        checks.require(good, "GRUCell", f"input has {x.shape[-1]} features", f"{self.input_size}")
+        if h is not None:
+            checks.shape("GRUCell", "hx", h, (*x.shape[:-1], self.hidden_size), "[B, H] or [H]")

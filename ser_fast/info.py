@@ -33,4 +33,5 @@ def text() -> str:
     values = info()
     chosen = values.pop("backends")
     lines = [f"{name:<24} {value}" for name, value in values.items()]
+    chosen |= backends.RULES
     return "\n".join([*lines, "", "which backend runs", *(f"{name:<24} {value}" for name, value in chosen.items())])

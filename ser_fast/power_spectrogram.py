@@ -206,9 +206,12 @@ def _backward(ctx, grad):
     return grad_wave, *(None,) * 12
 
 
+_ARGUMENTS = (
+    "Tensor wave, Tensor window, int n_fft, int hop_length, int bin_begin, int bin_end, Tensor? lengths,"
+    " Tensor? mean, Tensor? std, bool log, float floor, bool center, str pad_mode"
+)
 backends.register(
-    "power_spectrogram(Tensor wave, Tensor window, int n_fft, int hop_length, int bin_begin, int bin_end,"
-    " Tensor? lengths, Tensor? mean, Tensor? std, bool log, float floor, bool center, str pad_mode) -> Tensor",
+    f"power_spectrogram({_ARGUMENTS}) -> Tensor",
     reference=reference,
     fake=_fake,
     backward=_backward,
@@ -220,6 +223,27 @@ backends.register(
     reference=reference_backward,
     fake=_fake_backward,
 )
+
+
+def _reference_out(*args) -> None:
+    *inputs, out = args
+    _check_out(out, _fake(*inputs))
+    out.copy_(reference(*inputs))
+
+
+def _fake_out(*args) -> None:
+    *inputs, out = args
+    _check_out(out, _fake(*inputs))
+
+
+def _check_out(out: Tensor, like: Tensor) -> None:
+    checks.operand("power_spectrogram", "out", out, like, tuple(like.shape), "[B, T, F]")
+    checks.require(out.is_contiguous(), "power_spectrogram", "out is strided", "contiguous")
+
+
+backends.library.define(f"power_spectrogram_out({_ARGUMENTS}, Tensor(a!) out) -> ()")
+backends.library.impl("power_spectrogram_out", _reference_out, "CompositeExplicitAutograd")
+torch.library.register_fake("ser_fast::power_spectrogram_out", _fake_out, lib=backends.library)
 
 
 def power_spectrogram(
@@ -236,6 +260,7 @@ def power_spectrogram(
     floor: float = FLOOR,
     center: bool = False,
     pad_mode: str = "reflect",
+    out: Tensor | None = None,
 ) -> Tensor:
     """|STFT|² of a padded batch, time-major, optionally cropped, in logarithm and normalised.
 
@@ -253,6 +278,7 @@ def power_spectrogram(
         lengths: samples of each row, int64 or int32 ``[B]``, on the wave's device. A row shorter than one window
             is one frame padded with zeros; an empty row has no frame.
         mean, std: ``[F]``, per bin.
+        out: where the result is written, contiguous; there is no gradient then.
 
     Returns:
         ``[B, T, F]`` in the window's dtype, 0 past each row's frames. Differentiable in ``wave``.
@@ -266,9 +292,14 @@ def power_spectrogram(
     for name, constant in (("window", window), ("mean", mean), ("std", std)):
         good = constant is None or not constant.requires_grad
         checks.require(good, "power_spectrogram", f"{name} requires a gradient", "a constant: only wave has one")
-    return torch.ops.ser_fast.power_spectrogram(
-        wave, window, n_fft, hop_length, begin, end, lengths, mean, std, log, floor, center, pad_mode
-    )
+    args = (wave, window, n_fft, hop_length, begin, end, lengths, mean, std, log, floor, center, pad_mode)
+    if out is None:
+        return torch.ops.ser_fast.power_spectrogram(*args)
+    checks.tensors("power_spectrogram", out=out)
+    good = not (torch.is_grad_enabled() and (wave.requires_grad or out.requires_grad))
+    checks.require(good, "power_spectrogram", "out is given where a gradient is wanted", "left out")
+    torch.ops.ser_fast.power_spectrogram_out(*args, out)
+    return out
 
 
 class PowerSpectrogram(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from samples import assert_as_accurate
 
 import ser_fast
-from ser_fast.power_spectrogram import PAD_MODES, power_spectrogram
+from ser_fast.power_spectrogram import PAD_MODES, _reference_out, power_spectrogram
 
 
 def stft_power(wave, window, n_fft, hop_length, center, pad_mode):
@@ -180,3 +180,26 @@ def test_quiet_audio_has_no_warning():
 def test_bad_options_get_one_clear_error(options, sentence):
     with pytest.raises((ValueError, RuntimeError), match=sentence):
         ser_fast.PowerSpectrogram(**options)
+
+
+@pytest.mark.parametrize("backend", ["compiled", "reference"])
+def test_out_is_written_and_checked(backend):
+    wave, window = torch.randn(2, 4000), torch.hamming_window(400)
+    wanted = power_spectrogram(wave, window, 512, 160, (0, 100))
+    args = (wave, window, 512, 160, 0, 100, None, None, None, False, 1e-10, False, "reflect")
+    run = torch.ops.ser_fast.power_spectrogram_out if backend == "compiled" else _reference_out
+    out = torch.full_like(wanted, torch.nan)
+    run(*args, out)
+    assert torch.allclose(out, wanted, rtol=1e-4)
+    if backend == "compiled":
+        assert power_spectrogram(wave, window, 512, 160, (0, 100), out=out) is out and torch.equal(out, wanted)
+        torch.library.opcheck(run, (*args, out))
+    for bad, sentence in (
+        (out[:, 1:], r"out has shape \[2, 22, 100\]; it must be \[B, T, F\] = \[2, 23, 100\]"),
+        (out.double(), "out has dtype float64; it must be float32"),
+        (torch.zeros(2, 23, 200)[..., ::2], "out is strided; it must be contiguous"),
+    ):
+        with pytest.raises(RuntimeError, match=sentence):
+            run(*args, bad)
+    with pytest.raises(RuntimeError, match="out is given where a gradient is wanted; it must be left out"):
+        power_spectrogram(wave.requires_grad_(), window, 512, 160, (0, 100), out=out)
