@@ -7,7 +7,7 @@ import argparse
 import json
 from pathlib import Path
 
-from cpu import machine
+from harness import machine
 
 from ser_fast import runs
 from ser_fast.run_folder import write_atomically

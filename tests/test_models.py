@@ -2,15 +2,14 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from samples import assert_exact
 from torch import nn
 
 import ser_fast
-from ser_fast.models import bigru_mha
-from ser_fast.models.bigru_mha import MultiHeadSelfAttention
+from ser_fast.models import self_attention
 from ser_fast.models.cgru import ChannelPairConv, _delta
 from ser_fast.models.masking import masked_mean
+from ser_fast.models.self_attention import MultiHeadSelfAttention, _random_bytes
 
 BUILDS = {
     "cgru": lambda: ser_fast.CGRU(5),
@@ -50,20 +49,41 @@ def test_every_weight_gets_a_gradient(name):
         assert weight.grad is not None and torch.isfinite(weight.grad).all() and weight.grad.any(), key
 
 
-def test_attention_in_chunks_equals_attention_at_once(monkeypatch):
+def test_attention_by_rows_equals_the_padded_batch(monkeypatch):
+    """Whatever is kept and computed at once; nothing is dropped by a byte of 255."""
     attention = MultiHeadSelfAttention(8, 2, dropout=0.5).double()
-    monkeypatch.setattr(F, "dropout", lambda weights, *_: weights)  # which draws it falls on depends on the chunks
-    lengths = torch.tensor([7, 3, 0])
+    monkeypatch.setattr(self_attention, "_random_bytes", lambda shape: torch.full(shape, 255, dtype=torch.uint8))
+    lengths = torch.tensor([7, 3, 1])
     found = []
-    for kept in (1 << 27, 3 * 2 * 7 * 2, 1):
-        monkeypatch.setattr(bigru_mha, "KEPT_WEIGHTS", kept)
+    for kept, chunk in ((1 << 27, 1 << 24), (1, 1 << 24), (1 << 27, 2 * 7 * 2), (1, 1)):
+        monkeypatch.setattr(self_attention, "KEPT_WEIGHTS", kept)
+        monkeypatch.setattr(self_attention, "CHUNK_WEIGHTS", chunk)
         x = torch.linspace(-1, 1, 3 * 7 * 8, dtype=torch.float64).view(3, 7, 8).requires_grad_()
         y = attention(x, lengths)
-        grads = torch.autograd.grad(y.square().sum(), [x, *attention.parameters()])
+        grads = torch.autograd.grad(masked_mean(y, lengths).square().sum(), [x, *attention.parameters()])
         found.append([y, *grads])
     for other in found[1:]:
         for one, two in zip(found[0], other):
             assert_exact(one, two)
+    # Half of the weights would have been dropped, so what is kept counts twice.
+    padded, _ = attention.eval()(x, lengths, return_weights=True)
+    mixed = (padded - attention.out_proj.bias) * 2 + attention.out_proj.bias
+    assert_exact(masked_mean(found[0][0], lengths), masked_mean(mixed, lengths))
+
+
+def test_attention_dropout_is_unbiased_and_an_empty_row_pools_to_zero():
+    attention = MultiHeadSelfAttention(8, 2, dropout=0.25)
+    x, lengths = torch.randn(1, 40, 8).expand(400, -1, -1), torch.full((400,), 30)
+    lengths[0] = 0
+    with torch.no_grad():
+        dropped = attention.train()(x, lengths)
+        exact = attention.eval()(x[1:2], lengths[1:2])
+    assert masked_mean(dropped, lengths)[0].abs().max() == 0
+    spread = dropped[1:, :30].std(0) / 399**0.5
+    assert ((dropped[1:, :30].mean(0) - exact[0, :30]).abs() < 6 * spread + 1e-6).all()
+    assert (spread > 0).all()
+    share = (_random_bytes(torch.Size([80, 1000])) < 64).float().mean()
+    assert abs(share - 0.25) < 6 * (0.25 * 0.75 / 80_000) ** 0.5
 
 
 @pytest.mark.parametrize("name", ["cgru", "bigru_mha"])

@@ -6,74 +6,19 @@ value, the mean over valid frames in front of the two linear layers, and the siz
 itself; the default here is its logarithm, which does better on Emo-DB (``log=False`` is the paper's).
 """
 
-import math
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ser_fast.attention_pool import AttentionPool
 from ser_fast.gru import GRU
 from ser_fast.models import options
-from ser_fast.models.masking import frame_mask, full_lengths, masked_mean
+from ser_fast.models.masking import full_lengths, masked_mean
+from ser_fast.models.self_attention import MultiHeadSelfAttention
 from ser_fast.power_spectrogram import PowerSpectrogram
 
 POOLINGS = ("mean", "attention")
-KEPT_WEIGHTS = 1 << 27  # attention weights of a batch that a training step keeps: half a gigabyte in float32
-
-
-class MultiHeadSelfAttention(nn.Module):
-    """softmax(Q Kᵀ / √d) V in each head, over the valid frames, and an output projection (equations 6 and 7).
-
-    Computes what ``nn.MultiheadAttention(embed_dim, num_heads)`` does on one input; ``in_proj_weight`` is
-    ``in_proj.weight`` here.
-    """
-
-    def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0):
-        super().__init__()
-        good = num_heads >= 1 and embed_dim % num_heads == 0
-        options.require(good, "BiGRUMHA", "num_heads", num_heads, f"a divisor of 2 * hidden_size = {embed_dim}")
-        self.num_heads = num_heads
-        self.dropout = dropout
-        self.in_proj = nn.Linear(embed_dim, 3 * embed_dim)
-        self.out_proj = nn.Linear(embed_dim, embed_dim)
-
-    def forward(self, x: Tensor, lengths: Tensor, return_weights: bool = False):
-        """``[B, T, D]`` of ``x`` ``[B, T, D]`` with lengths ``[B]``; on request also weights ``[B, heads, T, T]``."""
-        batch, frames, width = x.shape
-        # An empty row attends to its padding, since a softmax over nothing is NaN; the pooling drops it again.
-        valid = (frame_mask(lengths, frames) | (lengths == 0)[:, None])[:, None, None, :]
-        q, k, v = self.in_proj(x).view(batch, frames, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        weights = None
-        # scaled_dot_product_attention forgets its fast path on CPU when it drops out, and never gives the weights.
-        if return_weights:
-            mixed, weights = self._attend(q, k, v, valid)
-        elif self.training and self.dropout > 0:
-            mixed = self._attend_in_chunks(q, k, v, valid)
-        else:
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=valid)
-        y = self.out_proj(mixed.transpose(1, 2).reshape(batch, frames, width))
-        return (y, weights) if return_weights else y
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        scores = (q * (1 / math.sqrt(q.shape[-1]))) @ k.transpose(2, 3)
-        weights = torch.softmax(scores.masked_fill(~valid, -torch.inf), dim=-1)
-        return F.dropout(weights, self.dropout, self.training) @ v, weights
-
-    def _attend_in_chunks(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor) -> Tensor:
-        """Attention whose weights [B, heads, T, T] would be too large to keep is computed again in the backward, some
-        queries at a time: a batch of minutes then takes the memory of a batch of seconds."""
-        per_query = q.shape[0] * q.shape[1] * k.shape[2]
-        count = max(1, KEPT_WEIGHTS // per_query)
-        if count >= q.shape[2]:
-            return self._attend(q, k, v, valid)[0]
-
-        def attend(some: Tensor) -> Tensor:
-            return self._attend(some, k, v, valid)[0]
-
-        return torch.cat([checkpoint(attend, some, use_reentrant=False) for some in q.split(count, dim=2)], dim=2)
 
 
 class BiGRUMHA(nn.Module):
@@ -85,7 +30,7 @@ class BiGRUMHA(nn.Module):
         hidden_size: units of the GRU in each direction.
         num_layers: layers of the GRU.
         reset_after: the GRU's form; the paper's is False.
-        attention_dropout: of the attention weights, in 0..1.
+        attention_dropout: of the attention weights, in 0..1; on CPU the nearest multiple of 1/256.
         dropout: between the two linear layers, in 0..1.
         pooling: "mean" over the valid frames, or "attention".
         log: logarithm of the power before it is normalised.

@@ -1,0 +1,163 @@
+"""GRU and GRUCell against torch's, and against nn.LSTM, which people reach for when they want speed.
+
+The floor is the operations of the input's projection and of the recurrence, 2 B T D 3H (I + H) in inference and three
+times that in training, at the rate of a large float32 matrix product; ragged batches count their valid frames only.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from harness import EMODB_FRAMES, MODES, check, step
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+import ser_fast
+import ser_fast.gru
+
+DENSE = [(64, 200, 128, 128, 1), (32, 300, 401, 128, 2), (64, 300, 256, 256, 2), (64, 300, 128, 512, 1)]
+SWEEPS = {"T": (50, 100, 200, 400, 800), "B": (1, 4, 16, 64, 128), "H": (32, 64, 128, 256, 512)}
+MIDDLE = {"T": 200, "B": 32, "H": 128}  # the other two sizes of a sweep
+TOLERANCE = {"inference": 1e-5, "training": 1e-4}
+HIDDEN = (64, 128, 256, 512)
+
+sizes = pytest.mark.parametrize("batch,frames,width,hidden,directions", DENSE)
+modes = pytest.mark.parametrize("mode", MODES)
+
+
+def modules(width: int, hidden: int, directions: int) -> dict[str, nn.Module]:
+    """The four layers, the first two with the same weights."""
+    options = {"batch_first": True, "bidirectional": directions == 2}
+    ours, theirs = ser_fast.GRU(width, hidden, **options), nn.GRU(width, hidden, **options)
+    ours.load_state_dict(theirs.state_dict())
+    return {
+        "ours": ours,
+        "nn.GRU": theirs,
+        "nn.LSTM": nn.LSTM(width, hidden, **options),
+        "ours, reset_after=False": ser_fast.GRU(width, hidden, reset_after=False, **options),
+    }
+
+
+def reference(module: ser_fast.GRU, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """What a batch-first layer must compute, by the op's reference."""
+    w_ih, w_hh, b_ih, b_hh = zip(*module.all_weights)
+    gx = F.linear(x, torch.cat(w_ih), torch.cat(b_ih)).unflatten(-1, (len(w_ih), -1)).transpose(0, 1)
+    y, *_ = ser_fast.gru.reference(gx, torch.stack(w_hh), torch.stack(b_hh), None, lengths, module.reset_after)
+    return y.transpose(0, 1).flatten(2)
+
+
+def packed(module: nn.Module, x: Tensor, lengths: Tensor) -> Tensor:
+    """A ragged batch through torch's layer as torch wants it, packed before and padded again after."""
+    y, _ = module(pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False))
+    return pad_packed_sequence(y, batch_first=True, total_length=x.shape[1])[0]
+
+
+def operations(frames: int, width: int, hidden: int, directions: int, mode: str) -> int:
+    """Of a layer over this many frames in all."""
+    return (3 if mode == "training" else 1) * 2 * frames * directions * 3 * hidden * (width + hidden)
+
+
+def race_dense(race, sgemm, batch, frames, width, hidden, directions, mode, names=None, **extra) -> None:
+    """Times the named layers on a batch without padding, after checking those that are ours."""
+    layers = modules(width, hidden, directions)
+    x = torch.randn(batch, frames, width, requires_grad=mode == "training")
+    grad = torch.randn(batch, frames, directions * hidden)
+    steps = {
+        name: step(mode, lambda layer=layer: layer(x)[0], [x, *layer.parameters()], grad)
+        for name, layer in layers.items()
+        if names is None or name in names
+    }
+    case = f"B={batch} T={frames} I={width} H={hidden} D={directions}, {mode}"
+    error = check(case, steps["ours"](), steps["nn.GRU"](), TOLERANCE[mode])
+    if "ours, reset_after=False" in steps:
+        # On the first frames only, for the reference's backward takes time quadratic in T.
+        paper, few = layers["ours, reset_after=False"], slice(16)
+        inputs = [x, *paper.parameters()]
+        found = step(mode, lambda: paper(x[:, few])[0], inputs, grad[:, few])
+        truth = step(mode, lambda: reference(paper, x[:, few]), inputs, grad[:, few])
+        check(f"{case}, reset_after=False", found(), truth(), TOLERANCE[mode])
+    floor = operations(batch * frames, width, hidden, directions, mode) / sgemm
+    race(case, steps.pop("ours"), steps, floor, error=error, tolerance=TOLERANCE[mode], **extra)
+
+
+@modes
+@sizes
+def bench_dense(race, sgemm, batch, frames, width, hidden, directions, mode):
+    """GRU, batches without padding."""
+    race_dense(race, sgemm, batch, frames, width, hidden, directions, mode)
+
+
+@modes
+def bench_ragged(race, sgemm, mode):
+    """GRU, 32 utterances of Emo-DB's lengths.
+
+    "Padded" computes the padding too: no masking, and a bidirectional layer then starts in the padding.
+    """
+    lengths, width, hidden = torch.tensor(EMODB_FRAMES), 401, 128
+    layers = modules(width, hidden, 2)
+    x = torch.randn(len(lengths), max(EMODB_FRAMES), width, requires_grad=mode == "training")
+    grad = torch.randn(len(lengths), max(EMODB_FRAMES), 2 * hidden)
+    forwards = {"ours": (layers["ours"], lambda: layers["ours"](x, lengths=lengths)[0])}
+    for name in ("nn.GRU", "nn.LSTM"):
+        layer = layers[name]
+        forwards[f"{name}, packed"] = layer, lambda layer=layer: packed(layer, x, lengths)
+        forwards[f"{name}, padded"] = layer, lambda layer=layer: layer(x)[0]
+    steps = {name: step(mode, forward, [x, *layer.parameters()], grad) for name, (layer, forward) in forwards.items()}
+    case = f"B=32 T={min(EMODB_FRAMES)}..{max(EMODB_FRAMES)} I={width} H={hidden} D=2, {mode}"
+    error = check(case, steps["ours"](), steps["nn.GRU, packed"](), TOLERANCE[mode])
+    floor = operations(sum(EMODB_FRAMES), width, hidden, 2, mode) / sgemm
+    race(case, steps.pop("ours"), steps, floor, error=error, tolerance=TOLERANCE[mode])
+
+
+@modes
+@pytest.mark.parametrize("batch,frames,width,hidden,directions", DENSE[:2])
+def bench_autocast(race, batch, frames, width, hidden, directions, mode):
+    """GRU under bfloat16 autocast, against its own float32."""
+    ours = modules(width, hidden, directions)["ours"]
+    x = torch.randn(batch, frames, width, requires_grad=mode == "training")
+    grad = torch.randn(batch, frames, directions * hidden)
+
+    def autocast() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return ours(x)[0].float()
+
+    low = step(mode, autocast, [x, *ours.parameters()], grad)
+    full = step(mode, lambda: ours(x)[0], [x, *ours.parameters()], grad)
+    case, tolerance = f"B={batch} T={frames} I={width} H={hidden} D={directions}, {mode}", 5e-2
+    error = check(case, low(), full(), tolerance)
+    race(case, low, {"ours, float32": full}, error=error, tolerance=tolerance, dtype="bfloat16 autocast")
+
+
+@pytest.mark.parametrize("hidden", HIDDEN)
+def bench_one_at_a_time(race, sgemm, hidden):
+    """GRU, one utterance at a time."""
+    race_dense(race, sgemm, 1, 100, 128, hidden, 1, "inference", ("ours", "nn.GRU"))
+
+
+@pytest.mark.parametrize("hidden", HIDDEN)
+def bench_cell(race, sgemm, hidden):
+    """GRUCell, 100 steps of one stream."""
+    ours, theirs = ser_fast.GRUCell(128, hidden), nn.GRUCell(128, hidden)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(100, 1, 128)
+
+    def stream(cell: nn.Module) -> Tensor:
+        h = torch.zeros(1, hidden)
+        with torch.inference_mode():
+            for frame in x:
+                h = cell(frame, h)
+        return h
+
+    case = f"B=1 I=128 H={hidden}, inference"
+    error = check(case, stream(ours), stream(theirs), TOLERANCE["inference"])
+    floor = operations(len(x), 128, hidden, 1, "inference") / sgemm
+    peers = {"nn.GRUCell": lambda: stream(theirs)}
+    race(case, lambda: stream(ours), peers, floor, error=error, tolerance=TOLERANCE["inference"])
+
+
+@modes
+@pytest.mark.parametrize("axis,value", [(axis, value) for axis, values in SWEEPS.items() for value in values])
+def bench_sweep(race, sgemm, axis, value, mode):
+    """GRU, sweeps over T, B and H."""
+    size = MIDDLE | {axis: value}
+    names = ("ours", "nn.GRU", "nn.LSTM")
+    race_dense(race, sgemm, size["B"], size["T"], 128, size["H"], 1, mode, names, sweep=[axis, value, mode])

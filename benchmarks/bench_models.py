@@ -1,0 +1,203 @@
+"""A training step of both models, from waveforms to updated weights, against the same models made of torch's ops.
+
+The baselines have torch.stft's chain, nn.GRU or nn.LSTM and eager pooling where ours have this package's ops, and
+share everything else. "Padded" lets the recurrence run over the padding, "packed" packs and unpacks around it. The
+step is Trainer's: forward, loss, backward, clipping, Adam. Its parts are timed in the same steps as the whole.
+"""
+
+import copy
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from bench_gru import packed, reference
+from harness import EMODB_FRAMES, check
+from torch import Tensor, nn
+
+import ser_fast
+from ser_fast.models.masking import frame_mask
+
+MODELS = {"CGRU": (ser_fast.CGRU, 64), "BiGRU-MHA": (ser_fast.BiGRUMHA, 32)}  # with the papers' batch sizes
+CLASSES, LEARNING_RATE, CLIP = 7, 1e-3, 5.0  # Emo-DB's, and TrainConfig's
+TOLERANCE, GRADIENTS = 1e-5, 1e-2  # a rounding may turn a maximum or a rectifier, which gradients show
+
+
+class TorchSpectrogram(nn.Module):
+    """The log power spectrogram by torch.stft, cropped before the modulus is taken."""
+
+    def __init__(self, ours: ser_fast.PowerSpectrogram):
+        super().__init__()
+        self.ours = ours
+
+    def forward(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        ours = self.ours
+        spectrum = torch.stft(wave, ours.n_fft, ours.hop_length, ours.win_length, ours.window, center=False,
+                              align_to_window=True, return_complex=True)  # fmt: skip
+        power = spectrum[:, slice(*ours.bins)].abs().square().transpose(1, 2)
+        x = power.clamp(min=ours.floor).log()
+        if ours.normalize:
+            x = (x - ours.mean) / ours.std
+        lengths = ours.frame_lengths(lengths)
+        return x.masked_fill(~frame_mask(lengths, x.shape[1])[..., None], 0), lengths
+
+
+class TorchRecurrence(nn.Module):
+    """nn.GRU or nn.LSTM of our layer's size on a ragged batch."""
+
+    def __init__(self, ours: ser_fast.GRU, cell: str, way: str):
+        super().__init__()
+        options = {"batch_first": True, "bidirectional": ours.bidirectional}
+        self.rnn = {"GRU": nn.GRU, "LSTM": nn.LSTM}[cell](ours.input_size, ours.hidden_size, **options)
+        self.way = way
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, None]:
+        return (packed(self.rnn, x, lengths) if self.way == "packed" else self.rnn(x)[0]), None
+
+
+class ReferenceRecurrence(nn.Module):
+    """Our layer by its op's reference."""
+
+    def __init__(self, ours: ser_fast.GRU):
+        super().__init__()
+        self.ours = ours
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, None]:
+        return reference(self.ours, x, lengths), None
+
+
+class EagerPool(nn.Module):
+    """Attention pooling in eager torch."""
+
+    def __init__(self, ours: ser_fast.AttentionPool):
+        super().__init__()
+        self.weight = ours.weight
+
+    def forward(self, h: Tensor, lengths: Tensor, return_weights: bool) -> tuple[Tensor, Tensor]:
+        scores = (h @ self.weight).masked_fill(~frame_mask(lengths, h.shape[1]), -torch.inf)
+        weights = torch.softmax(scores, 1)
+        return (weights[:, None] @ h).squeeze(1), weights
+
+
+def baseline(model: nn.Module, recurrence: Callable, *arguments) -> nn.Module:
+    """A copy of the model with torch's ops in the place of ours."""
+    twin = copy.deepcopy(model)
+    twin.spectrogram = TorchSpectrogram(twin.spectrogram)
+    twin.rnn = recurrence(twin.rnn, *arguments)
+    if twin.pool is not None:
+        twin.pool = EagerPool(twin.pool)
+    if isinstance(twin, ser_fast.CGRU):
+        twin._recur = lambda x, lengths: twin.rnn(x, lengths)  # CGRU itself gives lengths to our GRU only
+    return twin
+
+
+class Clock:
+    """Gives every moment of a training step to the part of the model that is running, forward or backward.
+
+    A part's backward begins when the gradient of its output is there and ends when that of its input is.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.steps: list[dict[str, float]] = []
+        parts = {"spectrogram": ["spectrogram"], "convolution": ["conv1", "conv2"], "recurrence": ["rnn"],
+                 "attention": ["attention", "pool"]}  # fmt: skip
+        for part, names in parts.items():
+            for name in names:
+                if getattr(model, name, None) is not None:
+                    self._watch(getattr(model, name), part)
+
+    def _watch(self, module: nn.Module, part: str) -> None:
+        def enter(_, arguments: tuple) -> tuple:
+            x, *others = arguments
+            if x.requires_grad:
+                x = x.view_as(x)  # a node of its own: x may be the output of another part, whose backward follows
+                x.register_hook(lambda _: self.switch("other"))
+            self.switch(part)
+            return x, *others
+
+        def leave(_, arguments: tuple, output) -> None:
+            self.switch("other")
+            y = output[0] if isinstance(output, tuple) else output
+            if y.requires_grad:
+                y.register_hook(lambda _: self.switch(part))
+
+        module.register_forward_pre_hook(enter)
+        module.register_forward_hook(leave)
+
+    def begin(self) -> None:
+        self.steps.append(defaultdict(float))
+        self.part, self.since = "other", time.perf_counter()
+
+    def switch(self, part: str) -> None:
+        now = time.perf_counter()
+        self.steps[-1][self.part] += now - self.since
+        self.part, self.since = part, now
+
+    def medians(self) -> dict[str, float]:
+        steps = self.steps[1:]  # the first was the warm-up
+        return {part: statistics.median(step[part] for step in steps) for part in steps[0]}
+
+
+def training_step(
+    model: nn.Module, clock: Clock, wave: Tensor, lengths: Tensor, labels: Tensor
+) -> Callable[[], None]:
+    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
+
+    def step() -> None:
+        clock.begin()
+        optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(model(wave, lengths), labels).backward()
+        clock.switch("optimiser")
+        nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        clock.switch("none")
+
+    return step
+
+
+def logits_and_gradients(model: nn.Module, wave: Tensor, lengths: Tensor, labels: Tensor) -> list[Tensor]:
+    """Without dropout, which draws; the gradients are of a few rows, for the reference's backward takes long."""
+    model.eval()
+    with torch.inference_mode():
+        logits = model(wave, lengths)
+    few = slice(4)
+    loss = F.cross_entropy(model(wave[few], lengths[few]), labels[few])
+    grads = torch.autograd.grad(loss, list(model.parameters()))
+    model.train()
+    return [logits, *grads]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def bench_training_step(race, name):
+    """Training step, from waveforms to updated weights.
+
+    Ours is the model as it comes, with the papers' GRU (``reset_after=False``), which torch does not have.
+    """
+    build, batch = MODELS[name]
+    lengths = torch.tensor(EMODB_FRAMES * (batch // 32)) * 160 + 480
+    wave = torch.randn(batch, int(lengths.max()))
+    wave[~frame_mask(lengths, wave.shape[1])] = 0
+    arguments = wave, lengths, torch.randint(CLASSES, (batch,))
+
+    ours = build(CLASSES)
+    if name == "BiGRU-MHA":
+        spectrogram, frames = ours.spectrogram(wave, lengths)
+        valid = spectrogram[frame_mask(frames, spectrogram.shape[1])]
+        ours.spectrogram.set_statistics(valid.mean(0), valid.std(0))
+    case = f"{name}, B={batch}, {min(EMODB_FRAMES) / 100:.1f}..{max(EMODB_FRAMES) / 100:.1f} s"
+    found, truth = (logits_and_gradients(m, *arguments) for m in (ours, baseline(ours, ReferenceRecurrence)))
+    error = check(case, found[0], truth[0], TOLERANCE)
+    check(f"{case}, gradients", found[1:], truth[1:], GRADIENTS)
+
+    models = {"ours": ours} | {
+        f"torch {cell}, {way}": baseline(ours, TorchRecurrence, cell, way)
+        for cell in ("GRU", "LSTM")
+        for way in ("padded", "packed")
+    }
+    clocks = {kind: Clock(model) for kind, model in models.items()}
+    steps = {kind: training_step(models[kind], clock, *arguments) for kind, clock in clocks.items()}
+    info = race(case, steps.pop("ours"), steps, fewest=3, error=error, tolerance=TOLERANCE)
+    info["parts"] = {kind: clock.medians() for kind, clock in clocks.items()}

@@ -1,0 +1,77 @@
+"""The power spectrogram against the torch.stft chain, and against torchaudio where it is installed.
+
+The floor is 2.5 n log2 n real operations a frame, a real FFT's usual count, at the rate of a large matrix product. It
+is generous: no FFT runs at such a rate, and the crop needs less than the whole transform.
+"""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from harness import check, peak_memory
+from torch import Tensor
+
+from ser_fast.functional import power_spectrogram
+
+N_FFT, WINDOW, HOP, BINS = 1600, 640, 160, 401
+SIZES = [(32, 3), (64, 10)]  # utterances, seconds
+TOLERANCE = 1e-5
+
+
+def chain(wave: Tensor, window: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:
+    """Spectrum, power, crop, time first, normalised: what one writes with torch."""
+    spectrum = torch.stft(wave, N_FFT, HOP, WINDOW, window, center=True, return_complex=True)
+    power = spectrum.abs().square()[:, :BINS].transpose(1, 2)
+    return power if mean is None else (power - mean) / std
+
+
+def torchaudio_chain(mean: Tensor | None, std: Tensor | None) -> Callable[[Tensor], Tensor] | None:
+    try:
+        from torchaudio.transforms import Spectrogram
+    except ImportError:
+        return None
+    transform = Spectrogram(N_FFT, WINDOW, HOP, window_fn=torch.hamming_window)
+
+    def call(wave: Tensor) -> Tensor:
+        power = transform(wave)[:, :BINS].transpose(1, 2)
+        return power if mean is None else (power - mean) / std
+
+    return call
+
+
+def error_against_float64(found: Tensor, arguments: tuple) -> float:
+    """Of the first rows, over the largest value: double precision of all would not fit everywhere."""
+    wave, *rest = (None if tensor is None else tensor.double() for tensor in arguments)
+    truth = chain(wave[:4], *rest)
+    return float((found[:4] - truth).abs().max() / truth.abs().max())
+
+
+@pytest.mark.parametrize("normalized", [False, True], ids=["power", "normalized"])
+@pytest.mark.parametrize("batch,seconds", SIZES)
+def bench_power_spectrogram(race, sgemm, batch, seconds, normalized):
+    """Power spectrogram, 0 to 4 kHz of a DFT of 1600."""
+    wave, window = torch.randn(batch, 16000 * seconds), torch.hamming_window(WINDOW)
+    mean = std = None
+    if normalized:
+        plain = chain(wave, window, None, None)
+        mean, std = plain.mean((0, 1)), plain.std((0, 1))
+    arguments = wave, window, mean, std
+
+    def ours() -> Tensor:
+        return power_spectrogram(wave, window, N_FFT, HOP, (0, BINS), mean=mean, std=std, center=True)
+
+    peers = {"torch.stft chain": lambda: chain(*arguments)}
+    if (transform := torchaudio_chain(mean, std)) is not None:
+        peers["torchaudio"] = lambda: transform(wave)
+    case = f"{batch} × {seconds} s{', normalised' if normalized else ''}"
+    found = ours()
+    for name, call in peers.items():
+        check(f"{case}, {name}", found, call(), TOLERANCE)
+    errors = {"ours": found, "torch.stft chain": chain(*arguments)}
+    errors = {name: error_against_float64(value, arguments) for name, value in errors.items()}
+    frames, size = found.shape[1], found.nbytes
+    del found
+    memory = {"output": size, "ours": peak_memory(ours), "torch.stft chain": peak_memory(peers["torch.stft chain"])}
+    floor = batch * frames * 2.5 * N_FFT * math.log2(N_FFT) / sgemm
+    race(case, ours, peers, floor, errors=errors, error=errors["ours"], tolerance=TOLERANCE, memory=memory)
