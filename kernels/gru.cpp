@@ -27,19 +27,20 @@ struct Factor<Avx512Bf16, Bf16> {
 };
 
 template <class T, class V>
-SER_FAST_INLINE void multiply_add(V& sum, const T* left, const T* right) {
+SER_FAST_INLINE V multiply_add(V sum, const T* left, const T* right) {
   V w;
   std::memcpy(&w, right, sizeof(w));
-  sum += *left * w;
+  return sum + *left * w;
 }
 
 #if SER_FAST_X86
 // Written as an instruction because the compiler's builtin may not stand in a function that all instruction sets share.
-SER_FAST_INLINE void multiply_add(Vec<Avx512, float>& sum, const Bf16* left, const Bf16* right) {
+SER_FAST_INLINE Vec<Avx512, float> multiply_add(Vec<Avx512, float> sum, const Bf16* left, const Bf16* right) {
   typedef int Pair __attribute__((may_alias));
   Vec<Avx512, float> w;
   std::memcpy(&w, right, sizeof(w));
   asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(w), "m"(*reinterpret_cast<const Pair*>(left)));
+  return sum;
 }
 #endif
 
@@ -98,7 +99,7 @@ SER_FAST_INLINE void product(const typename Factor<I, S>::Type* left, int64_t st
     for (int row = 0; row < R; ++row)
       SER_FAST_UNROLL
       for (int v = 0; v < V; ++v)
-        multiply_add(sum[row][v], left + row * stride + k, panel + (k * V + v * pair) * lanes);
+        sum[row][v] = multiply_add(sum[row][v], left + row * stride + k, panel + (k * V + v * pair) * lanes);
   }
   SER_FAST_UNROLL
   for (int row = 0; row < R; ++row)
