@@ -49,10 +49,11 @@ def seed():
 
 
 @pytest.fixture(scope="session")
-def sgemm(pytestconfig) -> float:
-    rate = harness.sgemm_rate()
-    pytestconfig.stash.setdefault(RATES, {})["sgemm"] = f"{rate / 1e9:.0f} GFLOP/s"
-    return rate
+def sgemm(pytestconfig) -> harness.Sgemm:
+    product = harness.Sgemm()
+    rate = product.operations / min(product() for _ in range(11))
+    pytestconfig.stash.setdefault(RATES, {})["sgemm"] = f"{rate / 1e9:.0f} GFLOP/s at best"
+    return product
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +64,7 @@ def bandwidth(pytestconfig) -> float:
 
 
 @pytest.fixture
-def race(benchmark, request):
+def race(benchmark, request, sgemm):
     """Times our call and its peers' in turns, so that a busy moment of the machine falls on all of them.
 
     Ours goes through pytest-benchmark; the peers run in its setup, once before every round. There are as many rounds
@@ -72,12 +73,17 @@ def race(benchmark, request):
     benchmark.group = request.function.__doc__.splitlines()[0].rstrip(".")
 
     def run(
-        case: str, ours: Callable, peers: dict[str, Callable], floor: float | None = None, fewest: int = 5, **extra
-    ) -> dict:
-        """``floor`` is in seconds, ``fewest`` in rounds, ``extra`` whatever else the report should know."""
+        case: str, ours: Callable, peers: dict[str, Callable], *, floor: float | None = None,
+        operations: float | None = None, fewest: int = 5, **extra,
+    ) -> dict:  # fmt: skip
+        """``floor`` is in seconds, or follows from the operations at the rate of a product timed in the same rounds,
+        the first of them; ``fewest`` is in rounds, ``extra`` whatever else the report should know."""
         times: dict[str, list[float]] = {name: [] for name in peers}
+        products: list[float] = []
 
         def their_turn() -> None:
+            if operations and len(products) < 15:
+                products.append(sgemm())
             for name, call in peers.items():
                 start = time.perf_counter()
                 call()
@@ -90,7 +96,7 @@ def race(benchmark, request):
         their_turn()
         our_turn()
         warm_up = time.perf_counter() - start
-        for values in times.values():
+        for values in (*times.values(), products):
             values.clear()
         fitting = int(float(request.config.getoption("benchmark_max_time")) / warm_up)
         benchmark.pedantic(our_turn, setup=their_turn, rounds=max(fewest, min(fitting, 100)))
@@ -99,6 +105,10 @@ def race(benchmark, request):
             seconds |= {name: statistics.median(values) for name, values in times.items()}
             ratios = {name: seconds[name] / seconds["ours"] for name in peers}
             benchmark.extra_info |= {"case": case, "seconds": seconds, "ratios": ratios, **extra}
+            if operations:
+                rate = sgemm.operations / statistics.median(products)
+                floor = operations / rate
+                benchmark.extra_info["sgemm"] = rate
             if floor is not None:
                 benchmark.extra_info |= {"floor": floor, "fraction of floor": floor / seconds["ours"]}
         return benchmark.extra_info
