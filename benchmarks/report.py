@@ -65,7 +65,8 @@ def timings(cases: list[dict]) -> str:
             else:
                 row.append("left out" if name in case.get("left out", {}) else "")
         if with_floor:
-            row.append(f"{milliseconds(case['floor'])} ({100 * case['fraction of floor']:.0f} %)")
+            known = "floor" in case
+            row.append(f"{milliseconds(case['floor'])} ({100 * case['fraction of floor']:.0f} %)" if known else "")
         rows.append([*row, f"{case['error']:.0e}"])
     return table(["case", "ours", *peers, *(["floor"] if with_floor else []), "error"], rows)
 

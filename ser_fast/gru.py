@@ -634,31 +634,20 @@ class GRUCell(nn.Module):
         Raises:
             RuntimeError: an argument that does not fit, by name, before anything is computed.
         """
-        if not self._fits(input, hx):
-            self._check(input, hx)
-            hx = input.new_zeros(*input.shape[:-1], self.hidden_size) if hx is None else hx
-            rows = hx.reshape(-1, self.hidden_size)
-            return self._step(input.reshape(-1, self.input_size), rows).reshape(hx.shape)
-        return self._step(input, hx)
-
-    def _step(self, x: Tensor, h: Tensor) -> Tensor:
+        try:
+            if self.reset_after and input.dim() == 2 and hx.dim() == 2 and input.shape[0]:
+                return torch._VF.gru_cell(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        except (AttributeError, RuntimeError, TypeError):
+            pass  # a small step takes no longer than checking it, so what does not fit is named only once it failed
+        self._check(input, hx)
+        shape = (*input.shape[:-1], self.hidden_size)
+        x = input.reshape(-1, self.input_size)
+        h = x.new_zeros(len(x), self.hidden_size) if hx is None else hx.reshape(-1, self.hidden_size)
         if self.reset_after:
-            return torch._VF.gru_cell(x, h, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        return _cell(F.linear(x, self.weight_ih, self.bias_ih), h, self.weight_hh, self.bias_hh, False)[0]
-
-    def _fits(self, x: Tensor, h: Tensor | None) -> bool:
-        """The usual case, told at the price of a few comparisons: a small step takes no longer than its checks."""
-        weight = self.weight_ih
-        return (
-            isinstance(x, Tensor)
-            and isinstance(h, Tensor)
-            and x.dim() == 2
-            and x.shape[0] > 0
-            and x.shape[1] == self.input_size
-            and h.shape == (x.shape[0], self.hidden_size)
-            and x.dtype == h.dtype == weight.dtype
-            and x.device == h.device == weight.device
-        )
+            h = torch._VF.gru_cell(x, h, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        else:
+            h, *_ = _cell(F.linear(x, self.weight_ih, self.bias_ih), h, self.weight_hh, self.bias_hh, False)
+        return h.reshape(shape)
 
     def _check(self, x: Tensor, h: Tensor | None) -> None:
         _check_operands("GRUCell", self.weight_ih, input=x, hx=h)

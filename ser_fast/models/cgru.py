@@ -15,7 +15,9 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from ser_fast import checks
 from ser_fast.attention_pool import AttentionPool
 from ser_fast.gru import GRU
 from ser_fast.models import options
@@ -90,16 +92,33 @@ class CGRU(nn.Module):
         without attention.
         """
         x, lengths = self.spectrogram(wave, full_lengths(wave) if lengths is None else lengths)
-        image = _channels(_standardize(_gray(x, lengths), lengths), lengths).to(self.classifier.weight.dtype)
-        x = _halve(self.conv1(image), lengths)
-        lengths = (lengths + 1) // 2
-        x = _halve(self.conv2(x), lengths)
-        lengths = (lengths + 1) // 2
-        x = x.transpose(1, 2).flatten(2)  # [B, C, T, F] -> [B, T, C F]
+        x = self._convolve_by_rows(x, lengths) if checks.readable(lengths) else self._convolve(x, lengths)
+        lengths = (lengths + 3) // 4
         y, last = self._recur(x, lengths)
         if self.pool is None:
             return self._classify(last, None, return_weights)
         return self._classify(*self.pool(y, lengths, return_weights=True), return_weights)
+
+    def _convolve(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Log power [B, T, F] to features of a quarter of the frames [B, T / 4, C F / 4]."""
+        image = _channels(_standardize(_gray(x, lengths), lengths), lengths).to(self.classifier.weight.dtype)
+        x = _halve(self.conv1(image), lengths)
+        x = _halve(self.conv2(x), (lengths + 1) // 2)
+        return x.transpose(1, 2).flatten(2)  # [B, C, T, F] -> [B, T, C F]
+
+    def _convolve_by_rows(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """The same, one row's valid frames at a time, and once more in the backward: the planes of a single row stay in
+        the cache, where a batch's go through memory and cost more than their arithmetic."""
+        rows = []
+        for row, size in zip(x, lengths.tolist()):
+            # A row without frames gives one frame of nothing, which its length hides.
+            given = row[None, : max(size, 1)], torch.tensor([size])
+            if torch.is_grad_enabled():
+                rows.append(checkpoint(self._convolve, *given, use_reentrant=False, preserve_rng_state=False)[0])
+            else:
+                rows.append(self._convolve(*given)[0])
+        frames = (x.shape[1] + 3) // 4
+        return torch.stack([F.pad(row, (0, 0, 0, frames - len(row))) for row in rows])
 
     def _recur(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs [B, T, H] and the state at each row's last frame [B, H]."""
