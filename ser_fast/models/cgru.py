@@ -15,7 +15,6 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ser_fast import checks
 from ser_fast.attention_pool import AttentionPool
@@ -102,21 +101,18 @@ class CGRU(nn.Module):
     def _convolve(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Log power [B, T, F] to features of a quarter of the frames [B, T / 4, C F / 4]."""
         image = _channels(_standardize(_gray(x, lengths), lengths), lengths).to(self.classifier.weight.dtype)
-        x = _halve(self.conv1(image), lengths)
+        # The maximum over the channel axis comes last, on a quarter of the pixels: maxima may be taken in any order.
+        x = torch.maximum(*_halve(self.conv1.positions(image), lengths.repeat(2)).chunk(2))
         x = _halve(self.conv2(x), (lengths + 1) // 2)
         return x.transpose(1, 2).flatten(2)  # [B, C, T, F] -> [B, T, C F]
 
     def _convolve_by_rows(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """The same, one row's valid frames at a time, and once more in the backward: the planes of a single row stay in
-        the cache, where a batch's go through memory and cost more than their arithmetic."""
+        """The same, one row's valid frames at a time: the planes of a single row stay in the cache, where those of a
+        batch go through memory and cost more than their arithmetic."""
         rows = []
         for row, size in zip(x, lengths.tolist()):
             # A row without frames gives one frame of nothing, which its length hides.
-            given = row[None, : max(size, 1)], torch.tensor([size])
-            if torch.is_grad_enabled():
-                rows.append(checkpoint(self._convolve, *given, use_reentrant=False, preserve_rng_state=False)[0])
-            else:
-                rows.append(self._convolve(*given)[0])
+            rows.append(self._convolve(row[None, : max(size, 1)], torch.tensor([size]))[0])
         frames = (x.shape[1] + 3) // 4
         return torch.stack([F.pad(row, (0, 0, 0, frames - len(row))) for row in rows])
 
@@ -148,9 +144,11 @@ class ChannelPairConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, 3, T, F]`` to ``[B, C, T, F]``."""
-        pairs = torch.cat([x[:, :2], x[:, 1:]]).contiguous(memory_format=torch.channels_last)
-        both = self.conv(pairs)
-        return torch.maximum(both[: len(x)], both[len(x) :])
+        return torch.maximum(*self.positions(x).chunk(2))
+
+    def positions(self, x: Tensor) -> Tensor:
+        """``[B, 3, T, F]`` to both positions ``[2 B, C, T, F]``."""
+        return self.conv(torch.cat([x[:, :2], x[:, 1:]]).contiguous(memory_format=torch.channels_last))
 
 
 def _gray(log_power: Tensor, lengths: Tensor) -> Tensor:
