@@ -348,19 +348,46 @@ def _init_uniform(module: nn.Module, hidden_size: int) -> None:
         nn.init.uniform_(weight, -bound, bound)
 
 
-class _Take(torch.autograd.Function):
-    """``x.index_select(0, index)`` for an index without repeats, whose gradient has nothing to add up."""
+def _join(rows: Tensor, sizes: list[int]) -> Tensor:
+    """The first frames of each row ``[B, T, W]``, one row after the other ``[N, W]``."""
+    return torch.cat([row[:size] for row, size in zip(rows, sizes)])
+
+
+def _part(packed: Tensor, sizes: list[int], frames: int, batch_first: bool) -> Tensor:
+    """``[N, W]`` as rows ``[B, frames, W]`` with zeros behind them, in memory time first unless ``batch_first``."""
+    batch, width = len(sizes), packed.shape[1]
+    shape = (batch, frames, width) if batch_first else (frames, batch, width)
+    padded = packed.new_zeros(shape)
+    rows = padded if batch_first else padded.transpose(0, 1)
+    for row, part in zip(rows, packed.split(sizes)):
+        row[: len(part)] = part
+    return rows
+
+
+class _Join(torch.autograd.Function):
+    """:func:`_join`, whose own derivative would fill a whole batch with zeros for every row."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, index: Tensor) -> Tensor:
-        ctx.save_for_backward(index)
-        ctx.size = len(x)
-        return x.index_select(0, index)
+    def forward(ctx, rows: Tensor, sizes: list[int], batch_first: bool) -> Tensor:
+        ctx.layout = sizes, rows.shape[1], batch_first
+        return _join(rows, sizes)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        (index,) = ctx.saved_tensors
-        return grad.new_zeros(ctx.size, *grad.shape[1:]).index_copy(0, index, grad), None
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _part(grad, *ctx.layout), None, None
+
+
+class _Part(torch.autograd.Function):
+    """:func:`_part`, likewise."""
+
+    @staticmethod
+    def forward(ctx, packed: Tensor, sizes: list[int], frames: int, batch_first: bool) -> Tensor:
+        ctx.sizes = sizes
+        return _part(packed, sizes, frames, batch_first)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return _join(grad, ctx.sizes), None, None, None
 
 
 class GRU(nn.Module):
@@ -525,12 +552,10 @@ class GRU(nn.Module):
 
     def _ragged(self, x: Tensor, hx: Tensor | None, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """The layers on the valid frames alone, row after row."""
-        batch, frames = x.shape[:2] if self.batch_first else (x.shape[1], x.shape[0])
-        row, frame = (torch.arange(frames) < lengths[:, None]).nonzero(as_tuple=True)
-        index = row * frames + frame if self.batch_first else frame * batch + row
-        y, h_n = self._layers(_Take.apply(x.flatten(0, 1), index), hx, lengths)
-        padded = y.new_zeros(batch * frames, y.shape[1]).index_copy(0, index, y)
-        return padded.unflatten(0, x.shape[:2]), h_n
+        rows, sizes = x if self.batch_first else x.transpose(0, 1), lengths.tolist()
+        y, h_n = self._layers(_Join.apply(rows, sizes, self.batch_first), hx, lengths)
+        y = _Part.apply(y, sizes, rows.shape[1], self.batch_first)
+        return y if self.batch_first else y.transpose(0, 1), h_n
 
     def _layers(self, x: Tensor, hx: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """All layers on ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, or packed ``[N, I]``."""
