@@ -89,7 +89,7 @@ def test_a_wheel_is_abi3_and_holds_the_kernels_and_their_sources_package(sources
 
 
 def test_the_object_asks_for_the_stable_abi_only():
-    """Of torch's symbols, nothing but the C shims; of Python's, only the limited API's module creation."""
+    """Of torch's symbols, nothing but the C shims; of Python's, only the limited API's."""
     listing = subprocess.run(["nm", "-D", "--undefined-only", ROOT / "ser_fast" / "_C.abi3.so"], capture_output=True,
                              text=True, check=True).stdout.splitlines()  # fmt: skip
     symbols = [line.split()[-1] for line in listing]
@@ -97,7 +97,8 @@ def test_the_object_asks_for_the_stable_abi_only():
     assert not [
         name for name in symbols if name.startswith(("_ZN2at", "_ZN3c10", "_ZN5torch", "_ZNK2at", "_ZNK3c10"))
     ]
-    assert {name for name in symbols if name.startswith("_Py") or name.startswith("Py")} == {"PyModule_Create2"}
+    allowed = {"PyModule_Create2", "PyModule_AddStringConstant", "PyErr_SetString", "PyExc_ValueError", "_Py_Dealloc"}
+    assert {name for name in symbols if name.startswith(("_Py", "Py"))} <= allowed
 
 
 def test_without_torch(sources, environment):
