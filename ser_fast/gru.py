@@ -194,7 +194,7 @@ def _laid_out_as(like: Tensor, tensor: Tensor) -> Tensor:
     return tensor.transpose(0, 1).contiguous().transpose(0, 1) if _batch_first(like) else tensor.contiguous()
 
 
-def _fake(gx, w_hh, b_hh, h0, lengths, reset_after, save_gates):
+def new_outputs(gx, w_hh, b_hh, h0, lengths, reset_after, save_gates):
     _check("gru", gx, w_hh, b_hh, h0, lengths)
     directions, width = gx.shape[-2:]
     batch, hidden = gx.shape[1] if gx.dim() == 4 else lengths.shape[0], width // 3
@@ -202,7 +202,7 @@ def _fake(gx, w_hh, b_hh, h0, lengths, reset_after, save_gates):
     return _empty_frames(gx, hidden), gx.new_empty(directions, batch, hidden), gates
 
 
-def _fake_backward(grad_y, grad_h_n, y, gates, w_hh, h0, lengths, reset_after):
+def new_gradients(grad_y, grad_h_n, y, gates, w_hh, h0, lengths, reset_after):
     hidden = y.shape[-1]
     grad_q = _empty_frames(y, hidden) if reset_after else y.new_empty(0)
     return _empty_frames(y, 3 * hidden), grad_q, torch.empty_like(grad_h_n, memory_format=torch.contiguous_format)
@@ -263,7 +263,7 @@ backends.register(
     "gru(Tensor gx, Tensor w_hh, Tensor? b_hh, Tensor? h0, Tensor? lengths, bool reset_after, bool save_gates)"
     " -> (Tensor y, Tensor h_n, Tensor gates)",
     reference=reference,
-    fake=_fake,
+    fake=new_outputs,
     backward=_backward,
     setup_context=_setup_context,
     half_on=("cpu", "cuda"),
@@ -272,7 +272,7 @@ backends.register(
     "gru_backward(Tensor grad_y, Tensor grad_h_n, Tensor y, Tensor gates, Tensor w_hh, Tensor? h0, Tensor? lengths,"
     " bool reset_after) -> (Tensor grad_gx, Tensor grad_q, Tensor grad_h0)",
     reference=reference_backward,
-    fake=_fake_backward,
+    fake=new_gradients,
     half_on=("cpu", "cuda"),
 )
 

@@ -1,0 +1,60 @@
+"""What the GRU's Triton kernels share: the activations, the rows of a program, and where their frames lie."""
+
+import triton
+import triton.language as tl
+
+# Arguments whose values make no kernels of their own.
+COUNTS = ("T", "B", "has_b", "has_h0", "has_lengths", "packed", "save_gates")
+
+
+@triton.jit
+def sigmoid(x):
+    return 1 / (1 + tl.exp(-x))
+
+
+@triton.jit
+def tanh(x):
+    e = tl.exp(-2 * tl.abs(x))
+    t = (1 - e) / (1 + e)
+    return tl.where(x < 0, -t, t)
+
+
+@triton.jit
+def rows(lengths, starts, T, B, has_lengths, packed, ROWS: tl.constexpr):
+    """This program's rows: their numbers, lengths, first frames where packed, and their direction."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    exists = row < B
+    start = tl.load(starts + row, mask=exists & (packed != 0), other=0).to(tl.int64)
+    length = tl.load(lengths + row, mask=exists & (has_lengths != 0), other=T).to(tl.int64)
+    length = tl.where(exists, tl.minimum(tl.maximum(length, 0), tl.maximum(T - start, 0)), 0).to(tl.int32)
+    return row, length, start, tl.program_id(1)
+
+
+@triton.jit
+def place(step, where, strides):
+    """Elements from a [T, B, ...] or packed [N, ...] tensor's beginning to each row's frame of a step, [ROWS, 1].
+
+    ``where`` comes from :func:`rows`; ``strides`` are T's and B's. Direction 1 begins at the row's own last frame;
+    steps past the length lie as in direction 0.
+    """
+    row, length, start, direction = where
+    frame = tl.where((direction == 1) & (step < length), length - 1 - step, step).to(tl.int64) + start
+    return (frame * strides[0] + row.to(tl.int64) * strides[1])[:, None]
+
+
+@triton.jit
+def saved(step, valid, where, tensors, strides, H, has_h0):
+    """What the backward of a step reads: y's gradient, the state before the step, and its r, z, n and q.
+
+    ``tensors`` are grad_y, y, gates and h0; ``strides`` those of the first three.
+    """
+    grad_y, y, gates, h0 = tensors
+    g = tl.load(grad_y + place(step, where, strides[0]), mask=valid, other=0)
+    before = tl.load(y + place(step - 1, where, strides[1]), mask=valid & (step > 0), other=0)
+    before += tl.load(h0, mask=valid & (step == 0) & (has_h0 != 0), other=0)
+    gates += place(step, where, strides[2])
+    r = tl.load(gates, mask=valid, other=0)
+    z = tl.load(gates + H, mask=valid, other=0)
+    n = tl.load(gates + 2 * H, mask=valid, other=0)
+    q = tl.load(gates + 3 * H, mask=valid, other=0)
+    return g, before, r, z, n, q

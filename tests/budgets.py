@@ -1,0 +1,89 @@
+"""Compiles every Triton kernel that can be chosen, for every architecture, and reads the cubins. It needs no GPU.
+
+``python tests/budgets.py [--op gru] [--arch 90]`` prints registers, local memory and shared memory of each, and fails on
+a spill or on more shared memory than a block of the smallest target may have.
+"""
+
+import argparse
+import importlib
+import itertools
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+os.environ["TRITON_INTERPRET"] = "0"  # compiled here, not interpreted
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+OPS = ("gru", "attention_pool", "power_spectrogram")
+ARCHS = (80, 86, 89, 90, 100, 120)
+SHARED_LIMIT = 99 * 1024  # bytes of one block on 8.6, 8.9 and 12.0
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+
+
+def configurations(op: str) -> list[dict]:
+    return list(importlib.import_module(f"ser_fast.kernels.{op}").configurations())
+
+
+def measure(op: str, index: int, arch: int) -> dict:
+    """Registers and bytes of one kernel, specialised for multiples of 16 as a launch does it."""
+    wanted = configurations(op)[index]
+    kernel, signature = wanted["kernel"], wanted["signature"]
+    divisible = {name for name, kind in signature.items() if kind.startswith("*")} | set(wanted["aligned"])
+    attributes = {
+        (place,): [["tt.divisibility", 16]] for place, name in enumerate(kernel.arg_names) if name in divisible
+    }
+    source = ASTSource(kernel, signature, wanted["constexprs"], attributes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=wanted["options"])
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        report = subprocess.run(
+            [CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    usage = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", report))
+    shown = " ".join(f"{name}={value}" for name, value in wanted["constexprs"].items())
+    types = " ".join(dict.fromkeys(kind[1:] for kind in signature.values() if kind.startswith("*")))
+    return {
+        "kernel": f"{kernel.__module__.split('.')[-1]}.{kernel.__name__}",
+        "case": f"{types} {shown} warps={wanted['options']['num_warps']}{'' if wanted['aligned'] else ' unaligned'}",
+        "arch": arch,
+        "registers": int(usage["REG"]),
+        "local": int(usage["STACK"]) + int(usage["LOCAL"]),
+        "shared": compiled.metadata.shared,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--op", choices=OPS, action="append")
+    parser.add_argument("--arch", type=int, choices=ARCHS, action="append")
+    options = parser.parse_args()
+    jobs = [
+        (op, index, arch)
+        for op in options.op or OPS
+        for index, arch in itertools.product(range(len(configurations(op))), options.arch or ARCHS)
+    ]
+    with ProcessPoolExecutor() as pool:
+        found = list(pool.map(measure, *zip(*jobs), chunksize=4))
+    failed = 0
+    for (kernel, case), group in itertools.groupby(found, key=lambda one: (one["kernel"], one["case"])):
+        print(f"{kernel} {case}")
+        for one in group:
+            bad = one["local"] > 0 or one["shared"] > SHARED_LIMIT
+            failed += bad
+            print(
+                f"  sm_{one['arch']:<4} {one['registers']:>4} registers {one['local']:>4} B local "
+                f"{one['shared']:>7} B shared{'  TOO MUCH' * bad}"
+            )
+    print(f"{len(found)} kernels, {failed} over budget")
+    return failed > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
