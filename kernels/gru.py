@@ -20,8 +20,6 @@ from ser_fast import checks
 from ser_fast import gru as op
 
 ROWS = 16  # the least height of a tensor core product
-BLOCK_K = 32  # the depth at which a streamed W_hh is read
-STAGES = 3
 
 
 @triton.jit
@@ -218,32 +216,39 @@ def _backward(
 
 @dataclass(frozen=True)
 class Plan:
-    """How a shape runs: ``resident`` keeps W_hh in registers, padded to ``block`` units; otherwise it is streamed."""
+    """How a shape runs: ``resident`` keeps W_hh in registers, padded to ``block`` units; otherwise it is streamed
+    in tiles of ``depth`` by ``block``."""
 
     resident: bool
     block: int
     warps: int
     precision: str
+    stages: int = 3
+    depth: int = 32
 
     @property
-    def blocks(self) -> dict:
-        """The kernels' block sizes."""
-        sizes = {"BLOCK_H": self.block} if self.resident else {"BLOCK_N": self.block, "BLOCK_K": BLOCK_K}
+    def options(self) -> dict:
+        # All the registers: the compiler would sooner spill than not fit a second program beside the first.
+        return {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": 255}
+
+    @property
+    def constants(self) -> dict:
+        sizes = {"BLOCK_H": self.block} if self.resident else {"BLOCK_N": self.block, "BLOCK_K": self.depth}
         return sizes | {"ROWS": ROWS, "PRECISION": self.precision}
 
 
 def plan(hidden: int, dtype: torch.dtype, tf32: bool) -> Plan:
     """The kernels for this hidden size; the tests read registers and shared memory of each from its cubin.
 
-    Sizes that are no multiple of 16 are not read in vectors, which takes too many registers for W_hh to stay in.
+    Sizes that are no multiple of 16 are not read in vectors: W_hh, or its next tiles, would take too many registers.
     """
     half = dtype in checks.HALF
     precision = "tf32" if half or tf32 else "tf32x3"
     if hidden % 16:
-        return Plan(False, 32, 4, precision)
+        return Plan(False, 32, 8, precision, stages=1, depth=16)
     for block in (32, 64, 128) if half else (32, 64):
         if hidden <= block:
-            return Plan(True, block, 4 if block == 32 or (half and block == 64) else 8, precision)
+            return Plan(True, block, block // 16 if half else block // 8, precision)
     return Plan(False, 128 if half else 64, 8, precision)
 
 
@@ -257,7 +262,7 @@ def _dense(tensor: Tensor) -> Tensor:
     width = tensor.shape[-1] * tensor.shape[-2]
     dense = tensor.stride(-1) == 1 and (tensor.shape[-2] == 1 or tensor.stride(-2) == tensor.shape[-1])
     aligned = tensor.data_ptr() % 16 == 0 and (width % 16 or not any(step % 16 for step in tensor.stride()[:-2]))
-    return tensor if dense and aligned else tensor.contiguous()
+    return tensor if dense and aligned else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _strides(tensor: Tensor) -> tuple[int, int]:
@@ -295,7 +300,7 @@ def gru(
     tensors = (gx, w_hh, bias, first, *_lengths(lengths, packed, h_n), y, h_n, gates)
     sizes = (gx.shape[0], batch, hidden, *_strides(gx), *_strides(y), *_strides(gates))
     flags = (b_hh is not None, h0 is not None, lengths is not None, packed, save_gates)
-    options = {"RESET_AFTER": reset_after, "num_warps": chosen.warps, "num_stages": STAGES} | chosen.blocks
+    options = {"RESET_AFTER": reset_after} | chosen.constants | chosen.options
     grid = (triton.cdiv(batch, ROWS), directions)
     with torch.cuda.device_of(gx):
         if chosen.resident:
@@ -326,7 +331,7 @@ def gru_backward(
     tensors = (grad_y, grad_h_n.contiguous(), y, gates, w_hh, first, *ragged, grad_gx, grad_q, grad_h0)
     strides = (place for tensor in (grad_y, y, gates, grad_gx, grad_q) for place in _strides(tensor))
     sizes = (y.shape[0], batch, hidden, *strides, *map(int, (h0 is not None, lengths is not None, packed)))
-    options = {"RESET_AFTER": reset_after, "num_warps": chosen.warps, "num_stages": STAGES} | chosen.blocks
+    options = {"RESET_AFTER": reset_after} | chosen.constants | chosen.options
     grid = (triton.cdiv(batch, ROWS), directions)
     with torch.cuda.device_of(y):
         if chosen.resident:
@@ -354,11 +359,11 @@ def configurations() -> Iterator[dict]:
                 signature = {name: fixed.get(name, dtypes[dtype]) for name in names[:first_number]}
                 signature |= dict.fromkeys(names[first_number:], "i32")
                 for reset_after in (True, False):
-                    constants = {"RESET_AFTER": reset_after} | chosen.blocks
+                    constants = {"RESET_AFTER": reset_after} | chosen.constants
                     yield {
                         "kernel": kernel,
                         "signature": signature | dict.fromkeys(constants, "constexpr"),
                         "constexprs": constants,
-                        "options": {"num_warps": chosen.warps, "num_stages": STAGES},
+                        "options": chosen.options,
                         "aligned": [] if hidden % 16 else sizes,
                     }

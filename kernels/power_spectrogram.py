@@ -2,11 +2,10 @@
 
 The DFT is a matrix product on tensor cores. Only the power is wanted, so the time origin is free: about the window's
 centre, sums of mirrored samples meet cosines alone and differences sines alone, half the multiplications. Samples and
-basis are split into two float16 numbers each and three of the four products are kept, which is as good as float32 once
-each tile of frames is scaled by its loudest sample. No switch of torch's for tf32 plays a part.
+basis are split into two float16 numbers each and three of the four products are kept, which is as good as float32
+once each tile of frames is scaled by its loudest sample. No switch of torch's for tf32 plays a part.
 """
 
-import contextlib
 import math
 from collections.abc import Iterator
 
@@ -34,7 +33,9 @@ def _samples(row, position, length, mask, slope, PADDED: tl.constexpr):
         # A row too short to be padded is wrong, but stays in memory.
         position = tl.minimum(tl.maximum(position, 0), length - 1)
     else:
-        mask = mask & (position >= 0) & (position < length)
+        # Unsigned, so that a negative position is beyond the end too.
+        unsigned: tl.constexpr = tl.uint64 if position.dtype == tl.int64 else tl.uint32
+        mask = mask & (position.to(unsigned, bitcast=True) < length.to(unsigned, bitcast=True))
     return tl.load(row + position, mask=mask, other=0).to(tl.float32)
 
 
@@ -96,7 +97,8 @@ def _forward(
     count = tl.where(length > 0, 1 + tl.maximum(length - taken, 0) // hop, 0)
     frame = first + tl.arange(0, BLOCK_M)
     valid = frame < count
-    start = frame.to(kind) * hop - begin
+    # Frames that do not exist begin where there are no samples.
+    start = tl.where(valid, frame.to(kind) * hop - begin, length)
 
     origin = first.to(kind) * hop - begin
     span = tl.where(first < count, (tl.minimum(first + BLOCK_M, count) - 1 - first).to(kind) * hop + width, 0)
@@ -111,7 +113,7 @@ def _forward(
         window_peak = tl.maximum(window_peak, tl.abs(tl.load(window + n, mask=n < width, other=0)))
     # Windowed samples are scaled to less than 2^14 and their sums to less than 2^15, short of float16's 65504.
     exponent = 12 + 2 * 127 - _exponent(tl.max(peak, 0)) - _exponent(tl.max(window_peak, 0))
-    # Below 2^96 the powers are below float32 anyway, and both the scale and its inverse are normal numbers.
+    # So the scale and its inverse are normal numbers; what wants more than 2^96 has powers that underflow anyway.
     exponent = tl.minimum(tl.maximum(exponent, -126), 96)
     scale = _power_of_two(exponent)
 
@@ -128,10 +130,10 @@ def _forward(
         late = n < width // 2  # the middle sample of an odd window has no other
         early_weight = tl.load(window + n, mask=early, other=0) * scale
         late_weight = tl.load(window + (width - 1 - n), mask=late, other=0) * scale
-        near = _samples(row, start[None, :] + n[:, None], length, valid[None, :] & early[:, None], slope, PADDED)
+        near = _samples(row, start[None, :] + n[:, None], length, early[:, None], slope, PADDED)
         near = near * early_weight[:, None]
         far = start[None, :] + (width - 1 - n)[:, None]
-        far = _samples(row, far, length, valid[None, :] & late[:, None], slope, PADDED) * late_weight[:, None]
+        far = _samples(row, far, length, late[:, None], slope, PADDED) * late_weight[:, None]
         # Tensor cores cut off where float32 would round: sums that run through the whole window stay outside of them.
         high, low = _split(near + far)
         real += _product(basis, plane, high, low)
@@ -148,21 +150,20 @@ def _forward(
     known = bin < bins
     value = value - tl.load(mean + bin, mask=known & (has_mean != 0), other=0)[:, None]
     divisor = tl.load(std + bin, mask=known & (has_std != 0), other=1)
-    value = value / divisor[:, None]
+    value = tl.div_rn(value, tl.broadcast_to(divisor[:, None], [BLOCK_N, BLOCK_M]))
     at = (b * frames + frame)[None, :] * bins + bin[:, None]
     tl.store(out + at, tl.where(valid[None, :], value, 0), mask=(frame < frames)[None, :] & known[:, None])
 
 
 _PLANS = {
-    16: {"BLOCK_M": 16, "BLOCK_N": 64, "BLOCK_K": 32, "CHUNK": 1024, "num_warps": 4, "num_stages": 3},
-    64: {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "CHUNK": 4096, "num_warps": 4, "num_stages": 3},
-    128: {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 32, "CHUNK": 8192, "num_warps": 8, "num_stages": 3},
+    "few": {"BLOCK_M": 16, "BLOCK_N": 64, "BLOCK_K": 32, "CHUNK": 1024, "num_warps": 4, "num_stages": 3},
+    "many": {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 16, "CHUNK": 4096, "num_warps": 4, "num_stages": 3},
 }
 
 
 def plan(frames: int) -> dict[str, int]:
     """Tile sizes, warps and pipeline stages for rows of so many frames."""
-    return _PLANS[16 if frames <= 16 else 64 if frames < 512 else 128]
+    return _PLANS["few" if frames <= 16 else "many"]
 
 
 def basis(n_fft: int, width: int, begin: int, end: int, device: torch.device) -> Tensor:
@@ -192,7 +193,20 @@ def _table(*key) -> Tensor:
     return table
 
 
-def power_spectrogram(
+def power_spectrogram(wave: Tensor, window: Tensor, *rest) -> Tensor:
+    """The op ``ser_fast::power_spectrogram`` for float32 and int16 waves."""
+    out = op.new_output(wave, window, *rest)
+    _launch(wave, window, *rest, out)
+    return out
+
+
+def power_spectrogram_out(*args) -> None:
+    """The op ``ser_fast::power_spectrogram_out``, likewise."""
+    op.check_out(*args)
+    _launch(*args)
+
+
+def _launch(
     wave: Tensor,
     window: Tensor,
     n_fft: int,
@@ -206,25 +220,19 @@ def power_spectrogram(
     floor: float,
     center: bool,
     pad_mode: str,
-    out: Tensor | None = None,
-) -> Tensor:
-    """The op ``ser_fast::power_spectrogram`` for float32 and int16 waves; ``out`` is written if given."""
-    new_outputs = getattr(op, "new_outputs", None) or op._fake
-    made = new_outputs(
-        wave, window, n_fft, hop_length, bin_begin, bin_end, lengths, mean, std, log, floor, center, pad_mode
-    )
-    out = made if out is None else out
+    out: Tensor,
+) -> None:
     batch, samples = wave.shape
     width, (_, frames, bins) = len(window), out.shape
     wave = wave if wave.stride(1) == 1 else wave.contiguous()
-    window, mean, std, lengths = (None if x is None else x.contiguous() for x in (window, mean, std, lengths))
+    window, mean, std = (None if x is None else x.contiguous() for x in (window, mean, std))
     begin = n_fft // 2 - (n_fft - width) // 2 if center else 0
     sizes = plan(frames)
     tiles = triton.cdiv(bins, sizes["BLOCK_N"]) * triton.cdiv(frames, sizes["BLOCK_M"]) * batch
-    with torch.cuda.device(wave.device) if wave.is_cuda else contextlib.nullcontext():
+    with torch.cuda.device_of(wave):
         table = _table(n_fft, width, bin_begin, bin_end, wave.device)
         _forward[(tiles,)](
-            wave, window, table, table.view(torch.int64) if lengths is None else lengths,
+            wave, window, table, table.view(torch.int64) if lengths is None else lengths.to(torch.int64).contiguous(),
             window if mean is None else mean, window if std is None else std, out,
             samples, wave.stride(0), width, hop_length, begin, n_fft % 2 if center else width,
             _SLOPES.get(pad_mode, 0), frames, bins, table.shape[2], table[0].numel(), floor,
@@ -233,7 +241,6 @@ def power_spectrogram(
             WIDE=(frames + sizes["BLOCK_M"]) * hop_length + n_fft + samples >= 2**31,
             WINDOW_CHUNK=_WINDOW_CHUNK, LOG_BASIS=_LOG_BASIS, **sizes,
         )  # fmt: skip
-    return out
 
 
 def configurations() -> Iterator[dict]:

@@ -61,13 +61,13 @@ def _check(op: str, h: Tensor, w: Tensor, lengths: Tensor | None) -> None:
     checks.lengths(op, lengths, h, sizes[0], sizes[1])
 
 
-def _fake(h, w, lengths):
+def new_outputs(h, w, lengths):
     _check("attention_pool", h, w, lengths)
     batch, frames, width = h.shape
     return h.new_empty(batch, width), h.new_empty(batch, frames)
 
 
-def _fake_backward(grad_pooled, grad_weights, h, w, pooled, weights, lengths):
+def new_gradients(grad_pooled, grad_weights, h, w, pooled, weights, lengths):
     return h.new_empty(h.shape), w.new_empty(w.shape)
 
 
@@ -89,7 +89,7 @@ def _backward(ctx, grad_pooled, grad_weights):
 backends.register(
     "attention_pool(Tensor h, Tensor w, Tensor? lengths) -> (Tensor pooled, Tensor weights)",
     reference=reference,
-    fake=_fake,
+    fake=new_outputs,
     backward=_backward,
     setup_context=_setup_context,
     half_on=("cuda",),
@@ -98,7 +98,7 @@ backends.register(
     "attention_pool_backward(Tensor grad_pooled, Tensor? grad_weights, Tensor h, Tensor w, Tensor pooled,"
     " Tensor weights, Tensor? lengths) -> (Tensor grad_h, Tensor grad_w)",
     reference=reference_backward,
-    fake=_fake_backward,
+    fake=new_gradients,
     half_on=("cuda",),
 )
 

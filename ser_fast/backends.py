@@ -3,9 +3,12 @@
 A backend is a function with the op's signature. Every op has its reference, in plain torch, which serves any
 device; the compiled CPU kernels replace it for CPU tensors when they load. ``SER_FAST_BACKEND=reference`` keeps
 them out. ``SER_FAST_CPU`` chooses their instruction set: avx512_bf16, avx512, avx2 or portable.
+
+CUDA tensors run on torch's own operators until ``SER_FAST_BACKEND=triton`` or ``use("triton")`` chooses the Triton
+kernels, which no GPU has proven yet.
 """
 
-import importlib
+import importlib.util
 import json
 import os
 from collections.abc import Callable
@@ -14,10 +17,13 @@ from pathlib import Path
 import torch
 
 library = torch.library.Library("ser_fast", "FRAGMENT")
-BACKENDS = ("auto", "compiled", "reference")
+BACKENDS = ("auto", "compiled", "triton", "reference")
 OPS = ("gru", "attention_pool", "power_spectrogram")
 
+TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int16)
+
 loaded = False
+on_cuda = "auto"  # or "triton"
 reason: str | None = None
 instruction_set: str | None = None  # of the compiled CPU kernels; SER_FAST_CPU chooses a lesser one
 
@@ -40,12 +46,26 @@ def register(
     name = schema.split("(")[0]
     library.define(schema)
     library.impl(name, reference, "CompositeExplicitAutograd")
+    library.impl(name, on_cuda_tensors(name, reference), "CUDA")
     torch.library.register_fake(f"ser_fast::{name}", fake, lib=library)
     torch.library.register_autograd(
         f"ser_fast::{name}", backward or _no_second_derivative(name), setup_context=setup_context, lib=library
     )
     for device in ("cpu", "cuda"):
         library.impl(name, _autocast(name, device, device in half_on), f"Autocast{device.upper()}")
+
+
+def on_cuda_tensors(name: str, reference: Callable) -> Callable:
+    """The op's Triton launcher where it is chosen and there is one, the reference otherwise."""
+    op = next(op for op in OPS if name.startswith(op))
+
+    def call(*args):
+        dtype = next(arg.dtype for arg in args if isinstance(arg, torch.Tensor))
+        if select(op, "cuda", dtype=dtype) != "triton":
+            return reference(*args)
+        return getattr(importlib.import_module(f"ser_fast.kernels.{op}"), name, reference)(*args)
+
+    return call
 
 
 def _no_second_derivative(name: str) -> Callable:
@@ -92,6 +112,8 @@ def load() -> None:
     wanted = os.environ.get("SER_FAST_BACKEND", "auto")
     if wanted not in BACKENDS:
         raise ValueError(f"SER_FAST_BACKEND is '{wanted}'; it must be one of {', '.join(BACKENDS)}")
+    if wanted == "triton":
+        use("triton")
     if wanted == "reference":
         reason = "SER_FAST_BACKEND=reference keeps the compiled kernels out; unset it to use them."
         return
@@ -108,6 +130,20 @@ def load() -> None:
         raise ImportError(f"SER_FAST_BACKEND=compiled, but {reason}")
 
 
+def use(backend: str) -> None:
+    """What CUDA tensors run on from now on: "triton", or "auto", which is torch until our kernels have met a GPU.
+
+    Raises:
+        ValueError: another name, or "triton" where it is not installed.
+    """
+    global on_cuda
+    if backend not in ("auto", "triton"):
+        raise ValueError(f"backend is '{backend}'; it must be 'auto' or 'triton', for CUDA tensors")
+    if backend == "triton" and not importlib.util.find_spec("triton"):
+        raise ValueError("backend is 'triton', but triton is not installed; type `pip install triton`")
+    on_cuda = backend
+
+
 # Where the peer's path is taken because it was measured to be faster; `ser-fast info` shows it.
 RULES = {
     "GRU with T = 1 on CPU": "torch: laying W_hh out for the kernel costs more than one step saves",
@@ -115,15 +151,28 @@ RULES = {
 }
 
 
-def select(op: str, device: str | torch.device = "cpu", steps: int | None = None) -> str:
-    """Which backend runs ``op`` on tensors of ``device``: "compiled", "torch" or "reference".
+def select(
+    op: str,
+    device: str | torch.device = "cpu",
+    steps: int | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    hidden_size: int | None = None,
+) -> str:
+    """Which backend runs ``op`` on tensors of ``device``: "compiled", "triton", "torch" or "reference".
 
-    "torch" is ``nn.GRU``'s own path. ``ser_fast.GRU(reset_after=True)`` takes it on a GPU, where no kernel of ours
-    has been measured yet, and for a single step, by ``RULES``.
+    "torch" is ``nn.GRU``'s own path. ``ser_fast.GRU(reset_after=True)`` takes it for a single step, by ``RULES``, and
+    on a GPU unless the Triton kernels are chosen and W_hh fits on chip: nothing of ours has been measured there yet.
     """
     if op not in OPS:
         raise ValueError(f"op is '{op}'; it must be one of {', '.join(OPS)}")
     kind = torch.device(device).type
+    triton = kind == "cuda" and on_cuda == "triton" and dtype in TRITON_DTYPES
+    if triton and hidden_size is not None:
+        kernels = importlib.import_module("ser_fast.kernels.gru")
+        triton = kernels.plan(hidden_size, dtype, kernels.tf32_allowed()).resident
+    if triton:
+        return "triton"
     if op == "gru" and (kind == "cuda" or steps == 1):
         return "torch"
     return "compiled" if kind == "cpu" and loaded else "reference"

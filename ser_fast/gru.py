@@ -537,9 +537,14 @@ class GRU(nn.Module):
             x = x.masked_fill(past[..., None], 0)
         # Packing cannot be traced, so a compiled graph with lengths keeps to the op.
         packs = lengths is not None and torch.compiler.is_compiling()
-        if self.reset_after and not packs and backends.select("gru", x.device, self._steps(x)) == "torch":
+        if self.reset_after and not packs and self._backend(x) == "torch":
             return self._torch_forward(x, hx, lengths)
         return self._layers(x, hx, lengths)
+
+    def _backend(self, x: Tensor) -> str:
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        return backends.select("gru", x.device, self._steps(x), dtype=dtype, hidden_size=self.hidden_size)
 
     def _steps(self, x: Tensor) -> int | None:
         """Steps, where their number may choose the path: a traced graph and autocast keep to the op."""

@@ -182,14 +182,20 @@ def _check(wave, window, n_fft, hop_length, bin_begin, bin_end, lengths, mean, s
             checks.require(False, op, f"wave[{b}, {n}] is {wave[b, n]}", "finite")
 
 
-def _fake(wave, window, n_fft, hop_length, bin_begin, bin_end, lengths, mean, std, log, floor, center, pad_mode):
+def output_shape(
+    wave, window, n_fft, hop_length, bin_begin, bin_end, lengths, mean, std, log, floor, center, pad_mode
+) -> tuple:
     _check(wave, window, n_fft, hop_length, bin_begin, bin_end, lengths, mean, std, log, floor, center, pad_mode)
     batch, samples = wave.shape
     spare = samples + n_fft // 2 * 2 - n_fft if center else torch.sym_max(samples - len(window), 0)
-    return window.new_empty(batch, 1 + spare // hop_length, bin_end - bin_begin)
+    return batch, 1 + spare // hop_length, bin_end - bin_begin
 
 
-def _fake_backward(grad, wave, *_):
+def new_output(wave, window, *rest) -> Tensor:
+    return window.new_empty(output_shape(wave, window, *rest))
+
+
+def new_gradient(grad, wave, *_):
     return grad.new_empty(wave.shape)
 
 
@@ -213,7 +219,7 @@ _ARGUMENTS = (
 backends.register(
     f"power_spectrogram({_ARGUMENTS}) -> Tensor",
     reference=reference,
-    fake=_fake,
+    fake=new_output,
     backward=_backward,
     setup_context=_setup_context,
 )
@@ -221,29 +227,28 @@ backends.register(
     "power_spectrogram_backward(Tensor grad, Tensor wave, Tensor window, int n_fft, int hop_length, int bin_begin,"
     " int bin_end, Tensor? lengths, Tensor? std, bool log, float floor, bool center, str pad_mode) -> Tensor",
     reference=reference_backward,
-    fake=_fake_backward,
+    fake=new_gradient,
 )
 
 
 def _reference_out(*args) -> None:
+    check_out(*args)
     *inputs, out = args
-    _check_out(out, _fake(*inputs))
     out.copy_(reference(*inputs))
 
 
-def _fake_out(*args) -> None:
-    *inputs, out = args
-    _check_out(out, _fake(*inputs))
-
-
-def _check_out(out: Tensor, like: Tensor) -> None:
-    checks.operand("power_spectrogram", "out", out, like, tuple(like.shape), "[B, T, F]")
+def check_out(wave, window, *rest) -> None:
+    *rest, out = rest
+    checks.operand("power_spectrogram", "out", out, window, output_shape(wave, window, *rest), "[B, T, F]")
     checks.require(out.is_contiguous(), "power_spectrogram", "out is strided", "contiguous")
 
 
 backends.library.define(f"power_spectrogram_out({_ARGUMENTS}, Tensor(a!) out) -> ()")
 backends.library.impl("power_spectrogram_out", _reference_out, "CompositeExplicitAutograd")
-torch.library.register_fake("ser_fast::power_spectrogram_out", _fake_out, lib=backends.library)
+backends.library.impl(
+    "power_spectrogram_out", backends.on_cuda_tensors("power_spectrogram_out", _reference_out), "CUDA"
+)
+torch.library.register_fake("ser_fast::power_spectrogram_out", check_out, lib=backends.library)
 
 
 def power_spectrogram(

@@ -1,0 +1,408 @@
+"""The Triton kernels against the references: on the GPU where there is one, else on CPU tensors in the interpreter."""
+
+import copy
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from samples import assert_as_accurate, gru_arguments, pool_arguments, spectrogram_arguments, spread
+
+import ser_fast
+from ser_fast import attention_pool, backends, gru, power_spectrogram
+
+pytest.importorskip("triton")
+from ser_fast.kernels import attention_pool as pool_kernels
+from ser_fast.kernels import gru as gru_kernels
+from ser_fast.kernels import power_spectrogram as spectrogram_kernels
+
+# Triton's interpreter takes loop bounds from arrays of one element, and numpy warns where a GPU goes on to select.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning"),
+]
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# The interpreter gets bfloat16 products wrong; without a GPU they are only compiled.
+HALVES = [torch.float16, torch.bfloat16] if DEVICE == "cuda" else [torch.float16]
+DTYPES = [torch.float32, *HALVES]
+
+# Frames, rows, directions, units: units of 16 stay on chip, as far as they fit; 1, 7, 129 and 144 are streamed.
+SIZES = [(1, 1, 1, 1), (4, 3, 2, 7), (2, 3, 1, 129), (2, 2, 1, 144), (4, 17, 2, 16), (3, 3, 2, 48), (2, 2, 2, 128)]
+GRU_CASES = [
+    (sizes, {"ragged_rows": ragged_rows, "reset_after": after, "biased": ragged_rows ^ after, "batch_first": after})
+    for sizes in SIZES for ragged_rows in (False, True) for after in (False, True)
+] + [
+    (sizes, {"ragged_rows": True, "reset_after": after, "packed": True})
+    for sizes in SIZES if sizes[1] > 1 for after in (False, True)
+]  # fmt: skip
+
+
+def to(value, dtype=None, device=DEVICE):
+    """Tensors among these on a device, the floating ones in this dtype."""
+    if isinstance(value, tuple | list):
+        return tuple(to(one, dtype, device) for one in value)
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.to(device, dtype if value.is_floating_point() else None)
+
+
+def named(case) -> str:
+    sizes, options = case
+    return f"{'x'.join(map(str, sizes))}-{'-'.join(key for key, value in options.items() if value)}"
+
+
+def assert_near(found, peer, truth, bound: float, what: str) -> None:
+    """float32 as :func:`assert_as_accurate`; half precision within ``bound`` roundings of the largest value."""
+    if found.dtype == torch.float32:
+        assert_as_accurate(found, peer, truth, what)
+        return
+    assert torch.isfinite(found).all(), f"{what} has values that are not finite"
+    scale = max(1.0, float(truth.abs().max())) if truth.numel() else 1.0
+    error = float((found.double() - truth).abs().max()) if truth.numel() else 0.0
+    assert error <= bound * torch.finfo(found.dtype).eps * scale, f"{what} is off by {error:.1e} of {scale:.1e}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", GRU_CASES, ids=named)
+def test_gru(case, dtype, poison):
+    """In half precision the state is rounded before each product: half an eps for each of H terms, at random."""
+    sizes, options = case
+    given = to(gru_arguments(*sizes, **options), dtype)
+    exact = to(given, torch.float64)
+    bound = 2 + sizes[3] ** 0.5 / 4
+    found, peer, truth = gru_kernels.gru(*given), gru.reference(*given), gru.reference(*exact)
+    for name, *one in zip(("y", "h_n", "gates"), found, peer, truth):
+        assert_near(*one, bound, name)
+    y, h_n, gates = found
+    _, w_hh, _, h0, lengths, reset_after, _ = given
+    backward = (torch.randn_like(y), torch.randn_like(h_n), y, gates, w_hh, h0, lengths, reset_after)
+    found, peer = gru_kernels.gru_backward(*backward), gru.reference_backward(*backward)
+    truth = gru.reference_backward(*to(backward, torch.float64))
+    for name, *one in zip(("grad_gx", "grad_q", "grad_h0"), found, peer, truth):
+        assert_near(*one, bound, name)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("ragged_rows", [False, True])
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (3, 5, 7), (4, 1, 129), (5, 33, 16), (2, 700, 1)], ids=str)
+def test_attention_pool(sizes, ragged_rows, dtype, poison):
+    """In half precision results are rounded once, and gradients see the rounded weights and pooled frames as well."""
+    given = to(pool_arguments(*sizes, ragged_rows=ragged_rows), dtype)
+    found, peer = pool_kernels.attention_pool(*given), attention_pool.reference(*given)
+    truth = attention_pool.reference(*to(given, torch.float64))
+    for name, *one in zip(("pooled", "weights"), found, peer, truth):
+        assert_near(*one, 2, name)
+    h, w, lengths = given
+    for grad_weights in (None, torch.randn_like(found[1])):
+        backward = (torch.randn_like(found[0]), grad_weights, h, w, *found, lengths)
+        results = pool_kernels.attention_pool_backward(*backward)
+        peer = attention_pool.reference_backward(*backward)
+        truth = attention_pool.reference_backward(*to(backward, torch.float64))
+        for name, *one in zip(("grad_h", "grad_w"), results, peer, truth):
+            assert_near(*one, 4, name)
+
+
+def test_attention_pool_of_wide_frames_and_of_empty_rows(poison):
+    h, w = torch.randn(2, 3, 5000, device=DEVICE) / 50, torch.randn(5000, device=DEVICE) / 50
+    lengths = torch.tensor([0, 2], device=DEVICE, dtype=torch.int32)
+    for one, other in zip(pool_kernels.attention_pool(h, w, lengths), attention_pool.reference(h, w, lengths)):
+        assert torch.equal(one, other)
+    pooled, weights = pool_kernels.attention_pool(h[..., :9], w[:9], lengths)
+    assert not pooled[0].any() and not weights[0].any() and not weights[1, 2]
+
+
+SPECTROGRAM_CASES = [
+    ((1, 1, 1, 1, 1), {}),
+    ((2, 400, 100, 128, 30), {"ragged_rows": True, "normalized": True, "log": True}),
+    ((3, 300, 49, 49, 7), {"ragged_rows": True}),
+    ((1, 700, 20, 74, 11), {"normalized": True}),
+    ((2, 3000, 640, 1600, 160), {"bins": (0, 401), "normalized": True, "ragged_rows": True}),
+    ((2, 60, 100, 128, 30), {"ragged_rows": True, "bins": (3, 50)}),
+    *(((3, 200, 60, 96, 25), {"ragged_rows": True, "center": True, "pad_mode": mode}) for mode in power_spectrogram.PAD_MODES),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.int16], ids=str)
+@pytest.mark.parametrize("case", SPECTROGRAM_CASES, ids=named)
+def test_power_spectrogram(case, kind, poison):
+    """int16 samples and float32 ones alike: as accurate as float32, whatever torch's tf32 switches say."""
+    sizes, options = case
+    given = to(spectrogram_arguments(*sizes, **options, dtype=kind), torch.float32)
+    exact = to(given, torch.float64)
+    if kind == torch.int16:
+        exact = (given[0].double() / 32768, *exact[1:])
+    found = spectrogram_kernels.power_spectrogram(*given)
+    peer, truth = power_spectrogram.reference(*given), power_spectrogram.reference(*exact)
+    if options.get("log"):
+        # Near the floor a logarithm has no bounded relative error: the powers are compared instead.
+        mean, std = given[7], given[8]
+        found, peer = ((x * std + mean).exp() for x in (found, peer))
+        truth = (truth * exact[8] + exact[7]).exp()
+    assert_as_accurate(found, peer, truth)
+
+
+@pytest.mark.parametrize("level", [1e-12, 1e-6, 1e6])
+def test_power_spectrogram_of_quiet_and_loud_samples(level):
+    """A tile of frames is scaled by its loudest sample; frames 80 dB below it in the same tile are as good as any."""
+    given = list(to(spectrogram_arguments(2, 3000, 200, 256, 80), torch.float32))
+    given[0] = given[0] * level
+    given[0][:, 1200:] *= 1e-4
+    found, peer = spectrogram_kernels.power_spectrogram(*given), power_spectrogram.reference(*given)
+    truth = power_spectrogram.reference(*to(given, torch.float64))
+    for frame in range(found.shape[1]):
+        assert_as_accurate(found[:, frame], peer[:, frame], truth[:, frame], f"frame {frame}")
+
+
+def test_power_spectrogram_writes_where_it_is_told():
+    given = to(spectrogram_arguments(2, 500, 100, 128, 30), torch.float32)
+    wanted = spectrogram_kernels.power_spectrogram(*given)
+    out = torch.full_like(wanted, torch.nan)
+    spectrogram_kernels.power_spectrogram_out(*given, out)
+    assert torch.equal(out, wanted)
+    with pytest.raises(RuntimeError, match=r"out has shape \[2, 14, 64\]"):
+        spectrogram_kernels.power_spectrogram_out(*given, out[..., 1:])
+
+
+def test_what_lies_past_a_length_reaches_nothing():
+    """NaN in the padding of every op's input, and of what a backward reads."""
+    args = list(to(gru_arguments(5, 3, 2, 16, ragged_rows=True, reset_after=True), torch.float32))
+    lengths = args[4]
+    past = (torch.arange(5, device=DEVICE)[:, None] >= lengths)[..., None, None]
+    clean = gru_kernels.gru(*args)
+    grads = [torch.randn_like(tensor) for tensor in clean[:2]]
+    wanted = gru_kernels.gru_backward(*grads, clean[0], clean[2], args[1], args[3], lengths, True)
+    args[0] = args[0].masked_fill(past, torch.nan)
+    y, h_n, gates = gru_kernels.gru(*args)
+    assert all(torch.equal(one, other) for one, other in zip((y, h_n, gates), clean))
+    noisy = (tensor.masked_fill(past, torch.nan) for tensor in (grads[0], y, gates))
+    found = gru_kernels.gru_backward(next(noisy), grads[1], *noisy, args[1], args[3], lengths, True)
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted))
+    h, w, lengths = to(pool_arguments(3, 9, 16, ragged_rows=True), torch.float32)
+    spoilt = h.masked_fill((torch.arange(9, device=DEVICE) >= lengths[:, None])[..., None], torch.nan)
+    clean, found = pool_kernels.attention_pool(h, w, lengths), pool_kernels.attention_pool(spoilt, w, lengths)
+    assert all(torch.equal(one, other) for one, other in zip(found, clean))
+    ones = torch.ones_like(clean[0])
+    pair = (pool_kernels.attention_pool_backward(ones, None, x, w, *clean, lengths) for x in (h, spoilt))
+    assert all(torch.equal(one, other) for one, other in zip(*pair))
+
+
+def test_strided_inputs():
+    args = gru_arguments(4, 3, 2, 16, ragged_rows=True, reset_after=False, dtype=torch.float32)
+    strided = tuple(spread(value) if isinstance(value, torch.Tensor) else value for value in args)
+    for one, other in zip(gru_kernels.gru(*to(strided)), gru_kernels.gru(*to(args))):
+        assert torch.equal(one, other)
+    h, w, _ = pool_arguments(3, 9, 16, ragged_rows=False, dtype=torch.float32)
+    for changed in (spread(h), h.transpose(0, 1).contiguous().transpose(0, 1)):
+        for one, other in zip(
+            pool_kernels.attention_pool(to(changed), to(spread(w)), None),
+            pool_kernels.attention_pool(to(h), to(w), None),
+        ):
+            assert torch.equal(one, other)
+    wave, window, *rest = spectrogram_arguments(2, 500, 100, 128, 30, dtype=torch.float32)
+    found = spectrogram_kernels.power_spectrogram(to(spread(wave)), to(spread(window)), *rest)
+    assert torch.equal(found, spectrogram_kernels.power_spectrogram(to(wave), to(window), *rest))
+
+
+def test_a_wrong_argument_is_named_before_anything_runs():
+    args = list(to(gru_arguments(3, 3, 2, 16, ragged_rows=False, reset_after=True), torch.float32))
+    args[1] = args[1][:, :5]
+    with pytest.raises(RuntimeError, match=r"gru: w_hh has shape \[2, 5, 16\]; it must be \[D, 3H, H\]"):
+        gru_kernels.gru(*args)
+    h, w, _ = to(pool_arguments(3, 9, 16, ragged_rows=False), torch.float32)
+    with pytest.raises(RuntimeError, match=r"attention_pool: w has shape \[3\]"):
+        pool_kernels.attention_pool(h, w[:3], None)
+    args = list(to(spectrogram_arguments(2, 500, 100, 128, 30), torch.float32))
+    args[3] = 0
+    with pytest.raises(RuntimeError, match="hop_length is 0"):
+        spectrogram_kernels.power_spectrogram(*args)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_plan_keeps_what_fits(dtype):
+    edge = 64 if dtype == torch.float32 else 128
+    for hidden in range(1, 300):
+        plan = gru_kernels.plan(hidden, dtype, tf32=False)
+        assert plan.resident == (hidden % 16 == 0 and hidden <= edge)
+        assert not plan.resident or plan.block >= hidden
+
+
+def test_cuda_tensors_run_on_torch_until_triton_is_chosen(monkeypatch):
+    monkeypatch.setattr(backends, "on_cuda", "auto")
+    assert [backends.select(op, "cuda") for op in backends.OPS] == ["torch", "reference", "reference"]
+    backends.use("triton")
+    assert [backends.select(op, "cuda") for op in backends.OPS] == ["triton"] * 3
+    assert backends.select("gru", "cuda", dtype=torch.float64) == "torch"
+    assert backends.select("attention_pool", "cuda", dtype=torch.float64) == "reference"
+    fits = {hidden: backends.select("gru", "cuda", hidden_size=hidden) for hidden in (64, 65, 80)}
+    assert fits == {64: "triton", 65: "torch", 80: "torch"}
+    assert backends.select("gru", "cuda", dtype=torch.float16, hidden_size=128) == "triton"
+    assert backends.select("gru") == ("compiled" if backends.loaded else "reference")
+    backends.use("auto")
+    assert backends.select("gru", "cuda") == "torch"
+    with pytest.raises(ValueError, match="backend is 'cudnn'; it must be 'auto' or 'triton'"):
+        backends.use("cudnn")
+
+
+def test_the_switch_reaches_the_launchers(monkeypatch):
+    """What is registered for CUDA tensors, called by hand, with launchers that only tell they were called."""
+    monkeypatch.setattr(backends, "on_cuda", "auto")
+    for name, kernels in (("gru_backward", gru_kernels), ("attention_pool", pool_kernels)):
+        monkeypatch.setattr(kernels, name, lambda *args: "triton")
+        call = backends.on_cuda_tensors(name, lambda *args: "reference")
+        assert call(torch.ones(1)) == "reference"
+        backends.use("triton")
+        assert (call(torch.ones(1)), call(torch.ones(1).double())) == ("triton", "reference")
+        backends.use("auto")
+    backends.use("triton")
+    spectrogram = backends.on_cuda_tensors("power_spectrogram_backward", lambda *args: "reference")
+    assert spectrogram(torch.ones(1)) == "reference"  # torch's FFT is this op's only backward
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="on a GPU the ops themselves run the launchers")
+def test_the_ops_run_on_the_launchers():
+    """In a process of its own, where the launchers serve the ops of CPU tensors: autograd, opcheck, modules, compile."""
+    script = """
+import torch, ser_fast
+from ser_fast import backends
+from ser_fast.kernels import attention_pool, gru, power_spectrogram
+for kernels in (attention_pool, gru, power_spectrogram):
+    for name in ("attention_pool", "attention_pool_backward", "gru", "gru_backward", "power_spectrogram"):
+        if hasattr(kernels, name) and name.startswith(kernels.__name__.split(".")[-1]):
+            backends.library.impl(name, getattr(kernels, name), "CPU")
+gx = torch.randn(3, 2, 2, 48, requires_grad=True)
+w_hh = (torch.randn(2, 48, 16) / 4).requires_grad_()
+for arguments in ((gx, w_hh, None, None, torch.tensor([3, 0]), True, True), (gx, w_hh, None, None, None, False, True)):
+    torch.library.opcheck(torch.ops.ser_fast.gru, arguments)
+h = torch.randn(2, 4, 16, requires_grad=True)
+torch.library.opcheck(torch.ops.ser_fast.attention_pool, (h, torch.randn(16, requires_grad=True), torch.tensor([4, 1])))
+wave = torch.randn(2, 60, requires_grad=True)
+spectrogram = (wave, torch.rand(16), 32, 8, 0, 17, torch.tensor([60, 30]), None, None, False, 1e-10, True, "reflect")
+torch.library.opcheck(torch.ops.ser_fast.power_spectrogram, spectrogram)
+ours = ser_fast.GRU(5, 16, 2, bidirectional=True)
+theirs = torch.nn.GRU(5, 16, 2, bidirectional=True)
+theirs.load_state_dict(ours.state_dict())
+x = torch.randn(6, 3, 5)
+compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
+wanted, _ = theirs(x)
+torch.autograd.backward(wanted.square().sum())
+for module in (ours, compiled):
+    ours.zero_grad()
+    y, _ = module(x)
+    assert (y - wanted).abs().max() < 1e-6, (y - wanted).abs().max()
+    y.square().sum().backward()
+    for one, other in zip(ours.parameters(), theirs.parameters()):
+        assert (one.grad - other.grad).abs().max() < 1e-5 * other.grad.abs().max()
+ser_fast.CGRU(3)(torch.randn(2, 4000), torch.tensor([4000, 3000])).sum().backward()
+print("served")
+"""
+    environment = os.environ | {"SER_FAST_BACKEND": "reference", "TRITON_INTERPRET": "1"}
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert result.stdout.strip() == "served", result.stderr
+
+
+def inputs() -> dict[str, tuple]:
+    """Arguments of every op, large enough on a GPU to keep it busy."""
+    torch.manual_seed(1)
+    rows, frames, units = (40, 200, 64) if DEVICE == "cuda" else (17, 3, 16)
+    return {
+        "gru": to(gru_arguments(frames, rows, 2, units, ragged_rows=True, reset_after=True), torch.float16),
+        "pool": to(pool_arguments(4, frames, 96, ragged_rows=True), torch.float32),
+        "spectrogram": to(spectrogram_arguments(2, 80 * frames, 64, 128, 40, ragged_rows=True), torch.float32),
+    }
+
+
+def everything(arguments: dict[str, tuple]) -> list[torch.Tensor]:
+    """Every launcher once."""
+    _, w_hh, _, h0, lengths, reset_after, _ = arguments["gru"]
+    y, h_n, gates = gru_kernels.gru(*arguments["gru"])
+    grads = gru_kernels.gru_backward(y, h_n, y, gates, w_hh, h0, lengths, reset_after)
+    h, w, lengths = arguments["pool"]
+    pooled, weights = pool_kernels.attention_pool(h, w, lengths)
+    pool_grads = pool_kernels.attention_pool_backward(pooled, weights, h, w, pooled, weights, lengths)
+    spectrogram = spectrogram_kernels.power_spectrogram(*arguments["spectrogram"])
+    return [y, h_n, gates, *grads, pooled, weights, *pool_grads, spectrogram]
+
+
+def assert_same(found, wanted) -> None:
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+
+
+def test_bitwise_repeatable(poison):
+    arguments = inputs()
+    wanted = everything(arguments)
+    for _ in range(100 if DEVICE == "cuda" else 2):
+        assert_same(everything(arguments), wanted)
+
+
+on_a_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="there is no GPU")
+
+
+@on_a_gpu
+def test_a_cuda_graph_replays_what_runs_eagerly():
+    arguments = inputs()
+    wanted = everything(arguments)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = everything(arguments)
+    for tensor in found:
+        tensor.fill_(torch.nan)
+    graph.replay()
+    assert_same(found, wanted)
+
+
+@on_a_gpu
+def test_two_streams_at_once():
+    arguments = inputs()
+    wanted = everything(arguments)
+    streams = [torch.cuda.Stream() for _ in range(2)]
+    found = []
+    for _ in range(20):
+        for stream in streams:
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                found.append(everything(arguments))
+    torch.cuda.synchronize()
+    for results in found:
+        assert_same(results, wanted)
+
+
+@on_a_gpu
+def test_a_second_process():
+    """Beside this one, and to the same bits."""
+    script = "import torch, test_triton as t; torch.save([x.cpu() for x in t.everything(t.inputs())], {!r})"
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/other.pt"
+        other = subprocess.Popen([sys.executable, "-c", script.format(path)], cwd=Path(__file__).parent)
+        arguments = inputs()
+        wanted = everything(arguments)
+        while other.poll() is None:
+            assert_same(everything(arguments), wanted)
+        assert other.returncode == 0
+        assert_same([tensor.cpu() for tensor in wanted], torch.load(path))
+
+
+@on_a_gpu
+@pytest.mark.parametrize("reset_after", [True, False])
+@pytest.mark.parametrize("dtype", [None, *HALVES], ids=str)
+def test_modules_train_on_the_kernels(dtype, reset_after, monkeypatch):
+    """Forward and backward through the ops and autocast, eager and compiled, against the references in float64."""
+    monkeypatch.setattr(backends, "on_cuda", "triton")
+    module = ser_fast.GRU(24, 64, bidirectional=True, batch_first=True, reset_after=reset_after).cuda()
+    exact = copy.deepcopy(module).double()
+    x, lengths = torch.randn(9, 50, 24, device="cuda"), torch.randint(0, 51, (9,), device="cuda")
+    monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee")
+    wanted, _ = exact(x.double(), lengths=lengths)
+    wanted.square().sum().backward()
+    eps = torch.finfo(dtype or torch.float32).eps
+    for call in (module, torch.compile(module, fullgraph=True)):
+        module.zero_grad()
+        with torch.autocast("cuda", dtype or torch.float16, enabled=dtype is not None):
+            y, _ = call(x, lengths=lengths)
+        y.float().square().sum().backward()
+        assert (y - wanted).abs().max() < 16 * eps
+        for one, other in zip(module.parameters(), exact.parameters()):
+            assert (one.grad - other.grad).abs().max() < 32 * eps * other.grad.abs().max()
