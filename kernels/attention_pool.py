@@ -120,7 +120,7 @@ def _backward(
         frames = tl.load(h + row * h_t, mask=valid[:, None] & real[None, :], other=0).to(tl.float32)
         alpha = tl.load(weights + b * T + t, mask=valid, other=0).to(tl.float32)
         along = tl.sum(frames * g[None, :], 1)
-        along += tl.load(grad_weights + b * T + t, mask=valid & (has_grad_weights != 0), other=0).to(tl.float32)
+        along += tl.load(grad_weights + b * T + t, mask=t < length * has_grad_weights, other=0).to(tl.float32)
         score = tl.where(valid, alpha * (along - center), 0)
         grad = alpha[:, None] * g[None, :] + score[:, None] * weight[None, :]
         shown = (t < T)[:, None] & real[None, :]

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 from ser_fast.kernels import gru_streamed
-from ser_fast.kernels.gru_cell import COUNTS, place, rows, saved, sigmoid, tanh
+from ser_fast.kernels.gru_cell import COUNTS, place, rows, saved, sigmoid, tanh, within
 from torch import Tensor
 
 from ser_fast import checks
@@ -59,53 +59,53 @@ def _forward(
     kind: tl.constexpr = y.dtype.element_ty
     where = rows(lengths, starts, T, B, has_lengths, packed, ROWS)
     row, length, _, direction = where
-    exists = row < B
     steps = tl.max(length, 0)
+    until = length * packed + T * (1 - packed)  # past a row's length padded frames are 0
     unit = tl.arange(0, BLOCK_H)
     real = unit < H
-    tile = exists[:, None] & real[None, :]
+    tile = (row < B)[:, None] & real[None, :]
     # Transposed, [h, unit]: it multiplies rows of states from the right.
     w_hh += direction * 3 * H * H + unit[None, :] * H + unit[:, None]
     weights = _load_weights(w_hh, H * H, real[:, None] & real[None, :])
     b_hh += direction * 3 * H + unit
-    biased = real & (has_b != 0)
+    biased = unit < H * has_b
     b_r = tl.load(b_hh, mask=biased, other=0).to(tl.float32)[None, :]
     b_z = tl.load(b_hh + H, mask=biased, other=0).to(tl.float32)[None, :]
     b_n = tl.load(b_hh + 2 * H, mask=biased, other=0).to(tl.float32)[None, :]
     biases = (b_r, b_z, b_n)
     state = (direction * B + row.to(tl.int64))[:, None] * H + unit[None, :]
-    h = tl.load(h0 + state, mask=tile & (has_h0 != 0), other=0).to(tl.float32)
+    h = tl.load(h0 + state, mask=tile & (row < B * has_h0)[:, None], other=0).to(tl.float32)
     gx += direction * 3 * H + unit[None, :]
     y += direction * H + unit[None, :]
     gates += direction * 4 * H + unit[None, :]
 
     # The products of a step come at the end of the one before, so that W_hh has two uses and stays in registers, and
     # gx is asked for a step before it is used.
-    first = tile & (length > 0)[:, None]
+    first = tile & within(0, length)
     at = place(0, where, (gx_t, gx_b))
     x_r = tl.load(gx + at, mask=first, other=0)
     x_z = tl.load(gx + at + H, mask=first, other=0)
     x_n = tl.load(gx + at + 2 * H, mask=first, other=0)
     r, z, q, inner = _gates(h, x_r, x_z, weights, biases, RESET_AFTER, PRECISION)
-    coming = tile & (length > 1)[:, None]
+    coming = tile & within(1, length)
     at = place(1, where, (gx_t, gx_b))
     x_r = tl.load(gx + at, mask=coming, other=0)
     x_z = tl.load(gx + at + H, mask=coming, other=0)
     for step in range(steps):
-        coming = tile & (step + 1 < length)[:, None]
+        coming = tile & within(step + 1, length)
         at = place(step + 1, where, (gx_t, gx_b))
         next_n = tl.load(gx + at + 2 * H, mask=coming, other=0)
-        coming = tile & (step + 2 < length)[:, None]
+        coming = tile & within(step + 2, length)
         at = place(step + 2, where, (gx_t, gx_b))
         next_r = tl.load(gx + at, mask=coming, other=0)
         next_z = tl.load(gx + at + H, mask=coming, other=0)
         n = tanh(x_n.to(tl.float32) + inner)
-        valid = tile & (step < length)[:, None]
+        valid = tile & within(step, length)
         h = tl.where(valid, z * h + (1 - z) * n, h)
-        shown = tile & (valid | (packed == 0))
+        shown = tile & within(step, until)
         at = place(step, where, (y_t, y_b))
         tl.store(y + at, tl.where(valid, h, 0).to(kind), mask=shown)
-        kept = shown & (save_gates != 0)
+        kept = tile & within(step, until * save_gates)
         at = place(step, where, (gates_t, gates_b))
         tl.store(gates + at, tl.where(valid, r, 0).to(kind), mask=kept)
         tl.store(gates + at + H, tl.where(valid, z, 0).to(kind), mask=kept)
@@ -115,12 +115,11 @@ def _forward(
         x_r, x_z, x_n = next_r, next_z, next_n
     tl.store(h_n + state, h.to(kind), mask=tile)
     zero = tl.zeros([ROWS, BLOCK_H], kind)
-    if packed == 0:
-        for step in range(steps, T):
-            tl.store(y + place(step, where, (y_t, y_b)), zero, mask=tile)
-            at = place(step, where, (gates_t, gates_b))
-            for part in range(4):
-                tl.store(gates + at + part * H, zero, mask=tile & (save_gates != 0))
+    for step in range(steps, T * (1 - packed)):
+        tl.store(y + place(step, where, (y_t, y_b)), zero, mask=tile)
+        at = place(step, where, (gates_t, gates_b))
+        for part in range(4):
+            tl.store(gates + at + part * H, zero, mask=tile & within(step, until * save_gates))
 
 
 @triton.jit
@@ -163,11 +162,11 @@ def _backward(
     kind: tl.constexpr = y.dtype.element_ty
     where = rows(lengths, starts, T, B, has_lengths, packed, ROWS)
     row, length, _, direction = where
-    exists = row < B
     steps = tl.max(length, 0)
+    until = length * packed + T * (1 - packed)  # past a row's length padded frames are 0
     unit = tl.arange(0, BLOCK_H)
     real = unit < H
-    tile = exists[:, None] & real[None, :]
+    tile = (row < B)[:, None] & real[None, :]
     w_hh += direction * 3 * H * H + unit[:, None] * H + unit[None, :]
     weights = _load_weights(w_hh, H * H, real[:, None] & real[None, :])
     state = (direction * B + row.to(tl.int64))[:, None] * H + unit[None, :]
@@ -184,34 +183,33 @@ def _backward(
     # The last step goes before the loop, so that W_hh has two uses and stays in registers; what a step reads is asked
     # for while the one after it is computed.
     step = steps - 1
-    valid = tile & (step < length)[:, None] & (step >= 0)
+    valid = tile & within(step, length)
     now = saved(step, valid, where, tensors, strides, H, has_h0)
-    shown = tile & (valid | (packed == 0)) & (step >= 0)
+    shown = tile & within(step, until)
     at_gx = grad_gx + place(step, where, (gx_t, gx_b))
     at_q = grad_q + place(step, where, (q_t, q_b))
     grad_h = _step_back(grad_h, valid, shown, now, weights, at_gx, at_q, H, RESET_AFTER, PRECISION)
     step -= 1
-    valid = tile & (step < length)[:, None] & (step >= 0)
+    valid = tile & within(step, length)
     now = saved(step, valid, where, tensors, strides, H, has_h0)
     for late in range(1, steps):
         step = steps - 1 - late
-        wanted = tile & (step - 1 < length)[:, None] & (step > 0)
+        wanted = tile & within(step - 1, length)
         coming = saved(step - 1, wanted, where, tensors, strides, H, has_h0)
-        valid = tile & (step < length)[:, None]
-        shown = tile & (valid | (packed == 0))
+        valid = tile & within(step, length)
+        shown = tile & within(step, until)
         at_gx = grad_gx + place(step, where, (gx_t, gx_b))
         at_q = grad_q + place(step, where, (q_t, q_b))
         grad_h = _step_back(grad_h, valid, shown, now, weights, at_gx, at_q, H, RESET_AFTER, PRECISION)
         now = coming
     tl.store(grad_h0 + state, grad_h.to(kind), mask=tile)
     zero = tl.zeros([ROWS, BLOCK_H], kind)
-    if packed == 0:
-        for step in range(steps, T):
-            at = place(step, where, (gx_t, gx_b))
-            for part in range(3):
-                tl.store(grad_gx + at + part * H, zero, mask=tile)
-            if RESET_AFTER:
-                tl.store(grad_q + place(step, where, (q_t, q_b)), zero, mask=tile)
+    for step in range(steps, T * (1 - packed)):
+        at = place(step, where, (gx_t, gx_b))
+        for part in range(3):
+            tl.store(grad_gx + at + part * H, zero, mask=tile)
+        if RESET_AFTER:
+            tl.store(grad_q + place(step, where, (q_t, q_b)), zero, mask=tile)
 
 
 @dataclass(frozen=True)
@@ -355,11 +353,11 @@ def configurations() -> Iterator[dict]:
         for chosen, hidden in {plan(hidden, dtype, tf32): hidden for hidden in (32, 64, 128, 256, 257)}.items():
             for kernel in (_forward, _backward) if chosen.resident else (gru_streamed.forward, gru_streamed.backward):
                 names, first_number = kernel.arg_names, kernel.arg_names.index("T")
-                sizes = [name for name in names[first_number:] if name not in COUNTS]
                 signature = {name: fixed.get(name, dtypes[dtype]) for name in names[:first_number]}
                 signature |= dict.fromkeys(names[first_number:], "i32")
                 for reset_after in (True, False):
                     constants = {"RESET_AFTER": reset_after} | chosen.constants
+                    sizes = [name for name in names[first_number:] if name not in (*COUNTS, *constants)]
                     yield {
                         "kernel": kernel,
                         "signature": signature | dict.fromkeys(constants, "constexpr"),

@@ -24,10 +24,17 @@ def rows(lengths, starts, T, B, has_lengths, packed, ROWS: tl.constexpr):
     """This program's rows: their numbers, lengths, first frames where packed, and their direction."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     exists = row < B
-    start = tl.load(starts + row, mask=exists & (packed != 0), other=0).to(tl.int64)
-    length = tl.load(lengths + row, mask=exists & (has_lengths != 0), other=T).to(tl.int64)
+    start = tl.load(starts + row, mask=row < B * packed, other=0).to(tl.int64)
+    length = tl.load(lengths + row, mask=row < B * has_lengths, other=T).to(tl.int64)
     length = tl.where(exists, tl.minimum(tl.maximum(length, 0), tl.maximum(T - start, 0)), 0).to(tl.int32)
     return row, length, start, tl.program_id(1)
+
+
+@triton.jit
+def within(step, length):
+    """Whether each row has a step of this number, [ROWS, 1]."""
+    steps = tl.zeros_like(length) + step
+    return ((steps >= 0) & (steps < length))[:, None]
 
 
 @triton.jit
@@ -49,9 +56,11 @@ def saved(step, valid, where, tensors, strides, H, has_h0):
     ``tensors`` are grad_y, y, gates and h0; ``strides`` those of the first three.
     """
     grad_y, y, gates, h0 = tensors
+    length = where[1]
+    begun = (tl.zeros_like(length) + step < has_h0)[:, None]
     g = tl.load(grad_y + place(step, where, strides[0]), mask=valid, other=0)
-    before = tl.load(y + place(step - 1, where, strides[1]), mask=valid & (step > 0), other=0)
-    before += tl.load(h0, mask=valid & (step == 0) & (has_h0 != 0), other=0)
+    before = tl.load(y + place(step - 1, where, strides[1]), mask=valid & within(step - 1, length), other=0)
+    before += tl.load(h0, mask=valid & begun, other=0)
     gates += place(step, where, strides[2])
     r = tl.load(gates, mask=valid, other=0)
     z = tl.load(gates + H, mask=valid, other=0)

@@ -6,7 +6,7 @@ touch, between barriers. float32 products are three of tf32, or one where the la
 
 import triton
 import triton.language as tl
-from ser_fast.kernels.gru_cell import COUNTS, place, rows, saved, sigmoid, tanh
+from ser_fast.kernels.gru_cell import COUNTS, place, rows, saved, sigmoid, tanh, within
 
 
 @triton.jit
@@ -38,6 +38,7 @@ def forward(
     where = rows(lengths, starts, T, B, has_lengths, packed, ROWS)
     row, length, _, direction = where
     steps = tl.max(length, 0)
+    until = length * packed + T * (1 - packed)  # past a row's length padded frames are 0
     w_hh += direction * 3 * H * H
     b_hh += direction * 3 * H
     gx += direction * 3 * H
@@ -49,11 +50,11 @@ def forward(
     for first in range(0, H, BLOCK_N):
         unit = (first + tl.arange(0, BLOCK_N))[None, :]
         tile = exists & (unit < H)
-        h = tl.load(h0 + state + unit, mask=tile & (has_h0 != 0), other=0).to(tl.float32)
+        h = tl.load(h0 + state + unit, mask=tile & (row < B * has_h0)[:, None], other=0).to(tl.float32)
         tl.store(scratch + state + unit, h, mask=tile)
     tl.debug_barrier()
     for step in range(steps):
-        valid = exists & (step < length)[:, None]
+        valid = exists & within(step, length)
         at_gx = gx + place(step, where, (gx_t, gx_b))
         at_y = y + place(step, where, (y_t, y_b))
         at_gates = gates + place(step, where, (gates_t, gates_b))
@@ -66,8 +67,9 @@ def forward(
             n = first + tl.arange(0, BLOCK_N)
             unit = n[None, :]
             real = unit < H
-            biased = real & (has_b != 0)
-            kept = exists & (valid | (packed == 0)) & real & (save_gates != 0)
+            biased = unit < H * has_b
+            shown = exists & real & within(step, until)
+            kept = exists & real & within(step, until * save_gates)
             h = tl.load(old + unit, mask=exists & real, other=0)
             r = _product(old, w_hh, n, H, exists, H, 1, BLOCK_N, BLOCK_K, ROWS, PRECISION)
             r += tl.load(b_hh + unit, mask=biased, other=0).to(tl.float32)
@@ -82,7 +84,7 @@ def forward(
                 candidate = tanh(candidate + r * q)
                 h = tl.where(valid, z * h + (1 - z) * candidate, h)
                 tl.store(new + unit, h, mask=exists & real)
-                tl.store(at_y + unit, tl.where(valid, h, 0).to(kind), mask=exists & (valid | (packed == 0)) & real)
+                tl.store(at_y + unit, tl.where(valid, h, 0).to(kind), mask=shown)
                 tl.store(at_gates + 2 * H + unit, tl.where(valid, candidate, 0).to(kind), mask=kept)
             else:
                 q = r * h
@@ -97,11 +99,12 @@ def forward(
                 n = first + tl.arange(0, BLOCK_N)
                 unit = n[None, :]
                 real = unit < H
-                shown = exists & (valid | (packed == 0)) & real
+                shown = exists & real & within(step, until)
+                kept = exists & real & within(step, until * save_gates)
                 candidate = _product(
                     scratch + plane + state, w_hh + 2 * H * H, n, H, exists, H, 1, BLOCK_N, BLOCK_K, ROWS, PRECISION
                 )
-                candidate += tl.load(b_hh + 2 * H + unit, mask=real & (has_b != 0), other=0).to(tl.float32)
+                candidate += tl.load(b_hh + 2 * H + unit, mask=unit < H * has_b, other=0).to(tl.float32)
                 candidate += tl.load(at_gx + 2 * H + unit, mask=valid & real, other=0).to(tl.float32)
                 candidate = tanh(candidate)
                 h = tl.load(old + unit, mask=exists & real, other=0)
@@ -109,9 +112,7 @@ def forward(
                 h = tl.where(valid, z * h + (1 - z) * candidate, h)
                 tl.store(new + unit, h, mask=exists & real)
                 tl.store(at_y + unit, tl.where(valid, h, 0).to(kind), mask=shown)
-                tl.store(
-                    at_gates + 2 * H + unit, tl.where(valid, candidate, 0).to(kind), mask=shown & (save_gates != 0)
-                )
+                tl.store(at_gates + 2 * H + unit, tl.where(valid, candidate, 0).to(kind), mask=kept)
             tl.debug_barrier()
     last = scratch + state
     if RESET_AFTER:
@@ -121,12 +122,11 @@ def forward(
         tile = exists & (unit < H)
         tl.store(h_n + state + unit, tl.load(last + unit, mask=tile, other=0).to(kind), mask=tile)
         zero = tl.zeros([ROWS, BLOCK_N], kind)
-        if packed == 0:
-            for step in range(steps, T):
-                tl.store(y + place(step, where, (y_t, y_b)) + unit, zero, mask=tile)
-                at = gates + place(step, where, (gates_t, gates_b)) + unit
-                for part in range(4):
-                    tl.store(at + part * H, zero, mask=tile & (save_gates != 0))
+        for step in range(steps, T * (1 - packed)):
+            tl.store(y + place(step, where, (y_t, y_b)) + unit, zero, mask=tile)
+            at = gates + place(step, where, (gates_t, gates_b)) + unit
+            for part in range(4):
+                tl.store(at + part * H, zero, mask=tile & within(step, until * save_gates))
 
 
 @triton.jit(do_not_specialize=COUNTS)
@@ -141,6 +141,7 @@ def backward(
     where = rows(lengths, starts, T, B, has_lengths, packed, ROWS)
     row, length, _, direction = where
     steps = tl.max(length, 0)
+    until = length * packed + T * (1 - packed)  # past a row's length padded frames are 0
     w_hh += direction * 3 * H * H
     y += direction * H
     grad_y += direction * H
@@ -158,14 +159,14 @@ def backward(
         tl.store(scratch + unit, tl.load(grad_h_n + state + unit, mask=tile, other=0).to(tl.float32), mask=tile)
     for late in range(steps):
         step = steps - 1 - late
-        valid = exists & (step < length)[:, None]
+        valid = exists & within(step, length)
         at_gx = grad_gx + place(step, where, (gx_t, gx_b))
         at_q = grad_q + place(step, where, (q_t, q_b))
         tl.debug_barrier()
         for first in range(0, H, BLOCK_N):
             unit = (first + tl.arange(0, BLOCK_N))[None, :]
             tile = valid & (unit < H)
-            shown = exists & (valid | (packed == 0)) & (unit < H)
+            shown = exists & (unit < H) & within(step, until)
             tensors = (grad_y + unit, y + unit, gates + unit, h0 + unit)
             g, before, r, z, n, q = saved(step, tile, where, tensors, strides, H, has_h0)
             grad = tl.load(scratch + unit, mask=tile, other=0) + g.to(tl.float32)
@@ -193,7 +194,7 @@ def backward(
                 g, before, r, z, n, q = saved(step, tile, where, tensors, strides, H, has_h0)
                 r = r.to(tl.float32)
                 pre_r = through * before.to(tl.float32) * r * (1 - r)
-                shown = exists & (valid | (packed == 0)) & (unit < H)
+                shown = exists & (unit < H) & within(step, until)
                 tl.store(at_gx + unit, tl.where(tile, pre_r, 0).to(kind), mask=shown)
                 tl.store(scratch + unit, tl.load(scratch + unit, mask=tile, other=0) + through * r, mask=tile)
             tl.debug_barrier()
@@ -213,10 +214,9 @@ def backward(
         tile = exists & (unit < H)
         tl.store(grad_h0 + state + unit, tl.load(scratch + unit, mask=tile, other=0).to(kind), mask=tile)
         zero = tl.zeros([ROWS, BLOCK_N], kind)
-        if packed == 0:
-            for step in range(steps, T):
-                at = grad_gx + place(step, where, (gx_t, gx_b)) + unit
-                for part in range(3):
-                    tl.store(at + part * H, zero, mask=tile)
-                if RESET_AFTER:
-                    tl.store(grad_q + place(step, where, (q_t, q_b)) + unit, zero, mask=tile)
+        for step in range(steps, T * (1 - packed)):
+            at = grad_gx + place(step, where, (gx_t, gx_b)) + unit
+            for part in range(3):
+                tl.store(at + part * H, zero, mask=tile)
+            if RESET_AFTER:
+                tl.store(grad_q + place(step, where, (q_t, q_b)) + unit, zero, mask=tile)

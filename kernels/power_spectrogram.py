@@ -148,8 +148,8 @@ def _forward(
     if log != 0:
         value = tl.log(tl.maximum(value, floor, propagate_nan=tl.PropagateNan.ALL))
     known = bin < bins
-    value = value - tl.load(mean + bin, mask=known & (has_mean != 0), other=0)[:, None]
-    divisor = tl.load(std + bin, mask=known & (has_std != 0), other=1)
+    value = value - tl.load(mean + bin, mask=bin < bins * has_mean, other=0)[:, None]
+    divisor = tl.load(std + bin, mask=bin < bins * has_std, other=1)
     value = tl.div_rn(value, tl.broadcast_to(divisor[:, None], [BLOCK_N, BLOCK_M]))
     at = (b * frames + frame)[None, :] * bins + bin[:, None]
     tl.store(out + at, tl.where(valid[None, :], value, 0), mask=(frame < frames)[None, :] & known[:, None])
