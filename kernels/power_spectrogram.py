@@ -18,6 +18,7 @@ from ser_fast import power_spectrogram as op
 
 _LOG_BASIS = 14  # the basis is scaled by 2^14: both halves are then normal float16 numbers
 _WINDOW_CHUNK = 1024
+_LARGEST_TABLE = 2**24  # cosines; with more, 134 MB of tables, torch's FFT is the better way
 # The second number of a mirrored sample is its slope; zeros need no mapping of positions and are compiled apart.
 _SLOPES = {"reflect": -1, "replicate": 0, "circular": 1}
 _tables: dict[tuple, Tensor] = {}
@@ -222,6 +223,11 @@ def _launch(
     pad_mode: str,
     out: Tensor,
 ) -> None:
+    if len(window) // 2 * (bin_end - bin_begin) > _LARGEST_TABLE:
+        out.copy_(op.reference(
+            wave, window, n_fft, hop_length, bin_begin, bin_end, lengths, mean, std, log, floor, center, pad_mode
+        ))  # fmt: skip
+        return
     batch, samples = wave.shape
     width, (_, frames, bins) = len(window), out.shape
     wave = wave if wave.stride(1) == 1 else wave.contiguous()

@@ -20,6 +20,7 @@ library = torch.library.Library("ser_fast", "FRAGMENT")
 BACKENDS = ("auto", "compiled", "triton", "reference")
 OPS = ("gru", "attention_pool", "power_spectrogram")
 
+TRITON = "unproven on a GPU"  # whoever offers the Triton kernels says so
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int16)
 
 loaded = False
@@ -148,6 +149,7 @@ def use(backend: str) -> None:
 RULES = {
     "GRU with T = 1 on CPU": "torch: laying W_hh out for the kernel costs more than one step saves",
     "GRUCell": "torch, for the same reason",
+    "GRU on CUDA with triton": "torch where W_hh does not fit on chip: nothing was measured there",
 }
 
 

@@ -2,6 +2,7 @@
 
 import os
 import platform
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
@@ -23,10 +24,19 @@ def info() -> dict:
         "built": f"with {build['compiler']}" if build["compiled"] else f"no: {build['reason']}",
         "loaded": "yes" if backends.loaded else f"no: {backends.reason}",
         "cuda kernels": build["cuda"],
+        "triton kernels": f"{backends.TRITON}; {_triton()}",
         "SER_FAST_CPU": os.environ.get("SER_FAST_CPU", "unset (the best)"),
         "SER_FAST_BACKEND": os.environ.get("SER_FAST_BACKEND", "unset (auto)"),
         "backends": {f"{op} on {device}": backends.select(op, device) for op in backends.OPS for device in devices},
     }
+
+
+def _triton() -> str:
+    try:
+        found = version("triton")
+    except PackageNotFoundError:
+        return "triton is not installed; type `pip install triton`"
+    return f"triton {found}; SER_FAST_BACKEND=triton selects them for CUDA tensors"
 
 
 def text() -> str:

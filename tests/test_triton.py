@@ -167,6 +167,12 @@ def test_power_spectrogram_writes_where_it_is_told():
         spectrogram_kernels.power_spectrogram_out(*given, out[..., 1:])
 
 
+def test_power_spectrogram_leaves_huge_tables_to_torch(monkeypatch):
+    given = to(spectrogram_arguments(2, 500, 100, 128, 30), torch.float32)
+    monkeypatch.setattr(spectrogram_kernels, "_LARGEST_TABLE", 100)
+    assert torch.equal(spectrogram_kernels.power_spectrogram(*given), power_spectrogram.reference(*given))
+
+
 def test_what_lies_past_a_length_reaches_nothing():
     """NaN in the padding of every op's input, and of what a backward reads."""
     args = list(to(gru_arguments(5, 3, 2, 16, ragged_rows=True, reset_after=True), torch.float32))
