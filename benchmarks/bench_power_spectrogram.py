@@ -34,7 +34,7 @@ def torchaudio_chain(mean: Tensor | None, std: Tensor | None) -> Callable[[Tenso
     transform = Spectrogram(N_FFT, WINDOW, HOP, window_fn=torch.hamming_window)
 
     def call(wave: Tensor) -> Tensor:
-        power = transform(wave)[:, :BINS].transpose(1, 2)
+        power = transform.to(wave.device)(wave)[:, :BINS].transpose(1, 2)
         return power if mean is None else (power - mean) / std
 
     return call

@@ -1,6 +1,7 @@
 """The Triton kernels against the references: on the GPU where there is one, else on CPU tensors in the interpreter."""
 
 import copy
+import json
 import os
 import subprocess
 import sys
@@ -236,6 +237,23 @@ def test_the_plan_keeps_what_fits(dtype):
         assert not plan.resident or plan.block >= hidden
 
 
+def test_the_budget_gate_tells_spills_in_loops_from_others(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")  # importing the gate sets it, and only until this test ends
+    from budgets import spills_in_loops
+
+    before, inside, branch, after = (
+        f"        /*{at:04x}*/                   {text} ;   /* 0x00 */"
+        for at, text in (
+            (0, "STL [R1], R2"),
+            (16, "@P1 LDL.LU R3, [R1+0x4]"),
+            (32, "@!P0 BRA 0x10"),
+            (48, "LDL R2, [R1]"),
+        )
+    )
+    assert spills_in_loops("\n".join((before, inside, branch, after))) == 1
+    assert spills_in_loops("\n".join((before, branch.replace("0x10", "0x30"), inside, after))) == 0
+
+
 def test_cuda_tensors_run_on_torch_until_triton_is_chosen(monkeypatch):
     monkeypatch.setattr(backends, "on_cuda", "auto")
     assert [backends.select(op, "cuda") for op in backends.OPS] == ["torch", "reference", "reference"]
@@ -308,6 +326,21 @@ print("served")
     environment = os.environ | {"SER_FAST_BACKEND": "reference", "TRITON_INTERPRET": "1"}
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
     assert result.stdout.strip() == "served", result.stderr
+
+
+def test_the_run_on_a_gpu_can_be_rehearsed(tmp_path):
+    script, out = Path(__file__).parents[1] / "benchmarks/device.py", tmp_path / "run.json"
+    for _ in range(2):  # the second run replaces its part and keeps the others
+        command = [sys.executable, script, "--rehearse", "--part", "pool", "--part", "spectrogram", "--out", out]
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        command[-1:] = [out, "--part", "spectrogram"]
+    run = json.loads(out.read_text())
+    assert list(run) == ["pool", "spectrogram"] and "failed" not in run["pool"]
+    assert [set(case) >= {"seconds", "ratios", "backend"} for part in run.values() for case in part["cases"]] == [
+        True
+    ] * 3
+    assert run["pool"]["machine"]["gpu"] == "none: a rehearsal on the CPU"
 
 
 def inputs() -> dict[str, tuple]:
