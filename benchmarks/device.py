@@ -32,7 +32,7 @@ from ser_fast.functional import attention_pool, power_spectrogram
 from ser_fast.run_folder import write_atomically
 
 TESTS = Path(__file__).parents[1] / "tests"
-SANITIZED = "import test_triton as t; t.everything(t.inputs())"
+SANITIZED = "import test_gpu as t; t.everything(t.inputs())"
 # float32 with tf32 off and on, then half precision: names, dtypes, torch's switch for RNNs, tolerance of the outputs.
 PRECISIONS = {
     "float32": (torch.float32, "ieee", 1e-5),
@@ -86,7 +86,7 @@ class Bench:
 
 def tests(bench: Bench) -> Iterator[dict]:
     """Every kernel in all dtypes on the device."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_triton.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_triton.py", "test_gpu.py"]
     yield run(command, seconds=300)
 
 

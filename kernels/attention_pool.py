@@ -34,7 +34,7 @@ def _forward(
     h, w, lengths, scores, partial, T, D, h_b, h_t, run, has_lengths, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr
 ):
     """``partial`` is [B, runs, 2 + D]: the maximum, the sum of exponentials and the weighted sum of each run."""
-    b, part = tl.program_id(1).to(tl.int64), tl.program_id(0)
+    b, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     length = _length(lengths, b, T, has_lengths)
     d = tl.arange(0, BLOCK_D)
     real = d < D
@@ -53,12 +53,13 @@ def _forward(
         tl.store(scores + b * T + t, score, mask=valid)
         score = tl.where(valid, score, -float("inf"))
         highest = tl.maximum(top, tl.max(score, 0))
-        scale = tl.exp(top - highest)
-        weights = tl.where(valid, tl.exp(score - highest), 0)
+        base = tl.where(highest == -float("inf"), 0, highest)
+        scale = tl.exp(top - base)
+        weights = tl.where(valid, tl.exp(score - base), 0)
         total = total * scale + tl.sum(weights, 0)
         pooled = pooled * scale + tl.sum(frames * weights[:, None], 0)
         top = highest
-    partial += (b * tl.num_programs(0) + part) * (2 + D)
+    partial += (b * tl.num_programs(1) + part) * (2 + D)
     tl.store(partial, top)
     tl.store(partial + 1, total)
     tl.store(partial + 2 + d, pooled, mask=real)
@@ -69,8 +70,8 @@ def _merge(
     lengths, scores, partial, pooled, weights, T, D, runs, has_lengths, RUNS: tl.constexpr, BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Programs along the first axis share the weights and the width of one row."""
-    b, part, parts = tl.program_id(1).to(tl.int64), tl.program_id(0), tl.num_programs(0)
+    """Programs along the second axis share the weights and the width of one row."""
+    b, part, parts = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     length = _length(lengths, b, T, has_lengths)
     partial += b * runs * (2 + D)
     number = tl.arange(0, RUNS)
@@ -102,7 +103,7 @@ def _backward(
     T, D, h_b, h_t, run, has_lengths, has_grad_weights, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """``mean`` is Σ α e of each row, e the weights' gradient; ``partial`` [B, runs, D] the runs' shares of dw."""
-    b, part = tl.program_id(1).to(tl.int64), tl.program_id(0)
+    b, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     length = _length(lengths, b, T, has_lengths)
     d = tl.arange(0, BLOCK_D)
     real = d < D
@@ -126,7 +127,7 @@ def _backward(
         shown = (t < T)[:, None] & real[None, :]
         tl.store(grad_h + row * D, tl.where(valid[:, None], grad, 0).to(grad_h.dtype.element_ty), mask=shown)
         grad_w += tl.sum(score[:, None] * frames, 0)
-    tl.store(partial + (b * tl.num_programs(0) + part) * D + d, grad_w, mask=real)
+    tl.store(partial + (b * tl.num_programs(1) + part) * D + d, grad_w, mask=real)
 
 
 def plan(frames: int, width: int) -> tuple[dict, int, int]:
@@ -142,7 +143,8 @@ def plan(frames: int, width: int) -> tuple[dict, int, int]:
 
 def _rows(h: Tensor) -> Tensor:
     """With features in one piece, beginning where a vector may; rows and frames may have any strides."""
-    return h if h.stride(2) == 1 and h.data_ptr() % 16 == 0 else h.clone(memory_format=torch.contiguous_format)
+    aligned = h.data_ptr() % 16 == 0 and (h.shape[2] % 16 or not any(step % 16 for step in h.stride()[:2]))
+    return h if h.stride(2) == 1 and aligned else h.clone(memory_format=torch.contiguous_format)
 
 
 def _lengths(lengths: Tensor | None, like: Tensor) -> Tensor:
@@ -163,7 +165,7 @@ def attention_pool(h: Tensor, w: Tensor, lengths: Tensor | None) -> tuple[Tensor
     partial = h.new_empty(batch, runs, 2 + width, dtype=torch.float32)
     with torch.cuda.device_of(h):
         strides = h.stride()[:2]
-        _forward[runs, batch](
+        _forward[batch, runs](
             h,
             w.contiguous(),
             lengths,
@@ -178,7 +180,7 @@ def attention_pool(h: Tensor, w: Tensor, lengths: Tensor | None) -> tuple[Tensor
             num_warps=WARPS,
         )
         parts = max(triton.cdiv(frames, MERGED["BLOCK_T"]), triton.cdiv(width, MERGED["BLOCK_D"]))
-        _merge[parts, batch](
+        _merge[batch, min(parts, RUNS)](
             lengths, scores, partial, pooled, weights, frames, width, runs, given, **MERGED, num_warps=WARPS
         )
     return pooled, weights
@@ -206,7 +208,7 @@ def attention_pool_backward(
     flags = (int(lengths is not None), int(grad_weights is not None))
     partial = h.new_empty(batch, runs, width, dtype=torch.float32)
     with torch.cuda.device_of(h):
-        _backward[runs, batch](
+        _backward[batch, runs](
             grad_pooled.contiguous(), weights if grad_weights is None else grad_weights.contiguous(), h,
             w.contiguous(), pooled.contiguous(), weights, mean, _lengths(lengths, h), grad_h, partial,
             frames, width, *h.stride()[:2], run, *flags, **blocks, num_warps=WARPS,

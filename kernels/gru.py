@@ -2,14 +2,16 @@
 
 One program takes ``ROWS`` rows of the batch in one direction and walks all their steps. Where the direction's W_hh
 fits (:func:`plan`) it stays in registers from the first step to the last, and only gx is read and y written on the
-way; otherwise the kernels of ``gru_streamed`` run. The state is float32 throughout. float32 inputs are multiplied as
-three tf32 products, or as one where torch's switch for RNNs allows tf32.
+way; otherwise the kernels of ``gru_streamed`` run. Hidden sizes that are no multiple of 16 are padded to one. The
+state is float32 throughout. float32 inputs are multiplied as three tf32 products, or as one where torch's switch for
+RNNs allows tf32.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from ser_fast.kernels import gru_streamed
@@ -214,36 +216,28 @@ def _backward(
 
 @dataclass(frozen=True)
 class Plan:
-    """How a shape runs: ``resident`` keeps W_hh in registers, padded to ``block`` units; otherwise it is streamed
-    in tiles of ``depth`` by ``block``."""
+    """How a shape runs: ``resident`` keeps W_hh in registers, padded to ``block`` units; otherwise it is streamed."""
 
     resident: bool
     block: int
     warps: int
     precision: str
-    stages: int = 3
-    depth: int = 32
 
     @property
     def options(self) -> dict:
         # All the registers: the compiler would sooner spill than not fit a second program beside the first.
-        return {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": 255}
+        return {"num_warps": self.warps, "num_stages": 3, "maxnreg": 255}
 
     @property
     def constants(self) -> dict:
-        sizes = {"BLOCK_H": self.block} if self.resident else {"BLOCK_N": self.block, "BLOCK_K": self.depth}
+        sizes = {"BLOCK_H": self.block} if self.resident else {"BLOCK_N": self.block, "BLOCK_K": 32}
         return sizes | {"ROWS": ROWS, "PRECISION": self.precision}
 
 
 def plan(hidden: int, dtype: torch.dtype, tf32: bool) -> Plan:
-    """The kernels for this hidden size; the tests read registers and shared memory of each from its cubin.
-
-    Sizes that are no multiple of 16 are not read in vectors: W_hh, or its next tiles, would take too many registers.
-    """
+    """The kernels for this hidden size; the tests read registers and shared memory of each from its cubin."""
     half = dtype in checks.HALF
     precision = "tf32" if half or tf32 else "tf32x3"
-    if hidden % 16:
-        return Plan(False, 32, 8, precision, stages=1, depth=16)
     for block in (32, 64, 128) if half else (32, 64):
         if hidden <= block:
             return Plan(True, block, block // 16 if half else block // 8, precision)
@@ -255,11 +249,27 @@ def tf32_allowed() -> bool:
     return torch.backends.cudnn.rnn.fp32_precision == "tf32"
 
 
+def _widen(tensor: Tensor | None, parts: int, extra: int) -> Tensor | None:
+    """Zeros behind each of the parts along the last axis, for hidden sizes that vectors cannot be read from."""
+    if tensor is None or not tensor.numel():
+        return tensor
+    return F.pad(tensor.unflatten(-1, (parts, -1)), (0, extra)).flatten(-2)
+
+
+def _widen_weight(w_hh: Tensor, extra: int) -> Tensor:
+    return F.pad(w_hh.unflatten(1, (3, -1)), (0, extra, 0, extra)).flatten(1, 2)
+
+
+def _narrow(out: Tensor, wide: Tensor, parts: int) -> None:
+    """Undoes :func:`_widen` into ``out``."""
+    if out.numel():
+        out.copy_(wide.unflatten(-1, (parts, -1))[..., : out.shape[-1] // parts].flatten(-2))
+
+
 def _dense(tensor: Tensor) -> Tensor:
     """With [D, W] in one piece for every frame, and frames that begin where vectors may; their order is free."""
-    width = tensor.shape[-1] * tensor.shape[-2]
     dense = tensor.stride(-1) == 1 and (tensor.shape[-2] == 1 or tensor.stride(-2) == tensor.shape[-1])
-    aligned = tensor.data_ptr() % 16 == 0 and (width % 16 or not any(step % 16 for step in tensor.stride()[:-2]))
+    aligned = tensor.data_ptr() % 16 == 0 and not any(step % 16 for step in tensor.stride()[:-2])
     return tensor if dense and aligned else tensor.clone(memory_format=torch.contiguous_format)
 
 
@@ -291,9 +301,18 @@ def gru(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The op ``ser_fast::gru`` for float32, float16 and bfloat16."""
     y, h_n, gates = op.new_outputs(gx, w_hh, b_hh, h0, lengths, reset_after, save_gates)
-    gx, w_hh = _dense(gx), w_hh.contiguous()
     directions, batch, hidden = h_n.shape
+    if extra := -hidden % 16:
+        operands = (_widen(gx, 3, extra), _widen_weight(w_hh, extra), _widen(b_hh, 3, extra), _widen(h0, 1, extra))
+        wide = gru(*operands, lengths, reset_after, save_gates)
+        for out, result, parts in zip((y, h_n, gates), wide, (1, 1, 4)):
+            _narrow(out, result, parts)
+        return y, h_n, gates
+    gx, w_hh = _dense(gx), w_hh.contiguous()
     packed, chosen = gx.dim() == 3, plan(hidden, gx.dtype, tf32_allowed())
+    if packed:
+        # Frames that belong to no row, where lengths add up to less than they should, are nobody's to write.
+        y.zero_(), gates.zero_()
     bias, first = (w_hh if tensor is None else tensor.contiguous() for tensor in (b_hh, h0))
     tensors = (gx, w_hh, bias, first, *_lengths(lengths, packed, h_n), y, h_n, gates)
     sizes = (gx.shape[0], batch, hidden, *_strides(gx), *_strides(y), *_strides(gates))
@@ -321,9 +340,19 @@ def gru_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The op ``ser_fast::gru_backward`` for float32, float16 and bfloat16."""
     grad_gx, grad_q, grad_h0 = op.new_gradients(grad_y, grad_h_n, y, gates, w_hh, h0, lengths, reset_after)
-    grad_y, y, gates, w_hh = _dense(grad_y), _dense(y), _dense(gates), w_hh.contiguous()
     directions, batch, hidden = grad_h0.shape
+    if extra := -hidden % 16:
+        operands = (
+            _widen(tensor, parts, extra) for tensor, parts in ((grad_y, 1), (grad_h_n, 1), (y, 1), (gates, 4))
+        )
+        wide = gru_backward(*operands, _widen_weight(w_hh, extra), _widen(h0, 1, extra), lengths, reset_after)
+        for out, result, parts in zip((grad_gx, grad_q, grad_h0), wide, (3, 1, 1)):
+            _narrow(out, result, parts)
+        return grad_gx, grad_q, grad_h0
+    grad_y, y, gates, w_hh = _dense(grad_y), _dense(y), _dense(gates), w_hh.contiguous()
     packed, chosen = y.dim() == 3, plan(hidden, y.dtype, tf32_allowed())
+    if packed:
+        grad_gx.zero_(), grad_q.zero_()
     first = w_hh if h0 is None else h0.contiguous()
     ragged = _lengths(lengths, packed, grad_h0)
     tensors = (grad_y, grad_h_n.contiguous(), y, gates, w_hh, first, *ragged, grad_gx, grad_q, grad_h0)
@@ -350,7 +379,7 @@ def configurations() -> Iterator[dict]:
         (torch.float32, True),
         (torch.float32, False),
     ]:
-        for chosen, hidden in {plan(hidden, dtype, tf32): hidden for hidden in (32, 64, 128, 256, 257)}.items():
+        for chosen in dict.fromkeys(plan(hidden, dtype, tf32) for hidden in (32, 64, 128, 256)):
             for kernel in (_forward, _backward) if chosen.resident else (gru_streamed.forward, gru_streamed.backward):
                 names, first_number = kernel.arg_names, kernel.arg_names.index("T")
                 signature = {name: fixed.get(name, dtypes[dtype]) for name in names[:first_number]}
@@ -363,5 +392,5 @@ def configurations() -> Iterator[dict]:
                         "signature": signature | dict.fromkeys(constants, "constexpr"),
                         "constexprs": constants,
                         "options": chosen.options,
-                        "aligned": [] if hidden % 16 else sizes,
+                        "aligned": sizes,
                     }

@@ -39,7 +39,8 @@ def forward(
     row, length, _, direction = where
     steps = tl.max(length, 0)
     until = length * packed + T * (1 - packed)  # past a row's length padded frames are 0
-    w_hh += direction * 3 * H * H
+    size = H.to(tl.int64) * H
+    w_hh += direction * 3 * size
     b_hh += direction * 3 * H
     gx += direction * 3 * H
     y += direction * H
@@ -74,11 +75,11 @@ def forward(
             r = _product(old, w_hh, n, H, exists, H, 1, BLOCK_N, BLOCK_K, ROWS, PRECISION)
             r += tl.load(b_hh + unit, mask=biased, other=0).to(tl.float32)
             r = sigmoid(r + tl.load(at_gx + unit, mask=valid & real, other=0).to(tl.float32))
-            z = _product(old, w_hh + H * H, n, H, exists, H, 1, BLOCK_N, BLOCK_K, ROWS, PRECISION)
+            z = _product(old, w_hh + size, n, H, exists, H, 1, BLOCK_N, BLOCK_K, ROWS, PRECISION)
             z += tl.load(b_hh + H + unit, mask=biased, other=0).to(tl.float32)
             z = sigmoid(z + tl.load(at_gx + H + unit, mask=valid & real, other=0).to(tl.float32))
             if RESET_AFTER:
-                q = _product(old, w_hh + 2 * H * H, n, H, exists, H, 1, BLOCK_N, BLOCK_K, ROWS, PRECISION)
+                q = _product(old, w_hh + 2 * size, n, H, exists, H, 1, BLOCK_N, BLOCK_K, ROWS, PRECISION)
                 q += tl.load(b_hh + 2 * H + unit, mask=biased, other=0).to(tl.float32)
                 candidate = tl.load(at_gx + 2 * H + unit, mask=valid & real, other=0).to(tl.float32)
                 candidate = tanh(candidate + r * q)
@@ -102,7 +103,7 @@ def forward(
                 shown = exists & real & within(step, until)
                 kept = exists & real & within(step, until * save_gates)
                 candidate = _product(
-                    scratch + plane + state, w_hh + 2 * H * H, n, H, exists, H, 1, BLOCK_N, BLOCK_K, ROWS, PRECISION
+                    scratch + plane + state, w_hh + 2 * size, n, H, exists, H, 1, BLOCK_N, BLOCK_K, ROWS, PRECISION
                 )
                 candidate += tl.load(b_hh + 2 * H + unit, mask=unit < H * has_b, other=0).to(tl.float32)
                 candidate += tl.load(at_gx + 2 * H + unit, mask=valid & real, other=0).to(tl.float32)
@@ -142,7 +143,8 @@ def backward(
     row, length, _, direction = where
     steps = tl.max(length, 0)
     until = length * packed + T * (1 - packed)  # past a row's length padded frames are 0
-    w_hh += direction * 3 * H * H
+    size = H.to(tl.int64) * H
+    w_hh += direction * 3 * size
     y += direction * H
     grad_y += direction * H
     gates += direction * 4 * H
@@ -188,7 +190,7 @@ def backward(
                 unit = k[None, :]
                 tile = valid & (unit < H)
                 through = _product(
-                    at_gx + 2 * H, w_hh + 2 * H * H, k, H, valid, 1, H, BLOCK_N, BLOCK_K, ROWS, PRECISION
+                    at_gx + 2 * H, w_hh + 2 * size, k, H, valid, 1, H, BLOCK_N, BLOCK_K, ROWS, PRECISION
                 )
                 tensors = (grad_y + unit, y + unit, gates + unit, h0 + unit)
                 g, before, r, z, n, q = saved(step, tile, where, tensors, strides, H, has_h0)
@@ -204,9 +206,9 @@ def backward(
             tile = valid & (unit < H)
             passed = tl.load(scratch + unit, mask=tile, other=0)
             passed += _product(at_gx, w_hh, k, H, valid, 1, H, BLOCK_N, BLOCK_K, ROWS, PRECISION)
-            passed += _product(at_gx + H, w_hh + H * H, k, H, valid, 1, H, BLOCK_N, BLOCK_K, ROWS, PRECISION)
+            passed += _product(at_gx + H, w_hh + size, k, H, valid, 1, H, BLOCK_N, BLOCK_K, ROWS, PRECISION)
             if RESET_AFTER:
-                passed += _product(at_q, w_hh + 2 * H * H, k, H, valid, 1, H, BLOCK_N, BLOCK_K, ROWS, PRECISION)
+                passed += _product(at_q, w_hh + 2 * size, k, H, valid, 1, H, BLOCK_N, BLOCK_K, ROWS, PRECISION)
             tl.store(scratch + unit, passed, mask=tile)
     tl.debug_barrier()
     for first in range(0, H, BLOCK_N):

@@ -118,7 +118,7 @@ def _forward(
     exponent = tl.minimum(tl.maximum(exponent, -126), 96)
     scale = _power_of_two(exponent)
 
-    # Tiles are [F, T]: samples are the right-hand operand, so that they need not come back from shared memory.
+    # Tiles are [F, T], so that neighbouring samples lie along k in the load of the mirrored half too.
     half = (width + 1) // 2
     depth = tl.where(first < count, half, 0)
     basis = table + bin[:, None] * columns + tl.arange(0, BLOCK_K)[None, :]
@@ -235,6 +235,7 @@ def _launch(
     begin = n_fft // 2 - (n_fft - width) // 2 if center else 0
     sizes = plan(frames)
     tiles = triton.cdiv(bins, sizes["BLOCK_N"]) * triton.cdiv(frames, sizes["BLOCK_M"]) * batch
+    wide = (frames + sizes["BLOCK_M"]) * hop_length + n_fft + samples >= 2**31
     with torch.cuda.device_of(wave):
         table = _table(n_fft, width, bin_begin, bin_end, wave.device)
         _forward[(tiles,)](
@@ -244,20 +245,21 @@ def _launch(
             _SLOPES.get(pad_mode, 0), frames, bins, table.shape[2], table[0].numel(), floor,
             int(lengths is not None), int(mean is not None), int(std is not None), int(log),
             PADDED=center and pad_mode in _SLOPES,
-            WIDE=(frames + sizes["BLOCK_M"]) * hop_length + n_fft + samples >= 2**31,
+            WIDE=wide, maxnreg=255 if wide else None,
             WINDOW_CHUNK=_WINDOW_CHUNK, LOG_BASIS=_LOG_BASIS, **sizes,
         )  # fmt: skip
 
 
 def configurations() -> Iterator[dict]:
-    """What the launcher can ask the compiler for, but for waves beyond 2^31 samples."""
+    """Every kernel that the launcher can ask the compiler for."""
     pointers = {"table": "*fp16", "lengths": "*i64", **dict.fromkeys(("window", "mean", "std", "out"), "*fp32")}
     for kind in ("*fp32", "*i16"):
-        for padded in (False, True):
+        for padded, wide in ((False, False), (True, False), (False, True), (True, True)):
             for sizes in _PLANS.values():
                 options = {name: sizes[name] for name in ("num_warps", "num_stages")}
                 constants = {name: size for name, size in sizes.items() if name not in options}
-                constants |= {"PADDED": padded, "WIDE": False}
+                options |= {"maxnreg": 255} if wide else {}
+                constants |= {"PADDED": padded, "WIDE": wide}
                 constants |= {"WINDOW_CHUNK": _WINDOW_CHUNK, "LOG_BASIS": _LOG_BASIS}
                 types = {"wave": kind, "floor": "fp32", **pointers, **dict.fromkeys(constants, "constexpr")}
                 yield {

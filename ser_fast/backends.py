@@ -25,6 +25,7 @@ TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int16)
 
 loaded = False
 on_cuda = "auto"  # or "triton"
+gru_kernels = None  # the module, once Triton is chosen: a traced graph may not import it
 reason: str | None = None
 instruction_set: str | None = None  # of the compiled CPU kernels; SER_FAST_CPU chooses a lesser one
 
@@ -35,6 +36,7 @@ def register(
     reference: Callable,
     fake: Callable,
     half_on: tuple[str, ...] = (),
+    tags: tuple[torch.Tag, ...] = (),
     backward: Callable | None = None,
     setup_context: Callable | None = None,
 ) -> None:
@@ -45,7 +47,7 @@ def register(
     the devices of ``half_on`` the dtype in force at the call; the CPU has no kernels for float16.
     """
     name = schema.split("(")[0]
-    library.define(schema)
+    library.define(schema, tags=tags)
     library.impl(name, reference, "CompositeExplicitAutograd")
     library.impl(name, on_cuda_tensors(name, reference), "CUDA")
     torch.library.register_fake(f"ser_fast::{name}", fake, lib=library)
@@ -135,13 +137,19 @@ def use(backend: str) -> None:
     """What CUDA tensors run on from now on: "triton", or "auto", which is torch until our kernels have met a GPU.
 
     Raises:
-        ValueError: another name, or "triton" where it is not installed.
+        ValueError: another name, or "triton" where it is not installed or the GPU is AMD's.
     """
-    global on_cuda
+    global on_cuda, gru_kernels
     if backend not in ("auto", "triton"):
         raise ValueError(f"backend is '{backend}'; it must be 'auto' or 'triton', for CUDA tensors")
     if backend == "triton" and not importlib.util.find_spec("triton"):
         raise ValueError("backend is 'triton', but triton is not installed; type `pip install triton`")
+    if backend == "triton" and torch.version.hip:
+        raise ValueError(
+            "backend is 'triton', but this torch is for AMD GPUs, which the kernels' options do not fit yet"
+        )
+    if backend == "triton":
+        gru_kernels = importlib.import_module("ser_fast.kernels.gru")
     on_cuda = backend
 
 
@@ -171,8 +179,7 @@ def select(
     kind = torch.device(device).type
     triton = kind == "cuda" and on_cuda == "triton" and dtype in TRITON_DTYPES
     if triton and hidden_size is not None:
-        kernels = importlib.import_module("ser_fast.kernels.gru")
-        triton = kernels.plan(hidden_size, dtype, kernels.tf32_allowed()).resident
+        triton = gru_kernels.plan(hidden_size, dtype, gru_kernels.tf32_allowed()).resident
     if triton:
         return "triton"
     if op == "gru" and (kind == "cuda" or steps == 1):

@@ -137,13 +137,16 @@ def reference_backward(
 def _states_before(y: Tensor, h0: Tensor | None, lengths: Tensor | None) -> Tensor:
     """The state that each step started from, shaped and laid out as y; anything past a row's length."""
     if y.dim() == 3:
-        before, rows, ends = torch.zeros_like(y), lengths > 0, lengths.cumsum(0)
-        before[1:, 0] = y[:-1, 0]
-        before[(ends - lengths)[rows], 0] = 0 if h0 is None else h0[0, rows]
+        # One frame more takes what rows without frames would write; nothing is read on the host.
+        total, sizes = len(y), lengths.clamp(min=0)
+        ends = sizes.cumsum(0)
+        before = y.new_zeros(total + 1, *y.shape[1:])
+        before[1:total, 0] = y[:-1, 0]
+        before[torch.where(sizes > 0, ends - sizes, total).clamp(max=total), 0] = 0 if h0 is None else h0[0]
         if y.shape[1] == 2:
-            before[:-1, 1] = y[1:, 1]
-            before[ends[rows] - 1, 1] = 0 if h0 is None else h0[1, rows]
-        return before
+            before[: total - 1, 1] = y[1:, 1]
+            before[torch.where(sizes > 0, ends - 1, total).clamp(max=total), 1] = 0 if h0 is None else h0[1]
+        return before[:total]
     _, batch, directions, _ = y.shape
     before = torch.zeros_like(y)
     before[1:, :, 0] = y[:-1, :, 0]
@@ -543,13 +546,11 @@ class GRU(nn.Module):
 
     def _backend(self, x: Tensor) -> str:
         kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        return backends.select("gru", x.device, self._steps(x), dtype=dtype, hidden_size=self.hidden_size)
-
-    def _steps(self, x: Tensor) -> int | None:
-        """Steps, where their number may choose the path: a traced graph and autocast keep to the op."""
-        fixed = torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type)
-        return None if fixed else x.shape[1 if self.batch_first else 0]
+        autocast = kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if autocast else x.dtype
+        # The number of steps may choose the path, but a traced graph and autocast keep to the op.
+        steps = None if autocast or torch.compiler.is_compiling() else x.shape[1 if self.batch_first else 0]
+        return backends.select("gru", x.device, steps, dtype=dtype, hidden_size=self.hidden_size)
 
     def _takes_packed(self, x: Tensor, lengths: Tensor | None) -> bool:
         """Where lengths can be read and a kernel takes packed rows, padding costs nothing."""

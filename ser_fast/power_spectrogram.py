@@ -212,6 +212,8 @@ def _backward(ctx, grad):
     return grad_wave, *(None,) * 12
 
 
+# The Triton kernel's tables are made by its first call and outlive it, which a compiled CUDA graph's memory may not.
+_TAGS = (torch.Tag.cudagraph_unsafe,)
 _ARGUMENTS = (
     "Tensor wave, Tensor window, int n_fft, int hop_length, int bin_begin, int bin_end, Tensor? lengths,"
     " Tensor? mean, Tensor? std, bool log, float floor, bool center, str pad_mode"
@@ -222,6 +224,7 @@ backends.register(
     fake=new_output,
     backward=_backward,
     setup_context=_setup_context,
+    tags=_TAGS,
 )
 backends.register(
     "power_spectrogram_backward(Tensor grad, Tensor wave, Tensor window, int n_fft, int hop_length, int bin_begin,"
@@ -243,7 +246,7 @@ def check_out(wave, window, *rest) -> None:
     checks.require(out.is_contiguous(), "power_spectrogram", "out is strided", "contiguous")
 
 
-backends.library.define(f"power_spectrogram_out({_ARGUMENTS}, Tensor(a!) out) -> ()")
+backends.library.define(f"power_spectrogram_out({_ARGUMENTS}, Tensor(a!) out) -> ()", tags=_TAGS)
 backends.library.impl("power_spectrogram_out", _reference_out, "CompositeExplicitAutograd")
 backends.library.impl(
     "power_spectrogram_out", backends.on_cuda_tensors("power_spectrogram_out", _reference_out), "CUDA"

@@ -19,3 +19,9 @@ def poison():
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def three_products(monkeypatch):
+    """float32 without tf32, which torch's switch for RNNs allows unless it is told otherwise."""
+    monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee")

@@ -2,17 +2,37 @@
 
 import itertools
 
+import pytest
 import torch
 from torch import Tensor
 
 from ser_fast import attention_pool, gru, power_spectrogram
 from ser_fast.power_spectrogram import FLOOR
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# The interpreter gets bfloat16 products wrong; without a GPU they are only compiled.
+HALVES = [torch.float16, torch.bfloat16] if DEVICE == "cuda" else [torch.float16]
+TRITON = [  # what tests of the Triton kernels ask of pytest
+    pytest.mark.usefixtures("three_products"),
+    # The interpreter takes loop bounds from arrays of one element, and numpy warns where a GPU goes on to select.
+    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning"),
+]
+
 REFERENCES = {
     "gru": gru.reference,
     "attention_pool": attention_pool.reference,
     "power_spectrogram": power_spectrogram.reference,
 }
+
+
+def to(value, dtype=None, device=DEVICE):
+    """Tensors among these on a device, the floating ones in this dtype."""
+    if isinstance(value, tuple | list):
+        return tuple(to(one, dtype, device) for one in value)
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.to(device, dtype if value.is_floating_point() else None)
 
 
 def op(name: str):
@@ -29,7 +49,7 @@ def ragged(batch: int, limit: int) -> Tensor:
 
 def spread(tensor: Tensor) -> Tensor:
     """The same values, not contiguous."""
-    wide = torch.full((*tensor.shape, 2), float("nan") if tensor.is_floating_point() else 0, dtype=tensor.dtype)
+    wide = tensor.new_full((*tensor.shape, 2), float("nan") if tensor.is_floating_point() else 0)
     wide[..., 0] = tensor
     return wide[..., 0]
 

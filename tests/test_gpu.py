@@ -1,0 +1,197 @@
+"""What only a GPU can show of the Triton kernels: graphs, streams, processes, devices, modules that train and compile."""
+
+import copy
+import itertools
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from samples import (
+    DEVICE,
+    HALVES,
+    TRITON,
+    assert_as_accurate,
+    differentiable,
+    gru_arguments,
+    pool_arguments,
+    spectrogram_arguments,
+    to,
+)  # fmt: skip
+
+import ser_fast
+from ser_fast import attention_pool, backends
+
+pytest.importorskip("triton")
+from ser_fast.kernels import attention_pool as pool_kernels
+from ser_fast.kernels import gru as gru_kernels
+from ser_fast.kernels import power_spectrogram as spectrogram_kernels
+
+pytestmark = TRITON
+
+
+def inputs() -> dict[str, tuple]:
+    """Arguments of every op, large enough on a GPU to keep it busy."""
+    torch.manual_seed(1)
+    rows, frames, units = (40, 200, 64) if DEVICE == "cuda" else (17, 3, 16)
+    return {
+        "gru": to(gru_arguments(frames, rows, 2, units, ragged_rows=True, reset_after=True), torch.float16),
+        "pool": to(pool_arguments(4, frames, 96, ragged_rows=True), torch.float32),
+        "spectrogram": to(spectrogram_arguments(2, 80 * frames, 64, 128, 40, ragged_rows=True), torch.float32),
+    }
+
+
+def everything(arguments: dict[str, tuple]) -> list[torch.Tensor]:
+    """Every launcher once."""
+    _, w_hh, _, h0, lengths, reset_after, _ = arguments["gru"]
+    y, h_n, gates = gru_kernels.gru(*arguments["gru"])
+    grads = gru_kernels.gru_backward(y, h_n, y, gates, w_hh, h0, lengths, reset_after)
+    h, w, lengths = arguments["pool"]
+    pooled, weights = pool_kernels.attention_pool(h, w, lengths)
+    pool_grads = pool_kernels.attention_pool_backward(pooled, weights, h, w, pooled, weights, lengths)
+    spectrogram = spectrogram_kernels.power_spectrogram(*arguments["spectrogram"])
+    return [y, h_n, gates, *grads, pooled, weights, *pool_grads, spectrogram]
+
+
+def assert_same(found, wanted) -> None:
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+
+
+def test_bitwise_repeatable(poison):
+    arguments = inputs()
+    wanted = everything(arguments)
+    for _ in range(100 if DEVICE == "cuda" else 2):
+        assert_same(everything(arguments), wanted)
+
+
+on_a_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="there is no GPU")
+
+
+@on_a_gpu
+def test_a_cuda_graph_replays_what_runs_eagerly():
+    arguments = inputs()
+    wanted = everything(arguments)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = everything(arguments)
+    for tensor in found:
+        tensor.fill_(torch.nan)
+    graph.replay()
+    assert_same(found, wanted)
+
+
+@on_a_gpu
+def test_two_streams_at_once():
+    arguments = inputs()
+    wanted = everything(arguments)
+    streams = [torch.cuda.Stream() for _ in range(2)]
+    found = []
+    for _ in range(20):
+        for stream in streams:
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                found.append(everything(arguments))
+    torch.cuda.synchronize()
+    for results in found:
+        assert_same(results, wanted)
+
+
+@on_a_gpu
+def test_a_second_process():
+    """Beside this one, and to the same bits."""
+    script = "import torch, test_gpu as t; torch.save([x.cpu() for x in t.everything(t.inputs())], {!r})"
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/other.pt"
+        other = subprocess.Popen([sys.executable, "-c", script.format(path)], cwd=Path(__file__).parent)
+        arguments = inputs()
+        wanted = everything(arguments)
+        while other.poll() is None:
+            assert_same(everything(arguments), wanted)
+        assert other.returncode == 0
+        assert_same([tensor.cpu() for tensor in wanted], torch.load(path))
+
+
+@on_a_gpu
+@pytest.mark.parametrize("reset_after", [True, False])
+@pytest.mark.parametrize("dtype", [None, *HALVES], ids=str)
+def test_modules_train_on_the_kernels(dtype, reset_after, monkeypatch):
+    """Forward and backward through the ops and autocast, eager and compiled, against the references in float64."""
+    monkeypatch.setattr(backends, "on_cuda", "auto")
+    backends.use("triton")
+    module = ser_fast.GRU(24, 64, bidirectional=True, batch_first=True, reset_after=reset_after).cuda()
+    exact = copy.deepcopy(module).double()
+    x, ragged_rows = torch.randn(9, 50, 24, device="cuda"), torch.randint(0, 51, (9,), device="cuda")
+    eps = torch.finfo(dtype or torch.float32).eps
+    calls = [module, torch.compile(module, fullgraph=True), torch.compile(module, mode="reduce-overhead")]
+    for call, lengths in itertools.product(calls, (None, ragged_rows)):
+        exact.zero_grad()
+        wanted, _ = exact(x.double(), lengths=lengths)
+        wanted.square().sum().backward()
+        module.zero_grad()
+        with torch.autocast("cuda", dtype or torch.float16, enabled=dtype is not None):
+            y, _ = call(x, lengths=lengths)
+        y.float().square().sum().backward()
+        assert (y - wanted).abs().max() < 16 * eps
+        for one, other in zip(module.parameters(), exact.parameters()):
+            assert (one.grad - other.grad).abs().max() < 32 * eps * other.grad.abs().max()
+
+
+@on_a_gpu
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_training_step_is_captured(packed, monkeypatch):
+    """The op's forward and backward, the weights' gradient among it, with lengths on the device."""
+    monkeypatch.setattr(backends, "on_cuda", "auto")
+    backends.use("triton")
+    options = {"ragged_rows": True, "reset_after": True, "packed": packed}
+    arguments = differentiable(to(gru_arguments(20, 40, 2, 64, **options), torch.float32))
+    wanted = [tensor for tensor in arguments if isinstance(tensor, torch.Tensor) and tensor.requires_grad]
+
+    def train():
+        y, h_n, _ = torch.ops.ser_fast.gru(*arguments)
+        return torch.autograd.grad(y.square().sum() + h_n.sum(), wanted)
+
+    eager = train()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        train()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = train()
+    graph.replay()
+    assert_same(captured, eager)
+
+
+@on_a_gpu
+def test_models_compile_with_cuda_graphs(monkeypatch):
+    """The spectrogram's tables outlive the call that makes them, the first one inside a compiled graph's warm-up."""
+    monkeypatch.setattr(backends, "on_cuda", "auto")
+    backends.use("triton")
+    model = ser_fast.BiGRUMHA(3).cuda().eval()
+    wave = torch.randn(2, 16000, device="cuda")
+    compiled = torch.compile(model, mode="reduce-overhead")
+    with torch.no_grad():
+        for _ in range(4):
+            found = compiled(wave).clone()
+        assert (found - model(wave)).abs().max() < 1e-4
+
+
+@on_a_gpu
+def test_more_rows_than_a_grid_axis_has():
+    h, w = torch.randn(70000, 3, 16, device="cuda"), torch.randn(16, device="cuda")
+    pooled, weights = pool_kernels.attention_pool(h, w, None)
+    assert_as_accurate(pooled, attention_pool.reference(h, w)[0], attention_pool.reference(h.double(), w.double())[0])
+    grad_h, _ = pool_kernels.attention_pool_backward(pooled, None, h, w, pooled, weights, None)
+    assert torch.isfinite(grad_h).all()
+
+
+@on_a_gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
+def test_a_second_gpu():
+    arguments = inputs()
+    wanted = everything(arguments)
+    found = everything({name: to(values, device="cuda:1") for name, values in arguments.items()})
+    assert all(tensor.device.index == 1 for tensor in found)
+    assert_same([tensor.cpu() for tensor in found], [tensor.cpu() for tensor in wanted])
