@@ -7,6 +7,7 @@
 //   ds_t = a_t (g . h_t - g . pooled + e_t - sum_s a_s e_s),   dh_t = a_t g + ds_t w,   dw = sum_t ds_t h_t.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "parallel.h"
@@ -48,5 +49,49 @@ void attention_pool_forward_cpu(const PoolForward<T>& args, const Parallel& para
 
 template <class T>
 void attention_pool_backward_cpu(const PoolBackward<T>& args, const Parallel& parallel);
+
+// On a GPU a row's frames are split into runs, one block each; ``scores`` and ``partial`` are float32 scratch.
+struct PoolPlan {
+  int64_t run;  // frames of a run
+  int runs;     // of a row
+  int group;    // warps that hold a frame: 1, 2, 4 or 8
+  int packs;    // of 16 bytes in each of their lanes: 1, 2, 4 or 8; 0 if a frame is too wide for a block
+  int vector;   // 1 where every frame begins at a multiple of 16 bytes
+  int parts;      // blocks that merge a row
+  size_t shared;  // bytes of shared memory
+};
+
+PoolPlan pool_plan(const PoolShape& shape, int bytes, bool aligned);
+
+template <class T>
+struct PoolForwardGpu {
+  PoolShape shape;
+  PoolPlan plan;
+  const T* h;
+  int64_t row_stride, frame_stride;
+  const T* w;
+  const int64_t* lengths;
+  float* scores;   // [B, T]
+  float* partial;  // [B, runs, 2 + D]: the scores' maximum, the sum of exponentials, the weighted sum of frames
+  T* pooled;
+  T* weights;
+};
+
+template <class T>
+struct PoolBackwardGpu {
+  PoolShape shape;
+  PoolPlan plan;
+  const T* grad_pooled;
+  const T* grad_weights;  // [B, T] or null
+  const float* mean;      // [B] or null: the sum over a row of weights times grad_weights
+  const T* h;
+  int64_t row_stride, frame_stride;
+  const T* w;
+  const T* pooled;
+  const T* weights;
+  const int64_t* lengths;
+  T* grad_h;
+  float* partial;  // [B, runs, D]: their sum is the gradient of w
+};
 
 }  // namespace ser_fast

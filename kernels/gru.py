@@ -312,7 +312,8 @@ def gru(
     packed, chosen = gx.dim() == 3, plan(hidden, gx.dtype, tf32_allowed())
     if packed:
         # Frames that belong to no row, where lengths add up to less than they should, are nobody's to write.
-        y.zero_(), gates.zero_()
+        for tensor in (y, gates):
+            tensor.zero_()
     bias, first = (w_hh if tensor is None else tensor.contiguous() for tensor in (b_hh, h0))
     tensors = (gx, w_hh, bias, first, *_lengths(lengths, packed, h_n), y, h_n, gates)
     sizes = (gx.shape[0], batch, hidden, *_strides(gx), *_strides(y), *_strides(gates))
@@ -352,7 +353,8 @@ def gru_backward(
     grad_y, y, gates, w_hh = _dense(grad_y), _dense(y), _dense(gates), w_hh.contiguous()
     packed, chosen = y.dim() == 3, plan(hidden, y.dtype, tf32_allowed())
     if packed:
-        grad_gx.zero_(), grad_q.zero_()
+        for tensor in (grad_gx, grad_q):
+            tensor.zero_()
     first = w_hh if h0 is None else h0.contiguous()
     ragged = _lengths(lengths, packed, grad_h0)
     tensors = (grad_y, grad_h_n.contiguous(), y, gates, w_hh, first, *ragged, grad_gx, grad_q, grad_h0)

@@ -15,15 +15,14 @@ def reference(h: Tensor, w: Tensor, lengths: Tensor | None = None) -> tuple[Tens
     dtype = h.dtype
     if dtype in HALF:
         h, w = h.float(), w.float()
-    scores = h @ w
-    if lengths is not None:
-        valid = torch.arange(h.shape[1], device=h.device) < lengths[:, None]
-        # An empty row would be a softmax of nothing but -inf: it keeps finite scores and is zeroed afterwards.
-        scores = scores.masked_fill(~valid & valid.any(1, keepdim=True), -torch.inf)
-        weights = torch.softmax(scores, dim=1) * valid
-        h = h.masked_fill(~valid[..., None], 0)
+    if lengths is None:
+        weights = torch.softmax(h @ w, dim=1)
     else:
-        weights = torch.softmax(scores, dim=1)
+        valid = torch.arange(h.shape[1], device=h.device) < lengths[:, None]
+        h = h.masked_fill(~valid[..., None], 0)
+        # An empty row would be a softmax of nothing but -inf: it keeps finite scores and is zeroed afterwards.
+        scores = (h @ w).masked_fill(~valid & valid.any(1, keepdim=True), -torch.inf)
+        weights = torch.softmax(scores, dim=1) * valid
     return (weights[:, None] @ h).squeeze(1).to(dtype), weights.to(dtype)
 
 

@@ -58,8 +58,9 @@ class MultiHeadSelfAttention(nn.Module):
         sizes = lengths.tolist()
         again = self.num_heads * sum(size * size for size in sizes) > KEPT_WEIGHTS
         rows = []
-        for row, size in enumerate(sizes):
-            queries, keys, values = (x[row, :, :size] for x in (q, k, v))
+        # Rows are unbound, not indexed: an index's derivative would fill a whole batch with zeros for every row.
+        for size, *qkv in zip(sizes, q.unbind(), k.unbind(), v.unbind()):
+            queries, keys, values = (x[:, :size] for x in qkv)
             chunks = queries.split(max(1, CHUNK_WEIGHTS // (self.num_heads * max(size, 1))), dim=1)
             mixed = [
                 checkpoint(self._attend, chunk, keys, values, use_reentrant=False)

@@ -1,0 +1,196 @@
+"""The CUDA kernels on the host: every thread a fiber, in an order drawn by seed. No GPU is needed, nor torch in C++."""
+
+import ctypes
+import itertools
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from samples import assert_as_accurate, pool_arguments
+
+from ser_fast import attention_pool
+
+ROOT = Path(__file__).parents[1]
+KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+
+
+class Shape(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int64) for name in ("batch", "frames", "width")]
+
+
+class Plan(ctypes.Structure):
+    _fields_ = [
+        ("run", ctypes.c_int64), *((name, ctypes.c_int) for name in ("runs", "group", "packs", "vector", "parts")),
+        ("shared", ctypes.c_size_t),
+    ]  # fmt: skip
+
+
+def pointers(*names: str) -> list:
+    return [(name, ctypes.c_void_p) for name in names]
+
+
+class Forward(ctypes.Structure):
+    _fields_ = [
+        ("shape", Shape), ("plan", Plan), *pointers("h"), ("row_stride", ctypes.c_int64), ("frame_stride", ctypes.c_int64),
+        *pointers("w", "lengths", "scores", "partial", "pooled", "weights"),
+    ]  # fmt: skip
+
+
+class Backward(ctypes.Structure):
+    _fields_ = [
+        ("shape", Shape), ("plan", Plan), *pointers("grad_pooled", "grad_weights", "mean", "h"),
+        ("row_stride", ctypes.c_int64), ("frame_stride", ctypes.c_int64),
+        *pointers("w", "pooled", "weights", "lengths", "grad_h", "partial"),
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def native(tmp_path_factory) -> ctypes.CDLL:
+    """The kernels of tests/native, built by the host's compiler."""
+    library = tmp_path_factory.mktemp("native") / "kernels.so"
+    sources = sorted((ROOT / "tests/native").glob("*.cpp"))
+    command = ["g++", "-std=c++20", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", "-x", "c++"]
+    subprocess.run([*command, *sources, "-o", library], check=True)
+    return ctypes.CDLL(str(library))
+
+
+def plan_of(native, batch: int, frames: int, width: int, dtype: torch.dtype, aligned: bool) -> Plan:
+    plan = Plan()
+    native.pool_plan(ctypes.byref(Shape(batch, frames, width)), dtype.itemsize, int(aligned), ctypes.byref(plan))
+    return plan
+
+
+def call(function, dtype: torch.dtype, arguments: ctypes.Structure, seed: int) -> None:
+    error = ctypes.create_string_buffer(4096)
+    failed = function(KINDS[dtype], ctypes.byref(arguments), ctypes.c_size_t(seed), error, ctypes.c_size_t(4096))
+    if failed:
+        raise RuntimeError(error.value.decode())
+
+
+def at(tensor: torch.Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def nan(*sizes: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.full(sizes, torch.nan, dtype=dtype)
+
+
+def pool(native, h, w, lengths, seed=0):
+    batch, frames, width = h.shape
+    aligned = h.stride(2) == 1 and all(step * h.itemsize % 16 == 0 for step in (*h.stride()[:2], width))
+    plan = plan_of(native, batch, frames, width, h.dtype, aligned)
+    scores, partial = nan(batch, frames), nan(batch, plan.runs, 2 + width)
+    pooled, weights = nan(batch, width, dtype=h.dtype), nan(batch, frames, dtype=h.dtype)
+    call(native.pool_forward, h.dtype, Forward(
+        Shape(batch, frames, width), plan, at(h), *h.stride()[:2], at(w), at(lengths), at(scores), at(partial), at(pooled),
+        at(weights),
+    ), seed)  # fmt: skip
+    return pooled, weights
+
+
+def pool_backward(native, grad_pooled, grad_weights, h, w, pooled, weights, lengths, seed=0):
+    batch, frames, width = h.shape
+    aligned = h.stride(2) == 1 and all(step * h.itemsize % 16 == 0 for step in (*h.stride()[:2], width))
+    plan = plan_of(native, batch, frames, width, h.dtype, aligned)
+    mean = None if grad_weights is None else (grad_weights.float() * weights.float()).sum(1)
+    grad_h, partial = nan(batch, frames, width, dtype=h.dtype), nan(batch, plan.runs, width)
+    call(native.pool_backward, h.dtype, Backward(
+        Shape(batch, frames, width), plan, at(grad_pooled), at(grad_weights), at(mean), at(h), *h.stride()[:2], at(w),
+        at(pooled), at(weights), at(lengths), at(grad_h), at(partial),
+    ), seed)  # fmt: skip
+    return grad_h, partial.sum((0, 1)).to(w.dtype)
+
+
+def assert_near(found, peer, truth, roundings: float, what: str) -> None:
+    """float32 at most twice the reference's error, half precision within so many roundings of the largest value."""
+    if found.dtype == torch.float32:
+        assert_as_accurate(found, peer, truth, what)
+        return
+    assert torch.isfinite(found).all(), what
+    error, scale = float((found.double() - truth).abs().max()), max(1.0, float(truth.abs().max()))
+    assert error <= roundings * torch.finfo(found.dtype).eps * scale, f"{what} is off by {error:.1e} of {scale:.1e}"
+
+
+SIZES = [(1, 1, 1), (3, 5, 7), (2, 130, 16), (4, 1, 129), (2, 70, 300), (1, 9, 1024), (1, 6, 1032), (1, 20, 5000)]
+
+
+@pytest.mark.parametrize("dtype", KINDS, ids=str)
+@pytest.mark.parametrize("ragged_rows", [False, True])
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_attention_pool(native, sizes, ragged_rows, dtype):
+    h, w, lengths = pool_arguments(*sizes, ragged_rows=ragged_rows)
+    h, w = h.to(dtype), (w / sizes[2] ** 0.5).to(dtype)
+    if ragged_rows:  # what lies past a length is not read
+        h.masked_fill_((torch.arange(sizes[1]) >= lengths[:, None])[..., None], torch.nan)
+    found, peer = pool(native, h, w, lengths, seed=1), attention_pool.reference(h, w, lengths)
+    truth = attention_pool.reference(h.double(), w.double(), lengths)
+    for name, *one in zip(("pooled", "weights"), found, peer, truth):
+        assert_near(*one, 2, name)
+    for grad_weights in (None, torch.randn_like(found[1])):
+        backward = (torch.randn_like(found[0]), grad_weights, h, w, *found, lengths)
+        wide = tuple(x.double() if x is not None and x.is_floating_point() else x for x in backward)
+        results, peer = pool_backward(native, *backward, seed=2), attention_pool.reference_backward(*backward)
+        for name, *one in zip(("grad_h", "grad_w"), results, peer, attention_pool.reference_backward(*wide)):
+            assert_near(*one, 4, name)
+
+
+def test_the_order_in_which_threads_run_changes_nothing(native):
+    h, w, lengths = pool_arguments(2, 150, 40, ragged_rows=True, dtype=torch.float32)
+    first = pool(native, h, w, lengths)
+    grads = pool_backward(native, first[0], first[1], h, w, *first, lengths)
+    for seed in range(1, 6):
+        results = pool(native, h, w, lengths, seed)
+        again = pool_backward(native, first[0], first[1], h, w, *first, lengths, seed=seed)
+        assert all(torch.equal(one, other) for one, other in zip((*results, *again), (*first, *grads)))
+
+
+def test_every_plan_fits(native):
+    """Frames are covered once, lanes hold their share, shared memory is within every target's."""
+    frames = (1, 63, 64, 65, 1000, 4096, 4097, 100_000)
+    for width, count, dtype in itertools.product((*range(1, 70), 127, 1024, 1025, 4097, 8192), frames, KINDS):
+        plan = plan_of(native, 1, count, width, dtype, True)
+        lanes, pack = 32 * plan.group, 16 // dtype.itemsize
+        assert plan.run * (plan.runs - 1) < count <= plan.run * plan.runs and plan.runs <= 64
+        assert plan.group in (1, 2, 4, 8) and plan.packs in (1, 2, 4, 8) and plan.packs * pack <= 32
+        assert lanes * plan.packs * pack >= width and plan.shared <= 48 * 1024
+        assert plan.parts * 256 >= max(count, width) and plan.run % (8 // plan.group) == 0
+    assert plan_of(native, 1, 10, 8193, torch.float32, True).packs == 0
+
+
+@pytest.mark.parametrize(
+    ("which", "sentence"),
+    [
+        (0, r"deadlock in block 0; ended: threads 16 .* 63; exchange between lanes, line \d+: threads 0 .* 47$"),
+        (1, r"barrier, line (\d+): threads 0 1 .* 31; barrier, line (?!\1)\d+: threads 32 .* 63$"),
+        (2, r"barrier, line \d+: threads 0 .* 39 41 .* 63; ended: threads 40$"),
+    ],
+)
+def test_the_runner_reports_who_waits_where(native, which, sentence):
+    error = ctypes.create_string_buffer(4096)
+    native.fault(which, ctypes.c_size_t(0), error, ctypes.c_size_t(4096))
+    assert re.search(sentence, error.value.decode()), error.value.decode()
+
+
+def test_the_runner_shows_what_was_not_written_and_what_depends_on_the_order(native):
+    native.fault.restype = ctypes.c_float
+    error = ctypes.create_string_buffer(4096)
+    unwritten, racing = ([native.fault(which, ctypes.c_size_t(seed), error, ctypes.c_size_t(4096)) for seed in range(8)]
+                         for which in (3, 4))  # fmt: skip
+    assert all(value != value for value in unwritten) and len(set(racing)) > 1 and not error.value
+
+
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="nvcc is not on the PATH")
+@pytest.mark.parametrize("arch", ["80", "86", "89", "90a", "100", "120"])
+@pytest.mark.parametrize("source", sorted((ROOT / "kernels").glob("*.cu")), ids=lambda path: path.stem)
+def test_nvcc_compiles_without_a_warning_or_a_spill(source, arch, tmp_path):
+    command = ["nvcc", "-std=c++20", "-O3", f"-gencode=arch=compute_{arch},code=sm_{arch}", "-Werror", "all-warnings"]
+    result = subprocess.run([*command, "-Xptxas", "-v", "-c", source, "-o", tmp_path / "kernels.o"],
+                            capture_output=True, text=True)  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    kernels = re.findall(r"Used (\d+) registers", result.stderr)
+    spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", result.stderr)
+    print(f"{source.name} sm_{arch}: {len(kernels)} kernels, at most {max(map(int, kernels))} registers")
+    assert len(spills) >= len(kernels) > 0 and {number for one in spills for number in one} == {"0"}, result.stderr
