@@ -312,6 +312,15 @@ def test_cuda_tensors_run_on_torch_until_triton_is_chosen(monkeypatch):
         backends.use("triton")
 
 
+def test_the_environment_chooses_too():
+    script = (
+        "from ser_fast import backends; print([backends.select(op, 'cuda') for op in backends.OPS], backends.loaded)"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
+                            env=os.environ | {"SER_FAST_BACKEND": "triton"})  # fmt: skip
+    assert result.stdout.strip() == f"['triton', 'triton', 'triton'] {backends.loaded}", result.stderr
+
+
 def test_choosing_a_backend_does_not_break_a_graph(monkeypatch):
     """What a module asks on a GPU, traced where there is none: the answer alone, for tensors of the CPU."""
     monkeypatch.setattr(backends, "on_cuda", "auto")
