@@ -101,13 +101,13 @@ def find_ninja() -> str:
 
 
 def find_cuda() -> str:
-    """A sentence about CUDA. This version has no CUDA sources; a compiled one will name its archs here."""
+    """A sentence about CUDA. Its kernels are only tested so far, on the host; once built they are named here."""
     if not shutil.which("nvcc"):
         return (
             "nvcc was not found: CUDA tensors run on torch's own operators; nothing needs to be typed, because "
-            "this version has no CUDA kernels to build."
+            "this version builds no CUDA kernels yet."
         )
-    return "this version has no CUDA kernels: CUDA tensors run on torch's own operators."
+    return "this version builds no CUDA kernels yet: CUDA tensors run on torch's own operators."
 
 
 def jobs() -> int:

@@ -1,7 +1,7 @@
 // Frame attention pooling on CUDA: an online softmax over time, split over blocks and merged. See attention_pool.h.
 //
-// A group of 1 to 8 warps holds a frame, up to 32 elements a lane, while the next frame is on its way. Forward reads h
-// once; backward reads h once and writes its gradient once. No atomics: every sum has one order.
+// A group of 1 to 8 warps holds a frame, up to 32 elements a lane, while the next frame is on its way. Forward reads
+// h once; backward reads h once and writes its gradient once. No atomics: every sum has one order.
 #include "attention_pool.h"
 #include "device.h"
 
@@ -210,7 +210,8 @@ SER_FAST_KERNEL void backward(PoolBackwardGpu<T> a) {
 }  // namespace
 
 PoolPlan pool_plan(const PoolShape& shape, int bytes, bool aligned) {
-  constexpr int64_t kElements = 32, kRun = 64, kRuns = 64;  // of a lane at most; frames of a run at least; runs of a row
+  // Elements of a lane at most, frames of a run at least, runs of a row at most.
+  constexpr int64_t kElements = 32, kRun = 64, kRuns = 64;
   PoolPlan plan = {};
   for (plan.group = 1; plan.group < kWarps && 32 * kElements * plan.group < shape.width;) plan.group *= 2;
   const int64_t lanes = 32 * plan.group, pack = 16 / bytes;

@@ -1,8 +1,8 @@
 // What a CUDA kernel asks of the hardware: one body for the device, one for the host.
 //
-// nvcc sees the intrinsics themselves. A host compiler sees calls of a runner (tests/native/runner.h) that gives every
-// thread of a grid a fiber, so that the same kernel source runs, and is tested, where there is no GPU. What the host
-// cannot show: memory ordering, real timing.
+// nvcc sees the intrinsics themselves. A host compiler sees calls of a runner (tests/native/runner.cpp) that gives
+// every thread of a block a fiber, so that the same kernel source runs, and is tested, where there is no GPU. What the
+// host cannot show: memory ordering, real timing.
 #pragma once
 
 #include <cmath>
@@ -76,8 +76,8 @@ SER_FAST_DEVICE T* shared() {
 #endif
 }
 
-// Every thread of the block comes to a barrier, every lane of the warp to a shuffle: the same one, which the host checks
-// by the caller's line.
+// Every thread of the block comes to a barrier, every lane of the warp to a shuffle: the same one, which the host
+// checks by the caller's line.
 #ifdef __CUDACC__
 SER_FAST_DEVICE void barrier() { __syncthreads(); }
 // The value of the lane whose number differs in these bits.
@@ -105,6 +105,14 @@ SER_FAST_DEVICE float exponential(float x) {
   return expf(x);
 #else
   return std::exp(x);
+#endif
+}
+
+SER_FAST_DEVICE float logarithm(float x) {
+#ifdef __CUDACC__
+  return logf(x);
+#else
+  return std::log(x);
 #endif
 }
 

@@ -2,6 +2,7 @@
 // by a mixed-radix FFT of any length. Nothing larger than these frames' spectra is ever stored.
 #include "power_spectrogram.h"
 
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <utility>

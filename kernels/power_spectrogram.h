@@ -6,10 +6,16 @@
 // Only |.|^2 is wanted, so the phase's time origin is free and the window is never moved inside n_fft.
 #pragma once
 
-#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 
 #include "parallel.h"
+
+#ifdef __CUDACC__
+#define SER_FAST_BOTH __host__ __device__
+#else
+#define SER_FAST_BOTH
+#endif
 
 namespace ser_fast {
 
@@ -24,12 +30,13 @@ struct SpectrogramShape {
   Pad pad;
 
   // The wave index of a row's first window sample: torch.stft centres the window inside n_fft.
-  int64_t origin() const { return center ? (n_fft - window_length) / 2 - n_fft / 2 : 0; }
+  SER_FAST_BOTH int64_t origin() const { return center ? (n_fft - window_length) / 2 - n_fft / 2 : 0; }
 
   // A row shorter than one window is one frame, padded with zeros; an empty row has none.
-  int64_t frame_count(int64_t length) const {
+  SER_FAST_BOTH int64_t frame_count(int64_t length) const {
     if (length == 0) return 0;
-    const int64_t spare = center ? length + n_fft / 2 * 2 - n_fft : std::max<int64_t>(length - window_length, 0);
+    const int64_t whole = length > window_length ? length - window_length : 0;
+    const int64_t spare = center ? length + n_fft / 2 * 2 - n_fft : whole;
     return 1 + spare / hop;
   }
 };
@@ -54,5 +61,38 @@ bool finite_cpu(const T* samples, int64_t count);
 
 template <class Sample, class T>
 void power_spectrogram_forward_cpu(const SpectrogramForward<Sample, T>& args, const Parallel& parallel);
+
+// On a GPU a block transforms some frames of a row in shared memory, an even n_fft as half as many complex points.
+struct SpectrogramPlan {
+  int points;      // of the complex transform: n_fft / 2, or n_fft where it is odd
+  int passes;      // 0 if n_fft has a factor above 5, or does not fit
+  int radix[24];   // of each pass: 2, 3, 4, 5 or 8; 1 alone for a single point
+  int frames;      // of a block
+  int tiles;       // of a row's frames
+  int threads;     // of a block
+  size_t shared;   // bytes
+};
+
+SpectrogramPlan spectrogram_plan(const SpectrogramShape& shape);
+
+struct Root {
+  float re, im;
+};
+
+template <class Sample>
+struct SpectrogramGpu {
+  SpectrogramShape shape;
+  SpectrogramPlan plan;
+  const Sample* wave;
+  int64_t row_stride;
+  const float* window;
+  const Root* roots;       // [n_fft]: exp(-2 pi i k / n_fft)
+  const int64_t* lengths;  // clamped to 0..N
+  const float* mean;
+  const float* std;
+  bool log;
+  float floor;
+  float* out;
+};
 
 }  // namespace ser_fast

@@ -2,6 +2,7 @@
 
 import ctypes
 import itertools
+import math
 import re
 import shutil
 import subprocess
@@ -9,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from samples import assert_as_accurate, pool_arguments
+from samples import assert_as_accurate, pool_arguments, spectrogram_arguments
 
-from ser_fast import attention_pool
+from ser_fast import attention_pool, power_spectrogram
 
 ROOT = Path(__file__).parents[1]
 KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
@@ -158,6 +159,116 @@ def test_every_plan_fits(native):
         assert lanes * plan.packs * pack >= width and plan.shared <= 48 * 1024
         assert plan.parts * 256 >= max(count, width) and plan.run % (8 // plan.group) == 0
     assert plan_of(native, 1, 10, 8193, torch.float32, True).packs == 0
+
+
+class SpectrogramShape(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("batch", "samples", "frames", "n_fft", "window", "hop", "first_bin", "bins")),
+        ("center", ctypes.c_bool), ("pad", ctypes.c_int),
+    ]  # fmt: skip
+
+
+class SpectrogramPlan(ctypes.Structure):
+    _fields_ = [
+        ("points", ctypes.c_int), ("passes", ctypes.c_int), ("radix", ctypes.c_int * 24),
+        *((name, ctypes.c_int) for name in ("frames", "tiles", "threads")), ("shared", ctypes.c_size_t),
+    ]  # fmt: skip
+
+
+class Spectrogram(ctypes.Structure):
+    _fields_ = [
+        ("shape", SpectrogramShape), ("plan", SpectrogramPlan), *pointers("wave"), ("row_stride", ctypes.c_int64),
+        *pointers("window", "roots", "lengths", "mean", "std"), ("log", ctypes.c_bool), ("floor", ctypes.c_float),
+        *pointers("out"),
+    ]  # fmt: skip
+
+
+def spectrogram(
+    native, wave, window, n_fft, hop, begin, end, lengths, mean, std, log, floor, center, pad_mode, seed=0
+):
+    out = torch.full_like(power_spectrogram.new_output(
+        wave, window, n_fft, hop, begin, end, lengths, mean, std, log, floor, center, pad_mode
+    ), torch.nan)  # fmt: skip
+    pad = ("constant", "reflect", "replicate", "circular").index(pad_mode)
+    shape = SpectrogramShape(*wave.shape, out.shape[1], n_fft, len(window), hop, begin, end - begin, center, pad)
+    plan = SpectrogramPlan()
+    native.spectrogram_plan(ctypes.byref(shape), ctypes.byref(plan))
+    turns = torch.arange(n_fft, dtype=torch.float64) * (-2 * torch.pi / n_fft)
+    roots = torch.stack([turns.cos(), turns.sin()], 1).float()
+    arguments = Spectrogram(
+        shape,
+        plan,
+        at(wave),
+        wave.stride(0),
+        at(window),
+        at(roots),
+        at(lengths),
+        at(mean),
+        at(std),
+        log,
+        floor,
+        at(out),
+    )
+    error = ctypes.create_string_buffer(4096)
+    kind = int(wave.dtype == torch.int16)
+    failed = native.spectrogram_forward(
+        kind, ctypes.byref(arguments), ctypes.c_size_t(seed), error, ctypes.c_size_t(4096)
+    )
+    assert not failed, error.value.decode()
+    return out
+
+
+# Batch, samples, window, n_fft, hop.
+SPECTROGRAMS = [
+    ((1, 1, 1, 1, 1), {}),
+    ((2, 10, 2, 2, 3), {}),
+    ((2, 400, 100, 128, 30), {"ragged_rows": True, "normalized": True, "log": True}),
+    ((3, 300, 45, 45, 7), {"ragged_rows": True}),
+    ((1, 700, 21, 250, 11), {"normalized": True}),
+    ((2, 3000, 640, 1600, 160), {"bins": (0, 401), "normalized": True, "ragged_rows": True}),
+    ((2, 60, 100, 128, 30), {"ragged_rows": True, "bins": (3, 50)}),
+    *(((3, 200, 60, 96, 25), {"ragged_rows": True, "center": True, "pad_mode": mode}) for mode in power_spectrogram.PAD_MODES),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.int16], ids=str)
+@pytest.mark.parametrize("case", SPECTROGRAMS, ids=str)
+def test_power_spectrogram(native, case, kind):
+    sizes, options = case
+    given = spectrogram_arguments(*sizes, **options, dtype=kind)
+    given = [x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in given]
+    exact = [x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in given]
+    if kind == torch.int16:
+        exact[0] = given[0].double() / 32768
+    found, peer, truth = (
+        spectrogram(native, *given, seed=3),
+        power_spectrogram.reference(*given),
+        power_spectrogram.reference(*exact),
+    )
+    if options.get("log"):
+        # Near the floor a logarithm has no bounded relative error: the powers are compared instead.
+        found, peer = ((x * given[8] + given[7]).exp() for x in (found, peer))
+        truth = (truth * exact[8] + exact[7]).exp()
+    assert_as_accurate(found, peer, truth)
+    if kind == torch.float32 and given[6] is not None:  # what lies past a length is not read
+        spoilt = given[0].masked_fill(torch.arange(sizes[1]) >= given[6][:, None], torch.nan)
+        assert torch.equal(spectrogram(native, spoilt, *given[1:]), spectrogram(native, *given))
+
+
+def test_every_transform_is_planned_or_left_to_others(native):
+    for n_fft in range(1, 4097):
+        plan = SpectrogramPlan()
+        shape = SpectrogramShape(3, 50_000, 300, n_fft, n_fft, 160, 0, 1, False, 0)
+        native.spectrogram_plan(ctypes.byref(shape), ctypes.byref(plan))
+        points = n_fft if n_fft % 2 else n_fft // 2
+        rest = points
+        for factor in (2, 3, 5):
+            while rest % factor == 0:
+                rest //= factor
+        assert (plan.passes > 0) == (rest == 1 and 16 * points <= 48 * 1024), n_fft
+        if plan.passes:
+            assert math.prod(plan.radix[: plan.passes]) == plan.points == points and plan.shared <= 48 * 1024
+            assert plan.frames * (plan.tiles - 1) < 300 <= plan.frames * plan.tiles
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,11 @@
 namespace ser_fast::gpu::host {
 namespace {
 
-constexpr size_t kStack = 128 * 1024;
+constexpr size_t kStack = 64 * 1024;
 constexpr const char *kBarrier = "barrier", *kExchange = "exchange between lanes";
 
 struct Fiber {
   ucontext_t context;
-  std::unique_ptr<char[]> stack;
   int thread = 0;
   bool done = false;
   const char* waits = nullptr;  // for what, if it does
@@ -90,11 +89,10 @@ uint32_t exchange(uint32_t bits, int from, int line) {
 
 namespace {
 
-void start(Fiber& fiber, int thread) {
+void start(Fiber& fiber, int thread, char* stack) {
   fiber.thread = thread;
-  fiber.stack = std::make_unique<char[]>(kStack);
   getcontext(&fiber.context);
-  fiber.context.uc_stack.ss_sp = fiber.stack.get();
+  fiber.context.uc_stack.ss_sp = stack;
   fiber.context.uc_stack.ss_size = kStack;
   fiber.context.uc_link = nullptr;
   makecontext(&fiber.context, enter, 0);
@@ -135,10 +133,11 @@ bool release(Block& block) {
 
 void run(int blocks, int threads, size_t shared, uint64_t seed, const std::function<void()>& kernel) {
   std::mt19937_64 random(seed);
+  const auto stacks = std::make_unique_for_overwrite<char[]>(kStack * threads);
   for (int number = 0; number < blocks; ++number) {
     Block block{kernel, std::vector<Fiber>(threads), std::vector<float>(shared / 4 + 4, NAN), number};
     running = &block;
-    for (int i = 0; i < threads; ++i) start(block.fibers[i], i);
+    for (int i = 0; i < threads; ++i) start(block.fibers[i], i, stacks.get() + kStack * i);
     const auto done = [](const Fiber& fiber) { return fiber.done; };
     while (!std::all_of(block.fibers.begin(), block.fibers.end(), done)) {
       const bool ran = advance(block, random);
