@@ -3,9 +3,11 @@
 import ctypes
 import itertools
 import math
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from samples import assert_as_accurate, pool_arguments, spectrogram_arguments
 from ser_fast import attention_pool, power_spectrogram
 
 ROOT = Path(__file__).parents[1]
+FLAGS, SANITIZERS = "SER_FAST_NATIVE_FLAGS", "-fsanitize=address,undefined -g"
 KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 
@@ -48,14 +51,37 @@ class Backward(ctypes.Structure):
     ]  # fmt: skip
 
 
+def build(folder: Path, *flags: str) -> str:
+    """The kernels of tests/native, by the host's compiler."""
+    sources, library = sorted((ROOT / "tests/native").glob("*.cpp")), folder / "kernels.so"
+    command = ["g++", "-std=c++20", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", *flags, "-x", "c++"]
+    subprocess.run([*command, *sources, "-o", library], check=True)
+    return str(library)
+
+
 @pytest.fixture(scope="session")
 def native(tmp_path_factory) -> ctypes.CDLL:
-    """The kernels of tests/native, built by the host's compiler."""
-    library = tmp_path_factory.mktemp("native") / "kernels.so"
-    sources = sorted((ROOT / "tests/native").glob("*.cpp"))
-    command = ["g++", "-std=c++20", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", "-x", "c++"]
-    subprocess.run([*command, *sources, "-o", library], check=True)
-    return ctypes.CDLL(str(library))
+    """As built, or by the sanitizers' test with their flags."""
+    return ctypes.CDLL(build(tmp_path_factory.mktemp("native"), *os.environ.get(FLAGS, "").split()))
+
+
+def sanitized(*arguments: str) -> subprocess.CompletedProcess:
+    """Python with the sanitizers loaded first, so that torch's tensors lie in memory that they watch."""
+    libraries = [
+        subprocess.run(
+            ["g++", f"-print-file-name=lib{name}.so"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for name in ("asan", "ubsan")
+    ]
+    if not all(Path(library).is_absolute() for library in libraries):
+        pytest.skip("g++ came without its sanitizers' libraries")
+    environment = {
+        "LD_PRELOAD": " ".join(libraries),
+        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",  # Python leaks, fibers have their own stacks
+        "UBSAN_OPTIONS": "halt_on_error=1",
+        FLAGS: SANITIZERS,
+    }
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=os.environ | environment)
 
 
 def plan_of(native, batch: int, frames: int, width: int, dtype: torch.dtype, aligned: bool) -> Plan:
@@ -291,6 +317,19 @@ def test_the_runner_shows_what_was_not_written_and_what_depends_on_the_order(nat
     unwritten, racing = ([native.fault(which, ctypes.c_size_t(seed), error, ctypes.c_size_t(4096)) for seed in range(8)]
                          for which in (3, 4))  # fmt: skip
     assert all(value != value for value in unwritten) and len(set(racing)) > 1 and not error.value
+
+
+def test_the_sanitizers_find_nothing_in_the_kernels():
+    wanted = "test_attention_pool or test_power_spectrogram or the_order"
+    result = sanitized("-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", wanted)
+    assert result.returncode == 0 and " passed" in result.stdout, result.stdout[-2000:] + result.stderr[-2000:]
+
+
+def test_the_sanitizers_see_an_access_outside_a_buffer(tmp_path):
+    library = build(tmp_path, *SANITIZERS.split())
+    script = f"import ctypes; ctypes.CDLL({library!r}).fault(5, ctypes.c_size_t(0), None, ctypes.c_size_t(0))"
+    result = sanitized("-c", script)
+    assert result.returncode != 0 and "heap-buffer-overflow" in result.stderr, result.stderr[-2000:]
 
 
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="nvcc is not on the PATH")

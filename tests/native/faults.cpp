@@ -42,11 +42,13 @@ void racing(Args args) {
   if (thread() == 0) *args.out = shared<float>()[0];
 }
 
+void outside(Args) { shared<float>()[128 + thread()] = 1; }
+
 }  // namespace
 
 // What the runner says of kernel ``which``, run by 64 threads, and what the kernel wrote.
 extern "C" float fault(int which, size_t seed, char* error, size_t size) {
-  void (*const kernels[])(Args) = {half_a_warp, two_barriers, left_early, unwritten, racing};
+  void (*const kernels[])(Args) = {half_a_warp, two_barriers, left_early, unwritten, racing, outside};
   float out = 0;
   try {
     launch(kernels[which], 1, 64, 64 * sizeof(float), reinterpret_cast<Stream>(seed), Args{&out});
