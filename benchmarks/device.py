@@ -1,4 +1,4 @@
-"""One run on a GPU, within 10 minutes: ``python benchmarks/device.py --out results.json [--part tests --part gru]``.
+"""One run on a GPU, meant for 10 minutes: ``python benchmarks/device.py --out results.json [--part tests]``.
 
 The parts are the kernels' tests in all dtypes, compute-sanitizer on small cases, and the benchmarks of each op
 against cuDNN's GRU and LSTM, torch.stft, torchaudio, eager torch, torch.compile and scaled dot-product attention.

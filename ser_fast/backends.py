@@ -142,18 +142,16 @@ def use(backend: str) -> None:
     global on_cuda, gru_kernels
     if backend not in ("auto", "triton"):
         raise ValueError(f"backend is '{backend}'; it must be 'auto' or 'triton', for CUDA tensors")
-    if backend == "triton" and not importlib.util.find_spec("triton"):
-        raise ValueError("backend is 'triton', but triton is not installed; type `pip install triton`")
-    if backend == "triton" and torch.version.hip:
-        raise ValueError(
-            "backend is 'triton', but this torch is for AMD GPUs, which the kernels' options do not fit yet"
-        )
     if backend == "triton":
+        if not importlib.util.find_spec("triton"):
+            raise ValueError("backend is 'triton', but triton is not installed; type `pip install triton`")
+        if torch.version.hip:
+            raise ValueError("backend is 'triton', but this torch is for AMD GPUs, which our options do not fit yet")
         gru_kernels = importlib.import_module("ser_fast.kernels.gru")
     on_cuda = backend
 
 
-# Where the peer's path is taken because it was measured to be faster; `ser-fast info` shows it.
+# Where the peer's path is taken, being measured to be faster or ours not measured; `ser-fast info` shows it.
 RULES = {
     "GRU with T = 1 on CPU": "torch: laying W_hh out for the kernel costs more than one step saves",
     "GRUCell": "torch, for the same reason",
