@@ -1,18 +1,32 @@
-// What every op's boundary shares: checks that name the argument, its value and what is allowed, and torch's
-// threads. ser_fast/checks.py says the same for the backends without compiled code.
+// What every op's boundary shares: checks that name the argument, its value and what is allowed, torch's threads and
+// torch's CUDA streams. ser_fast/checks.py says the same for the backends without compiled code.
+//
+// SER_FAST_WITH_CUDA adds the kernels of CUDA tensors as the ops ser_fast_cuda::*. With SER_FAST_HOST these take CPU
+// tensors and are run by tests/native/runner.cpp, and the CPU's own kernels are left out.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "../kernels/parallel.h"
+
+#if defined(SER_FAST_WITH_CUDA) && !defined(SER_FAST_HOST)
+#include <cuda_runtime_api.h>
+#include <torch/csrc/stable/accelerator.h>
+
+// Weak, because only a torch with CUDA has it and this object loads beside any.
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
+#endif
 
 namespace ser_fast {
 
@@ -50,13 +64,34 @@ inline std::string text(ScalarType dtype) {
   }
 }
 
+inline std::string device_of(const Tensor& tensor) {
+  if (tensor.is_cpu()) return "cpu";
+  return tensor.is_cuda() ? "cuda:" + std::to_string(tensor.get_device_index()) : "another device";
+}
+
+// Where an op's kernels run. Values of CUDA tensors are not read: the kernels clamp what would lead them astray.
+enum class Side { kCpu, kCuda };
+
 // The checks of one op: each throws a sentence that begins with the op's name.
 class Checks {
  public:
-  explicit Checks(const char* op) : op_(op) {}
+  // All other tensors must be on the device of the first.
+  Checks(const char* op, const char* name, const Tensor& first, Side side = Side::kCpu)
+      : op_(op), side_(side), device_(device_of(first)) {
+#ifdef SER_FAST_HOST
+    const bool good = first.is_cpu();
+#else
+    const bool good = cuda() ? first.is_cuda() : first.is_cpu();
+#endif
+    require(good, std::string(name) + " is on " + device_, cuda() ? "on a CUDA device" : "on cpu");
+  }
+
+  bool cuda() const { return side_ == Side::kCuda; }
+
+  [[noreturn]] void fail(const std::string& sentence) const { throw std::runtime_error(op_ + ": " + sentence); }
 
   void require(bool good, const std::string& found, const std::string& allowed) const {
-    if (!good) throw std::runtime_error(op_ + ": " + found + "; it must be " + allowed);
+    if (!good) fail(found + "; it must be " + allowed);
   }
 
   void shape(const char* name, const Tensor& tensor, const Sizes& wanted, const char* letters) const {
@@ -64,38 +99,36 @@ class Checks {
             std::string(letters) + " = " + text(wanted));
   }
 
-  void dtype(const char* name, const Tensor& tensor, ScalarType wanted) const {
-    require(tensor.scalar_type() == wanted, std::string(name) + " has dtype " + text(tensor.scalar_type()),
-            text(wanted));
-  }
-
-  void floating(const char* name, const Tensor& tensor) const {
+  void dtype(const char* name, const Tensor& tensor, std::initializer_list<ScalarType> allowed) const {
     const ScalarType found = tensor.scalar_type();
-    require(found == ScalarType::Float || found == ScalarType::Double,
-            std::string(name) + " has dtype " + text(found), "float32 or float64");
+    std::string listed;
+    for (const ScalarType& one : allowed) {
+      if (one == found) return;
+      listed += (&one == allowed.begin() ? "" : &one + 1 == allowed.end() ? " or " : ", ") + text(one);
+    }
+    fail(std::string(name) + " has dtype " + text(found) + "; it must be " + listed);
   }
 
-  void cpu(const char* name, const Tensor& tensor) const {
-    require(tensor.is_cpu(), std::string(name) + " is on another device", "on cpu");
+  void device(const char* name, const Tensor& tensor) const {
+    require(device_of(tensor) == device_, std::string(name) + " is on " + device_of(tensor), "on " + device_);
   }
 
   // An operand that goes with a first one: its device, dtype and shape are fixed.
   void operand(const char* name, const Tensor& tensor, ScalarType type, const Sizes& wanted,
                const char* letters) const {
-    cpu(name, tensor);
-    dtype(name, tensor, type);
+    device(name, tensor);
+    dtype(name, tensor, {type});
     shape(name, tensor, wanted, letters);
   }
 
-  // int64 lengths [batch], each in 0..limit; none given stays none.
+  // int64 lengths [batch], each in 0..limit where they can be read; none given stays none.
   std::optional<Tensor> lengths(const std::optional<Tensor>& given, int64_t batch, int64_t limit) const {
     if (!given) return std::nullopt;
-    const ScalarType found = given->scalar_type();
-    require(found == ScalarType::Long || found == ScalarType::Int, "lengths has dtype " + text(found),
-            "int64 or int32");
-    cpu("lengths", *given);
+    dtype("lengths", *given, {ScalarType::Long, ScalarType::Int});
+    device("lengths", *given);
     shape("lengths", *given, {batch}, "[B]");
     Tensor whole = torch::stable::contiguous(torch::stable::to(*given, ScalarType::Long));
+    if (cuda()) return whole;
     const int64_t* values = whole.const_data_ptr<int64_t>();
     for (int64_t b = 0; b < batch; ++b)
       require(values[b] >= 0 && values[b] <= limit,
@@ -106,6 +139,8 @@ class Checks {
 
  private:
   std::string op_;
+  Side side_;
+  std::string device_;
 };
 
 inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
@@ -127,5 +162,62 @@ template <class T>
 T* mutable_pointer(const Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
 }
+
+#ifdef SER_FAST_WITH_CUDA
+
+// As in kernels/device.h; only pointers to them pass through here.
+namespace gpu {
+struct Half;
+struct Bfloat;
+}  // namespace gpu
+
+#ifdef SER_FAST_HOST
+#define SER_FAST_CUDA_KEY CPU
+// The seed of the order in which the threads run.
+extern size_t host_seed;
+#else
+#define SER_FAST_CUDA_KEY CUDA
+#endif
+
+// Makes the device of an op's first tensor the current one, for a launch on the stream that torch uses there.
+#ifdef SER_FAST_HOST
+struct Launch {
+  Launch(const Checks&, const Tensor&) {}
+  void check(int) const {}  // the runner throws
+
+  void* stream = reinterpret_cast<void*>(host_seed);
+};
+#else
+class Launch {
+ public:
+  Launch(const Checks& checks, const Tensor& first) : checks_(checks), guard_(first.get_device_index()) {
+    if (!aoti_torch_get_current_cuda_stream) checks.fail("this torch has no CUDA streams; it must be built for CUDA");
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(first.get_device_index(), &stream));
+  }
+
+  // What a launcher returned.
+  void check(int error) const {
+    if (error == cudaSuccess) return;
+    const std::string why = cudaGetErrorString(static_cast<cudaError_t>(error));
+    checks_.fail("its CUDA kernel was not launched: " + why + "; `ser-fast info` shows what it was built for");
+  }
+
+  void* stream = nullptr;
+
+ private:
+  const Checks& checks_;
+  torch::stable::accelerator::DeviceGuard guard_;
+};
+#endif
+
+// run of the CUDA kernels' type for float32, float16 or bfloat16.
+template <class Run>
+int with_cuda_type(ScalarType type, const Run& run) {
+  if (type == ScalarType::Float) return run(std::type_identity<float>{});
+  if (type == ScalarType::Half) return run(std::type_identity<gpu::Half>{});
+  return run(std::type_identity<gpu::Bfloat>{});
+}
+
+#endif
 
 }  // namespace ser_fast

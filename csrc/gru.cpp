@@ -45,10 +45,7 @@ struct Call {
 // `first` is gx, whose last axis is 3H wide, or y, whose last is H.
 Call checked_call(const Checks& checks, const char* name, const Tensor& first, int64_t gates,
                   const std::optional<Tensor>& lengths, bool reset_after) {
-  checks.cpu(name, first);
-  const ScalarType type = first.scalar_type();
-  checks.require(type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::BFloat16,
-                 std::string(name) + " has dtype " + text(type), "float32, float64 or bfloat16");
+  checks.dtype(name, first, {ScalarType::Float, ScalarType::Double, ScalarType::BFloat16});
   const Sizes sizes = sizes_of(first);
   const bool packed = sizes.size() == 3 && lengths;
   bool good = packed || sizes.size() == 4;
@@ -93,7 +90,7 @@ void dispatch(ScalarType type, const Run& run) {
 std::tuple<Tensor, Tensor, Tensor> gru(const Tensor& gx, const Tensor& w_hh, const std::optional<Tensor>& b_hh,
                                        const std::optional<Tensor>& h0, const std::optional<Tensor>& lengths,
                                        bool reset_after, bool save_gates) {
-  const Checks checks("gru");
+  const Checks checks("gru", "gx", gx);
   const Call call = checked_call(checks, "gx", gx, 3, lengths, reset_after);
   const int64_t B = call.shape.batch, D = call.shape.directions, H = call.shape.hidden;
   const ScalarType type = gx.scalar_type();
@@ -119,7 +116,7 @@ std::tuple<Tensor, Tensor, Tensor> gru_backward(const Tensor& grad_y, const Tens
                                                 const Tensor& gates, const Tensor& w_hh,
                                                 const std::optional<Tensor>& h0,
                                                 const std::optional<Tensor>& lengths, bool reset_after) {
-  const Checks checks("gru_backward");
+  const Checks checks("gru_backward", "y", y);
   const Call call = checked_call(checks, "y", y, 1, lengths, reset_after);
   const int64_t B = call.shape.batch, D = call.shape.directions, H = call.shape.hidden;
   const ScalarType type = y.scalar_type();

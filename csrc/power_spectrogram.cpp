@@ -1,4 +1,4 @@
-// ser_fast::power_spectrogram on CPU: checks, allocation, dispatch on the dtype.
+// power_spectrogram: checks, allocation, dispatch on the dtype. ser_fast's op on CPU, ser_fast_cuda's on CUDA.
 #include "../kernels/power_spectrogram.h"
 
 #include <atomic>
@@ -22,14 +22,24 @@ void check_number(const Checks& checks, const char* name, int64_t value, int64_t
                  "in " + std::to_string(low) + ".." + std::to_string(high));
 }
 
-SpectrogramShape checked_shape(const Checks& checks, const Tensor& wave, const Tensor& window, int64_t n_fft,
-                               int64_t hop_length, int64_t bin_begin, int64_t bin_end, bool center,
-                               const std::string& pad_mode) {
+// What the kernels of both devices read, laid out as they want it.
+struct Operands {
+  SpectrogramShape shape;
+  Tensor wave, window;
+  std::optional<Tensor> lengths, mean, std;
+  bool log;
+  double floor;
+
+  Sizes sizes() const { return {shape.batch, shape.frames, shape.bins}; }
+};
+
+Operands checked(const Checks& checks, const Tensor& wave, const Tensor& window, int64_t n_fft, int64_t hop_length,
+                 int64_t bin_begin, int64_t bin_end, const std::optional<Tensor>& lengths,
+                 const std::optional<Tensor>& mean, const std::optional<Tensor>& std, bool log, double floor,
+                 bool center, const std::string& pad_mode) {
   constexpr int64_t kLongest = int64_t{1} << 30;
-  const ScalarType type = wave.scalar_type();
-  checks.cpu("wave", wave);
-  checks.require(type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Short,
-                 "wave has dtype " + text(type), "float32, float64 or int16");
+  if (checks.cuda()) checks.dtype("wave", wave, {ScalarType::Float, ScalarType::Short});
+  else checks.dtype("wave", wave, {ScalarType::Float, ScalarType::Double, ScalarType::Short});
   const Sizes sizes = sizes_of(wave);
   checks.require(sizes.size() == 2 && sizes[0] > 0 && sizes[1] > 0, "wave has shape " + text(sizes),
                  "[B, N] with no size 0");
@@ -37,16 +47,32 @@ SpectrogramShape checked_shape(const Checks& checks, const Tensor& wave, const T
   check_number(checks, "hop_length", hop_length, 1, kLongest);
   check_number(checks, "bin_begin", bin_begin, 0, n_fft / 2);
   check_number(checks, "bin_end", bin_end, bin_begin + 1, n_fft / 2 + 1);
-  checks.cpu("window", window);
-  checks.dtype("window", window, type == ScalarType::Short ? ScalarType::Float : type);
+  checks.device("window", window);
+  const ScalarType type = wave.scalar_type() == ScalarType::Short ? ScalarType::Float : wave.scalar_type();
+  checks.dtype("window", window, {type});
   const Sizes window_sizes = sizes_of(window);
   checks.require(window_sizes.size() == 1 && window_sizes[0] > 0 && window_sizes[0] <= n_fft,
                  "window has shape " + text(window_sizes), "[W] with W in 1.." + std::to_string(n_fft));
   SpectrogramShape shape = {sizes[0], sizes[1], 0, n_fft, window_sizes[0], hop_length, bin_begin,
                             bin_end - bin_begin, center, parse_pad(checks, center, pad_mode)};
   shape.frames = shape.frame_count(shape.samples);
-  return shape;
+  if (mean) checks.operand("mean", *mean, type, {shape.bins}, "[F]");
+  if (std) checks.operand("std", *std, type, {shape.bins}, "[F]");
+  const bool single = type == ScalarType::Float;
+  const double least = single ? std::numeric_limits<float>::min() : std::numeric_limits<double>::min();
+  checks.require(!log || floor >= least, "floor is " + std::to_string(floor),
+                 "a normal positive number of the window's dtype, for a logarithm");
+  const bool dense = sizes[1] == 1 || wave.stride(1) == 1;
+  return {shape, dense ? wave : torch::stable::contiguous(wave), torch::stable::contiguous(window),
+          checks.lengths(lengths, shape.batch, shape.samples), contiguous(mean), contiguous(std), log, floor};
 }
+
+void check_out(const Checks& checks, const Operands& given, const Tensor& out) {
+  checks.operand("out", out, given.window.scalar_type(), given.sizes(), "[B, T, F]");
+  checks.require(out.is_contiguous(), "out is strided", "contiguous");
+}
+
+#ifndef SER_FAST_HOST
 
 // torch.stft refuses to reflect or wrap more samples than there are; so does this, row by row.
 void check_padding(const Checks& checks, const SpectrogramShape& shape, const int64_t* lengths) {
@@ -77,70 +103,91 @@ void check_finite(const Checks& checks, const Tensor& wave, const int64_t* lengt
 }
 
 template <class Sample, class T>
-void run_forward(const SpectrogramShape& shape, const Tensor& wave, const Tensor& window,
-                 const std::optional<Tensor>& lengths, const std::optional<Tensor>& mean,
-                 const std::optional<Tensor>& std, bool log, double floor, const Tensor& out) {
+void run_forward(const Operands& given, const Tensor& out) {
   power_spectrogram_forward_cpu<Sample, T>(
-      {shape, pointer<Sample>(wave), wave.stride(0), pointer<T>(window), pointer<int64_t>(lengths),
-       pointer<T>(mean), pointer<T>(std), log, static_cast<T>(floor), mutable_pointer<T>(out)},
+      {given.shape, pointer<Sample>(given.wave), given.wave.stride(0), pointer<T>(given.window),
+       pointer<int64_t>(given.lengths), pointer<T>(given.mean), pointer<T>(given.std), given.log,
+       static_cast<T>(given.floor), mutable_pointer<T>(out)},
       torch_threads());
 }
 
-// Into `given`, or a new tensor without one.
-Tensor compute(const Tensor& wave, const Tensor& window, int64_t n_fft, int64_t hop_length,
-               int64_t bin_begin, int64_t bin_end, const std::optional<Tensor>& lengths,
-               const std::optional<Tensor>& mean, const std::optional<Tensor>& std, bool log, double floor, bool center,
-               const std::string& pad_mode, const Tensor* given) {
-  const Checks checks("power_spectrogram");
-  const SpectrogramShape shape =
-      checked_shape(checks, wave, window, n_fft, hop_length, bin_begin, bin_end, center, pad_mode);
-  const ScalarType type = window.scalar_type();
-  if (mean) checks.operand("mean", *mean, type, {shape.bins}, "[F]");
-  if (std) checks.operand("std", *std, type, {shape.bins}, "[F]");
-  const double least = type == ScalarType::Float ? std::numeric_limits<float>::min() : std::numeric_limits<double>::min();
-  checks.require(!log || floor >= least, "floor is " + std::to_string(floor),
-                 "a normal positive number of the window's dtype, for a logarithm");
-  const std::optional<Tensor> whole_lengths = checks.lengths(lengths, shape.batch, shape.samples);
-  const int64_t* length_values = pointer<int64_t>(whole_lengths);
-  check_padding(checks, shape, length_values);
-  const Sizes sizes = {shape.batch, shape.frames, shape.bins};
-  if (given) {
-    checks.operand("out", *given, type, sizes, "[B, T, F]");
-    checks.require(given->is_contiguous(), "out is strided", "contiguous");
-  }
-  const Tensor dense = wave.size(1) == 1 || wave.stride(1) == 1 ? wave : torch::stable::contiguous(wave);
-  if (wave.scalar_type() == ScalarType::Float) check_finite<float>(checks, dense, length_values);
-  if (wave.scalar_type() == ScalarType::Double) check_finite<double>(checks, dense, length_values);
-
-  const Tensor out = given ? *given : torch::stable::new_empty(window, sizes);
-  const auto run = wave.scalar_type() == ScalarType::Short ? run_forward<int16_t, float>
-                   : type == ScalarType::Float             ? run_forward<float, float>
-                                                           : run_forward<double, double>;
-  run(shape, dense, torch::stable::contiguous(window), whole_lengths, contiguous(mean), contiguous(std), log,
-      floor, out);
-  return out;
+// Checks of the values, then the kernel.
+void run(const Checks& checks, const Operands& given, const Tensor& out) {
+  const int64_t* lengths = pointer<int64_t>(given.lengths);
+  check_padding(checks, given.shape, lengths);
+  const ScalarType type = given.wave.scalar_type();
+  if (type == ScalarType::Float) check_finite<float>(checks, given.wave, lengths);
+  if (type == ScalarType::Double) check_finite<double>(checks, given.wave, lengths);
+  if (type == ScalarType::Short) run_forward<int16_t, float>(given, out);
+  if (type == ScalarType::Float) run_forward<float, float>(given, out);
+  if (type == ScalarType::Double) run_forward<double, double>(given, out);
 }
 
 Tensor power_spectrogram(const Tensor& wave, const Tensor& window, int64_t n_fft, int64_t hop_length,
                          int64_t bin_begin, int64_t bin_end, const std::optional<Tensor>& lengths,
                          const std::optional<Tensor>& mean, const std::optional<Tensor>& std, bool log,
                          double floor, bool center, const std::string& pad_mode) {
-  return compute(wave, window, n_fft, hop_length, bin_begin, bin_end, lengths, mean, std, log,
-                 floor, center, pad_mode, nullptr);
+  const Checks checks("power_spectrogram", "wave", wave);
+  const Operands given = checked(checks, wave, window, n_fft, hop_length, bin_begin, bin_end, lengths, mean, std, log,
+                                 floor, center, pad_mode);
+  const Tensor out = torch::stable::new_empty(window, given.sizes());
+  run(checks, given, out);
+  return out;
 }
 
 void power_spectrogram_out(const Tensor& wave, const Tensor& window, int64_t n_fft, int64_t hop_length,
                            int64_t bin_begin, int64_t bin_end, const std::optional<Tensor>& lengths,
                            const std::optional<Tensor>& mean, const std::optional<Tensor>& std, bool log,
                            double floor, bool center, const std::string& pad_mode, const Tensor& out) {
-  compute(wave, window, n_fft, hop_length, bin_begin, bin_end, lengths, mean, std, log, floor,
-          center, pad_mode, &out);
+  const Checks checks("power_spectrogram", "wave", wave);
+  const Operands given = checked(checks, wave, window, n_fft, hop_length, bin_begin, bin_end, lengths, mean, std, log,
+                                 floor, center, pad_mode);
+  check_out(checks, given, out);
+  run(checks, given, out);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ser_fast, CPU, m) {
   m.impl("power_spectrogram", TORCH_BOX(&power_spectrogram));
   m.impl("power_spectrogram_out", TORCH_BOX(&power_spectrogram_out));
 }
+
+#endif
+#ifdef SER_FAST_WITH_CUDA
+
+template <class Sample>
+int run_cuda(const Operands& given, const SpectrogramPlan& plan, const Tensor& roots, const Tensor& out,
+             void* stream) {
+  return power_spectrogram_forward_cuda<Sample>(
+      {given.shape, plan, pointer<Sample>(given.wave), given.wave.stride(0), pointer<float>(given.window),
+       pointer<Root>(roots), pointer<int64_t>(given.lengths), pointer<float>(given.mean), pointer<float>(given.std),
+       given.log, static_cast<float>(given.floor), mutable_pointer<float>(out)},
+      stream);
+}
+
+void power_spectrogram_on_cuda(const Tensor& wave, const Tensor& window, int64_t n_fft, int64_t hop_length,
+                               int64_t bin_begin, int64_t bin_end, const std::optional<Tensor>& lengths,
+                               const std::optional<Tensor>& mean, const std::optional<Tensor>& std, bool log,
+                               double floor, bool center, const std::string& pad_mode, const Tensor& roots,
+                               const Tensor& out) {
+  const Checks checks("power_spectrogram", "wave", wave, Side::kCuda);
+  const Operands given = checked(checks, wave, window, n_fft, hop_length, bin_begin, bin_end, lengths, mean, std, log,
+                                 floor, center, pad_mode);
+  checks.operand("roots", roots, ScalarType::Float, {n_fft, 2}, "[n_fft, 2]");
+  check_out(checks, given, out);
+  const SpectrogramPlan plan = spectrogram_plan(given.shape);
+  checks.require(plan.passes > 0, "n_fft is " + std::to_string(n_fft),
+                 "a product of 2, 3 and 5 of which a block holds a transform");
+  const auto run = wave.scalar_type() == ScalarType::Short ? run_cuda<int16_t> : run_cuda<float>;
+  const Tensor dense_roots = torch::stable::contiguous(roots);
+  const Launch launch(checks, wave);
+  launch.check(run(given, plan, dense_roots, out, launch.stream));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(ser_fast_cuda, SER_FAST_CUDA_KEY, m) {
+  m.impl("power_spectrogram", TORCH_BOX(&power_spectrogram_on_cuda));
+}
+
+#endif
 
 }  // namespace
 }  // namespace ser_fast

@@ -182,7 +182,13 @@ SER_FAST_KERNEL void backward(PoolBackwardGpu<T> a) {
   lane_of.load(a.w, true, w);
   lane_of.load(a.grad_pooled + b * D, true, g);
   lane_of.load(a.pooled + b * D, true, now);
-  const float center = group_sum(dot(g, now), group, 1) + (a.mean ? a.mean[b] : 0);
+  float mean = 0;  // of the weights' gradients over the whole row
+  if (a.grad_weights) {
+    for (int64_t t = thread(); t < length; t += kThreads)
+      mean += widen(a.weights[b * T_ + t]) * widen(a.grad_weights[b * T_ + t]);
+    mean = group_sum(mean, kWarps, 0);
+  }
+  const float center = group_sum(dot(g, now), group, 1) + mean;
   const T* h = a.h + b * a.row_stride;
   const int64_t last = end < length ? end : length;  // frames behind it have a gradient of 0 and are not read
   lane_of.load(h + (begin + mine) * a.frame_stride, begin + mine < last, next);
@@ -215,7 +221,8 @@ PoolPlan pool_plan(const PoolShape& shape, int bytes, bool aligned) {
   PoolPlan plan = {};
   for (plan.group = 1; plan.group < kWarps && 32 * kElements * plan.group < shape.width;) plan.group *= 2;
   const int64_t lanes = 32 * plan.group, pack = 16 / bytes;
-  if (lanes * kElements < shape.width) return plan;
+  static_assert(kPoolWidest == 32 * kWarps * kElements);
+  if (shape.width > kPoolWidest) return plan;
   for (plan.packs = 1; lanes * plan.packs * pack < shape.width;) plan.packs *= 2;
   const int64_t groups = kWarps / plan.group, least = (shape.frames + kRuns - 1) / kRuns;
   plan.run = ((least > kRun ? least : kRun) + groups - 1) / groups * groups;

@@ -50,14 +50,17 @@ void attention_pool_forward_cpu(const PoolForward<T>& args, const Parallel& para
 template <class T>
 void attention_pool_backward_cpu(const PoolBackward<T>& args, const Parallel& parallel);
 
-// On a GPU a row's frames are split into runs, one block each; ``scores`` and ``partial`` are float32 scratch.
+// On a GPU a row's frames are split into runs, one block each; ``scores`` and ``partial`` are float32 scratch. The
+// lanes of a block hold frames no wider than this.
+constexpr int64_t kPoolWidest = 8192;
+
 struct PoolPlan {
   int64_t run;  // frames of a run
   int runs;     // of a row
   int group;    // warps that hold a frame: 1, 2, 4 or 8
-  int packs;    // of 16 bytes in each of their lanes: 1, 2, 4 or 8; 0 if a frame is too wide for a block
+  int packs;    // of 16 bytes in each of their lanes: 1, 2, 4 or 8; 0 if a frame is too wide
   int vector;   // 1 where every frame begins at a multiple of 16 bytes
-  int parts;      // blocks that merge a row
+  int parts;    // blocks that merge a row
   size_t shared;  // bytes of shared memory
 };
 
@@ -83,7 +86,6 @@ struct PoolBackwardGpu {
   PoolPlan plan;
   const T* grad_pooled;
   const T* grad_weights;  // [B, T] or null
-  const float* mean;      // [B] or null: the sum over a row of weights times grad_weights
   const T* h;
   int64_t row_stride, frame_stride;
   const T* w;
@@ -93,5 +95,12 @@ struct PoolBackwardGpu {
   T* grad_h;
   float* partial;  // [B, runs, D]: their sum is the gradient of w
 };
+
+// Of float, gpu::Half and gpu::Bfloat, on a stream of the driver's. 0, or the driver's error.
+template <class T>
+int attention_pool_forward_cuda(const PoolForwardGpu<T>& args, void* stream);
+
+template <class T>
+int attention_pool_backward_cuda(const PoolBackwardGpu<T>& args, void* stream);
 
 }  // namespace ser_fast

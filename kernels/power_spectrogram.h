@@ -95,4 +95,8 @@ struct SpectrogramGpu {
   float* out;
 };
 
+// Of float and int16_t samples, on a stream of the driver's. 0, or the driver's error.
+template <class Sample>
+int power_spectrogram_forward_cuda(const SpectrogramGpu<Sample>& args, void* stream);
+
 }  // namespace ser_fast

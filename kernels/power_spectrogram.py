@@ -21,7 +21,6 @@ _WINDOW_CHUNK = 1024
 _LARGEST_TABLE = 2**24  # cosines; with more, 134 MB of tables, torch's FFT is the better way
 # The second number of a mirrored sample is its slope; zeros need no mapping of positions and are compiled apart.
 _SLOPES = {"reflect": -1, "replicate": 0, "circular": 1}
-_tables: dict[tuple, Tensor] = {}
 
 
 @triton.jit
@@ -180,20 +179,6 @@ def basis(n_fft: int, width: int, begin: int, end: int, device: torch.device) ->
     return table
 
 
-def _table(*key) -> Tensor:
-    """The basis from the first call with these arguments, kept for good: captured graphs may read it."""
-    table = _tables.get(key)
-    if table is None:
-        table = basis(*key)
-        device = table.device
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            return table  # it belongs to the graph
-        if device.type == "cuda":
-            torch.cuda.current_stream(device).synchronize()  # other streams may use it from now on
-        _tables[key] = table
-    return table
-
-
 def power_spectrogram(wave: Tensor, window: Tensor, *rest) -> Tensor:
     """The op ``ser_fast::power_spectrogram`` for float32 and int16 waves."""
     out = op.new_output(wave, window, *rest)
@@ -237,7 +222,7 @@ def _launch(
     tiles = triton.cdiv(bins, sizes["BLOCK_N"]) * triton.cdiv(frames, sizes["BLOCK_M"]) * batch
     wide = (frames + sizes["BLOCK_M"]) * hop_length + n_fft + samples >= 2**31
     with torch.cuda.device_of(wave):
-        table = _table(n_fft, width, bin_begin, bin_end, wave.device)
+        table = op.table(basis, n_fft, width, bin_begin, bin_end, wave.device)
         _forward[(tiles,)](
             wave, window, table, table.view(torch.int64) if lengths is None else lengths.to(torch.int64).contiguous(),
             window if mean is None else mean, window if std is None else std, out,

@@ -52,6 +52,23 @@ def reference_backward(
     return grad_h, (score[..., None] * h).sum((0, 1))
 
 
+WIDEST = 8192  # what the lanes of a block hold: kPoolWidest in kernels/attention_pool.h
+
+
+def on_cuda(h: Tensor, w: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The op by the CUDA C++ kernel, or by the reference where a frame is too wide for a block."""
+    fits = h.dim() == 3 and h.shape[2] <= WIDEST
+    kernel = torch.ops.ser_fast_cuda.attention_pool if fits else reference
+    return kernel(h, w, lengths)
+
+
+def backward_on_cuda(grad_pooled, grad_weights, h, w, pooled, weights, lengths) -> tuple[Tensor, Tensor]:
+    """Likewise."""
+    fits = h.dim() == 3 and h.shape[2] <= WIDEST
+    kernel = torch.ops.ser_fast_cuda.attention_pool_backward if fits else reference_backward
+    return kernel(grad_pooled, grad_weights, h, w, pooled, weights, lengths)
+
+
 def _check(op: str, h: Tensor, w: Tensor, lengths: Tensor | None) -> None:
     checks.dtype(op, "h", h, *checks.FLOATING)
     sizes = tuple(h.shape)
@@ -85,18 +102,26 @@ def _backward(ctx, grad_pooled, grad_weights):
     return grad_h, grad_w, None
 
 
+_FORWARD = "attention_pool(Tensor h, Tensor w, Tensor? lengths) -> (Tensor pooled, Tensor weights)"
+_BACKWARD = (
+    "attention_pool_backward(Tensor grad_pooled, Tensor? grad_weights, Tensor h, Tensor w, Tensor pooled,"
+    " Tensor weights, Tensor? lengths) -> (Tensor grad_h, Tensor grad_w)"
+)
+backends.cuda_library.define(_FORWARD)
+backends.cuda_library.define(_BACKWARD)
 backends.register(
-    "attention_pool(Tensor h, Tensor w, Tensor? lengths) -> (Tensor pooled, Tensor weights)",
+    _FORWARD,
     reference=reference,
+    cuda=on_cuda,
     fake=new_outputs,
     backward=_backward,
     setup_context=_setup_context,
     half_on=("cuda",),
 )
 backends.register(
-    "attention_pool_backward(Tensor grad_pooled, Tensor? grad_weights, Tensor h, Tensor w, Tensor pooled,"
-    " Tensor weights, Tensor? lengths) -> (Tensor grad_h, Tensor grad_w)",
+    _BACKWARD,
     reference=reference_backward,
+    cuda=backward_on_cuda,
     fake=new_gradients,
     half_on=("cuda",),
 )

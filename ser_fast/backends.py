@@ -4,8 +4,8 @@ A backend is a function with the op's signature. Every op has its reference, in 
 device; the compiled CPU kernels replace it for CPU tensors when they load. ``SER_FAST_BACKEND=reference`` keeps
 them out. ``SER_FAST_CPU`` chooses their instruction set: avx512_bf16, avx512, avx2 or portable.
 
-CUDA tensors run on torch's own operators until ``SER_FAST_BACKEND=triton`` or ``use("triton")`` chooses the Triton
-kernels, which no GPU has proven yet.
+CUDA tensors run on torch's own operators until ``SER_FAST_BACKEND`` or :func:`use` chooses the CUDA C++ kernels,
+``"cuda"``, or the Triton kernels, ``"triton"``; no GPU has proven either yet.
 """
 
 import importlib.util
@@ -17,14 +17,20 @@ from pathlib import Path
 import torch
 
 library = torch.library.Library("ser_fast", "FRAGMENT")
-BACKENDS = ("auto", "compiled", "triton", "reference")
+cuda_library = torch.library.Library("ser_fast_cuda", "FRAGMENT")  # the CUDA C++ kernels, as csrc/ takes them
+BACKENDS = ("auto", "compiled", "cuda", "triton", "reference")
 OPS = ("gru", "attention_pool", "power_spectrogram")
 
-TRITON = "unproven on a GPU"  # whoever offers the Triton kernels says so
+UNPROVEN = "unproven on a GPU"  # whoever offers the CUDA or the Triton kernels says so
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int16)
+CUDA_DTYPES = {
+    "gru": (),  # no kernel yet
+    "attention_pool": (torch.float32, torch.float16, torch.bfloat16),
+    "power_spectrogram": (torch.float32, torch.int16),
+}
 
 loaded = False
-on_cuda = "auto"  # or "triton"
+on_cuda = "auto"  # or "cuda" or "triton"
 gru_kernels = None  # the module, once Triton is chosen: a traced graph may not import it
 reason: str | None = None
 instruction_set: str | None = None  # of the compiled CPU kernels; SER_FAST_CPU chooses a lesser one
@@ -37,19 +43,21 @@ def register(
     fake: Callable,
     half_on: tuple[str, ...] = (),
     tags: tuple[torch.Tag, ...] = (),
+    cuda: Callable | None = None,
     backward: Callable | None = None,
     setup_context: Callable | None = None,
 ) -> None:
     """Define the op ``ser_fast::schema`` with its reference for every device that has no kernel of its own.
 
-    ``fake`` checks the arguments and gives the outputs' shapes. Without ``backward`` the op is a backward itself,
-    and a second derivative through it is an error. Under autocast the arguments become float32, or on
-    the devices of ``half_on`` the dtype in force at the call; the CPU has no kernels for float16.
+    ``fake`` checks the arguments and gives the outputs' shapes; ``cuda`` is the op by the CUDA C++ kernel. Without
+    ``backward`` the op is a backward itself, and a second derivative through it is an error. Under autocast the
+    arguments become float32, or on the devices of ``half_on`` the dtype in force at the call; the CPU has no kernels
+    for float16.
     """
     name = schema.split("(")[0]
     library.define(schema, tags=tags)
     library.impl(name, reference, "CompositeExplicitAutograd")
-    library.impl(name, on_cuda_tensors(name, reference), "CUDA")
+    library.impl(name, on_cuda_tensors(name, reference, cuda), "CUDA")
     torch.library.register_fake(f"ser_fast::{name}", fake, lib=library)
     torch.library.register_autograd(
         f"ser_fast::{name}", backward or _no_second_derivative(name), setup_context=setup_context, lib=library
@@ -58,15 +66,18 @@ def register(
         library.impl(name, _autocast(name, device, device in half_on), f"Autocast{device.upper()}")
 
 
-def on_cuda_tensors(name: str, reference: Callable) -> Callable:
-    """The op's Triton launcher where it is chosen and there is one, the reference otherwise."""
+def on_cuda_tensors(name: str, reference: Callable, cuda: Callable | None = None) -> Callable:
+    """The op's kernel of the chosen backend where there is one, the reference otherwise."""
     op = next(op for op in OPS if name.startswith(op))
 
     def call(*args):
         dtype = next(arg.dtype for arg in args if isinstance(arg, torch.Tensor))
-        if select(op, "cuda", dtype=dtype) != "triton":
-            return reference(*args)
-        return getattr(importlib.import_module(f"ser_fast.kernels.{op}"), name, reference)(*args)
+        chosen, kernel = select(op, "cuda", dtype=dtype), reference
+        if chosen == "cuda":
+            kernel = cuda or reference
+        elif chosen == "triton":
+            kernel = getattr(importlib.import_module(f"ser_fast.kernels.{op}"), name, reference)
+        return kernel(*args)
 
     return call
 
@@ -98,14 +109,15 @@ def _cast(arg, dtype: torch.dtype):
 
 
 def build_info() -> dict:
-    """What the install recorded: ``compiled``, ``reason`` if not, ``cuda`` and the compiler."""
+    """What the install recorded: ``compiled``, ``reason`` if not, ``cuda``, ``cuda_archs`` and the compiler."""
     path = Path(__file__).with_name("build_info.json")
     if path.is_file():
         return json.loads(path.read_text())
     return {
         "compiled": False,
         "reason": "ser_fast runs from its sources without an install; type `pip install -e .` to build the kernels.",
-        "cuda": "not built",
+        "cuda": "not built: ser_fast runs from its sources without an install",
+        "cuda_archs": [],
     }
 
 
@@ -115,8 +127,6 @@ def load() -> None:
     wanted = os.environ.get("SER_FAST_BACKEND", "auto")
     if wanted not in BACKENDS:
         raise ValueError(f"SER_FAST_BACKEND is '{wanted}'; it must be one of {', '.join(BACKENDS)}")
-    if wanted == "triton":
-        use("triton")
     if wanted == "reference":
         reason = "SER_FAST_BACKEND=reference keeps the compiled kernels out; unset it to use them."
         return
@@ -131,22 +141,29 @@ def load() -> None:
         )
     if wanted == "compiled" and not loaded:
         raise ImportError(f"SER_FAST_BACKEND=compiled, but {reason}")
+    if wanted in ("cuda", "triton"):
+        use(wanted)
 
 
 def use(backend: str) -> None:
-    """What CUDA tensors run on from now on: "triton", or "auto", which is torch until our kernels have met a GPU.
+    """What CUDA tensors run on from now on: "cuda", "triton", or "auto", which is torch until ours have met a GPU.
 
     Raises:
-        ValueError: another name, or "triton" where it is not installed or the GPU is AMD's.
+        ValueError: another name, "cuda" where it was not built or did not load, "triton" where it is not installed,
+            or one of them where the GPU is AMD's.
     """
     global on_cuda, gru_kernels
-    if backend not in ("auto", "triton"):
-        raise ValueError(f"backend is '{backend}'; it must be 'auto' or 'triton', for CUDA tensors")
+    if backend not in ("auto", "cuda", "triton"):
+        raise ValueError(f"backend is '{backend}'; it must be 'auto', 'cuda' or 'triton', for CUDA tensors")
+    if backend != "auto" and torch.version.hip:
+        raise ValueError(f"backend is '{backend}', but this torch is for AMD GPUs, which our options do not fit yet")
+    if backend == "cuda" and not loaded:
+        raise ValueError(f"backend is 'cuda', but {reason}")
+    if backend == "cuda" and not build_info().get("cuda_archs"):
+        raise ValueError(f"backend is 'cuda', but its kernels are {build_info()['cuda']}")
     if backend == "triton":
         if not importlib.util.find_spec("triton"):
             raise ValueError("backend is 'triton', but triton is not installed; type `pip install triton`")
-        if torch.version.hip:
-            raise ValueError("backend is 'triton', but this torch is for AMD GPUs, which our options do not fit yet")
         gru_kernels = importlib.import_module("ser_fast.kernels.gru")
     on_cuda = backend
 
@@ -156,6 +173,7 @@ RULES = {
     "GRU with T = 1 on CPU": "torch: laying W_hh out for the kernel costs more than one step saves",
     "GRUCell": "torch, for the same reason",
     "GRU on CUDA with triton": "torch where W_hh does not fit on chip: nothing was measured there",
+    "GRU on CUDA with cuda": "torch: its kernel is still to come",
 }
 
 
@@ -167,10 +185,11 @@ def select(
     dtype: torch.dtype = torch.float32,
     hidden_size: int | None = None,
 ) -> str:
-    """Which backend runs ``op`` on tensors of ``device``: "compiled", "triton", "torch" or "reference".
+    """Which backend runs ``op`` on tensors of ``device``: "compiled", "cuda", "triton", "torch" or "reference".
 
     "torch" is ``nn.GRU``'s own path. ``ser_fast.GRU(reset_after=True)`` takes it for a single step, by ``RULES``, and
     on a GPU unless the Triton kernels are chosen and W_hh fits on chip: nothing of ours has been measured there yet.
+    A frame or a transform too large for a block of the CUDA kernels is the reference's all the same.
     """
     if op not in OPS:
         raise ValueError(f"op is '{op}'; it must be one of {', '.join(OPS)}")
@@ -180,6 +199,8 @@ def select(
         triton = gru_kernels.plan(hidden_size, dtype, gru_kernels.tf32_allowed()).resident
     if triton:
         return "triton"
+    if kind == "cuda" and on_cuda == "cuda" and dtype in CUDA_DTYPES[op]:
+        return "cuda"
     if op == "gru" and (kind == "cuda" or steps == 1):
         return "torch"
     return "compiled" if kind == "cpu" and loaded else "reference"

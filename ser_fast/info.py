@@ -23,12 +23,18 @@ def info() -> dict:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can see",
         "built": f"with {build['compiler']}" if build["compiled"] else f"no: {build['reason']}",
         "loaded": "yes" if backends.loaded else f"no: {backends.reason}",
-        "cuda kernels": build["cuda"],
-        "triton kernels": f"{backends.TRITON}; {_triton()}",
+        "cuda kernels": _cuda(build),
+        "triton kernels": f"{backends.UNPROVEN}; {_triton()}",
         "SER_FAST_CPU": os.environ.get("SER_FAST_CPU", "unset (the best)"),
         "SER_FAST_BACKEND": os.environ.get("SER_FAST_BACKEND", "unset (auto)"),
         "backends": {f"{op} on {device}": backends.select(op, device) for op in backends.OPS for device in devices},
     }
+
+
+def _cuda(build: dict) -> str:
+    if not build.get("cuda_archs"):
+        return build["cuda"]
+    return f"{backends.UNPROVEN}; {build['cuda']}; SER_FAST_BACKEND=cuda selects them for CUDA tensors"
 
 
 def _triton() -> str:

@@ -199,6 +199,53 @@ def new_gradient(grad, wave, *_):
     return grad.new_empty(wave.shape)
 
 
+_tables: dict[tuple, Tensor] = {}
+
+
+def table(make: Callable[..., Tensor], *key) -> Tensor:
+    """``make(*key)`` of the first call, the device being last in key, kept for good: captured graphs may read it."""
+    whole_key = make, *key
+    found = _tables.get(whole_key)
+    if found is None:
+        found = make(*key)
+        if found.is_cuda and torch.cuda.is_current_stream_capturing():
+            return found  # it belongs to the graph
+        if found.is_cuda:
+            torch.cuda.current_stream(found.device).synchronize()  # other streams may use it from now on
+        _tables[whole_key] = found
+    return found
+
+
+def roots(n_fft: int, device: torch.device) -> Tensor:
+    """exp(−2πi k / n_fft) for every k, in float32 [n_fft, 2]."""
+    turns = torch.arange(n_fft, dtype=torch.float64, device=device) * (-2 * math.pi / n_fft)
+    return torch.stack([turns.cos(), turns.sin()], 1).float()
+
+
+def transforms_on_cuda(n_fft: int) -> bool:
+    """Whether the CUDA C++ kernel has a plan: few enough points for a block, and no prime factor above 5."""
+    points = n_fft if n_fft % 2 else n_fft // 2
+    return 0 < points <= 3072 and 30**12 % points == 0
+
+
+def on_cuda(wave: Tensor, window: Tensor, n_fft: int, *rest) -> Tensor:
+    """The op by the CUDA C++ kernel, or by the reference where there is no plan for n_fft."""
+    out = new_output(wave, window, n_fft, *rest)
+    out_on_cuda(wave, window, n_fft, *rest, out)
+    return out
+
+
+def out_on_cuda(wave: Tensor, window: Tensor, n_fft: int, *rest) -> None:
+    """Likewise, into the last argument."""
+    *rest, out = rest
+    if transforms_on_cuda(n_fft):
+        with torch.cuda.device_of(wave):
+            turns = table(roots, n_fft, wave.device)
+        torch.ops.ser_fast_cuda.power_spectrogram(wave, window, n_fft, *rest, turns, out)
+    else:
+        _reference_out(wave, window, n_fft, *rest, out)
+
+
 def _setup_context(ctx, inputs, output):
     wave, window, *ctx.numbers, lengths, _, std, ctx.log, ctx.floor, ctx.center, ctx.pad_mode = inputs
     ctx.save_for_backward(wave, window, lengths, std)
@@ -212,7 +259,7 @@ def _backward(ctx, grad):
     return grad_wave, *(None,) * 12
 
 
-# The Triton kernel's tables are made by its first call and outlive it, which a compiled CUDA graph's memory may not.
+# The kernels' tables are made by their first call and outlive it, which a compiled CUDA graph's memory may not.
 _TAGS = (torch.Tag.cudagraph_unsafe,)
 _ARGUMENTS = (
     "Tensor wave, Tensor window, int n_fft, int hop_length, int bin_begin, int bin_end, Tensor? lengths,"
@@ -221,6 +268,7 @@ _ARGUMENTS = (
 backends.register(
     f"power_spectrogram({_ARGUMENTS}) -> Tensor",
     reference=reference,
+    cuda=on_cuda,
     fake=new_output,
     backward=_backward,
     setup_context=_setup_context,
@@ -246,10 +294,13 @@ def check_out(wave, window, *rest) -> None:
     checks.require(out.is_contiguous(), "power_spectrogram", "out is strided", "contiguous")
 
 
+backends.cuda_library.define(f"power_spectrogram({_ARGUMENTS}, Tensor roots, Tensor(a!) out) -> ()")
 backends.library.define(f"power_spectrogram_out({_ARGUMENTS}, Tensor(a!) out) -> ()", tags=_TAGS)
 backends.library.impl("power_spectrogram_out", _reference_out, "CompositeExplicitAutograd")
 backends.library.impl(
-    "power_spectrogram_out", backends.on_cuda_tensors("power_spectrogram_out", _reference_out), "CUDA"
+    "power_spectrogram_out",
+    backends.on_cuda_tensors("power_spectrogram_out", _reference_out, out_on_cuda),
+    "CUDA",
 )
 torch.library.register_fake("ser_fast::power_spectrogram_out", check_out, lib=backends.library)
 

@@ -311,7 +311,7 @@ def test_backend_names_are_checked():
         backends.select("fft")
     result = subprocess.run([sys.executable, "-c", "import ser_fast"], capture_output=True, text=True,
                             env={"SER_FAST_BACKEND": "fast", "PATH": "/usr/bin:/bin"})  # fmt: skip
-    assert "SER_FAST_BACKEND is 'fast'; it must be one of auto, compiled, triton, reference" in result.stderr
+    assert "SER_FAST_BACKEND is 'fast'; it must be one of auto, compiled, cuda, triton, reference" in result.stderr
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script.:DeprecationWarning")  # torch's own, on its first jvp

@@ -1,4 +1,7 @@
-"""The CUDA kernels on the host: every thread a fiber, in an order drawn by seed. No GPU is needed, nor torch in C++."""
+"""The ops of the CUDA kernels on the host: csrc and kernels as they are, every thread of a GPU a fiber.
+
+Nothing here needs a GPU; the threads run in an order drawn by seed.
+"""
 
 import ctypes
 import itertools
@@ -8,17 +11,25 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
-from samples import assert_as_accurate, pool_arguments, spectrogram_arguments
+from samples import assert_as_accurate, pool_arguments, spectrogram_arguments, spread, to
 
-from ser_fast import attention_pool, power_spectrogram
+from ser_fast import attention_pool, backends, power_spectrogram
 
 ROOT = Path(__file__).parents[1]
 FLAGS, SANITIZERS = "SER_FAST_NATIVE_FLAGS", "-fsanitize=address,undefined -g"
-KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+SOURCES = [
+    *(ROOT / "csrc" / f"{path.stem}.cpp" for path in sorted((ROOT / "kernels").glob("*.cu"))),
+    *sorted((ROOT / "kernels").glob("*.cu")),
+    *sorted((ROOT / "tests/native").glob("*.cpp")),
+]
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+ops = torch.ops.ser_fast_cuda
 
 
 class Shape(ctypes.Structure):
@@ -32,37 +43,35 @@ class Plan(ctypes.Structure):
     ]  # fmt: skip
 
 
-def pointers(*names: str) -> list:
-    return [(name, ctypes.c_void_p) for name in names]
+def build(folder: Path, *flags: str, sources: list[Path] = SOURCES) -> str:
+    """The ops, the kernels and the runner, by the host's compiler."""
+    torch_folder, library = Path(torch.__file__).parent, folder / "kernels.so"
+    compiler = ["g++", "-std=c++20", "-O2", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", *flags]
+    compiler += ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DSER_FAST_WITH_CUDA", "-DSER_FAST_HOST"]
+    compiler += ["-isystem", torch_folder / "include", "-isystem", sysconfig.get_path("include")]
+    objects = [folder / f"{number}.o" for number in range(len(sources))]
 
+    def compiled(source: Path, target: Path) -> None:
+        subprocess.run([*compiler, "-x", "c++", "-c", source, "-o", target], check=True)
 
-class Forward(ctypes.Structure):
-    _fields_ = [
-        ("shape", Shape), ("plan", Plan), *pointers("h"), ("row_stride", ctypes.c_int64), ("frame_stride", ctypes.c_int64),
-        *pointers("w", "lengths", "scores", "partial", "pooled", "weights"),
-    ]  # fmt: skip
-
-
-class Backward(ctypes.Structure):
-    _fields_ = [
-        ("shape", Shape), ("plan", Plan), *pointers("grad_pooled", "grad_weights", "mean", "h"),
-        ("row_stride", ctypes.c_int64), ("frame_stride", ctypes.c_int64),
-        *pointers("w", "pooled", "weights", "lengths", "grad_h", "partial"),
-    ]  # fmt: skip
-
-
-def build(folder: Path, *flags: str) -> str:
-    """The kernels of tests/native, by the host's compiler."""
-    sources, library = sorted((ROOT / "tests/native").glob("*.cpp")), folder / "kernels.so"
-    command = ["g++", "-std=c++20", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", *flags, "-x", "c++"]
-    subprocess.run([*command, *sources, "-o", library], check=True)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(compiled, sources, objects))
+    libraries = ["-L", torch_folder / "lib", f"-Wl,-rpath,{torch_folder / 'lib'}", "-ltorch_cpu"]
+    subprocess.run(["g++", "-shared", *flags, *objects, "-o", library, *libraries], check=True)
     return str(library)
 
 
 @pytest.fixture(scope="session")
 def native(tmp_path_factory) -> ctypes.CDLL:
-    """As built, or by the sanitizers' test with their flags."""
-    return ctypes.CDLL(build(tmp_path_factory.mktemp("native"), *os.environ.get(FLAGS, "").split()))
+    """Its ops are those of CPU tensors. As built, or by the sanitizers' test with their flags."""
+    library = build(tmp_path_factory.mktemp("native"), *os.environ.get(FLAGS, "").split())
+    torch.ops.load_library(library)
+    return ctypes.CDLL(library)
+
+
+def seed(native, number: int) -> None:
+    """Of the order in which the threads run from now on."""
+    native.ser_fast_seed(ctypes.c_size_t(number))
 
 
 def sanitized(*arguments: str) -> subprocess.CompletedProcess:
@@ -90,45 +99,12 @@ def plan_of(native, batch: int, frames: int, width: int, dtype: torch.dtype, ali
     return plan
 
 
-def call(function, dtype: torch.dtype, arguments: ctypes.Structure, seed: int) -> None:
-    error = ctypes.create_string_buffer(4096)
-    failed = function(KINDS[dtype], ctypes.byref(arguments), ctypes.c_size_t(seed), error, ctypes.c_size_t(4096))
-    if failed:
-        raise RuntimeError(error.value.decode())
-
-
-def at(tensor: torch.Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
-def nan(*sizes: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.full(sizes, torch.nan, dtype=dtype)
-
-
-def pool(native, h, w, lengths, seed=0):
-    batch, frames, width = h.shape
-    aligned = h.stride(2) == 1 and all(step * h.itemsize % 16 == 0 for step in (*h.stride()[:2], width))
-    plan = plan_of(native, batch, frames, width, h.dtype, aligned)
-    scores, partial = nan(batch, frames), nan(batch, plan.runs, 2 + width)
-    pooled, weights = nan(batch, width, dtype=h.dtype), nan(batch, frames, dtype=h.dtype)
-    call(native.pool_forward, h.dtype, Forward(
-        Shape(batch, frames, width), plan, at(h), *h.stride()[:2], at(w), at(lengths), at(scores), at(partial), at(pooled),
-        at(weights),
-    ), seed)  # fmt: skip
-    return pooled, weights
-
-
-def pool_backward(native, grad_pooled, grad_weights, h, w, pooled, weights, lengths, seed=0):
-    batch, frames, width = h.shape
-    aligned = h.stride(2) == 1 and all(step * h.itemsize % 16 == 0 for step in (*h.stride()[:2], width))
-    plan = plan_of(native, batch, frames, width, h.dtype, aligned)
-    mean = None if grad_weights is None else (grad_weights.float() * weights.float()).sum(1)
-    grad_h, partial = nan(batch, frames, width, dtype=h.dtype), nan(batch, plan.runs, width)
-    call(native.pool_backward, h.dtype, Backward(
-        Shape(batch, frames, width), plan, at(grad_pooled), at(grad_weights), at(mean), at(h), *h.stride()[:2], at(w),
-        at(pooled), at(weights), at(lengths), at(grad_h), at(partial),
-    ), seed)  # fmt: skip
-    return grad_h, partial.sum((0, 1)).to(w.dtype)
+def spoilt(tensor: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
+    """NaN past the lengths, which no kernel may read."""
+    if lengths is None or not tensor.is_floating_point():
+        return tensor
+    past = torch.arange(tensor.shape[1]) >= lengths[:, None]
+    return tensor.masked_fill(past[..., None] if tensor.dim() == 3 else past, torch.nan)
 
 
 def assert_near(found, peer, truth, roundings: float, what: str) -> None:
@@ -144,47 +120,72 @@ def assert_near(found, peer, truth, roundings: float, what: str) -> None:
 SIZES = [(1, 1, 1), (3, 5, 7), (2, 130, 16), (4, 1, 129), (2, 70, 300), (1, 9, 1024), (1, 6, 1032), (1, 20, 5000)]
 
 
-@pytest.mark.parametrize("dtype", KINDS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("ragged_rows", [False, True])
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_attention_pool(native, sizes, ragged_rows, dtype):
+def test_attention_pool(native, sizes, ragged_rows, dtype, poison):
     h, w, lengths = pool_arguments(*sizes, ragged_rows=ragged_rows)
-    h, w = h.to(dtype), (w / sizes[2] ** 0.5).to(dtype)
-    if ragged_rows:  # what lies past a length is not read
-        h.masked_fill_((torch.arange(sizes[1]) >= lengths[:, None])[..., None], torch.nan)
-    found, peer = pool(native, h, w, lengths, seed=1), attention_pool.reference(h, w, lengths)
+    h, w = spoilt(h.to(dtype), lengths), (w / sizes[2] ** 0.5).to(dtype)
+    seed(native, 1)
+    found, peer = ops.attention_pool(h, w, lengths), attention_pool.reference(h, w, lengths)
     truth = attention_pool.reference(h.double(), w.double(), lengths)
     for name, *one in zip(("pooled", "weights"), found, peer, truth):
         assert_near(*one, 2, name)
     for grad_weights in (None, torch.randn_like(found[1])):
         backward = (torch.randn_like(found[0]), grad_weights, h, w, *found, lengths)
-        wide = tuple(x.double() if x is not None and x.is_floating_point() else x for x in backward)
-        results, peer = pool_backward(native, *backward, seed=2), attention_pool.reference_backward(*backward)
-        for name, *one in zip(("grad_h", "grad_w"), results, peer, attention_pool.reference_backward(*wide)):
+        peer, truth = (
+            attention_pool.reference_backward(*to(backward, kind, "cpu")) for kind in (dtype, torch.float64)
+        )
+        garbage = None if grad_weights is None else spoilt(grad_weights, lengths)
+        results = ops.attention_pool_backward(backward[0], garbage, *backward[2:])
+        for name, *one in zip(("grad_h", "grad_w"), results, peer, truth):
             assert_near(*one, 4, name)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_attention_pool_of_any_layout(native, dtype):
+    """Rows apart, strided, expanded, beside 16 bytes, lengths of 32 bits: the values decide alone, to the last bit."""
+    h, w, lengths = to(pool_arguments(3, 70, 16, ragged_rows=True), dtype, "cpu")
+    apart, beside = torch.randn(3, 70, 40, dtype=dtype), torch.zeros(3 * 70 * 16 + 1, dtype=dtype)[1:].view(3, 70, 16)
+    apart[..., 8:24], beside[:] = h, h
+    wanted = ops.attention_pool(h, w, lengths)
+    grads = ops.attention_pool_backward(*wanted, h, w, *wanted, lengths)
+    for given in (apart[..., 8:24], beside, spread(h), h.transpose(0, 1).contiguous().transpose(0, 1)):
+        found = ops.attention_pool(given, spread(w), lengths.int())
+        again = ops.attention_pool_backward(
+            *map(spread, wanted), given, spread(w), *map(spread, wanted), lengths.int()
+        )
+        for one, other in zip((*found, *again), (*wanted, *grads)):
+            assert torch.equal(one, other) and one.is_contiguous()
+    row = h[:1].expand(3, 70, 16)
+    assert torch.equal(ops.attention_pool(row, w, None)[0], ops.attention_pool(row.contiguous(), w, None)[0])
 
 
 def test_the_order_in_which_threads_run_changes_nothing(native):
     h, w, lengths = pool_arguments(2, 150, 40, ragged_rows=True, dtype=torch.float32)
-    first = pool(native, h, w, lengths)
-    grads = pool_backward(native, first[0], first[1], h, w, *first, lengths)
-    for seed in range(1, 6):
-        results = pool(native, h, w, lengths, seed)
-        again = pool_backward(native, first[0], first[1], h, w, *first, lengths, seed=seed)
-        assert all(torch.equal(one, other) for one, other in zip((*results, *again), (*first, *grads)))
+    wave = spectrogram_arguments(2, 400, 100, 120, 30, ragged_rows=True, dtype=torch.float32)
+    results = []
+    for number in range(6):
+        seed(native, number)
+        pooled = ops.attention_pool(h, w, lengths)
+        grads = ops.attention_pool_backward(*pooled, h, w, *pooled, lengths)
+        results.append((*pooled, *grads, spectrogram(*wave)))
+    assert all(torch.equal(one, other) for other in results for one, other in zip(results[0], other))
 
 
 def test_every_plan_fits(native):
     """Frames are covered once, lanes hold their share, shared memory is within every target's."""
     frames = (1, 63, 64, 65, 1000, 4096, 4097, 100_000)
-    for width, count, dtype in itertools.product((*range(1, 70), 127, 1024, 1025, 4097, 8192), frames, KINDS):
+    for width, count, dtype in itertools.product((*range(1, 70), 127, 1024, 1025, 4097, 8192), frames, DTYPES):
         plan = plan_of(native, 1, count, width, dtype, True)
         lanes, pack = 32 * plan.group, 16 // dtype.itemsize
         assert plan.run * (plan.runs - 1) < count <= plan.run * plan.runs and plan.runs <= 64
         assert plan.group in (1, 2, 4, 8) and plan.packs in (1, 2, 4, 8) and plan.packs * pack <= 32
         assert lanes * plan.packs * pack >= width and plan.shared <= 48 * 1024
         assert plan.parts * 256 >= max(count, width) and plan.run % (8 // plan.group) == 0
-    assert plan_of(native, 1, 10, 8193, torch.float32, True).packs == 0
+    for width in (attention_pool.WIDEST, attention_pool.WIDEST + 1):
+        packs = {plan_of(native, 1, 10, width, dtype, True).packs for dtype in DTYPES}
+        assert (min(packs) > 0) == (max(packs) > 0) == (width <= attention_pool.WIDEST)
 
 
 class SpectrogramShape(ctypes.Structure):
@@ -201,46 +202,10 @@ class SpectrogramPlan(ctypes.Structure):
     ]  # fmt: skip
 
 
-class Spectrogram(ctypes.Structure):
-    _fields_ = [
-        ("shape", SpectrogramShape), ("plan", SpectrogramPlan), *pointers("wave"), ("row_stride", ctypes.c_int64),
-        *pointers("window", "roots", "lengths", "mean", "std"), ("log", ctypes.c_bool), ("floor", ctypes.c_float),
-        *pointers("out"),
-    ]  # fmt: skip
-
-
-def spectrogram(
-    native, wave, window, n_fft, hop, begin, end, lengths, mean, std, log, floor, center, pad_mode, seed=0
-):
-    out = torch.full_like(power_spectrogram.new_output(
-        wave, window, n_fft, hop, begin, end, lengths, mean, std, log, floor, center, pad_mode
-    ), torch.nan)  # fmt: skip
-    pad = ("constant", "reflect", "replicate", "circular").index(pad_mode)
-    shape = SpectrogramShape(*wave.shape, out.shape[1], n_fft, len(window), hop, begin, end - begin, center, pad)
-    plan = SpectrogramPlan()
-    native.spectrogram_plan(ctypes.byref(shape), ctypes.byref(plan))
-    turns = torch.arange(n_fft, dtype=torch.float64) * (-2 * torch.pi / n_fft)
-    roots = torch.stack([turns.cos(), turns.sin()], 1).float()
-    arguments = Spectrogram(
-        shape,
-        plan,
-        at(wave),
-        wave.stride(0),
-        at(window),
-        at(roots),
-        at(lengths),
-        at(mean),
-        at(std),
-        log,
-        floor,
-        at(out),
-    )
-    error = ctypes.create_string_buffer(4096)
-    kind = int(wave.dtype == torch.int16)
-    failed = native.spectrogram_forward(
-        kind, ctypes.byref(arguments), ctypes.c_size_t(seed), error, ctypes.c_size_t(4096)
-    )
-    assert not failed, error.value.decode()
+def spectrogram(*arguments):
+    out = power_spectrogram.new_output(*arguments).fill_(torch.nan)
+    roots = power_spectrogram.roots(arguments[2], torch.device("cpu"))
+    ops.power_spectrogram(*arguments, roots, out)
     return out
 
 
@@ -266,8 +231,9 @@ def test_power_spectrogram(native, case, kind):
     exact = [x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in given]
     if kind == torch.int16:
         exact[0] = given[0].double() / 32768
+    seed(native, 3)
     found, peer, truth = (
-        spectrogram(native, *given, seed=3),
+        spectrogram(spoilt(given[0], given[6]), *given[1:]),
         power_spectrogram.reference(*given),
         power_spectrogram.reference(*exact),
     )
@@ -276,13 +242,12 @@ def test_power_spectrogram(native, case, kind):
         found, peer = ((x * given[8] + given[7]).exp() for x in (found, peer))
         truth = (truth * exact[8] + exact[7]).exp()
     assert_as_accurate(found, peer, truth)
-    if kind == torch.float32 and given[6] is not None:  # what lies past a length is not read
-        spoilt = given[0].masked_fill(torch.arange(sizes[1]) >= given[6][:, None], torch.nan)
-        assert torch.equal(spectrogram(native, spoilt, *given[1:]), spectrogram(native, *given))
+    strided = (spread(value) if isinstance(value, torch.Tensor) else value for value in given)
+    assert torch.equal(spectrogram(*strided), spectrogram(*given))
 
 
 def test_every_transform_is_planned_or_left_to_others(native):
-    for n_fft in range(1, 4097):
+    for n_fft in range(1, 6500):
         plan = SpectrogramPlan()
         shape = SpectrogramShape(3, 50_000, 300, n_fft, n_fft, 160, 0, 1, False, 0)
         native.spectrogram_plan(ctypes.byref(shape), ctypes.byref(plan))
@@ -292,9 +257,191 @@ def test_every_transform_is_planned_or_left_to_others(native):
             while rest % factor == 0:
                 rest //= factor
         assert (plan.passes > 0) == (rest == 1 and 16 * points <= 48 * 1024), n_fft
+        assert (plan.passes > 0) == power_spectrogram.transforms_on_cuda(n_fft), n_fft
         if plan.passes:
             assert math.prod(plan.radix[: plan.passes]) == plan.points == points and plan.shared <= 48 * 1024
             assert plan.frames * (plan.tiles - 1) < 300 <= plan.frames * plan.tiles
+
+
+POOL = pool_arguments(3, 4, 8, ragged_rows=False, dtype=torch.float32)
+WAVE = spectrogram_arguments(2, 40, 8, 10, 5, normalized=True, dtype=torch.float32)
+OUT = (torch.zeros(10, 2), torch.zeros(2, 7, 6))
+
+
+def change(arguments: tuple, position: int, value) -> tuple:
+    return (*arguments[:position], value, *arguments[position + 1 :])
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "sentence"),
+    [
+        ("attention_pool", change(POOL, 0, POOL[0].double()), "attention_pool: h has dtype float64; it must be float32, float16 or bfloat16"),
+        ("attention_pool", change(POOL, 0, POOL[0][0]), r"h has shape \[4, 8\]; it must be \[B, T, D\] with no size 0"),
+        ("attention_pool", change(POOL, 0, torch.zeros(3, 0, 8)), r"h has shape \[3, 0, 8\]; it must be \[B, T, D\] with no size 0"),
+        ("attention_pool", (torch.zeros(1, 1, 8193), torch.zeros(8193), None), r"h has shape \[1, 1, 8193\]; it must be \[B, T, D\] with D at most 8192"),
+        ("attention_pool", change(POOL, 1, POOL[1].half()), "w has dtype float16; it must be float32"),
+        ("attention_pool", change(POOL, 1, POOL[1][1:]), r"w has shape \[7\]; it must be \[D\] = \[8\]"),
+        ("attention_pool", change(POOL, 2, torch.zeros(3)), "lengths has dtype float32; it must be int64 or int32"),
+        ("attention_pool", change(POOL, 2, torch.ones(2, dtype=torch.int32)), r"lengths has shape \[2\]; it must be \[B\] = \[3\]"),
+        ("power_spectrogram", change((*WAVE, *OUT), 0, WAVE[0].double()), "power_spectrogram: wave has dtype float64; it must be float32 or int16"),
+        ("power_spectrogram", change((*WAVE, *OUT), 1, WAVE[1].double()), "window has dtype float64; it must be float32"),
+        ("power_spectrogram", change((*WAVE, *OUT), 8, torch.ones(5)), r"std has shape \[5\]; it must be \[F\] = \[6\]"),
+        ("power_spectrogram", change((*WAVE, *OUT), 13, torch.ones(9, 2)), r"roots has shape \[9, 2\]; it must be \[n_fft, 2\] = \[10, 2\]"),
+        ("power_spectrogram", change((*WAVE, *OUT), 14, OUT[1][1:]), r"out has shape \[1, 7, 6\]; it must be \[B, T, F\] = \[2, 7, 6\]"),
+        ("power_spectrogram", change((*WAVE, *OUT), 14, spread(OUT[1])), "out is strided; it must be contiguous"),
+        ("power_spectrogram", (*change(WAVE[:7], 2, 14), None, None, *WAVE[9:], torch.zeros(14, 2), OUT[1]), "n_fft is 14; it must be a product of 2, 3 and 5"),
+    ],
+)  # fmt: skip
+def test_bad_input_gets_one_clear_error(native, name, arguments, sentence):
+    with pytest.raises(RuntimeError, match=sentence):
+        getattr(ops, name)(*arguments)
+
+
+def test_a_tensor_on_another_device_is_named(native):
+    elsewhere = change(POOL, 1, POOL[1].to("meta"))
+    with pytest.raises(RuntimeError, match="attention_pool: w is on another device; it must be on cpu"):
+        ops.attention_pool.default.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CPU), *elsewhere)
+
+
+@pytest.mark.skipif(not backends.build_info().get("cuda_archs"), reason="the CUDA kernels were not built")
+def test_the_built_ops_want_cuda_tensors():
+    """The shipped object beside a torch that need not know CUDA: its ops are there and check what they are given."""
+    cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    with pytest.raises(RuntimeError, match="attention_pool: h is on cpu; it must be on a CUDA device"):
+        ops.attention_pool.default.redispatch(cuda, *POOL)
+    with pytest.raises(RuntimeError, match="power_spectrogram: wave is on cpu; it must be on a CUDA device"):
+        ops.power_spectrogram.default.redispatch(cuda, *WAVE, *OUT)
+
+
+def test_lengths_are_clamped_not_checked(native):
+    h, w, _ = POOL
+    wild, tame = torch.tensor([-5, 2, 99]), torch.tensor([0, 2, 4])
+    for one, other in zip(ops.attention_pool(h, w, wild), ops.attention_pool(h, w, tame)):
+        assert torch.equal(one, other)
+    given = change(WAVE, 6, torch.tensor([-1, 30]))
+    out = torch.full_like(OUT[1], torch.nan)
+    ops.power_spectrogram(*given, power_spectrogram.roots(10, torch.device("cpu")), out)
+    assert torch.equal(out, spectrogram(*change(WAVE, 6, torch.tensor([0, 30]))))
+
+
+def test_the_schemas_tell_what_is_written(native):
+    h, w, lengths = POOL
+    pooled, weights = ops.attention_pool(h, w, lengths)
+    backward = (pooled, weights, h, w, pooled, weights, lengths)
+    for op, arguments in ((ops.attention_pool, POOL), (ops.attention_pool_backward, backward),
+                          (ops.power_spectrogram, (*WAVE, *OUT))):  # fmt: skip
+        torch.library.opcheck(op, arguments, test_utils="test_schema")
+
+
+def test_the_ops_and_modules_run_on_the_kernels(native):
+    """In a process of its own, where "cuda" is chosen and what is registered for CUDA tensors serves those of the CPU."""
+    script = """
+import sys, torch, ser_fast
+from ser_fast import attention_pool, backends, power_spectrogram
+torch.ops.load_library(sys.argv[1])
+backends.on_cuda = "cuda"
+calls = []
+def counted(name, kernel):
+    def call(*args):
+        calls.append(name)
+        return kernel(*args)
+    return call
+for name, reference, kernel in (
+    ("attention_pool", attention_pool.reference, attention_pool.on_cuda),
+    ("attention_pool_backward", attention_pool.reference_backward, attention_pool.backward_on_cuda),
+    ("power_spectrogram", power_spectrogram.reference, power_spectrogram.on_cuda),
+    ("power_spectrogram_out", power_spectrogram._reference_out, power_spectrogram.out_on_cuda),
+):
+    call = backends.on_cuda_tensors(name, counted("reference", reference), counted(name, kernel))
+    backends.library.impl(name, call, "CPU")
+
+def near(one, other, scale=1e-5):
+    assert (one - other).abs().max() <= scale * other.abs().max(), (one, other)
+
+pool, lengths = ser_fast.AttentionPool(24), torch.tensor([70, 0, 33])
+h = torch.randn(3, 70, 24, requires_grad=True)
+for given in (None, lengths):
+    pooled, weights = pool(h, given, return_weights=True)
+    wanted = attention_pool.reference(h, pool.weight, given)
+    near(pooled, wanted[0]), near(weights, wanted[1])
+    found = torch.autograd.grad(pooled.square().sum() + weights.square().sum(), (h, pool.weight))
+    for one, other in zip(found, torch.autograd.grad(sum(x.square().sum() for x in wanted), (h, pool.weight))):
+        near(one, other)
+assert calls == ["attention_pool", "attention_pool_backward"] * 2, calls
+
+calls.clear()
+spectrogram, wave = ser_fast.PowerSpectrogram(log=True), torch.randn(2, 3000, requires_grad=True)
+found, wanted = spectrogram(wave), power_spectrogram.reference(wave, spectrogram.window, 1600, 160, 0, 401, log=True)
+near(found, wanted)
+cotangent = torch.randn_like(found)
+near(*(torch.autograd.grad((x * cotangent).sum(), wave)[0] for x in (found, wanted)))
+out = torch.empty_like(found)
+with torch.no_grad():
+    samples = (wave * 1000).short()
+    result = power_spectrogram.power_spectrogram(samples, spectrogram.window, 1600, 160, (0, 401), log=True, out=out)
+    near(out, power_spectrogram.reference(samples, spectrogram.window, 1600, 160, 0, 401, log=True))
+assert result is out and calls == ["power_spectrogram", "power_spectrogram_out"], calls
+assert list(power_spectrogram._tables) == [(power_spectrogram.roots, 1600, wave.device)]
+
+# What no kernel serves: a dtype, a frame too wide, a prime factor of 7, each by the reference.
+calls.clear()
+with torch.no_grad():
+    attention_pool.attention_pool(h.double(), pool.weight.double())
+    assert calls == ["reference"], calls
+    assert attention_pool.attention_pool(torch.ones(1, 2, 9000), torch.ones(9000))[0].eq(1).all()
+    plain = torch.ones(5)
+    given = power_spectrogram.power_spectrogram(torch.ones(1, 30), plain, 14, 3)
+    near(given, power_spectrogram.reference(torch.ones(1, 30), plain, 14, 3, 0, 8))
+    power_spectrogram.power_spectrogram(torch.ones(1, 30), plain, 14, 3, out=out[:1, :9, :8].contiguous())
+arguments = (h, pool.weight, lengths)
+torch.library.opcheck(torch.ops.ser_fast.attention_pool, arguments)
+wave = torch.randn(2, 60, requires_grad=True)
+arguments = (wave, torch.rand(16), 32, 8, 0, 17, torch.tensor([60, 30]), None, None, False, 1e-10, True, "reflect")
+torch.library.opcheck(torch.ops.ser_fast.power_spectrogram, arguments)
+for model in (ser_fast.CGRU(3), ser_fast.BiGRUMHA(3)):
+    model(torch.randn(2, 4000), torch.tensor([4000, 3000])).sum().backward()
+print("served")
+"""
+    environment = os.environ | {"SER_FAST_BACKEND": "reference"}
+    result = subprocess.run(
+        [sys.executable, "-c", script, native._name], capture_output=True, text=True, env=environment
+    )
+    assert result.stdout.strip() == "served", result.stderr
+
+
+def test_cuda_is_chosen_for_what_its_kernels_serve(monkeypatch):
+    monkeypatch.setattr(backends, "on_cuda", "auto")
+    monkeypatch.setattr(backends, "build_info", lambda: {"cuda_archs": ["9.0a"]})
+    assert [backends.select(op, "cuda") for op in backends.OPS] == ["torch", "reference", "reference"]
+    backends.use("cuda")
+    assert [backends.select(op, "cuda") for op in backends.OPS] == ["torch", "cuda", "cuda"]
+    assert backends.select("attention_pool", "cuda", dtype=torch.bfloat16) == "cuda"
+    assert backends.select("power_spectrogram", "cuda", dtype=torch.int16) == "cuda"
+    assert backends.select("attention_pool", "cuda", dtype=torch.float64) == "reference"
+    assert backends.select("attention_pool") == "compiled"
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    with pytest.raises(ValueError, match="backend is 'cuda', but this torch is for AMD GPUs"):
+        backends.use("cuda")
+
+
+def test_cuda_that_is_not_there_is_refused_with_the_reason(monkeypatch):
+    monkeypatch.setattr(backends, "on_cuda", "auto")
+    monkeypatch.setattr(backends, "build_info", lambda: {"cuda_archs": [], "cuda": "not built: nvcc was not found."})
+    with pytest.raises(ValueError, match="backend is 'cuda', but its kernels are not built: nvcc was not found"):
+        backends.use("cuda")
+    monkeypatch.setattr(backends, "loaded", False)
+    monkeypatch.setattr(backends, "reason", "they did not load")
+    with pytest.raises(ValueError, match="backend is 'cuda', but they did not load"):
+        backends.use("cuda")
+    assert backends.on_cuda == "auto"
+
+
+@pytest.mark.skipif(not backends.build_info().get("cuda_archs"), reason="the CUDA kernels were not built")
+def test_the_environment_chooses_cuda_too():
+    script = "from ser_fast import backends; print([backends.select(op, 'cuda') for op in backends.OPS])"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
+                            env=os.environ | {"SER_FAST_BACKEND": "cuda"})  # fmt: skip
+    assert result.stdout.strip() == "['torch', 'cuda', 'cuda']", result.stderr
 
 
 @pytest.mark.parametrize(
@@ -320,13 +467,14 @@ def test_the_runner_shows_what_was_not_written_and_what_depends_on_the_order(nat
 
 
 def test_the_sanitizers_find_nothing_in_the_kernels():
-    wanted = "test_attention_pool or test_power_spectrogram or the_order"
+    wanted = "test_attention_pool or test_power_spectrogram or the_order or clamped or bad_input"
     result = sanitized("-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", wanted)
     assert result.returncode == 0 and " passed" in result.stdout, result.stdout[-2000:] + result.stderr[-2000:]
 
 
 def test_the_sanitizers_see_an_access_outside_a_buffer(tmp_path):
-    library = build(tmp_path, *SANITIZERS.split())
+    sources = [ROOT / "tests/native" / name for name in ("runner.cpp", "faults.cpp")]
+    library = build(tmp_path, *SANITIZERS.split(), sources=sources)
     script = f"import ctypes; ctypes.CDLL({library!r}).fault(5, ctypes.c_size_t(0), None, ctypes.c_size_t(0))"
     result = sanitized("-c", script)
     assert result.returncode != 0 and "heap-buffer-overflow" in result.stderr, result.stderr[-2000:]

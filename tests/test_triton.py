@@ -305,7 +305,7 @@ def test_cuda_tensors_run_on_torch_until_triton_is_chosen(monkeypatch):
     assert backends.select("gru") == ("compiled" if backends.loaded else "reference")
     backends.use("auto")
     assert backends.select("gru", "cuda") == "torch"
-    with pytest.raises(ValueError, match="backend is 'cudnn'; it must be 'auto' or 'triton'"):
+    with pytest.raises(ValueError, match="backend is 'cudnn'; it must be 'auto', 'cuda' or 'triton'"):
         backends.use("cudnn")
     monkeypatch.setattr(torch.version, "hip", "7.0")
     with pytest.raises(ValueError, match="this torch is for AMD GPUs"):
