@@ -1,5 +1,6 @@
 """What `pip install` makes of an environment, complete or not. Each case builds a copy of the sources."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import setuptools
 import torch
 
 ROOT = Path(__file__).parents[1]
@@ -34,8 +36,27 @@ def environment(tmp_path_factory) -> Path:
 
 
 def pip(python: Path | str, *arguments, cwd: Path, **environment) -> subprocess.CompletedProcess:
+    """Without the CUDA kernels, which take their time, unless they are asked for."""
     return subprocess.run([python, "-m", "pip", *map(str, arguments)], cwd=cwd, capture_output=True, text=True,
-                          env=os.environ | environment)  # fmt: skip
+                          env=os.environ | {"SER_FAST_CUDA": "0"} | environment)  # fmt: skip
+
+
+@pytest.fixture
+def setup(monkeypatch):
+    """setup.py's functions, in a given environment; nothing is built."""
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+
+    def load(**environment):
+        for name in ("SER_FAST_BUILD", "SER_FAST_CUDA", "TORCH_CUDA_ARCH_LIST", "CUDA_HOME", "CXX"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        spec = importlib.util.spec_from_file_location("ser_fast_setup", ROOT / "setup.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 def build(sources: Path, python=sys.executable, options=("--no-build-isolation",), **environment):
@@ -80,19 +101,27 @@ def test_with_isolation_builds_against_the_environments_own_torch(sources, envir
 
 
 def test_a_wheel_is_abi3_and_holds_the_kernels_and_their_sources_package(sources):
-    result, tag, names, info = build(sources)
+    """The CUDA kernels too, wherever nvcc is, GPU or not; 7.5 is older than they support."""
+    result, tag, names, info = build(sources, SER_FAST_CUDA="", TORCH_CUDA_ARCH_LIST="7.5 9.0a")
     assert result.returncode == 0, result.stdout + result.stderr
     assert tag.startswith("cp310-abi3-linux"), tag
     assert {"ser_fast/_C.abi3.so", "ser_fast/kernels/__init__.py", "ser_fast/models/cgru.py"} <= set(names)
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "kernels/"))]
     assert info["compiled"] and info["reason"] is None
+    if shutil.which("nvcc"):
+        assert info["cuda_archs"] == ["9.0a"] and info["cuda"].startswith("built for 9.0a by nvcc "), info
+    else:
+        assert info["cuda_archs"] == [] and "nvcc was not found" in info["cuda"], info
 
 
 def test_the_object_asks_for_the_stable_abi_only():
-    """Of torch's symbols, nothing but the C shims; of Python's, only the limited API's."""
+    """Of torch's symbols, nothing but the C shims, CUDA's weakly; of Python's, only the limited API's; no CUDA runtime."""
     listing = subprocess.run(["nm", "-D", "--undefined-only", ROOT / "ser_fast" / "_C.abi3.so"], capture_output=True,
                              text=True, check=True).stdout.splitlines()  # fmt: skip
-    symbols = [line.split()[-1] for line in listing]
+    symbols = {line.split()[-1]: line.split()[-2] for line in listing}
+    assert not [name for name in symbols if name.startswith(("cu", "__cuda"))]
+    built = json.loads((ROOT / "ser_fast" / "build_info.json").read_text())["cuda_archs"]
+    assert symbols.get("aoti_torch_get_current_cuda_stream") == ("w" if built else None)
     assert [name for name in symbols if name.startswith("aoti_torch_")]
     assert not [
         name for name in symbols if name.startswith(("_ZN2at", "_ZN3c10", "_ZN5torch", "_ZNK2at", "_ZNK3c10"))
@@ -125,20 +154,91 @@ def test_when_asked_to_build_or_fail(sources):
     assert "no C++ compiler was found" in result.stdout + result.stderr
 
 
-def test_cuda_asked_for_without_sources_or_nvcc_fails_with_a_sentence(sources):
-    result, tag, _, _ = build(sources, SER_FAST_CUDA="1")
-    assert result.returncode != 0 and tag is None
-    assert "SER_FAST_CUDA=1 asks for CUDA kernels, but" in result.stdout + result.stderr
-
-
-def test_without_nvcc_says_so_and_goes_on(sources):
-    tools = sources.parent / "tools"
-    tools.mkdir()
+@pytest.fixture
+def tools(tmp_path) -> Path:
+    """A folder for PATH with what a build needs, but nvcc."""
+    folder = tmp_path / "tools"
+    folder.mkdir()
     for name in ("g++", "as", "ld", "git", "sh"):
-        (tools / name).symlink_to(shutil.which(name))
-    result, _, _, info = build(sources, PATH=str(tools))
+        (folder / name).symlink_to(shutil.which(name))
+    return folder
+
+
+def test_without_nvcc_says_so_and_goes_on(sources, tools):
+    result, _, _, info = build(sources, PATH=str(tools), SER_FAST_CUDA="", CUDA_HOME="", CXXFLAGS="-O0")
     assert result.returncode == 0 and info["compiled"], result.stdout + result.stderr
-    assert "nvcc was not found" in info["cuda"]
+    assert info["cuda"].startswith("not built: nvcc was not found") and "`" in info["cuda"] and not info["cuda_archs"]
+    assert f"ser_fast: CUDA kernels {info['cuda']}" in result.stdout + result.stderr
+
+
+def test_cuda_asked_for_without_nvcc_fails_with_a_sentence(sources, tools):
+    result, tag, _, _ = build(sources, PATH=str(tools), SER_FAST_CUDA="1", CUDA_HOME="")
+    assert result.returncode != 0 and tag is None
+    assert "SER_FAST_CUDA=1 asks for CUDA kernels, but nvcc was not found" in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("wanted", ["", "1"])
+def test_an_nvcc_that_fails_leaves_cuda_out_unless_it_was_asked_for(sources, tools, wanted):
+    """nvcc answers questions and compiles nothing; it is found under CUDA_HOME."""
+    nvcc = sources.parent / "cuda/bin/nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text(
+        """#!/bin/sh
+case "$1" in
+  --dryrun) printf '#$ INCLUDES="-I/nowhere"\\n#$ LIBRARIES= "-L/nowhere"\\n' >&2 ;;
+  --version) echo "release 13.0, V13.0.88" ;;
+  --list-gpu-code) echo sm_90 ;;
+  *) exit 1 ;;
+esac
+"""
+    )
+    nvcc.chmod(0o755)
+    home = str(nvcc.parents[1])
+    result, tag, _, info = build(sources, PATH=str(tools), CUDA_HOME=home, SER_FAST_CUDA=wanted, CXXFLAGS="-O0")
+    if wanted:
+        assert result.returncode != 0 and tag is None
+        assert "SER_FAST_CUDA=1 asks for CUDA kernels, but nvcc or the" in result.stdout + result.stderr
+    else:
+        assert result.returncode == 0 and info["compiled"], result.stdout + result.stderr
+        assert info["cuda"].startswith("not built: nvcc or the compiler behind it failed") and not info["cuda_archs"]
+
+
+def test_cuda_can_be_left_out(setup):
+    module = setup(SER_FAST_CUDA="0")
+    with pytest.raises(module.Missing, match="SER_FAST_CUDA=0 left the CUDA kernels out; unset it"):
+        module.find_cuda()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "known", "archs"),
+    [
+        ("8.0;9.0a;12.0+PTX", set(), ["8.0", "9.0a", "12.0+PTX"]),
+        ("7.0 7.5 8.6+PTX", set(), ["8.6+PTX"]),
+        ("10.0f", set(), ["10.0f"]),
+        ("", {75, 80, 86, 89, 90, 100, 103, 120}, ["8.0", "8.6", "8.9", "9.0a", "10.0", "12.0+PTX"]),
+        ("", {75, 80, 86, 89, 90}, ["8.0", "8.6", "8.9", "9.0a+PTX"]),
+    ],
+)
+def test_architectures_are_torchs_list_or_those_that_nvcc_knows(setup, wanted, known, archs):
+    assert setup(TORCH_CUDA_ARCH_LIST=wanted).find_archs("nvcc", known) == archs
+
+
+@pytest.mark.parametrize(
+    ("wanted", "sentence"), [("Hopper", "holds 'Hopper' where it must"), ("7.5", r"from 8.0 on")]
+)
+def test_architectures_that_are_none_are_named(setup, wanted, sentence):
+    module = setup(TORCH_CUDA_ARCH_LIST=wanted)
+    with pytest.raises(module.Missing, match=f"TORCH_CUDA_ARCH_LIST.*{sentence}|{sentence}.*'{wanted}'"):
+        module.find_archs("nvcc", {90})
+
+
+def test_an_architecture_becomes_machine_code_and_ptx_where_asked(setup):
+    module = setup()
+    assert module.gencode("9.0a") == "-gencode=arch=compute_90a,code=sm_90a"
+    assert module.gencode("12.0+PTX") == (
+        "-gencode=arch=compute_120,code=sm_120 -gencode=arch=compute_120,code=compute_120"
+    )
+    assert (module.host_compiler("/usr/bin/g++"), module.host_compiler("ccache g++")) == ("-ccbin /usr/bin/g++", "")
 
 
 def test_a_wrong_switch_is_refused(sources):
