@@ -173,7 +173,7 @@ RULES = {
     "GRU with T = 1 on CPU": "torch: laying W_hh out for the kernel costs more than one step saves",
     "GRUCell": "torch, for the same reason",
     "GRU on CUDA with triton": "torch where W_hh does not fit on chip: nothing was measured there",
-    "GRU on CUDA with cuda": "torch: its kernel is still to come",
+    "GRU on CUDA with cuda": "torch: the kernel is still to come",
 }
 
 
