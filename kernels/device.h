@@ -1,8 +1,8 @@
 // What a CUDA kernel asks of the hardware: one body for the device, one for the host.
 //
-// nvcc sees the intrinsics themselves. A host compiler sees calls of a runner (tests/native/runner.cpp) that gives
-// every thread of a block a fiber, so that the same kernel source runs, and is tested, where there is no GPU. What the
-// host cannot show: memory ordering, real timing.
+// nvcc sees intrinsics and PTX. A host compiler sees calls of a runner (tests/native/runner.cpp) that gives every
+// thread of a cluster's blocks a fiber, so that the same kernel source runs, and is tested, where there is no GPU.
+// What the host cannot show: memory ordering and its fences, the tensor cores' own rounding, real timing.
 #pragma once
 
 #include <cmath>
@@ -18,10 +18,12 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 #define SER_FAST_KERNEL __global__
+#define SER_FAST_BOUNDS(threads) __launch_bounds__(threads)
 #define SER_FAST_DEVICE __device__ __forceinline__
 #define SER_FAST_UNROLL _Pragma("unroll")
 #else
 #define SER_FAST_KERNEL inline
+#define SER_FAST_BOUNDS(threads)
 #define SER_FAST_DEVICE inline
 #define SER_FAST_UNROLL
 #endif
@@ -41,12 +43,30 @@ struct Bfloat {
 namespace host {
 int thread();
 int block();
+int rank();  // of the block in its cluster
 void* shared();
 void barrier(int line);
-uint32_t exchange(uint32_t bits, int from, int line);
-// Runs a grid block by block. Throws std::runtime_error naming who waits where if no thread can go on.
-void run(int blocks, int threads, size_t shared, uint64_t seed, const std::function<void()>& kernel);
+void barrier_of(int id, int threads, int line);
+void cluster_barrier(int line);
+// Once every lane of the warp has come to this line, work runs on what each of them gave.
+void together(void* mine, void (*work)(void* const* all), int line);
+void mbarrier_init(void* barrier, int arrivals);
+void mbarrier_expect(void* barrier, int bytes);
+void mbarrier_wait(void* barrier, int parity, int line);
+void push(const void* value, int bytes, void* where, void* counted, int rank);
+void copy_async(void* to, const void* from, int bytes, bool valid);
+void copy_commit();
+void copy_wait(int pending);
+// Runs a grid cluster by cluster. Throws std::runtime_error naming who waits where if no thread can go on.
+void run(int blocks, int threads, int cluster, size_t shared, uint64_t seed, const std::function<void()>& kernel);
 }  // namespace host
+#endif
+
+// Clusters of blocks, their barriers and stores into each other's shared memory: compute capability 9.0 and later.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr bool kClusters = false;
+#else
+constexpr bool kClusters = true;
 #endif
 
 SER_FAST_DEVICE int thread() {
@@ -80,20 +100,41 @@ SER_FAST_DEVICE T* shared() {
 // checks by the caller's line.
 #ifdef __CUDACC__
 SER_FAST_DEVICE void barrier() { __syncthreads(); }
+// Of these threads alone; id in 1..15.
+SER_FAST_DEVICE void barrier_of(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 // The value of the lane whose number differs in these bits.
-SER_FAST_DEVICE float shuffle_xor(float x, int bits) { return __shfl_xor_sync(0xffffffffu, x, bits); }
+template <class T>
+SER_FAST_DEVICE T shuffle_xor(T x, int bits) {
+  return __shfl_xor_sync(0xffffffffu, x, bits);
+}
 #else
 inline void barrier(int line = __builtin_LINE()) { host::barrier(line); }
-inline float shuffle_xor(float x, int bits, int line = __builtin_LINE()) {
-  uint32_t raw;
-  std::memcpy(&raw, &x, 4);
-  raw = host::exchange(raw, lane() ^ bits, line);
-  std::memcpy(&x, &raw, 4);
-  return x;
+inline void barrier_of(int id, int threads, int line = __builtin_LINE()) { host::barrier_of(id, threads, line); }
+template <class T>
+T shuffle_xor(T x, int bits, int line = __builtin_LINE()) {
+  struct Mine {
+    T given, taken;
+    int from;
+  } mine = {x, x, lane() ^ bits};
+  host::together(&mine, [](void* const* all) {
+    for (int i = 0; i < 32; ++i) {
+      Mine* one = static_cast<Mine*>(all[i]);
+      one->taken = static_cast<Mine*>(all[one->from])->given;
+    }
+  }, line);
+  return mine.taken;
 }
 #endif
 
-SER_FAST_DEVICE float warp_sum(float x) {
+// Lanes that a branch parted go on together, as products want them.
+SER_FAST_DEVICE void converge() {
+#ifdef __CUDACC__
+  __syncwarp();
+#endif
+}
+
+template <class T>
+SER_FAST_DEVICE T warp_sum(T x) {
   for (int bits = 16; bits; bits /= 2) x += shuffle_xor(x, bits);
   return x;
 }
@@ -113,6 +154,23 @@ SER_FAST_DEVICE float logarithm(float x) {
   return logf(x);
 #else
   return std::log(x);
+#endif
+}
+
+// 1 / (1 + exp(-x)).
+SER_FAST_DEVICE float sigmoid(float x) {
+#ifdef __CUDACC__
+  return __fdividef(1, 1 + __expf(-x));
+#else
+  return 1 / (1 + std::exp(-x));
+#endif
+}
+
+SER_FAST_DEVICE float tangent(float x) {
+#ifdef __CUDACC__
+  return tanhf(x);
+#else
+  return std::tanh(x);
 #endif
 }
 
@@ -163,20 +221,215 @@ struct alignas(16) Pack {
   T value[16 / sizeof(T)];
 };
 
+// Two neighbours, read and written at once.
+template <class T>
+struct alignas(2 * sizeof(T)) Pair {
+  T value[2];
+};
+
+// To the nearest of tf32's numbers, which have 10 bits behind the point; ties away from zero.
+SER_FAST_DEVICE float round_tf32(float x) {
+  uint32_t bits;
+#ifdef __CUDACC__
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+  return __uint_as_float(bits);
+#else
+  std::memcpy(&bits, &x, 4);
+  if ((bits & 0x7f800000) != 0x7f800000) bits = (bits + 0x1000) & 0xffffe000;
+  std::memcpy(&x, &bits, 4);
+  return x;
+#endif
+}
+
+// What tf32 keeps of x if it is cut off, as bits; and the rest.
+struct Tf32Parts {
+  uint32_t high, low;
+};
+SER_FAST_DEVICE Tf32Parts split_tf32(uint32_t x) {
+#ifdef __CUDACC__
+  uint32_t high;  // volatile: cut again wherever it is wanted, or parts of loop constants would fill the registers
+  asm volatile("and.b32 %0, %1, 0xffffe000;" : "=r"(high) : "r"(x));
+  return {high, __float_as_uint(__uint_as_float(x) - __uint_as_float(high))};
+#else
+  const uint32_t high = x & 0xffffe000;
+  float whole, part;
+  std::memcpy(&whole, &x, 4);
+  std::memcpy(&part, &high, 4);
+  whole -= part;
+  uint32_t low;
+  std::memcpy(&low, &whole, 4);
+  return {high, low};
+#endif
+}
+
+// Tensor core products of one warp: sum [16, 8] += a [16, K] b [K, 8], K = 32 bytes of T, float being taken as tf32.
+// With g = lane / 4 and t = lane % 4 a lane has sum of rows g, g + 8 and columns 2t, 2t + 1; a of the same rows and b of
+// column g at two places along K, the second half a row later: halves 2t, 2t + 1 or float t.
+#ifdef __CUDACC__
+#define SER_FAST_MMA(T, KIND)                                                                                       \
+  SER_FAST_DEVICE void multiply(T, float(&sum)[4], const uint32_t(&a)[4], const uint32_t(&b)[2]) {                  \
+    asm("mma.sync.aligned." KIND ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"             \
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])                                                    \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                                        \
+  }
+SER_FAST_MMA(Half, "m16n8k16.row.col.f32.f16.f16")
+SER_FAST_MMA(Bfloat, "m16n8k16.row.col.f32.bf16.bf16")
+SER_FAST_MMA(float, "m16n8k8.row.col.f32.tf32.tf32")
+#undef SER_FAST_MMA
+#else
+namespace host {
+// The values in 32 bits, widened: two halves, or one float cut off to tf32.
+inline float part(Half, uint32_t bits, int i) { return widen(Half{static_cast<uint16_t>(bits >> 16 * i)}); }
+inline float part(Bfloat, uint32_t bits, int i) { return widen(Bfloat{static_cast<uint16_t>(bits >> 16 * i)}); }
+inline float part(float, uint32_t bits, int) {
+  bits &= 0xffffe000;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+}  // namespace host
+
+template <class T>
+void multiply(T, float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int line = __builtin_LINE()) {
+  struct Mine {
+    float* sum;
+    const uint32_t *a, *b;
+  } mine = {sum, a, b};
+  host::together(&mine, [](void* const* all) {
+    const auto lane_at = [&](int lane) { return static_cast<Mine*>(all[lane]); };
+    constexpr int kParts = 4 / sizeof(T);
+    for (int lane = 0; lane < 32; ++lane)
+      for (int i = 0; i < 4; ++i) {
+        const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+        float total = lane_at(lane)->sum[i];
+        for (int t = 0; t < 4; ++t)
+          for (int half = 0; half < 2; ++half)
+            for (int p = 0; p < kParts; ++p)
+              total += host::part(T{}, lane_at(row % 8 * 4 + t)->a[row / 8 + 2 * half], p) *
+                       host::part(T{}, lane_at(column * 4 + t)->b[half], p);
+        lane_at(lane)->sum[i] = total;
+      }
+  }, line);
+}
+#endif
+
+// Copies from global to shared memory that this thread starts now and waits for later, in groups; invalid ones write 0.
+template <int BYTES>
+SER_FAST_DEVICE void copy_async(void* to, const void* from, bool valid) {
+#ifdef __CUDACC__
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))),
+               "l"(from), "n"(BYTES), "r"(valid ? BYTES : 0)
+               : "memory");
+#else
+  host::copy_async(to, from, BYTES, valid);
+#endif
+}
+SER_FAST_DEVICE void copy_commit() {
+#ifdef __CUDACC__
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#else
+  host::copy_commit();
+#endif
+}
+// Until no more than these youngest groups are on their way.
+template <int PENDING>
+SER_FAST_DEVICE void copy_wait() {
+#ifdef __CUDACC__
+  asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+#else
+  host::copy_wait(PENDING);
+#endif
+}
+
+// A cluster's blocks store into each other's shared memory; an mbarrier there counts the bytes that have come.
+using Mbarrier = uint64_t;
+
+#ifdef __CUDACC__
+SER_FAST_DEVICE uint32_t shared_address(const void* at) { return static_cast<uint32_t>(__cvta_generic_to_shared(at)); }
+
+SER_FAST_DEVICE int cluster_rank() {
+  uint32_t rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+SER_FAST_DEVICE void cluster_barrier() {
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+SER_FAST_DEVICE void mbarrier_init(Mbarrier* barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\nfence.mbarrier_init.release.cluster;" ::"r"(shared_address(barrier)),
+               "r"(arrivals)
+               : "memory");
+}
+SER_FAST_DEVICE void mbarrier_expect(Mbarrier* barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+               : "memory");
+}
+SER_FAST_DEVICE void mbarrier_wait(Mbarrier* barrier, int parity) {
+  uint32_t done = 0;
+  while (!done)
+    asm volatile(
+        "{\n.reg .pred done;\n"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, done;\n}"
+        : "=r"(done)
+        : "r"(shared_address(barrier)), "r"(parity)
+        : "memory");
+}
+// value to the place that `where` is in the block of this rank, counted by its barrier.
+template <class T>
+SER_FAST_DEVICE void push(const Pair<T>& value, Pair<T>* where, Mbarrier* counted, int rank) {
+  uint32_t to, barrier;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(to) : "r"(shared_address(where)), "r"(rank));
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(barrier) : "r"(shared_address(counted)), "r"(rank));
+  if constexpr (sizeof(value) == 8) {
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b64 [%0], %1, [%2];" ::"r"(to),
+                 "l"(*reinterpret_cast<const uint64_t*>(&value)), "r"(barrier)
+                 : "memory");
+  } else {
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(to),
+                 "r"(*reinterpret_cast<const uint32_t*>(&value)), "r"(barrier)
+                 : "memory");
+  }
+}
+#else
+inline int cluster_rank() { return host::rank(); }
+inline void cluster_barrier(int line = __builtin_LINE()) { host::cluster_barrier(line); }
+inline void mbarrier_init(Mbarrier* barrier, int arrivals) { host::mbarrier_init(barrier, arrivals); }
+// Arrives, and lets this phase end only once so many bytes have come.
+inline void mbarrier_expect(Mbarrier* barrier, int bytes) { host::mbarrier_expect(barrier, bytes); }
+// Until the phase of this parity has ended.
+inline void mbarrier_wait(Mbarrier* barrier, int parity, int line = __builtin_LINE()) {
+  host::mbarrier_wait(barrier, parity, line);
+}
+template <class T>
+void push(const Pair<T>& value, Pair<T>* where, Mbarrier* counted, int rank) {
+  host::push(&value, sizeof(value), where, counted, rank);
+}
+#endif
+
 // 0, or the driver's error. On the host the stream is the seed of the order in which threads run.
 using Stream = void*;
 
 template <class Args>
-int launch(void (*kernel)(Args), int blocks, int threads, size_t shared, Stream stream, const Args& args) {
+int launch(void (*kernel)(Args), int blocks, int threads, size_t shared, Stream stream, const Args& args, int cluster = 1) {
 #ifdef __CUDACC__
   if (shared > 48 * 1024) {
     const auto failed = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
     if (failed != cudaSuccess) return failed;
   }
-  kernel<<<blocks, threads, shared, static_cast<cudaStream_t>(stream)>>>(args);
-  return cudaGetLastError();
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  cudaLaunchConfig_t config = {};
+  config.gridDim = blocks;
+  config.blockDim = threads;
+  config.dynamicSmemBytes = shared;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &attribute;
+  config.numAttrs = cluster > 1;
+  return cudaLaunchKernelEx(&config, kernel, args);
 #else
-  host::run(blocks, threads, shared, reinterpret_cast<uintptr_t>(stream), [&] { kernel(args); });
+  host::run(blocks, threads, cluster, shared, reinterpret_cast<uintptr_t>(stream), [&] { kernel(args); });
   return 0;
 #endif
 }

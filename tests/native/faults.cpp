@@ -44,14 +44,59 @@ void racing(Args args) {
 
 void outside(Args) { shared<float>()[128 + thread()] = 1; }
 
+// The faults of clusters: two blocks of 64 threads.
+
+void one_block_alone(Args) {
+  if (cluster_rank() == 0) cluster_barrier();
+}
+
+Mbarrier* counter() { return shared<Mbarrier>(); }
+Pair<float>* inbox() { return shared<Pair<float>>() + 1; }
+
+// Each block's first thread sends a pair to the other one's inbox, of which so many bytes are expected.
+void send(int expected) {
+  if (thread() == 0) {
+    mbarrier_init(counter(), 1);
+    mbarrier_expect(counter(), expected);
+  }
+  cluster_barrier();
+  if (thread() == 0) push(Pair<float>{{1, 2}}, inbox(), counter(), 1 - cluster_rank());
+}
+
+void bytes_that_never_come(Args) {
+  send(16);
+  mbarrier_wait(counter(), 0);
+}
+
+void read_too_early(Args args) {
+  send(8);
+  if (thread() == 0 && cluster_rank() == 0) *args.out = inbox()->value[1];
+  mbarrier_wait(counter(), 0);
+}
+
+void left_before_it_comes(Args) { send(8); }
+
+void uninitialised(Args) { mbarrier_wait(counter(), 0); }
+
+void not_waited_for(Args args) {
+  static const float kOne = 1;
+  if (thread()) return;
+  copy_async<4>(shared<float>(), &kOne, true);
+  copy_commit();
+  *args.out = *shared<float>();
+}
+
 }  // namespace
 
-// What the runner says of kernel ``which``, run by 64 threads, and what the kernel wrote.
+// What the runner says of kernel ``which``, run by blocks of 64 threads, and what the kernel wrote.
 extern "C" float fault(int which, size_t seed, char* error, size_t size) {
-  void (*const kernels[])(Args) = {half_a_warp, two_barriers, left_early, unwritten, racing, outside};
+  void (*const kernels[])(Args) = {half_a_warp,     two_barriers,          left_early,     unwritten,
+                                   racing,          outside,               not_waited_for, one_block_alone,
+                                   bytes_that_never_come, read_too_early, left_before_it_comes, uninitialised};
+  const int blocks = which < 7 ? 1 : 2;
   float out = 0;
   try {
-    launch(kernels[which], 1, 64, 64 * sizeof(float), reinterpret_cast<Stream>(seed), Args{&out});
+    launch(kernels[which], blocks, 64, 64 * sizeof(float), reinterpret_cast<Stream>(seed), Args{&out}, blocks);
   } catch (const std::runtime_error& failed) {
     std::snprintf(error, size, "%s", failed.what());
   }

@@ -1,6 +1,8 @@
-// Runs a CUDA kernel on the host: a fiber for every thread of a block, blocks one after the other. Fibers run in an
-// order drawn by seed, so that a result which depends on it shows; a barrier or an exchange that only some reach is a
-// deadlock and is reported; shared memory is NaN until it is written.
+// Runs a CUDA kernel on the host: a fiber for every thread of a cluster's blocks, clusters one after the other.
+//
+// Fibers run in an order drawn by seed, and what is under way, copies and stores into other blocks, arrives at moments
+// drawn by seed, so that a result which depends on them shows. A barrier, a shuffle or a product that only some reach, or
+// an mbarrier whose bytes never come, is a deadlock and is reported. Shared memory is NaN until it is written.
 #include "../../kernels/device.h"
 
 #include <ucontext.h>
@@ -8,6 +10,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <deque>
 #include <map>
 #include <memory>
 #include <random>
@@ -19,78 +22,161 @@ namespace ser_fast::gpu::host {
 namespace {
 
 constexpr size_t kStack = 64 * 1024;
-constexpr const char *kBarrier = "barrier", *kExchange = "exchange between lanes";
+
+enum class Wait { kNothing, kBarrier, kSomeBarrier, kCluster, kTogether, kMbarrier, kEnd };
+
+struct Copy {
+  void* to;
+  const void* from;
+  int bytes;
+  bool valid;
+};
 
 struct Fiber {
   ucontext_t context;
-  int thread = 0;
-  bool done = false;
-  const char* waits = nullptr;  // for what, if it does
-  int line = 0;                 // of the kernel's source
-  uint32_t given = 0, taken = 0;
-  int from = 0;
+  int thread = 0, block = 0;  // block: in the cluster
+  Wait waits = Wait::kNothing;
+  int line = 0;            // of the kernel's source
+  int id = 0, count = 0;   // of a barrier of some threads
+  void* mine = nullptr;    // what the lane gave
+  void (*work)(void* const*) = nullptr;
+  void* barrier = nullptr;  // of memory, and the parity waited for
+  int parity = 0;
+  std::deque<std::vector<Copy>> groups;  // committed, oldest first
+  std::vector<Copy> open;
 };
 
-struct Block {
+// An mbarrier's state lies beside the memory: the memory only tells one from another.
+struct Counter {
+  int arrivals, pending, bytes = 0, phase = 0;
+};
+
+struct Store {
+  std::vector<char> value;
+  char* to;
+  void* counted;
+  int block;
+};
+
+struct Cluster {
   const std::function<void()>& kernel;
+  int first, threads;  // of its blocks, of a block
   std::vector<Fiber> fibers;
-  std::vector<float> shared;  // NaN until it is written
-  int number;
+  std::vector<std::vector<float>> shared = {};  // NaN until it is written
+  std::map<void*, Counter> counters = {};
+  std::vector<Store> stores = {};  // on their way
   ucontext_t scheduler = {};
   Fiber* current = nullptr;
+  std::string failure = {};
 };
 
-Block* running = nullptr;
+Cluster* running = nullptr;
+
+Fiber& self() { return *running->current; }
+
+void leave() { swapcontext(&self().context, &running->scheduler); }
+
+// Exceptions do not cross fibers: the first failure ends the run.
+void fail(const std::string& what) {
+  Fiber& fiber = self();
+  running->failure = what + ", block " + std::to_string(running->first + fiber.block) + ", thread " + std::to_string(fiber.thread);
+  leave();
+}
 
 void enter() {
   running->kernel();
-  running->current->done = true;
-  swapcontext(&running->current->context, &running->scheduler);
+  self().waits = Wait::kEnd;
+  leave();
 }
 
-void wait(const char* what, int line) {
-  Fiber* self = running->current;
-  self->waits = what;
-  self->line = line;
-  swapcontext(&self->context, &running->scheduler);
+void wait(Wait what, int line) {
+  Fiber& fiber = self();
+  fiber.waits = what;
+  fiber.line = line;
+  leave();
 }
 
-// All of these wait for the same, at the same line.
-bool meet(const std::vector<Fiber*>& group, const char* what) {
-  return std::all_of(group.begin(), group.end(), [&](const Fiber* fiber) {
-    return !fiber->done && fiber->waits == what && fiber->line == group[0]->line;
-  });
+Counter& counter_at(void* barrier) {
+  const auto found = running->counters.find(barrier);
+  if (found == running->counters.end()) fail("an mbarrier is used before it is initialised");
+  return found->second;
 }
 
-std::string stuck(const Block& block) {
-  std::map<std::string, std::string> who;
-  for (const Fiber& fiber : block.fibers)
-    who[fiber.done ? "ended" : std::string(fiber.waits) + ", line " + std::to_string(fiber.line)] +=
-        " " + std::to_string(fiber.thread);
-  std::string out = "deadlock in block " + std::to_string(block.number);
-  for (const auto& [where, threads] : who) out += "; " + where + ": threads" + threads;
-  return out;
+void settle(Counter& counter) {
+  if (counter.pending || counter.bytes) return;
+  counter.pending = counter.arrivals;
+  counter.phase ^= 1;
+}
+
+void do_copy(const Copy& copy) {
+  if (copy.valid) std::memcpy(copy.to, copy.from, copy.bytes);
+  else std::memset(copy.to, 0, copy.bytes);
 }
 
 }  // namespace
 
-int thread() { return running->current->thread; }
-int block() { return running->number; }
-void* shared() { return running->shared.data(); }
-void barrier(int line) { wait(kBarrier, line); }
+int thread() { return self().thread; }
+int block() { return running->first + self().block; }
+int rank() { return self().block; }
+void* shared() { return running->shared[self().block].data(); }
+void barrier(int line) { wait(Wait::kBarrier, line); }
+void cluster_barrier(int line) { wait(Wait::kCluster, line); }
 
-uint32_t exchange(uint32_t bits, int from, int line) {
-  Fiber* self = running->current;
-  self->given = bits;
-  self->from = from;
-  wait(kExchange, line);
-  return self->taken;
+void barrier_of(int id, int threads, int line) {
+  self().id = id;
+  self().count = threads;
+  wait(Wait::kSomeBarrier, line);
+}
+
+void together(void* mine, void (*work)(void* const*), int line) {
+  self().mine = mine;
+  self().work = work;
+  wait(Wait::kTogether, line);
+}
+
+void mbarrier_init(void* barrier, int arrivals) { running->counters[barrier] = {arrivals, arrivals}; }
+
+void mbarrier_expect(void* barrier, int bytes) {
+  Counter& counter = counter_at(barrier);
+  counter.bytes += bytes;
+  --counter.pending;
+  settle(counter);
+}
+
+void mbarrier_wait(void* barrier, int parity, int line) {
+  if (counter_at(barrier).phase != parity) return;
+  self().barrier = barrier;
+  self().parity = parity;
+  wait(Wait::kMbarrier, line);
+}
+
+void push(const void* value, int bytes, void* where, void* counted, int rank) {
+  auto& mine = running->shared[self().block];
+  auto& other = running->shared.at(rank);
+  const auto mapped = [&](void* at) {
+    return reinterpret_cast<char*>(other.data()) + (static_cast<char*>(at) - reinterpret_cast<char*>(mine.data()));
+  };
+  const char* from = static_cast<const char*>(value);
+  running->stores.push_back({{from, from + bytes}, mapped(where), mapped(counted), rank});
+}
+
+void copy_async(void* to, const void* from, int bytes, bool valid) { self().open.push_back({to, from, bytes, valid}); }
+
+void copy_commit() {
+  self().groups.push_back(std::move(self().open));
+  self().open.clear();
+}
+
+void copy_wait(int pending) {
+  for (auto& groups = self().groups; static_cast<int>(groups.size()) > pending; groups.pop_front())
+    std::for_each(groups.front().begin(), groups.front().end(), do_copy);
 }
 
 namespace {
 
-void start(Fiber& fiber, int thread, char* stack) {
-  fiber.thread = thread;
+void start(Fiber& fiber, int index, int threads, char* stack) {
+  fiber.thread = index % threads;
+  fiber.block = index / threads;
   getcontext(&fiber.context);
   fiber.context.uc_stack.ss_sp = stack;
   fiber.context.uc_stack.ss_size = kStack;
@@ -99,52 +185,135 @@ void start(Fiber& fiber, int thread, char* stack) {
 }
 
 // Every fiber that can, in an order of its own, up to where it waits or ends.
-bool advance(Block& block, std::mt19937_64& random) {
+bool advance(Cluster& cluster, std::mt19937_64& random) {
   std::vector<Fiber*> ready;
-  for (Fiber& fiber : block.fibers)
-    if (!fiber.done && !fiber.waits) ready.push_back(&fiber);
+  for (Fiber& fiber : cluster.fibers)
+    if (fiber.waits == Wait::kNothing) ready.push_back(&fiber);
   std::shuffle(ready.begin(), ready.end(), random);
   for (Fiber* fiber : ready) {
-    block.current = fiber;
-    swapcontext(&block.scheduler, &fiber->context);
+    cluster.current = fiber;
+    swapcontext(&cluster.scheduler, &fiber->context);
+    if (!cluster.failure.empty()) throw std::runtime_error(cluster.failure);
   }
   return !ready.empty();
 }
 
-// Warps whose lanes have all come to the same exchange, and a block whose threads have all come to a barrier, go on.
-bool release(Block& block) {
+// Stores arrive in any order and at any time: each with one chance in two, all of them where nothing else can happen.
+bool deliver(Cluster& cluster, std::mt19937_64& random, bool all) {
+  std::shuffle(cluster.stores.begin(), cluster.stores.end(), random);
   bool moved = false;
-  std::vector<Fiber*> all;
-  for (size_t first = 0; first < block.fibers.size(); first += 32) {
-    std::vector<Fiber*> warp;
-    for (size_t i = first; i < std::min(first + 32, block.fibers.size()); ++i) warp.push_back(&block.fibers[i]);
-    all.insert(all.end(), warp.begin(), warp.end());
-    if (!meet(warp, kExchange)) continue;
-    for (Fiber* fiber : warp) fiber->taken = warp[fiber->from]->given;
-    for (Fiber* fiber : warp) fiber->waits = nullptr;
+  for (size_t left = cluster.stores.size(); left--;) {
+    if (!all && random() % 2) continue;
+    const Store store = std::move(cluster.stores[left]);
+    cluster.stores.erase(cluster.stores.begin() + static_cast<std::ptrdiff_t>(left));
+    const Fiber& owner = cluster.fibers[static_cast<size_t>(store.block) * cluster.threads];
+    if (owner.waits == Wait::kEnd)
+      throw std::runtime_error("a store arrives in block " + std::to_string(cluster.first + store.block) + ", which has ended");
+    const auto found = cluster.counters.find(store.counted);
+    if (found == cluster.counters.end()) throw std::runtime_error("a store is counted by an mbarrier that is not initialised");
+    std::memcpy(store.to, store.value.data(), store.value.size());
+    found->second.bytes -= static_cast<int>(store.value.size());
+    settle(found->second);
     moved = true;
   }
-  if (!meet(all, kBarrier)) return moved;
-  for (Fiber* fiber : all) fiber->waits = nullptr;
+  return moved;
+}
+
+// All of these wait for the same, at the same line.
+bool meet(const std::vector<Fiber*>& group, Wait what) {
+  return std::all_of(group.begin(), group.end(), [&](const Fiber* fiber) {
+    return fiber->waits == what && fiber->line == group[0]->line;
+  });
+}
+
+bool free(const std::vector<Fiber*>& group) {
+  for (Fiber* fiber : group) fiber->waits = Wait::kNothing;
   return true;
 }
 
+// Barriers of some threads of a block that as many as they want have come to.
+bool release_some(const std::vector<Fiber*>& block) {
+  bool moved = false;
+  std::map<int, std::vector<Fiber*>> waiting;
+  for (Fiber* fiber : block)
+    if (fiber->waits == Wait::kSomeBarrier) waiting[fiber->id].push_back(fiber);
+  for (const auto& [id, group] : waiting)
+    if (static_cast<int>(group.size()) == group[0]->count && meet(group, Wait::kSomeBarrier)) moved = free(group);
+  return moved;
+}
+
+// Whoever has what he waits for goes on.
+bool release(Cluster& cluster) {
+  bool moved = false;
+  std::vector<Fiber*> all, block;
+  for (size_t first = 0; first < cluster.fibers.size(); first += 32) {
+    if (first % cluster.threads == 0) block.clear();
+    std::vector<Fiber*> warp;
+    const size_t end = std::min(first + 32, (first / cluster.threads + 1) * cluster.threads);
+    for (size_t i = first; i < end; ++i) warp.push_back(&cluster.fibers[i]);
+    block.insert(block.end(), warp.begin(), warp.end());
+    all.insert(all.end(), warp.begin(), warp.end());
+    if (meet(warp, Wait::kTogether)) {
+      std::vector<void*> given;
+      for (const Fiber* fiber : warp) given.push_back(fiber->mine);
+      warp[0]->work(given.data());
+      moved = free(warp);
+    }
+    if (end % cluster.threads) continue;
+    if (meet(block, Wait::kBarrier)) moved = free(block);
+    moved |= release_some(block);
+  }
+  if (meet(all, Wait::kCluster)) moved = free(all);
+  for (Fiber* fiber : all)
+    if (fiber->waits == Wait::kMbarrier && cluster.counters.at(fiber->barrier).phase != fiber->parity) moved = free({fiber});
+  return moved;
+}
+
+std::string stuck(const Cluster& cluster) {
+  static const char* const kNames[] = {"", "barrier", "barrier of some threads", "barrier of the cluster",
+                                       "shuffle or product", "mbarrier", "ended"};
+  std::map<std::string, std::string> who;
+  for (const Fiber& fiber : cluster.fibers) {
+    std::string where = kNames[static_cast<int>(fiber.waits)];
+    if (fiber.waits != Wait::kEnd) where += ", line " + std::to_string(fiber.line);
+    if (fiber.waits == Wait::kMbarrier) {
+      const Counter& counter = cluster.counters.at(fiber.barrier);
+      where += ", parity " + std::to_string(fiber.parity) + ", " + std::to_string(counter.bytes) + " bytes and " +
+               std::to_string(counter.pending) + " arrivals missing";
+    }
+    std::string& text = who["block " + std::to_string(cluster.first + fiber.block) + ", " + where];
+    text += " " + std::to_string(fiber.thread);
+  }
+  std::string out = "deadlock";
+  for (const auto& [where, threads] : who) out += "; " + where + ": threads" + threads;
+  return out;
+}
+
+struct Running {
+  explicit Running(Cluster& cluster) { running = &cluster; }
+  ~Running() { running = nullptr; }
+};
+
 }  // namespace
 
-void run(int blocks, int threads, size_t shared, uint64_t seed, const std::function<void()>& kernel) {
+void run(int blocks, int threads, int cluster_size, size_t shared, uint64_t seed, const std::function<void()>& kernel) {
   std::mt19937_64 random(seed);
-  const auto stacks = std::make_unique_for_overwrite<char[]>(kStack * threads);
-  for (int number = 0; number < blocks; ++number) {
-    Block block{kernel, std::vector<Fiber>(threads), std::vector<float>(shared / 4 + 4, NAN), number};
-    running = &block;
-    for (int i = 0; i < threads; ++i) start(block.fibers[i], i, stacks.get() + kStack * i);
-    const auto done = [](const Fiber& fiber) { return fiber.done; };
-    while (!std::all_of(block.fibers.begin(), block.fibers.end(), done)) {
-      const bool ran = advance(block, random);
-      if (!release(block) && !ran) throw std::runtime_error(stuck(block));
+  const size_t count = static_cast<size_t>(threads) * cluster_size;
+  const auto stacks = std::make_unique_for_overwrite<char[]>(kStack * count);
+  for (int first = 0; first < blocks; first += cluster_size) {
+    Cluster cluster{kernel, first, threads, std::vector<Fiber>(count)};
+    cluster.shared.assign(cluster_size, std::vector<float>(shared / 4 + 4, NAN));
+    const Running here(cluster);
+    for (size_t i = 0; i < count; ++i) start(cluster.fibers[i], static_cast<int>(i), threads, stacks.get() + kStack * i);
+    const auto ended = [](const Fiber& fiber) { return fiber.waits == Wait::kEnd; };
+    while (!std::all_of(cluster.fibers.begin(), cluster.fibers.end(), ended)) {
+      bool moved = advance(cluster, random);
+      moved |= deliver(cluster, random, false);
+      moved |= release(cluster);
+      if (!moved && !deliver(cluster, random, true)) throw std::runtime_error(stuck(cluster));
     }
+    deliver(cluster, random, true);
   }
-  running = nullptr;
 }
 
 }  // namespace ser_fast::gpu::host
