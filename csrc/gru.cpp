@@ -1,4 +1,4 @@
-// ser_fast::gru and ser_fast::gru_backward on CPU: checks, allocation, dispatch on the dtype.
+// gru and its backward: checks, allocation, dispatch on the dtype. ser_fast's ops on CPU, ser_fast_cuda's on CUDA.
 #include "../kernels/gru.h"
 
 #include <tuple>
@@ -9,14 +9,6 @@
 
 namespace ser_fast {
 namespace {
-
-// A [T, B, D, ...] tensor, or a packed [N, D, ...] one.
-template <class T>
-Frames<T> frames(const Tensor& tensor, const Sizes& starts) {
-  T* data = static_cast<T*>(const_cast<void*>(tensor.const_data_ptr()));
-  if (tensor.dim() == 3) return {data, tensor.stride(0), 0, starts.data()};
-  return {data, tensor.stride(0), tensor.stride(1), nullptr};
-}
 
 // The kernels walk any strides of the frames but want the last two axes dense.
 Tensor dense_inside(const Tensor& tensor) {
@@ -45,7 +37,8 @@ struct Call {
 // `first` is gx, whose last axis is 3H wide, or y, whose last is H.
 Call checked_call(const Checks& checks, const char* name, const Tensor& first, int64_t gates,
                   const std::optional<Tensor>& lengths, bool reset_after) {
-  checks.dtype(name, first, {ScalarType::Float, ScalarType::Double, ScalarType::BFloat16});
+  const ScalarType third = checks.cuda() ? ScalarType::Half : ScalarType::Double;
+  checks.dtype(name, first, {ScalarType::Float, ScalarType::BFloat16, third});
   const Sizes sizes = sizes_of(first);
   const bool packed = sizes.size() == 3 && lengths;
   bool good = packed || sizes.size() == 4;
@@ -64,6 +57,7 @@ Call checked_call(const Checks& checks, const char* name, const Tensor& first, i
   checks.require(lengths->dim() == 1, "lengths has shape " + text(sizes_of(*lengths)), "[B]");
   call.shape.batch = lengths->size(0);
   call.lengths = checks.lengths(lengths, call.shape.batch, sizes[0]);
+  if (checks.cuda()) return call;
   int64_t total = 0;
   for (int64_t b = 0; b < call.shape.batch; ++b) {
     call.starts.push_back(total);
@@ -79,6 +73,78 @@ Sizes with(Sizes sizes, int64_t width) {
   return sizes;
 }
 
+// What the kernels of both devices read, laid out as they want it.
+struct Operands {
+  Call call;
+  Tensor gx, w_hh;
+  std::optional<Tensor> b_hh, h0;
+};
+
+struct BackwardOperands {
+  Call call;
+  Tensor grad_y, grad_h_n, y, gates, w_hh;
+  std::optional<Tensor> h0;
+};
+
+struct Outputs {
+  Tensor y, h_n, gates;
+};
+
+struct Gradients {
+  Tensor grad_gx, grad_q, grad_h0;
+};
+
+Operands checked(const Checks& checks, const Tensor& gx, const Tensor& w_hh, const std::optional<Tensor>& b_hh,
+                 const std::optional<Tensor>& h0, const std::optional<Tensor>& lengths, bool reset_after) {
+  const Call call = checked_call(checks, "gx", gx, 3, lengths, reset_after);
+  const int64_t B = call.shape.batch, D = call.shape.directions, H = call.shape.hidden;
+  const ScalarType type = gx.scalar_type();
+  checks.operand("w_hh", w_hh, type, {D, 3 * H, H}, "[D, 3H, H]");
+  if (b_hh) checks.operand("b_hh", *b_hh, type, {D, 3 * H}, "[D, 3H]");
+  if (h0) checks.operand("h0", *h0, type, {D, B, H}, "[D, B, H]");
+  return {call, dense_inside(gx), torch::stable::contiguous(w_hh), contiguous(b_hh), contiguous(h0)};
+}
+
+Outputs outputs(const Call& call, const Tensor& gx, bool save_gates) {
+  const int64_t B = call.shape.batch, D = call.shape.directions, H = call.shape.hidden;
+  return {empty_frames(gx, H), torch::stable::new_empty(gx, Sizes{D, B, H}),
+          save_gates ? empty_frames(gx, 4 * H) : torch::stable::new_empty(gx, Sizes{0})};
+}
+
+BackwardOperands checked(const Checks& checks, const Tensor& grad_y, const Tensor& grad_h_n, const Tensor& y,
+                         const Tensor& gates, const Tensor& w_hh, const std::optional<Tensor>& h0,
+                         const std::optional<Tensor>& lengths, bool reset_after) {
+  const Call call = checked_call(checks, "y", y, 1, lengths, reset_after);
+  const int64_t B = call.shape.batch, D = call.shape.directions, H = call.shape.hidden;
+  const ScalarType type = y.scalar_type();
+  checks.operand("grad_y", grad_y, type, with(call.frames, H), "y's shape");
+  checks.operand("grad_h_n", grad_h_n, type, {D, B, H}, "[D, B, H]");
+  checks.operand("gates", gates, type, with(call.frames, 4 * H), "y's shape with 4H");
+  checks.operand("w_hh", w_hh, type, {D, 3 * H, H}, "[D, 3H, H]");
+  if (h0) checks.operand("h0", *h0, type, {D, B, H}, "[D, B, H]");
+  using torch::stable::contiguous;
+  return {call, dense_inside(grad_y), contiguous(grad_h_n), dense_inside(y), dense_inside(gates), contiguous(w_hh),
+          ser_fast::contiguous(h0)};
+}
+
+Gradients gradients(const Call& call, const Tensor& y) {
+  const int64_t B = call.shape.batch, D = call.shape.directions, H = call.shape.hidden;
+  return {empty_frames(y, 3 * H),
+          call.shape.reset_after ? empty_frames(y, H) : torch::stable::new_empty(y, Sizes{0}),
+          torch::stable::new_empty(y, Sizes{D, B, H})};
+}
+
+#ifndef SER_FAST_HOST
+
+// A [T, B, D, ...] tensor, or a packed [N, D, ...] one; nothing where the tensor is empty.
+template <class T>
+Frames<T> frames(const Tensor& tensor, const Sizes& starts) {
+  if (tensor.dim() < 3) return {};
+  T* data = static_cast<T*>(const_cast<void*>(tensor.const_data_ptr()));
+  if (tensor.dim() == 3) return {data, tensor.stride(0), 0, starts.data()};
+  return {data, tensor.stride(0), tensor.stride(1), nullptr};
+}
+
 // Calls run with a value of the dtype's type.
 template <class Run>
 void dispatch(ScalarType type, const Run& run) {
@@ -91,25 +157,17 @@ std::tuple<Tensor, Tensor, Tensor> gru(const Tensor& gx, const Tensor& w_hh, con
                                        const std::optional<Tensor>& h0, const std::optional<Tensor>& lengths,
                                        bool reset_after, bool save_gates) {
   const Checks checks("gru", "gx", gx);
-  const Call call = checked_call(checks, "gx", gx, 3, lengths, reset_after);
-  const int64_t B = call.shape.batch, D = call.shape.directions, H = call.shape.hidden;
-  const ScalarType type = gx.scalar_type();
-  checks.operand("w_hh", w_hh, type, {D, 3 * H, H}, "[D, 3H, H]");
-  if (b_hh) checks.operand("b_hh", *b_hh, type, {D, 3 * H}, "[D, 3H]");
-  if (h0) checks.operand("h0", *h0, type, {D, B, H}, "[D, B, H]");
-
-  const Tensor y = empty_frames(gx, H), h_n = torch::stable::new_empty(gx, Sizes{D, B, H});
-  const Tensor gates = save_gates ? empty_frames(gx, 4 * H) : torch::stable::new_empty(gx, Sizes{0});
-  const Tensor dense_gx = dense_inside(gx), dense_w = torch::stable::contiguous(w_hh);
-  const std::optional<Tensor> dense_b = contiguous(b_hh), dense_h0 = contiguous(h0);
-  dispatch(type, [&](auto zero) {
+  const Operands given = checked(checks, gx, w_hh, b_hh, h0, lengths, reset_after);
+  const Call& call = given.call;
+  const Outputs out = outputs(call, gx, save_gates);
+  dispatch(gx.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
-    gru_forward_cpu<S>({call.shape, frames<const S>(dense_gx, call.starts), pointer<S>(dense_w), pointer<S>(dense_b),
-                        pointer<S>(dense_h0), pointer<int64_t>(call.lengths), frames<S>(y, call.starts),
-                        mutable_pointer<S>(h_n), save_gates ? frames<S>(gates, call.starts) : Frames<S>{}},
+    gru_forward_cpu<S>({call.shape, frames<const S>(given.gx, call.starts), pointer<S>(given.w_hh),
+                        pointer<S>(given.b_hh), pointer<S>(given.h0), pointer<int64_t>(call.lengths),
+                        frames<S>(out.y, call.starts), mutable_pointer<S>(out.h_n), frames<S>(out.gates, call.starts)},
                        torch_threads());
   });
-  return {y, h_n, gates};
+  return {out.y, out.h_n, out.gates};
 }
 
 std::tuple<Tensor, Tensor, Tensor> gru_backward(const Tensor& grad_y, const Tensor& grad_h_n, const Tensor& y,
@@ -117,37 +175,161 @@ std::tuple<Tensor, Tensor, Tensor> gru_backward(const Tensor& grad_y, const Tens
                                                 const std::optional<Tensor>& h0,
                                                 const std::optional<Tensor>& lengths, bool reset_after) {
   const Checks checks("gru_backward", "y", y);
-  const Call call = checked_call(checks, "y", y, 1, lengths, reset_after);
-  const int64_t B = call.shape.batch, D = call.shape.directions, H = call.shape.hidden;
-  const ScalarType type = y.scalar_type();
-  checks.operand("grad_y", grad_y, type, with(call.frames, H), "y's shape");
-  checks.operand("grad_h_n", grad_h_n, type, {D, B, H}, "[D, B, H]");
-  checks.operand("gates", gates, type, with(call.frames, 4 * H), "y's shape with 4H");
-  checks.operand("w_hh", w_hh, type, {D, 3 * H, H}, "[D, 3H, H]");
-  if (h0) checks.operand("h0", *h0, type, {D, B, H}, "[D, B, H]");
-
-  const Tensor grad_gx = empty_frames(y, 3 * H), grad_h0 = torch::stable::new_empty(y, Sizes{D, B, H});
-  const Tensor grad_q = reset_after ? empty_frames(y, H) : torch::stable::new_empty(y, Sizes{0});
-  const Tensor dense_grad_y = dense_inside(grad_y), dense_grad_h_n = torch::stable::contiguous(grad_h_n);
-  const Tensor dense_y = dense_inside(y), dense_gates = dense_inside(gates);
-  const Tensor dense_w = torch::stable::contiguous(w_hh);
-  const std::optional<Tensor> dense_h0 = contiguous(h0);
-  dispatch(type, [&](auto zero) {
+  const BackwardOperands given = checked(checks, grad_y, grad_h_n, y, gates, w_hh, h0, lengths, reset_after);
+  const Call& call = given.call;
+  const Gradients out = gradients(call, y);
+  dispatch(y.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
-    gru_backward_cpu<S>({call.shape, frames<const S>(dense_grad_y, call.starts), pointer<S>(dense_grad_h_n),
-                         frames<const S>(dense_y, call.starts), frames<const S>(dense_gates, call.starts),
-                         pointer<S>(dense_w), pointer<S>(dense_h0), pointer<int64_t>(call.lengths),
-                         frames<S>(grad_gx, call.starts), reset_after ? frames<S>(grad_q, call.starts) : Frames<S>{},
-                         mutable_pointer<S>(grad_h0)},
+    gru_backward_cpu<S>({call.shape, frames<const S>(given.grad_y, call.starts), pointer<S>(given.grad_h_n),
+                         frames<const S>(given.y, call.starts), frames<const S>(given.gates, call.starts),
+                         pointer<S>(given.w_hh), pointer<S>(given.h0), pointer<int64_t>(call.lengths),
+                         frames<S>(out.grad_gx, call.starts), frames<S>(out.grad_q, call.starts),
+                         mutable_pointer<S>(out.grad_h0)},
                         torch_threads());
   });
-  return {grad_gx, grad_q, grad_h0};
+  return {out.grad_gx, out.grad_q, out.grad_h0};
+}
+
+// The plan of a shape on a device of these limits: what a block may have of shared memory in bytes, and how many
+// clusters of 1, 2, 4 and 8 blocks run at once. product: 0 half precision, 1 tf32, 2 three products of tf32.
+Tensor gru_plan_of(const Tensor& limits, int64_t batch, int64_t directions, int64_t hidden, bool reset_after,
+                   int64_t product, bool backward) {
+  const int64_t* limit = pointer<int64_t>(limits);
+  const GruLimits given = {limit[0], {limit[1], limit[2], limit[3], limit[4]}};
+  const GruPlan plan = gru_plan({1, batch, directions, hidden, reset_after}, static_cast<GruProduct>(product), backward,
+                                given);
+  const Tensor out = torch::stable::new_empty(limits, Sizes{9}, ScalarType::Double);
+  double* to = mutable_pointer<double>(out);
+  for (const double value : {double(plan.width), double(plan.rows), double(plan.cluster), double(plan.threads),
+                             double(plan.stages), double(plan.tiles), double(plan.waves), double(plan.shared),
+                             double(plan.step)})
+    *to++ = value;
+  return out;
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ser_fast, CPU, m) {
   m.impl("gru", TORCH_BOX(&gru));
   m.impl("gru_backward", TORCH_BOX(&gru_backward));
+  m.impl("gru_plan", TORCH_BOX(&gru_plan_of));
 }
+
+#endif
+#ifdef SER_FAST_WITH_CUDA
+
+template <class T>
+GpuFrames<T> gpu_frames(const Tensor& tensor) {
+  if (tensor.dim() < 3) return {};
+  return {static_cast<T*>(const_cast<void*>(tensor.const_data_ptr())), tensor.stride(0),
+          tensor.dim() == 4 ? tensor.stride(1) : 0};
+}
+
+// Whether two neighbouring units can be read and written at once wherever frames are: H is even with all strides.
+bool in_pairs(const GruShape& shape, std::initializer_list<Tensor> tensors) {
+  bool good = shape.hidden % 2 == 0;
+  for (const Tensor& tensor : tensors) {
+    good = good && reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % (2 * tensor.element_size()) == 0;
+    for (int64_t axis = 0; axis + 2 < tensor.dim(); ++axis) good = good && tensor.stride(axis) % 2 == 0;
+  }
+  return good;
+}
+
+GruProduct product_of(ScalarType type, bool tf32) {
+  if (type != ScalarType::Float) return GruProduct::kHalf;
+  return tf32 ? GruProduct::kTf32 : GruProduct::kTf32x3;
+}
+
+GruPlan plan_of(const Checks& checks, const Launch& launch, const GruShape& shape, GruProduct product, bool backward) {
+  GruLimits limits = {};
+  launch.check(gru_limits(&limits));
+  const GruPlan plan = gru_plan(shape, product, backward, limits);
+  checks.require(plan.width > 0, "H is " + std::to_string(shape.hidden),
+                 "so small that W_hh fits on this GPU's chip; `ser-fast info --shape` shows what does");
+  return plan;
+}
+
+// Where W_hh is laid out as the tensor cores want it.
+Tensor scratch(const GruShape& shape, GruProduct product, const GruPlan& plan, const Tensor& like) {
+  return torch::stable::new_empty(like, Sizes{gru_packed_bytes(shape, product, plan.width)}, ScalarType::Byte);
+}
+
+// Frames that belong to no row, where packed lengths add up to less than there are, are nobody's to write.
+void clear(std::initializer_list<Tensor> tensors) {
+  for (Tensor tensor : tensors) torch::stable::zero_(tensor);
+}
+
+std::tuple<Tensor, Tensor, Tensor> gru_on_cuda(const Tensor& gx, const Tensor& w_hh, const std::optional<Tensor>& b_hh,
+                                               const std::optional<Tensor>& h0, const std::optional<Tensor>& lengths,
+                                               bool reset_after, bool save_gates, bool tf32) {
+  const Checks checks("gru", "gx", gx, Side::kCuda);
+  const Operands given = checked(checks, gx, w_hh, b_hh, h0, lengths, reset_after);
+  const Call& call = given.call;
+  const Launch launch(checks, gx);
+  const GruProduct product = product_of(gx.scalar_type(), tf32);
+  const GruPlan plan = plan_of(checks, launch, call.shape, product, false);
+  const Outputs out = outputs(call, gx, save_gates);
+  const bool packed = gx.dim() == 3, vector = in_pairs(call.shape, {given.gx, out.y, out.gates, out.h_n});
+  if (packed) clear({out.y, out.gates});
+  const Tensor weights = scratch(call.shape, product, plan, gx);
+  launch.check(with_cuda_type(gx.scalar_type(), [&](auto type) {
+    using S = typename decltype(type)::type;
+    return gru_forward_cuda<S>({call.shape, plan, packed, vector, gpu_frames<const S>(given.gx), pointer<S>(given.w_hh),
+                                mutable_pointer<void>(weights), pointer<S>(given.b_hh), pointer<S>(given.h0),
+                                pointer<int64_t>(call.lengths), gpu_frames<S>(out.y), mutable_pointer<S>(out.h_n),
+                                gpu_frames<S>(out.gates)},
+                               product, launch.stream);
+  }));
+  return {out.y, out.h_n, out.gates};
+}
+
+std::tuple<Tensor, Tensor, Tensor> gru_backward_on_cuda(const Tensor& grad_y, const Tensor& grad_h_n, const Tensor& y,
+                                                        const Tensor& gates, const Tensor& w_hh,
+                                                        const std::optional<Tensor>& h0,
+                                                        const std::optional<Tensor>& lengths, bool reset_after,
+                                                        bool tf32) {
+  const Checks checks("gru_backward", "y", y, Side::kCuda);
+  const BackwardOperands given = checked(checks, grad_y, grad_h_n, y, gates, w_hh, h0, lengths, reset_after);
+  const Call& call = given.call;
+  const Launch launch(checks, y);
+  const GruProduct product = product_of(y.scalar_type(), tf32);
+  const GruPlan plan = plan_of(checks, launch, call.shape, product, true);
+  const Gradients out = gradients(call, y);
+  const bool packed = y.dim() == 3;
+  const bool vector = in_pairs(call.shape, {given.grad_y, given.y, given.gates, given.h0.value_or(given.y), out.grad_gx,
+                                            out.grad_q, out.grad_h0});
+  if (packed) clear({out.grad_gx, out.grad_q});
+  const Tensor weights = scratch(call.shape, product, plan, y);
+  launch.check(with_cuda_type(y.scalar_type(), [&](auto type) {
+    using S = typename decltype(type)::type;
+    return gru_backward_cuda<S>({call.shape, plan, packed, vector, gpu_frames<const S>(given.grad_y),
+                                 pointer<S>(given.grad_h_n), gpu_frames<const S>(given.y),
+                                 gpu_frames<const S>(given.gates), pointer<S>(given.w_hh),
+                                 mutable_pointer<void>(weights), pointer<S>(given.h0), pointer<int64_t>(call.lengths),
+                                 gpu_frames<S>(out.grad_gx), gpu_frames<S>(out.grad_q), mutable_pointer<S>(out.grad_h0)},
+                                product, launch.stream);
+  }));
+  return {out.grad_gx, out.grad_q, out.grad_h0};
+}
+
+// The limits of the GPU that a tensor is on, as gru_plan takes them.
+Tensor gru_limits_of(const Tensor& like) {
+  const Checks checks("gru_limits", "like", like, Side::kCuda);
+  const Launch launch(checks, like);
+  GruLimits limits = {};
+  launch.check(gru_limits(&limits));
+  const Tensor out = torch::stable::empty(Sizes{5}, ScalarType::Long);
+  int64_t* to = mutable_pointer<int64_t>(out);
+  *to++ = limits.shared;
+  for (const int64_t active : limits.active) *to++ = active;
+  return out;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(ser_fast_cuda, SER_FAST_CUDA_KEY, m) {
+  m.impl("gru_limits", TORCH_BOX(&gru_limits_of));
+  m.impl("gru", TORCH_BOX(&gru_on_cuda));
+  m.impl("gru_backward", TORCH_BOX(&gru_backward_on_cuda));
+}
+
+#endif
 
 }  // namespace
 }  // namespace ser_fast

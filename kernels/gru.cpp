@@ -7,6 +7,7 @@
 #include <numeric>
 #include <vector>
 
+#include "activations.h"
 #include "simd.h"
 
 namespace ser_fast {
@@ -235,8 +236,8 @@ SER_FAST_INLINE void step_reset_after(int64_t H, const ForwardWeights<I, S>& wei
       const auto r = sigmoid(load<I>(row.gx + j, count) + load<I>(sum));
       const auto z = sigmoid(load<I>(row.gx + H + j, count) + load<I>(sum + lanes));
       const auto q = load<I>(sum + 2 * lanes);
-      const auto [n, h] = gru_cell(z, load<I>(row.gx + 2 * H + j, count) + r * q,
-                                   load<I, Wide<S>>(scratch.state.data() + i * width + j));
+      const auto n = tangent(load<I>(row.gx + 2 * H + j, count) + r * q);
+      const auto h = gru_cell(z, n, load<I, Wide<S>>(scratch.state.data() + i * width + j));
       store(scratch.next.data() + i * width + j, h);
       store(scratch.h_next.row(i) + j, h);
       store(row.y + j, h, count);
@@ -280,9 +281,9 @@ SER_FAST_INLINE void step_reset_before(int64_t H, const ForwardWeights<I, S>& we
       for (int64_t j = first; j < std::min(H, first + 2 * lanes); j += lanes) {
         const int64_t count = std::min(lanes, H - j);
         const auto sum = load<I, Wide<S>>(scratch.sums.data() + i * 2 * lanes + j - first);
-        const auto [n, h] = gru_cell(load<I, Wide<S>>(scratch.update.data() + i * width + j),
-                                     load<I>(row.gx + 2 * H + j, count) + sum,
-                                     load<I, Wide<S>>(scratch.state.data() + i * width + j));
+        const auto n = tangent(load<I>(row.gx + 2 * H + j, count) + sum);
+        const auto h = gru_cell(load<I, Wide<S>>(scratch.update.data() + i * width + j), n,
+                                load<I, Wide<S>>(scratch.state.data() + i * width + j));
         store(scratch.next.data() + i * width + j, h);
         store(scratch.h_next.row(i) + j, h);
         store(row.y + j, h, count);

@@ -9,9 +9,9 @@
 // its own last frame to its first. Past a row's length y is 0 and h stays.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
-#include "activations.h"
 #include "parallel.h"
 
 namespace ser_fast {
@@ -70,16 +70,10 @@ void gru_forward_cpu(const GruForward<T>& args, const Parallel& parallel);
 template <class T>
 void gru_backward_cpu(const GruBackward<T>& args, const Parallel& parallel);
 
+// The new state.
 template <class T>
-struct GruState {
-  T n, h;
-};
-
-// From the gates to the new state; pre_n is the candidate's whole pre-activation.
-template <class T>
-SER_FAST_INLINE GruState<T> gru_cell(T z, T pre_n, T h) {
-  const T n = tangent(pre_n);
-  return {n, n + z * (h - n)};
+SER_FAST_BOTH T gru_cell(T z, T n, T h) {
+  return n + z * (h - n);
 }
 
 template <class T>
@@ -89,8 +83,88 @@ struct GruCellGrad {
 
 // From the new state's gradient to those of the update gate's and the candidate's pre-activations.
 template <class T>
-SER_FAST_INLINE GruCellGrad<T> gru_cell_backward(T grad_h, T z, T n, T h) {
+SER_FAST_BOTH GruCellGrad<T> gru_cell_backward(T grad_h, T z, T n, T h) {
   return {grad_h * (h - n) * z * (1 - z), grad_h * (1 - z) * (1 - n * n)};
 }
+
+// On a GPU a tile of 8 or 16 rows of the batch walks all its steps in one block or in a cluster of blocks, which share
+// W_hh: it stays on chip from the first step to the last, as the tensor cores want it.
+enum class GruProduct {
+  kHalf,     // of float16 or bfloat16
+  kTf32,     // of float32, rounded to tf32
+  kTf32x3,   // of float32, as three products of tf32
+};
+
+// What the plan has to know of a device.
+struct GruLimits {
+  int64_t shared;     // bytes that a block may have
+  int64_t active[4];  // blocks, clusters of 2, of 4, of 8 that run at once; 0 where there are no clusters
+};
+
+struct GruPlan {
+  int width;    // H, padded to what a kernel is compiled for; 0 if W_hh does not fit on chip
+  int rows;     // of a tile: 8 or 16
+  int cluster;  // blocks of a tile
+  int threads;  // of a block
+  int stages;   // steps whose inputs are in shared memory or on their way: 2 or 4
+  int tiles;    // of a direction
+  int waves;    // of clusters, one after the other
+  int shared;   // bytes of a block
+  float step;   // estimated floor of a step in microseconds, all waves together
+};
+
+// Of the current device; 0 or the driver's error.
+int gru_limits(GruLimits* limits);
+
+GruPlan gru_plan(const GruShape& shape, GruProduct product, bool backward, const GruLimits& limits);
+
+// Bytes of W_hh as the kernels of this width read it.
+int64_t gru_packed_bytes(const GruShape& shape, GruProduct product, int width);
+
+// As Frames, for a GPU: packed rows' beginnings are found there.
+template <class T>
+struct GpuFrames {
+  T* data;
+  int64_t frame_stride, row_stride;
+};
+
+template <class T>
+struct GruForwardGpu {
+  GruShape shape;          // frames: T, or N where packed
+  GruPlan plan;
+  bool packed, vector;     // vector: H is even and every pair of units lies at a multiple of its size
+  GpuFrames<const T> gx;
+  const T* w_hh;
+  void* weights;           // scratch of gru_packed_bytes
+  const T* b_hh;           // or null
+  const T* h0;             // or null
+  const int64_t* lengths;  // clamped to what there is; null only if not packed
+  GpuFrames<T> y;
+  T* h_n;
+  GpuFrames<T> gates;      // data is null if none is wanted
+};
+
+// 0 or the driver's error.
+template <class T>
+int gru_forward_cuda(const GruForwardGpu<T>& args, GruProduct product, void* stream);
+
+template <class T>
+struct GruBackwardGpu {
+  GruShape shape;
+  GruPlan plan;
+  bool packed, vector;
+  GpuFrames<const T> grad_y;
+  const T* grad_h_n;
+  GpuFrames<const T> y, gates;
+  const T* w_hh;
+  void* weights;
+  const T* h0;
+  const int64_t* lengths;
+  GpuFrames<T> grad_gx, grad_q;
+  T* grad_h0;
+};
+
+template <class T>
+int gru_backward_cuda(const GruBackwardGpu<T>& args, GruProduct product, void* stream);
 
 }  // namespace ser_fast

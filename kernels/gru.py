@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ser_fast import checks
 from ser_fast import gru as op
+from ser_fast.backends import tf32_allowed
 
 ROWS = 16  # the least height of a tensor core product
 
@@ -242,11 +243,6 @@ def plan(hidden: int, dtype: torch.dtype, tf32: bool) -> Plan:
         if hidden <= block:
             return Plan(True, block, block // 16 if half else block // 8, precision)
     return Plan(False, 128 if half else 64, 8, precision)
-
-
-def tf32_allowed() -> bool:
-    """torch's own switch for RNNs, which cuDNN obeys too."""
-    return torch.backends.cudnn.rnn.fp32_precision == "tf32"
 
 
 def _widen(tensor: Tensor | None, parts: int, extra: int) -> Tensor | None:

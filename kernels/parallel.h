@@ -5,6 +5,13 @@
 #include <atomic>
 #include <cstdint>
 
+// What a kernel of either device may call.
+#ifdef __CUDACC__
+#define SER_FAST_BOTH __host__ __device__ inline
+#else
+#define SER_FAST_BOTH inline __attribute__((always_inline))
+#endif
+
 namespace ser_fast {
 
 struct Parallel {

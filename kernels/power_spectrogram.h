@@ -11,12 +11,6 @@
 
 #include "parallel.h"
 
-#ifdef __CUDACC__
-#define SER_FAST_BOTH __host__ __device__
-#else
-#define SER_FAST_BOTH
-#endif
-
 namespace ser_fast {
 
 // What stands for the samples before a row's first and after its last.

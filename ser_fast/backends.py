@@ -9,6 +9,7 @@ CUDA tensors run on torch's own operators until ``SER_FAST_BACKEND`` or :func:`u
 """
 
 import importlib.util
+import itertools
 import json
 import os
 from collections.abc import Callable
@@ -24,7 +25,7 @@ OPS = ("gru", "attention_pool", "power_spectrogram")
 UNPROVEN = "unproven on a GPU"  # whoever offers the CUDA or the Triton kernels says so
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int16)
 CUDA_DTYPES = {
-    "gru": (),  # no kernel yet
+    "gru": (torch.float32, torch.float16, torch.bfloat16),
     "attention_pool": (torch.float32, torch.float16, torch.bfloat16),
     "power_spectrogram": (torch.float32, torch.int16),
 }
@@ -32,6 +33,8 @@ CUDA_DTYPES = {
 loaded = False
 on_cuda = "auto"  # or "cuda" or "triton"
 gru_kernels = None  # the module, once Triton is chosen: a traced graph may not import it
+widest = [0, 0, 0]  # H for which W_hh fits on every GPU's chip, by GRU_PRODUCTS, once the CUDA kernels are chosen
+GRU_PRODUCTS = ("half precision", "tf32", "float32 as three tf32 products")
 reason: str | None = None
 instruction_set: str | None = None  # of the compiled CPU kernels; SER_FAST_CPU chooses a lesser one
 
@@ -165,15 +168,45 @@ def use(backend: str) -> None:
         if not importlib.util.find_spec("triton"):
             raise ValueError("backend is 'triton', but triton is not installed; type `pip install triton`")
         gru_kernels = importlib.import_module("ser_fast.kernels.gru")
+    if backend == "cuda":
+        gpus = [torch.empty(0, device=f"cuda:{number}") for number in range(torch.cuda.device_count())]
+        fitting = [widest_gru(torch.ops.ser_fast_cuda.gru_limits(gpu)) for gpu in gpus]
+        widest[:] = map(min, zip(*fitting)) if fitting else (0, 0, 0)
     on_cuda = backend
+
+
+def widest_gru(limits: torch.Tensor) -> list[int]:
+    """The largest H whose GRU the CUDA kernels run, forward and backward, on a GPU of these limits, by GRU_PRODUCTS.
+
+    ``limits``: bytes of shared memory that a block may have, and how many clusters of 1, 2, 4 and 8 blocks run at once.
+    """
+
+    def fits(hidden: int, product: int) -> bool:
+        ways = itertools.product((True, False), repeat=2)
+        plan = torch.ops.ser_fast.gru_plan
+        return all(plan(limits, 1, 1, hidden, reset_after, product, backward)[0] for reset_after, backward in ways)
+
+    return [max((hidden for hidden in (64, 128, 192, 256, 512) if fits(hidden, product)), default=0)
+            for product in range(len(GRU_PRODUCTS))]  # fmt: skip
+
+
+def tf32_allowed() -> bool:
+    """torch's own switch for RNNs, which cuDNN obeys too."""
+    return torch.backends.cudnn.rnn.fp32_precision == "tf32"
+
+
+def gru_product(dtype: torch.dtype) -> int:
+    """What the GRU's products are in now, by its number in GRU_PRODUCTS."""
+    if dtype != torch.float32:
+        return 0
+    return 1 if tf32_allowed() else 2
 
 
 # Where the peer's path is taken, being measured to be faster or ours not measured; `ser-fast info` shows it.
 RULES = {
     "GRU with T = 1 on CPU": "torch: laying W_hh out for the kernel costs more than one step saves",
     "GRUCell": "torch, for the same reason",
-    "GRU on CUDA with triton": "torch where W_hh does not fit on chip: nothing was measured there",
-    "GRU on CUDA with cuda": "torch: the kernel is still to come",
+    "GRU on CUDA, cuda or triton": "torch where W_hh does not fit on chip: nothing was measured there",
 }
 
 
@@ -188,7 +221,7 @@ def select(
     """Which backend runs ``op`` on tensors of ``device``: "compiled", "cuda", "triton", "torch" or "reference".
 
     "torch" is ``nn.GRU``'s own path. ``ser_fast.GRU(reset_after=True)`` takes it for a single step, by ``RULES``, and
-    on a GPU unless the Triton kernels are chosen and W_hh fits on chip: nothing of ours has been measured there yet.
+    on a GPU unless kernels of ours are chosen and W_hh fits on chip: nothing of ours has been measured there yet.
     A frame or a transform too large for a block of the CUDA kernels is the reference's all the same.
     """
     if op not in OPS:
@@ -196,10 +229,11 @@ def select(
     kind = torch.device(device).type
     triton = kind == "cuda" and on_cuda == "triton" and dtype in TRITON_DTYPES
     if triton and hidden_size is not None:
-        triton = gru_kernels.plan(hidden_size, dtype, gru_kernels.tf32_allowed()).resident
+        triton = gru_kernels.plan(hidden_size, dtype, tf32_allowed()).resident
     if triton:
         return "triton"
-    if kind == "cuda" and on_cuda == "cuda" and dtype in CUDA_DTYPES[op]:
+    cuda = kind == "cuda" and on_cuda == "cuda" and dtype in CUDA_DTYPES[op]
+    if cuda and (hidden_size is None or hidden_size <= widest[gru_product(dtype)]):
         return "cuda"
     if op == "gru" and (kind == "cuda" or steps == 1):
         return "torch"

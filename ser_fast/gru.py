@@ -262,20 +262,51 @@ def _flat(tensor: Tensor) -> Tensor:
     return (tensor.transpose(0, 1) if _batch_first(tensor) else tensor).flatten(0, 1)
 
 
+_ARGUMENTS = "Tensor gx, Tensor w_hh, Tensor? b_hh, Tensor? h0, Tensor? lengths, bool reset_after, bool save_gates"
+_OUTPUTS = "(Tensor y, Tensor h_n, Tensor gates)"
+_BACKWARD_ARGUMENTS = (
+    "Tensor grad_y, Tensor grad_h_n, Tensor y, Tensor gates, Tensor w_hh, Tensor? h0, Tensor? lengths, bool reset_after"
+)
+_GRADIENTS = "(Tensor grad_gx, Tensor grad_q, Tensor grad_h0)"
+
+
+def on_cuda(gx, w_hh, b_hh, h0, lengths, reset_after, save_gates) -> tuple[Tensor, Tensor, Tensor]:
+    """The op by the CUDA C++ kernel, or by the reference where W_hh does not fit on the GPU's chip."""
+    args = (gx, w_hh, b_hh, h0, lengths, reset_after, save_gates)
+    if w_hh.shape[-1] > backends.widest[backends.gru_product(gx.dtype)]:
+        return reference(*args)
+    return torch.ops.ser_fast_cuda.gru(*args, backends.tf32_allowed())
+
+
+def backward_on_cuda(grad_y, grad_h_n, y, gates, w_hh, h0, lengths, reset_after) -> tuple[Tensor, Tensor, Tensor]:
+    """Likewise."""
+    args = (grad_y, grad_h_n, y, gates, w_hh, h0, lengths, reset_after)
+    if w_hh.shape[-1] > backends.widest[backends.gru_product(y.dtype)]:
+        return reference_backward(*args)
+    return torch.ops.ser_fast_cuda.gru_backward(*args, backends.tf32_allowed())
+
+
+backends.cuda_library.define(f"gru({_ARGUMENTS}, bool tf32) -> {_OUTPUTS}")
+backends.cuda_library.define(f"gru_backward({_BACKWARD_ARGUMENTS}, bool tf32) -> {_GRADIENTS}")
+backends.cuda_library.define("gru_limits(Tensor like) -> Tensor")
+backends.library.define(
+    "gru_plan(Tensor limits, int batch, int directions, int hidden, bool reset_after, int product, bool backward)"
+    " -> Tensor"
+)
 backends.register(
-    "gru(Tensor gx, Tensor w_hh, Tensor? b_hh, Tensor? h0, Tensor? lengths, bool reset_after, bool save_gates)"
-    " -> (Tensor y, Tensor h_n, Tensor gates)",
+    f"gru({_ARGUMENTS}) -> {_OUTPUTS}",
     reference=reference,
     fake=new_outputs,
+    cuda=on_cuda,
     backward=_backward,
     setup_context=_setup_context,
     half_on=("cpu", "cuda"),
 )
 backends.register(
-    "gru_backward(Tensor grad_y, Tensor grad_h_n, Tensor y, Tensor gates, Tensor w_hh, Tensor? h0, Tensor? lengths,"
-    " bool reset_after) -> (Tensor grad_gx, Tensor grad_q, Tensor grad_h0)",
+    f"gru_backward({_BACKWARD_ARGUMENTS}) -> {_GRADIENTS}",
     reference=reference_backward,
     fake=new_gradients,
+    cuda=backward_on_cuda,
     half_on=("cpu", "cuda"),
 )
 

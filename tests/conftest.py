@@ -13,6 +13,14 @@ def seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session")
+def native(tmp_path_factory):
+    """The library of host_gpu.py."""
+    import host_gpu
+
+    return host_gpu.load(tmp_path_factory.mktemp("native"))
+
+
 @pytest.fixture
 def poison():
     """Fills every newly allocated tensor with NaN, so that what a kernel forgets to write shows."""

@@ -1,7 +1,4 @@
-"""The ops of the CUDA kernels on the host: csrc and kernels as they are, every thread of a GPU a fiber.
-
-Nothing here needs a GPU; the threads run in an order drawn by seed.
-"""
+"""The CUDA kernels of attention pooling and the power spectrogram on the host, through their ops; the runner itself."""
 
 import ctypes
 import itertools
@@ -11,25 +8,13 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
+from host_gpu import DTYPES, ROOT, SANITIZERS, assert_near, build, ops, sanitized, seed, spoilt
 from samples import assert_as_accurate, pool_arguments, spectrogram_arguments, spread, to
 
 from ser_fast import attention_pool, backends, power_spectrogram
-
-ROOT = Path(__file__).parents[1]
-FLAGS, SANITIZERS = "SER_FAST_NATIVE_FLAGS", "-fsanitize=address,undefined -g"
-SOURCES = [
-    *(ROOT / "csrc" / f"{path.stem}.cpp" for path in sorted((ROOT / "kernels").glob("*.cu"))),
-    *sorted((ROOT / "kernels").glob("*.cu")),
-    *sorted((ROOT / "tests/native").glob("*.cpp")),
-]
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-ops = torch.ops.ser_fast_cuda
 
 
 class Shape(ctypes.Structure):
@@ -43,78 +28,10 @@ class Plan(ctypes.Structure):
     ]  # fmt: skip
 
 
-def build(folder: Path, *flags: str, sources: list[Path] = SOURCES) -> str:
-    """The ops, the kernels and the runner, by the host's compiler."""
-    torch_folder, library = Path(torch.__file__).parent, folder / "kernels.so"
-    compiler = ["g++", "-std=c++20", "-O2", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", *flags]
-    compiler += ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DSER_FAST_WITH_CUDA", "-DSER_FAST_HOST"]
-    compiler += ["-isystem", torch_folder / "include", "-isystem", sysconfig.get_path("include")]
-    objects = [folder / f"{number}.o" for number in range(len(sources))]
-
-    def compiled(source: Path, target: Path) -> None:
-        subprocess.run([*compiler, "-x", "c++", "-c", source, "-o", target], check=True)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(compiled, sources, objects))
-    libraries = ["-L", torch_folder / "lib", f"-Wl,-rpath,{torch_folder / 'lib'}", "-ltorch_cpu"]
-    subprocess.run(["g++", "-shared", *flags, *objects, "-o", library, *libraries], check=True)
-    return str(library)
-
-
-@pytest.fixture(scope="session")
-def native(tmp_path_factory) -> ctypes.CDLL:
-    """Its ops are those of CPU tensors. As built, or by the sanitizers' test with their flags."""
-    library = build(tmp_path_factory.mktemp("native"), *os.environ.get(FLAGS, "").split())
-    torch.ops.load_library(library)
-    return ctypes.CDLL(library)
-
-
-def seed(native, number: int) -> None:
-    """Of the order in which the threads run from now on."""
-    native.ser_fast_seed(ctypes.c_size_t(number))
-
-
-def sanitized(*arguments: str) -> subprocess.CompletedProcess:
-    """Python with the sanitizers loaded first, so that torch's tensors lie in memory that they watch."""
-    libraries = [
-        subprocess.run(
-            ["g++", f"-print-file-name=lib{name}.so"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        for name in ("asan", "ubsan")
-    ]
-    if not all(Path(library).is_absolute() for library in libraries):
-        pytest.skip("g++ came without its sanitizers' libraries")
-    environment = {
-        "LD_PRELOAD": " ".join(libraries),
-        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",  # Python leaks, fibers have their own stacks
-        "UBSAN_OPTIONS": "halt_on_error=1",
-        FLAGS: SANITIZERS,
-    }
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=os.environ | environment)
-
-
 def plan_of(native, batch: int, frames: int, width: int, dtype: torch.dtype, aligned: bool) -> Plan:
     plan = Plan()
     native.pool_plan(ctypes.byref(Shape(batch, frames, width)), dtype.itemsize, int(aligned), ctypes.byref(plan))
     return plan
-
-
-def spoilt(tensor: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
-    """NaN past the lengths, which no kernel may read."""
-    if lengths is None or not tensor.is_floating_point():
-        return tensor
-    past = torch.arange(tensor.shape[1]) >= lengths[:, None]
-    return tensor.masked_fill(past[..., None] if tensor.dim() == 3 else past, torch.nan)
-
-
-def assert_near(found, peer, truth, roundings: float, what: str) -> None:
-    """float32 at most twice the reference's error, half precision within so many roundings of the largest value."""
-    if found.dtype == torch.float32:
-        assert_as_accurate(found, peer, truth, what)
-        return
-    assert torch.isfinite(found).all(), what
-    error, scale = float((found.double() - truth).abs().max()), max(1.0, float(truth.abs().max()))
-    assert error <= roundings * torch.finfo(found.dtype).eps * scale, f"{what} is off by {error:.1e} of {scale:.1e}"
 
 
 SIZES = [(1, 1, 1), (3, 5, 7), (2, 130, 16), (4, 1, 129), (2, 70, 300), (1, 9, 1024), (1, 6, 1032), (1, 20, 5000)]

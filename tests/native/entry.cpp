@@ -2,17 +2,31 @@
 #include <cstddef>
 
 #include "../../kernels/attention_pool.h"
+#include "../../kernels/gru.h"
 #include "../../kernels/power_spectrogram.h"
 
 namespace ser_fast {
 
 size_t host_seed = 0;  // csrc/boundary.h hands it to the runner
 
+// Of the GPU that is played: an H100 unless a test says otherwise.
+GruLimits played = {227 * 1024, {132, 66, 32, 15}};
+
+int gru_limits(GruLimits* limits) {
+  *limits = played;
+  return 0;
+}
+
 }  // namespace ser_fast
 
 extern "C" {
 
 void ser_fast_seed(size_t seed) { ser_fast::host_seed = seed; }
+
+// How many clusters of 1, 2, 4 and 8 blocks run at once.
+void ser_fast_limits(int64_t shared, const int64_t* active) {
+  ser_fast::played = {shared, {active[0], active[1], active[2], active[3]}};
+}
 
 void pool_plan(const ser_fast::PoolShape* shape, int bytes, int aligned, ser_fast::PoolPlan* plan) {
   *plan = ser_fast::pool_plan(*shape, bytes, aligned != 0);

@@ -1,0 +1,58 @@
+// Which of the compiled kernels of the GRU a GPU runs, and how: arithmetic on the shape and the device's limits alone.
+#include "gru_plan.h"
+
+namespace ser_fast {
+namespace {
+
+// Clocks of a step at the least. The constants are estimates: a product's issue and latency, a store into another block.
+float clocks(const GruSize& size, int bytes, int cluster, bool backward, bool reset_after) {
+  constexpr float kIssue = 8, kLatency = 24, kCell = 200, kBarrier = 60, kCrossing = 600;
+  const int steps = size.width * bytes / 32 / size.split, tiles = size.rows / 8, each = size.parts == 2 ? 3 : 1;
+  const int warps = size.width / 16 * size.split / cluster, busiest = (warps + 3) / 4;
+  const float issue = busiest * 3 * steps * tiles * each * kIssue;
+  const float chain = steps * (size.parts == 2 ? 2 : 0.5f) * kLatency * (reset_after ? 1 : 2);
+  const float read = warps * (size.spare * 4 + steps * tiles * size.parts * (backward ? 3 : 1) * 2);
+  const float exchange = (cluster == 1 ? kBarrier : kCrossing + 8 * cluster) * (reset_after ? 1 : 2);
+  return (issue > chain ? issue : chain) + read + exchange + kCell;
+}
+
+}  // namespace
+
+GruPlan gru_plan(const GruShape& shape, GruProduct product, bool backward, const GruLimits& limits) {
+  constexpr float kClocks = 1700;  // of a microsecond
+  const bool half = product == GruProduct::kHalf;
+  const int bytes = half ? 2 : 4, parts = product == GruProduct::kTf32x3 ? 2 : 1;
+  GruPlan best = {};
+  const auto consider = [&](const GruSize& size) {
+    if (size.width < shape.hidden || size.parts != parts) return;
+    for (int power = 0; power < 4; ++power) {
+      const int cluster = 1 << power, groups = size.width / 16, threads = groups * size.split * 32 / cluster;
+      if (limits.active[power] < 1 || groups % cluster || threads > size.threads()) continue;
+      GruPlan plan = {};
+      plan.stages = 4;
+      const auto end = [&] { return GruMemory(size, bytes, threads, plan.stages, backward, shape.reset_after).end; };
+      if (end() > limits.shared) plan.stages = 2;
+      plan.shared = end();
+      if (plan.shared > limits.shared) continue;
+      plan.width = size.width;
+      plan.rows = size.rows;
+      plan.cluster = cluster;
+      plan.threads = threads;
+      plan.tiles = static_cast<int>((shape.batch + size.rows - 1) / size.rows);
+      plan.waves = static_cast<int>((plan.tiles * shape.directions + limits.active[power] - 1) / limits.active[power]);
+      plan.step = plan.waves * clocks(size, bytes, cluster, backward, shape.reset_after) / kClocks;
+      if (!best.width || plan.step < best.step) best = plan;
+    }
+  };
+  if (half)
+    for (const GruSize& size : kGruHalf) consider(size);
+  else
+    for (const GruSize& size : kGruFloat) consider(size);
+  return best;
+}
+
+int64_t gru_packed_bytes(const GruShape& shape, GruProduct product, int width) {
+  return gru_fragments(shape, product == GruProduct::kHalf ? 2 : 4, width) * 16;
+}
+
+}  // namespace ser_fast

@@ -1,0 +1,47 @@
+// The sizes that the CUDA kernels of the GRU are compiled for, and where everything lies in a block's shared memory.
+#pragma once
+
+#include "gru.h"
+
+namespace ser_fast {
+
+// What a kernel is compiled for: H padded to ``width``, ``split`` warps that share the K of 16 units, ``rows`` of the
+// batch, ``parts`` that a float is multiplied in. Where registers are too few, the last ``spare`` pieces of a warp's W_hh
+// stay in shared memory.
+struct GruSize {
+  int width, split, rows, parts, spare;
+
+  constexpr int threads() const { return width == 192 ? 384 : 256; }  // of a block, at most
+};
+
+constexpr GruSize kGruHalf[] = {
+    {64, 1, 8, 1, 0},  {128, 1, 8, 1, 0}, {192, 1, 8, 1, 17}, {256, 2, 8, 1, 0},
+    {256, 2, 16, 1, 0}, {512, 2, 8, 1, 4}, {512, 2, 16, 1, 12},
+};
+constexpr GruSize kGruFloat[] = {
+    {64, 1, 8, 1, 0}, {128, 1, 8, 1, 6},  {256, 2, 8, 1, 4}, {256, 2, 16, 1, 12},
+    {64, 1, 8, 2, 0}, {128, 1, 8, 2, 15}, {256, 2, 8, 2, 12}, {256, 2, 16, 2, 20},
+};
+
+// Where everything lies in a block's shared memory, in bytes.
+struct GruMemory {
+  int buffer, scratch, ring, spare, counted, end;
+
+  SER_FAST_BOTH GruMemory(const GruSize& size, int bytes, int threads, int stages, bool backward, bool reset_after) {
+    const int arrays = !backward ? 1 : reset_after ? 3 : 2, items = backward ? 6 : 3;  // exchanged at once, read a step
+    const int mine = size.rows / 4 / size.split;
+    buffer = arrays * size.parts * size.rows * (size.width * bytes + 32);
+    scratch = 2 * buffer;
+    ring = scratch + (size.split == 2 ? threads * 3 * mine * 2 * 4 : 0);
+    spare = ring + stages * items * mine * threads * 2 * bytes;
+    counted = spare + size.spare * threads * 16;
+    end = counted + 2 * 8;
+  }
+};
+
+// 16-byte pieces of W_hh, padded to a width.
+SER_FAST_BOTH int64_t gru_fragments(const GruShape& shape, int bytes, int width) {
+  return shape.directions * (width / 16) * 3 * (width * bytes / 32) * 32;
+}
+
+}  // namespace ser_fast

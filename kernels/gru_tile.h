@@ -1,0 +1,300 @@
+// What the CUDA kernels of the GRU are made of. W_hh stays in registers from a row's first step to its last.
+//
+// A tile of 8 or 16 rows of the batch, in one direction, is walked by one block or by a cluster of them; no tile ever
+// waits for another. Each block owns some hidden units with all three gates and each warp 16 of them, so that a unit's
+// whole state is one thread's. What a step's products multiply, h forward and the gates' gradients backward, is stored
+// by its owners into the shared memory of every block of the cluster, which counts the bytes on an mbarrier. Two
+// buffers suffice: who stores into one has received all of the other, which nobody sends before he has read the first.
+//
+// The tensor cores multiply [16 units, K] [K, 8 rows]. Row i < 8 of the 16 stands for unit 2i and row i + 8 for unit
+// 2i + 1, and along K every lane takes 8 bytes in one piece: the order of a sum is free.
+#pragma once
+
+#include "device.h"
+#include "gru_plan.h"
+
+namespace ser_fast {
+
+using namespace gpu;
+
+template <class Type, GruSize SIZE>
+struct GruCase {
+  using T = Type;
+  static constexpr GruSize kSize = SIZE;
+  static constexpr int kWidth = SIZE.width, kSplit = SIZE.split, kRows = SIZE.rows, kParts = SIZE.parts;
+  static constexpr int kSpare = SIZE.spare, kGroups = kWidth / 16, kTiles = kRows / 8;
+  // Products along a warp's K, rows of a lane, and bytes of a row in shared memory: no two lanes share a bank.
+  static constexpr int kSteps = kWidth * static_cast<int>(sizeof(T)) / 32 / kSplit;
+  static constexpr int kMine = 2 * kTiles / kSplit;
+  static constexpr int kStride = kWidth * static_cast<int>(sizeof(T)) + 32;
+};
+
+// One 16-byte piece of W_hh: what a lane multiplies at once.
+struct alignas(16) Fragment {
+  uint32_t a[4];
+};
+
+// The warp's part of W_hh, 3 gates by kSteps.
+template <class C>
+struct Weights {
+  static constexpr int kHeld = 3 * C::kSteps - C::kSpare;
+  uint32_t held[kHeld][4];
+  Fragment* spare;  // this lane's in shared memory
+
+  SER_FAST_DEVICE void load(const void* packed, int direction, int group, Fragment* shared) {
+    const int part = warp() % C::kSplit;
+    const auto* from = static_cast<const Fragment*>(packed) +
+                       ((direction * C::kGroups + group) * C::kSplit + part) * (3 * C::kSteps * 32) + lane();
+    SER_FAST_UNROLL
+    for (int i = 0; i < kHeld; ++i) {
+      const Fragment fragment = from[i * 32];
+      SER_FAST_UNROLL
+      for (int word = 0; word < 4; ++word) held[i][word] = fragment.a[word];
+    }
+    spare = shared + warp() * (C::kSpare * 32) + lane();
+    for (int i = 0; i < C::kSpare; ++i) spare[i * 32] = from[(kHeld + i) * 32];
+  }
+
+  // The number is a constant once loops are unrolled.
+  SER_FAST_DEVICE void at(int number, uint32_t (&a)[4]) const {
+    const Fragment fragment = number < kHeld ? Fragment{} : spare[(number - kHeld) * 32];
+    SER_FAST_UNROLL
+    for (int word = 0; word < 4; ++word) a[word] = number < kHeld ? held[number < kHeld ? number : 0][word] : fragment.a[word];
+  }
+};
+
+// sum[i] = W_gate x over this warp's K for the gates FIRST..FIRST + COUNT; gates' operands are ``apart`` bytes from each
+// other. As three products of tf32 the small ones have a sum of their own.
+template <class C, int FIRST, int COUNT>
+SER_FAST_DEVICE void products(const Weights<C>& w, const unsigned char* x, int apart,
+                              float (&sum)[COUNT][C::kTiles][4]) {
+  using T = typename C::T;
+  float small[COUNT][C::kTiles][4] = {};
+  SER_FAST_UNROLL
+  for (int g = 0; g < COUNT; ++g)
+    SER_FAST_UNROLL
+    for (int tile = 0; tile < C::kTiles; ++tile)
+      SER_FAST_UNROLL
+      for (int i = 0; i < 4; ++i) sum[g][tile][i] = 0;
+  x += lane() / 4 * C::kStride + warp() % C::kSplit * (C::kSteps * 32) + lane() % 4 * 8;
+  SER_FAST_UNROLL
+  for (int k = 0; k < C::kSteps; ++k) {
+    if (C::kParts == 2 && k % 4 == 0) converge();  // or operands are read too far ahead, for want of registers
+    SER_FAST_UNROLL
+    for (int g = 0; g < COUNT; ++g) {
+      uint32_t a[4];
+      w.at((FIRST + g) * C::kSteps + k, a);
+      SER_FAST_UNROLL
+      for (int tile = 0; tile < C::kTiles; ++tile) {
+        const unsigned char* at = x + g * apart + tile * 8 * C::kStride + k * 32;
+        uint32_t b[2];
+        memcpy(b, __builtin_assume_aligned(at, 8), 8);
+        if constexpr (C::kParts == 1) {
+          multiply(T{}, k % 2 ? small[g][tile] : sum[g][tile], a, b);
+        } else {
+          uint32_t low_b[2], high[4], low[4];
+          memcpy(low_b, __builtin_assume_aligned(at + C::kRows * C::kStride, 8), 8);
+          SER_FAST_UNROLL
+          for (int i = 0; i < 4; ++i) {
+            const Tf32Parts parts = split_tf32(a[i]);
+            high[i] = parts.high;
+            low[i] = parts.low;
+          }
+          multiply(T{}, sum[g][tile], high, b);
+          multiply(T{}, small[g][tile], high, low_b);
+          multiply(T{}, small[g][tile], low, b);
+        }
+      }
+    }
+  }
+  SER_FAST_UNROLL
+  for (int g = 0; g < COUNT; ++g)
+    SER_FAST_UNROLL
+    for (int tile = 0; tile < C::kTiles; ++tile)
+      SER_FAST_UNROLL
+      for (int i = 0; i < 4; ++i) sum[g][tile][i] += small[g][tile][i];
+}
+
+// The lane's own rows of the sums, [row][unit]; warps that share K exchange theirs, each keeping half of the rows.
+template <class C, int COUNT>
+SER_FAST_DEVICE void gather(const float (&sum)[COUNT][C::kTiles][4], float* scratch, float (&own)[COUNT][C::kMine][2]) {
+  const bool second = C::kSplit == 2 && warp() % 2;
+  float* given = scratch + warp() * (COUNT * C::kMine * 2 * 32) + lane();
+  SER_FAST_UNROLL
+  for (int g = 0; g < COUNT; ++g)
+    SER_FAST_UNROLL
+    for (int j = 0; j < C::kMine; ++j)
+      SER_FAST_UNROLL
+      for (int u = 0; u < 2; ++u) {
+        const int other = C::kSplit == 2 ? j + C::kMine : j;
+        const float low = sum[g][j / 2][j % 2 + 2 * u], high = sum[g][other / 2][other % 2 + 2 * u];
+        own[g][j][u] = second ? high : low;
+        if (C::kSplit == 2) given[((g * C::kMine + j) * 2 + u) * 32] = second ? low : high;
+      }
+  if (C::kSplit == 1) return;
+  barrier_of(1 + warp() / 2, 64);
+  const float* taken = scratch + (warp() ^ 1) * (COUNT * C::kMine * 2 * 32) + lane();
+  SER_FAST_UNROLL
+  for (int i = 0; i < COUNT * C::kMine * 2; ++i) own[i / 2 / C::kMine][i / 2 % C::kMine][i % 2] += taken[i * 32];
+}
+
+// The rows and units of this lane.
+template <class C>
+struct Place {
+  int direction, group, unit;
+  int row[C::kMine];  // of the batch, -1 past it
+  int column[C::kMine];  // of the tile
+  int length[C::kMine], until[C::kMine];  // steps, and frames that are written
+  int start[C::kMine];                    // of a packed row
+  int steps;                              // of the longest row
+
+  SER_FAST_DEVICE Place(const GruShape& shape, const GruPlan& plan, bool packed, const int64_t* lengths) {
+    const int rank = kClusters && plan.cluster > 1 ? cluster_rank() : 0, tile = block() / plan.cluster;
+    const int first = tile % plan.tiles * C::kRows, B = static_cast<int>(shape.batch);
+    direction = tile / plan.tiles;
+    group = rank * (C::kGroups / plan.cluster) + warp() / C::kSplit;
+    unit = group * 16 + lane() / 4 * 2;
+    steps = 0;
+    int begin = 0;
+    if (packed) {
+      int64_t before = 0;
+      for (int b = lane(); b < first; b += 32) before += lengths[b] > 0 ? lengths[b] : 0;
+      before = warp_sum(before);
+      begin = static_cast<int>(before < shape.frames ? before : shape.frames);
+    }
+    SER_FAST_UNROLL
+    for (int j = 0; j < C::kMine; ++j) {
+      const int i = C::kSplit == 2 ? warp() % 2 * C::kMine + j : j;
+      column[j] = i / 2 * 8 + lane() % 4 * 2 + i % 2;
+    }
+    for (int n = 0; n < C::kRows; ++n) {
+      const bool exists = first + n < B;
+      const int64_t given = exists ? lengths ? lengths[first + n] : shape.frames : 0;
+      const int room = static_cast<int>(shape.frames) - begin;
+      const int kept = static_cast<int>(given < 0 || room < 0 ? 0 : given < room ? given : room);
+      SER_FAST_UNROLL
+      for (int j = 0; j < C::kMine; ++j)
+        if (column[j] == n) {
+          row[j] = exists ? first + n : -1;
+          length[j] = kept;
+          until[j] = !exists ? 0 : packed ? kept : static_cast<int>(shape.frames);
+          start[j] = begin;
+        }
+      steps = kept > steps ? kept : steps;
+      if (packed) begin += kept;
+    }
+  }
+
+  // Elements from a tensor's beginning to row j's frame of a step. Steps past the length lie as in direction 0.
+  template <class T>
+  SER_FAST_DEVICE T* frame(const GpuFrames<T>& frames, int j, int step) const {
+    const int at = direction && step < length[j] ? length[j] - 1 - step : step;
+    return frames.data + static_cast<int64_t>(start[j] + at) * frames.frame_stride + row[j] * frames.row_stride;
+  }
+};
+
+template <class T>
+SER_FAST_DEVICE void put(T* at, float a, float b, bool vector, bool both) {
+  Pair<T> pair;
+  narrow(a, &pair.value[0]);
+  narrow(b, &pair.value[1]);
+  if (vector) {
+    *reinterpret_cast<Pair<T>*>(at) = pair;
+  } else {
+    at[0] = pair.value[0];
+    if (both) at[1] = pair.value[1];
+  }
+}
+
+// A lane's inputs of the coming steps: each thread fetches and reads its own.
+template <class C, int ITEMS>
+struct Ring {
+  using T = typename C::T;
+  Pair<T>* slots;
+  int stages, threads, units;  // units that exist: 0, 1 or 2
+  bool vector;
+
+  SER_FAST_DEVICE Pair<T>* slot(int step, int item, int j) const {
+    return slots + (((step & (stages - 1)) * ITEMS + item) * C::kMine + j) * threads + thread();
+  }
+  SER_FAST_DEVICE void fetch(int step, int item, int j, const T* from, bool valid) const {
+    Pair<T>* to = slot(step, item, j);
+    valid = valid && units;
+    if (vector) {
+      copy_async<sizeof(Pair<T>)>(to, valid ? from : nullptr, valid);
+    } else {
+      Pair<T> pair = {};
+      if (valid) pair.value[0] = from[0];
+      if (valid && units > 1) pair.value[1] = from[1];
+      *to = pair;
+    }
+  }
+  SER_FAST_DEVICE void wait() const {
+    if (stages == 2) copy_wait<1>();
+    else copy_wait<3>();
+  }
+  SER_FAST_DEVICE void read(int step, int item, int j, float (&out)[2]) const {
+    const Pair<T> pair = *slot(step, item, j);
+    out[0] = widen(pair.value[0]);
+    out[1] = widen(pair.value[1]);
+  }
+};
+
+// What the blocks of a tile tell each other. Exchange e goes through buffer e % 2.
+template <class C>
+struct Exchange {
+  using T = typename C::T;
+  unsigned char* buffers;
+  int size;  // of a buffer
+  Mbarrier* counted;
+  int blocks, even, odd;  // even, odd: the bytes of such an exchange
+
+  SER_FAST_DEVICE bool alone() const { return !kClusters || blocks == 1; }
+  SER_FAST_DEVICE void expect(int e) const { mbarrier_expect(&counted[e % 2], e % 2 ? odd : even); }
+
+  SER_FAST_DEVICE void begin() const {
+    if (alone()) return;
+    if (thread() == 0)
+      for (int i = 0; i < 2; ++i) {
+        mbarrier_init(&counted[i], 1);
+        expect(i);
+      }
+    cluster_barrier();
+  }
+  SER_FAST_DEVICE const unsigned char* wait(int e) const {
+    if (alone()) {
+      barrier();
+    } else {
+      mbarrier_wait(&counted[e % 2], e / 2 % 2);
+      if (thread() == 0) expect(e);
+      converge();
+    }
+    return buffers + e % 2 * size;
+  }
+  // Of two neighbouring units of a row of the tile.
+  SER_FAST_DEVICE void push(int e, int array, int column, int unit, float a, float b) const {
+    unsigned char* to = buffers + e % 2 * size + (array * C::kParts * C::kRows + column) * C::kStride +
+                        unit * static_cast<int>(sizeof(T));
+    Pair<T> pair;
+    if constexpr (sizeof(T) == 4) {
+      const float high[2] = {round_tf32(a), round_tf32(b)};
+      pair = {{high[0], high[1]}};
+      if constexpr (C::kParts == 2)
+        send(e, {{round_tf32(a - high[0]), round_tf32(b - high[1])}}, to + C::kRows * C::kStride);
+    } else {
+      narrow(a, &pair.value[0]);
+      narrow(b, &pair.value[1]);
+    }
+    send(e, pair, to);
+  }
+
+ private:
+  SER_FAST_DEVICE void send(int e, const Pair<T>& pair, unsigned char* to) const {
+    auto* where = reinterpret_cast<Pair<T>*>(to);
+    if (alone()) *where = pair;
+    else
+      for (int rank = 0; rank < blocks; ++rank) gpu::push(pair, where, &counted[e % 2], rank);
+  }
+};
+
+}  // namespace ser_fast

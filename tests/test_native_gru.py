@@ -1,0 +1,231 @@
+"""The CUDA kernels of the GRU on the host, through their ops, in every dtype, form and cluster size; and their plan."""
+
+import ctypes
+import itertools
+
+import pytest
+import torch
+from host_gpu import assert_near, ops, sanitized, seed, spoilt
+from samples import gru_arguments, spread, to
+
+from ser_fast import backends, gru
+
+PRODUCTS = {  # a dtype, torch's switch for tf32, and which product the plan calls it
+    "float32": (torch.float32, False, 2),
+    "tf32": (torch.float32, True, 1),
+    "float16": (torch.float16, False, 0),
+    "bfloat16": (torch.bfloat16, False, 0),
+}
+ALONE = (132, 0, 0, 0)  # GPUs, by how many clusters of 1, 2, 4 and 8 blocks run at once
+H100 = (132, 66, 32, 15)
+
+
+@pytest.fixture
+def gpu(native):
+    """Chooses the GPU that is played."""
+
+    def play(active=H100, shared=227 * 1024):
+        native.ser_fast_limits(ctypes.c_int64(shared), (ctypes.c_int64 * 4)(*active))
+
+    yield play
+    play()
+
+
+def plan(active, batch, directions, hidden, reset_after, product, backward, shared=227 * 1024) -> dict:
+    names = ("width", "rows", "cluster", "threads", "stages", "tiles", "waves", "shared", "step")
+    given = torch.tensor([shared, *active])
+    return dict(zip(names, torch.ops.ser_fast.gru_plan(
+        given, batch, directions, hidden, reset_after, product, backward).tolist()))  # fmt: skip
+
+
+def assert_close(found, peer, truth, product: str, what: str) -> None:
+    """float32 at most twice the reference's error; otherwise within four roundings of the largest value.
+
+    One is the result's, one the product's operands', one the state's that comes back through them, and one the saved
+    gates'. tf32 rounds as float16 does.
+    """
+    if product == "tf32":
+        assert torch.isfinite(found).all(), what
+        error, scale = float((found.double() - truth).abs().max()), max(1.0, float(truth.abs().max()))
+        assert error <= 4 * torch.finfo(torch.float16).eps * scale, f"{what} is off by {error:.1e} of {scale:.1e}"
+    else:
+        assert_near(found, peer, truth, 4, what)
+
+
+def check(arguments: tuple, product: str) -> list:
+    """Forward and backward of the ops against the reference in float64; all their outputs."""
+    dtype, tf32, _ = PRODUCTS[product]
+    given = to(arguments, dtype, "cpu")
+    gx, w_hh, _, h0, lengths, reset_after, _ = given
+    garbage = gx if lengths is None or gx.dim() == 3 else spoilt(gx.transpose(0, 1), lengths).transpose(0, 1)
+    found = ops.gru(garbage, *given[1:], tf32)
+    peer, truth = gru.reference(*given), gru.reference(*to(given, torch.float64, "cpu"))
+    for name, *one in zip(("y", "h_n", "gates"), found, peer, truth):
+        assert_close(*one, product, name)
+    y, h_n, gates = found
+    backward = (torch.randn_like(y), torch.randn_like(h_n), y, gates, w_hh, h0, lengths, reset_after)
+    peer, truth = (gru.reference_backward(*to(backward, kind, "cpu")) for kind in (dtype, torch.float64))
+    grads = ops.gru_backward(*backward, tf32)
+    for name, *one in zip(("grad_gx", "grad_q", "grad_h0"), grads, peer, truth):
+        if one[0].numel():
+            assert_close(*one, product, name)
+    return [*found, *grads]
+
+
+SHAPES = [  # T, B, D, H, the GPU, what is given besides
+    ((1, 1, 1, 1), ALONE, {}),
+    ((5, 3, 2, 7), ALONE, {"ragged_rows": True}),
+    ((4, 10, 2, 16), ALONE, {"ragged_rows": True, "batch_first": True}),
+    ((4, 10, 2, 16), ALONE, {"ragged_rows": True, "packed": True}),
+    ((3, 9, 2, 33), ALONE, {"biased": False}),
+    ((3, 2, 1, 128), ALONE, {"ragged_rows": True}),
+    ((6, 9, 2, 64), (0, 99, 0, 0), {"ragged_rows": True}),
+    ((6, 9, 2, 60), (0, 0, 99, 0), {"ragged_rows": True}),
+    ((5, 9, 1, 50), (0, 0, 99, 0), {"ragged_rows": True, "packed": True}),
+    ((2, 3, 1, 129), (0, 0, 99, 0), {"ragged_rows": True}),
+    ((2, 17, 1, 200), (0, 0, 0, 1), {"ragged_rows": True, "batch_first": True}),
+]
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+@pytest.mark.parametrize("reset_after", [True, False])
+@pytest.mark.parametrize("case", SHAPES, ids=str)
+def test_the_recurrence(gpu, case, reset_after, product, poison):
+    sizes, active, options = case
+    gpu(active)
+    options = {"ragged_rows": False} | options
+    check(gru_arguments(*sizes, **options, reset_after=reset_after, dtype=torch.float32), product)
+
+
+@pytest.mark.parametrize("product", ["float16", "bfloat16"])
+@pytest.mark.parametrize("reset_after", [True, False])
+def test_the_largest_clusters(gpu, reset_after, product, poison):
+    """512 units on eight blocks, 192 on one whose W_hh is partly in shared memory."""
+    gpu()
+    check(gru_arguments(2, 2, 1, 512, ragged_rows=True, reset_after=reset_after, dtype=torch.float32), product)
+    gpu(ALONE)
+    check(gru_arguments(2, 2, 1, 180, ragged_rows=True, reset_after=reset_after, dtype=torch.float32), product)
+
+
+@pytest.mark.parametrize("product", ["float32", "float16"])
+@pytest.mark.parametrize("reset_after", [True, False])
+def test_the_order_in_which_threads_blocks_and_stores_come_changes_nothing(native, gpu, reset_after, product):
+    gpu((0, 0, 99, 0), 60_000)
+    arguments = gru_arguments(6, 9, 2, 64, ragged_rows=True, reset_after=reset_after, dtype=torch.float32)
+    results = []
+    for number in range(6):
+        seed(native, number)
+        torch.manual_seed(1)
+        results.append(check(arguments, product))
+    assert all(torch.equal(one, other) for other in results for one, other in zip(results[0], other))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_lengths_are_clamped_not_checked(gpu, packed):
+    """Into the tensor: packed frames that no row claims are zeros."""
+    gpu(ALONE)
+    gx, *rest, _, reset_after, _ = gru_arguments(6, 4, 2, 8, ragged_rows=False, reset_after=True, dtype=torch.float32)
+    if packed:
+        gx = gx.flatten(0, 1)
+    wild, tame = torch.tensor([-5, 3, 99, 2]), torch.tensor([0, 3, 21 if packed else 6, 0 if packed else 2])
+    for one, other in zip(*(ops.gru(gx, *rest, lengths, reset_after, True, False) for lengths in (wild, tame))):
+        assert torch.equal(one, other)
+    if packed:
+        y = ops.gru(gx, *rest, torch.tensor([1, 2, 3, 4]), reset_after, True, False)[0]
+        assert y[10:].eq(0).all() and y[:10].ne(0).any()
+
+
+def test_tensors_of_any_layout(gpu):
+    """Strided, a pair's half beside where pairs begin, lengths of 32 bits: the values decide alone, to the last bit."""
+    gpu(ALONE)
+    given = gru_arguments(5, 3, 2, 16, ragged_rows=True, reset_after=True, dtype=torch.float16)
+    gx, w_hh, b_hh, h0, lengths, *rest = given
+    wanted = ops.gru(*given, False)
+    beside = torch.zeros(gx.numel() + 1, dtype=gx.dtype)[1:].view(gx.shape).copy_(gx)
+    for one in (spread(gx), beside):
+        found = ops.gru(one, spread(w_hh), spread(b_hh), spread(h0), lengths.int(), *rest, False)
+        assert all(torch.equal(one, other) for one, other in zip(found, wanted))
+    y, h_n, gates = wanted
+    backward = ops.gru_backward(y, h_n, y, gates, w_hh, h0, lengths, True, False)
+    again = ops.gru_backward(*map(spread, (y, h_n, y, gates, w_hh, h0)), lengths.int(), True, False)
+    assert all(torch.equal(one, other) for one, other in zip(backward, again))
+
+
+GRU = gru_arguments(3, 2, 2, 4, ragged_rows=True, reset_after=True, dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("position", "value", "sentence"),
+    [
+        (0, GRU[0].double(), "gru: gx has dtype float64; it must be float32, bfloat16 or float16"),
+        (0, GRU[0][..., 1:], r"gx has shape \[3, 2, 2, 11\]; it must be \[T, B, D, 3H\]"),
+        (1, GRU[1].half(), "w_hh has dtype float16; it must be float32"),
+        (2, GRU[2][:1], r"b_hh has shape \[1, 12\]; it must be \[D, 3H\] = \[2, 12\]"),
+        (3, GRU[3][:, :1], r"h0 has shape \[2, 1, 4\]; it must be \[D, B, H\] = \[2, 2, 4\]"),
+        (4, torch.ones(3, dtype=torch.int64), r"lengths has shape \[3\]; it must be \[B\] = \[2\]"),
+    ],
+)
+def test_bad_input_gets_one_clear_error(native, position, value, sentence):
+    with pytest.raises(RuntimeError, match=sentence):
+        ops.gru(*GRU[:position], value, *GRU[position + 1 :], False)
+
+
+def test_what_does_not_fit_is_refused(gpu):
+    gpu(ALONE)
+    arguments = gru_arguments(1, 1, 1, 129, ragged_rows=False, reset_after=True, dtype=torch.float32)
+    with pytest.raises(RuntimeError, match="gru: H is 129; it must be so small that W_hh fits on this GPU's chip"):
+        ops.gru(*arguments, False)
+
+
+GPUS = {"H100": (227, H100), "A100": (163, (108, 0, 0, 0)), "RTX 4090": (99, (128, 0, 0, 0)), "RTX 5090": (99, (170, 85, 42, 20))}
+
+
+@pytest.mark.parametrize("gpu_name", GPUS)
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("product", [0, 1, 2], ids=backends.GRU_PRODUCTS)
+def test_every_plan_fits(gpu_name, product, backward):
+    """All H and B up to 1024: rows are covered once, blocks and clusters are whole, shared memory is what there is."""
+    shared, active = GPUS[gpu_name]
+    bytes_each = 4 if product else 2
+    for reset_after, hidden in itertools.product((True, False), range(1, 1025)):
+        batches = range(1, 1025, 31) if hidden % 64 in (0, 1) else (1 + hidden * 7919 % 1024,)
+        for batch in batches:
+            found = plan(active, batch, 2, hidden, reset_after, product, backward, 1024 * shared)
+            if not found["width"]:
+                assert hidden > 64, "64 units fit any GPU"
+                continue
+            assert hidden <= found["width"] and found["shared"] <= 1024 * shared
+            assert found["rows"] in (8, 16) and found["rows"] * (found["tiles"] - 1) < batch <= found["rows"] * found["tiles"]
+            at_once = active[(1, 2, 4, 8).index(found["cluster"])]
+            assert at_once * (found["waves"] - 1) < 2 * found["tiles"] <= at_once * found["waves"]
+            assert found["threads"] % 32 == 0 and found["threads"] <= 384 and found["width"] // 16 % found["cluster"] == 0
+            # W_hh lies in registers and shared memory of the cluster, 64 Ki registers of 4 bytes each a block.
+            assert 3 * found["width"] ** 2 * bytes_each <= found["cluster"] * (4 * 65536 + 1024 * shared)
+
+
+def test_what_a_gpu_holds():
+    def widest(name):
+        shared, active = GPUS[name]
+        return backends.widest_gru(torch.tensor([1024 * shared, *active]))
+
+    assert widest("H100") == [512, 256, 256]
+    assert widest("A100") == [192, 128, 128]
+    assert widest("RTX 4090")[:2] == [128, 128] and widest("RTX 4090")[2] >= 64
+    assert widest("RTX 5090") == [512, 256, 256]
+
+
+def test_the_planned_kernels_are_chosen_by_size(monkeypatch):
+    monkeypatch.setattr(backends, "on_cuda", "cuda")
+    monkeypatch.setattr(backends, "widest", [512, 256, 128])
+    monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee")
+    for dtype, hidden, wanted in ((torch.float16, 512, "cuda"), (torch.float16, 513, "torch"), (torch.float32, 128, "cuda"),
+                                  (torch.float32, 129, "torch"), (torch.float64, 8, "torch")):  # fmt: skip
+        assert backends.select("gru", "cuda", dtype=dtype, hidden_size=hidden) == wanted
+    monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "tf32")
+    assert backends.select("gru", "cuda", hidden_size=129) == "cuda"
+
+
+def test_the_sanitizers_find_nothing_in_the_kernels():
+    wanted = "the_recurrence and (float16 or float32) or any_layout or clamped"
+    result = sanitized("-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", wanted)
+    assert result.returncode == 0 and " passed" in result.stdout, result.stdout[-2000:] + result.stderr[-2000:]
