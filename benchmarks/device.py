@@ -1,8 +1,9 @@
 """One run on a GPU, meant for 10 minutes: ``python benchmarks/device.py --out results.json [--part tests]``.
 
-The parts are the kernels' tests in all dtypes, compute-sanitizer on small cases, and the benchmarks of each op
-against cuDNN's GRU and LSTM, torch.stft, torchaudio, eager torch, torch.compile and scaled dot-product attention.
-Nothing is timed that has not just matched its reference; a part that fails is recorded as failed and the others run.
+The parts are the kernels' tests in all dtypes, compute-sanitizer on small cases, the recurrence's time per step, and
+the benchmarks of each op, CUDA C++ and Triton, against cuDNN's GRU and LSTM, torch.stft, torchaudio, eager torch,
+torch.compile and scaled dot-product attention, called one by one and replayed as CUDA graphs. Nothing is timed that
+has not just matched its reference; a part that fails is recorded as failed and the others run.
 The file is rewritten after every part: an interrupted run keeps what it has, and a repeated part replaces its own.
 ``--rehearse`` runs the benchmarks at small sizes on the CPU, to try the script itself; its times mean nothing.
 """
@@ -11,6 +12,7 @@ import argparse
 import copy
 import itertools
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -27,12 +29,14 @@ from bench_power_spectrogram import BINS, HOP, N_FFT, WINDOW, chain, error_again
 from harness import EMODB_FRAMES, check, machine, step
 from torch import Tensor, nn
 
+import ser_fast.gru
 from ser_fast import backends
 from ser_fast.functional import attention_pool, power_spectrogram
 from ser_fast.run_folder import write_atomically
 
 TESTS = Path(__file__).parents[1] / "tests"
 SANITIZED = "import test_gpu as t; t.everything(t.inputs())"
+KERNELS = ("cuda", "triton")  # whose kernels are measured, side by side
 # float32 with tf32 off and on, then half precision: names, dtypes, torch's switch for RNNs, tolerance of the outputs.
 PRECISIONS = {
     "float32": (torch.float32, "ieee", 1e-5),
@@ -42,12 +46,37 @@ PRECISIONS = {
 }
 
 
+def by(backend: str, call: Callable) -> Callable:
+    """The call on this backend's kernels."""
+
+    def run():
+        backends.on_cuda = backend
+        return call()
+
+    return run
+
+
 class Bench:
     """Where to run, at what sizes, and how to time."""
 
     def __init__(self, rehearse: bool):
         self.rehearse = rehearse
         self.device = "cpu" if rehearse else "cuda"
+
+    def ours(self, call: Callable) -> dict[str, Callable]:
+        """The call on the kernels of each backend; a rehearsal knows those of the CPU alone."""
+        return {"ours": call} if self.rehearse else {f"ours, {name}": by(name, call) for name in KERNELS}
+
+    def replayed(self, call: Callable) -> Callable:
+        """The call as a CUDA graph."""
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            call()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            call()
+        return graph.replay
 
     def time(self, call: Callable, rounds: int = 20) -> float:
         """Median seconds of a call, by the device's own events after a warm-up."""
@@ -69,15 +98,15 @@ class Bench:
         return statistics.median(times)
 
     def race(self, case: str, steps: dict[str, Callable], **extra) -> dict:
-        """Medians of calls that have been checked, and their ratios to the first."""
+        """Medians of calls that have been checked, one by one and as CUDA graphs, and their ratios to the first."""
         seconds = {}
-        for name, call in steps.items():
+        for (name, call), way in itertools.product(steps.items(), ("",) if self.rehearse else ("", ", graph")):
             try:
-                seconds[name] = self.time(call)
+                seconds[name + way] = self.time(self.replayed(call) if way else call)
             except Exception as error:  # a peer that cannot run is left out, and said to be
-                if name == next(iter(steps)):
+                if name + way == next(iter(steps)):
                     raise
-                extra.setdefault("left out", {})[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+                extra.setdefault("left out", {})[name + way] = f"{type(error).__name__}: {error}".splitlines()[0]
         ours = next(iter(seconds.values()))
         ratios = {name: value / ours for name, value in seconds.items()}
         print(case, " ".join(f"{name} {1e3 * value:.3f} ms ({ratios[name]:.2f}x)" for name, value in seconds.items()))
@@ -86,59 +115,106 @@ class Bench:
 
 def tests(bench: Bench) -> Iterator[dict]:
     """Every kernel in all dtypes on the device."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_triton.py", "test_gpu.py"]
-    yield run(command, seconds=300)
+    for files in (["test_native_gru.py", "test_native.py", "test_gpu.py"], ["test_triton.py"]):
+        yield run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files], seconds=300)
 
 
 def sanitizer(bench: Bench) -> Iterator[dict]:
     """memcheck, racecheck and synccheck of every kernel."""
     if not shutil.which("compute-sanitizer"):
         raise FileNotFoundError("compute-sanitizer is not on the PATH")
-    for tool in ("memcheck", "racecheck", "synccheck"):
-        yield run(
-            ["compute-sanitizer", "--tool", tool, "--error-exitcode", "1", sys.executable, "-c", SANITIZED], 200
-        )
+    for backend, tool in itertools.product(KERNELS, ("memcheck", "racecheck", "synccheck")):
+        command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "1", sys.executable, "-c", SANITIZED]
+        yield run(command, 100, SER_FAST_BACKEND=backend) | {"backend": backend}
 
 
-def run(command: list[str], seconds: int) -> dict:
-    result = subprocess.run(command, cwd=TESTS, capture_output=True, text=True, timeout=seconds)
+def run(command: list[str], seconds: int, **environment: str) -> dict:
+    """A command that must succeed: its first words and its last line."""
+    result = subprocess.run(
+        command, cwd=TESTS, capture_output=True, text=True, timeout=seconds, env=os.environ | environment
+    )
     last = [line for line in (result.stdout + result.stderr).splitlines() if line.strip()][-30:]
     if result.returncode:
         raise RuntimeError("\n".join([f"{' '.join(command)} gave {result.returncode}", *last]))
     return {"case": " ".join(command[:4]), "last": last[-1]}
 
 
+def recurrence(bench: Bench) -> Iterator[dict]:
+    """The recurrence alone, without its input's projection: microseconds a time step."""
+    hiddens, batch, frames = ((16,), 3, 5) if bench.rehearse else ((64, 128, 256, 512), 64, 1000)
+    for precision, hidden, reset_after in itertools.product(precisions(bench), hiddens, (True, False)):
+        dtype, switch, tolerance = PRECISIONS[precision]
+        torch.backends.cudnn.rnn.fp32_precision = switch
+        gx = torch.randn(frames, batch, 2, 3 * hidden, device=bench.device, dtype=dtype)
+        w_hh = torch.randn(2, 3 * hidden, hidden, device=bench.device, dtype=dtype) / hidden**0.5
+        ops = torch.ops.ser_fast
+        few = gx[:16]
+        truth = ser_fast.gru.reference(few.double(), w_hh.double(), None, None, None, reset_after, True)
+        steps = {}
+        for name, run in bench.ours(lambda: None).items():
+            run()
+            check(
+                f"{precision} H={hidden}, {name}",
+                ops.gru(few, w_hh, None, None, None, reset_after, True),
+                truth,
+                tolerance,
+            )
+            y, h_n, gates = ops.gru(gx, w_hh, None, None, None, reset_after, True)
+            backward = (y, h_n, y, gates, w_hh, None, None, reset_after)
+            calls = {
+                "inference": lambda: ops.gru(gx, w_hh, None, None, None, reset_after, False),  # noqa: B023
+                "forward": lambda: ops.gru(gx, w_hh, None, None, None, reset_after, True),  # noqa: B023
+                "backward": lambda backward=backward: ops.gru_backward(*backward),  # noqa: B023
+            }
+            steps |= {f"{name}, {way}": by(backends.on_cuda, call) for way, call in calls.items()}
+        case = f"{precision} T={frames} B={batch} D=2 H={hidden} reset_after={reset_after}"
+        result = bench.race(case, steps, tolerance=tolerance)
+        yield result | {"us a step": {name: 1e6 * value / frames for name, value in result["seconds"].items()}}
+
+
+def precisions(bench: Bench) -> list[str]:
+    return [name for name, (dtype, *_) in PRECISIONS.items() if not bench.rehearse or dtype != torch.float16]
+
+
 def gru(bench: Bench) -> Iterator[dict]:
-    """GRU layers, input projection included: padded, and ragged against packed ones."""
-    hiddens, batches, frames = ((16,), (3,), 5) if bench.rehearse else ((64, 128, 256, 512), (32, 64), 300)
-    names = [name for name, (dtype, *_) in PRECISIONS.items() if not bench.rehearse or dtype != torch.float16]
-    for case in itertools.product(names, hiddens, batches, (1, 2), ("inference", "training")):
-        yield from gru_case(bench, frames, *case)
+    """Bidirectional GRU layers, input projection included: padded, and ragged against packed ones."""
+    hiddens, batches = ((16,), (3,)) if bench.rehearse else ((64, 128, 256, 512), (32, 64))
+    inputs = [(5, 128)] if bench.rehearse else [(300, 128), (1000, 401)]
+    for case in itertools.product(inputs, precisions(bench), hiddens, batches, ("inference", "training")):
+        yield from gru_case(bench, *case)
 
 
 def gru_case(
-    bench: Bench, frames: int, precision: str, hidden: int, batch: int, directions: int, mode: str
+    bench: Bench, size: tuple[int, int], precision: str, hidden: int, batch: int, mode: str
 ) -> Iterator[dict]:
     dtype, switch, tolerance = PRECISIONS[precision]
     torch.backends.cudnn.rnn.fp32_precision = torch.backends.cuda.matmul.fp32_precision = switch
-    layers = {name: layer.to(bench.device, dtype) for name, layer in modules(128, hidden, directions).items()}
-    x = torch.randn(batch, frames, 128, device=bench.device, dtype=dtype, requires_grad=mode == "training")
-    grad = torch.randn(batch, frames, directions * hidden, device=bench.device, dtype=dtype)
-    case = f"{precision} B={batch} T={frames} I=128 H={hidden} D={directions}, {mode}"
-    for name in ("ours", "ours, reset_after=False"):
-        check_layer(f"{case}, {name}", layers[name], x.detach(), grad, tolerance)
-    extra = {"backend": backends.select("gru", bench.device, dtype=dtype, hidden_size=hidden), "tolerance": tolerance}
-    forwards = {name: (layer, lambda layer=layer: layer(x)[0]) for name, layer in layers.items()}
-    yield bench.race(case, training_steps(forwards, mode, x, grad), **extra)
+    frames, width = size
+    layers = {name: layer.to(bench.device, dtype) for name, layer in modules(width, hidden, 2).items()}
+    x = torch.randn(batch, frames, width, device=bench.device, dtype=dtype, requires_grad=mode == "training")
+    grad = torch.randn(batch, frames, 2 * hidden, device=bench.device, dtype=dtype)
+    case = f"{precision} B={batch} T={frames} I={width} H={hidden} D=2, {mode}"
+    forwards, chosen = {}, {}
+    for layer in ("ours", "ours, reset_after=False"):
+        for name, call in bench.ours(lambda layer=layer: layers[layer](x)[0]).items():
+            by(backends.on_cuda, call)()
+            check_layer(f"{case}, {name}", layers[layer], x.detach(), grad, tolerance)
+            forwards[name + layer.removeprefix("ours")] = layers[layer], call
+            chosen[name] = backends.select("gru", bench.device, dtype=dtype, hidden_size=hidden)
+    for peer in ("nn.GRU", "nn.LSTM"):
+        forwards[peer] = layers[peer], lambda layer=layers[peer]: layer(x)[0]
+    yield bench.race(case, training_steps(forwards, mode, x, grad), backend=chosen, tolerance=tolerance)
 
     lengths = (torch.tensor(EMODB_FRAMES) * frames // max(EMODB_FRAMES)).repeat(2)[:batch]
     on_device = lengths.to(bench.device)
-    forwards = {"ours": (layers["ours"], lambda: layers["ours"](x, lengths=on_device)[0])}
-    for name in ("nn.GRU", "nn.LSTM"):
-        layer = layers[name]
-        forwards[f"{name}, packed"] = layer, lambda layer=layer: packed(layer, x, lengths)
-    check(f"{case}, ragged", forwards["ours"][1](), forwards["nn.GRU, packed"][1](), 2 * tolerance)
-    yield bench.race(f"{case}, ragged", training_steps(forwards, mode, x, grad), **extra)
+    wanted = packed(layers["nn.GRU"], x, lengths)
+    forwards = {}
+    for name, call in bench.ours(lambda: layers["ours"](x, lengths=on_device)[0]).items():
+        check(f"{case}, ragged, {name}", call(), wanted, 2 * tolerance)
+        forwards[name] = layers["ours"], call
+    for peer in ("nn.GRU", "nn.LSTM"):
+        forwards[f"{peer}, packed"] = layers[peer], lambda layer=layers[peer]: packed(layer, x, lengths)
+    yield bench.race(f"{case}, ragged", training_steps(forwards, mode, x, grad), backend=chosen, tolerance=tolerance)
 
 
 def check_layer(case: str, layer: nn.Module, x: Tensor, grad: Tensor, tolerance: float) -> None:
@@ -164,16 +240,15 @@ def pool(bench: Bench) -> Iterator[dict]:
     for size in [(3, 20, 16)] if bench.rehearse else [(64, 1000, 512), (64, 300, 256)]:
         for mode in ("inference", "training"):
             result, moved = pool_case(bench, *size, mode)
-            share = moved / result["seconds"]["ours"] / bandwidth
-            yield result | {"of the copy bandwidth": share, "copy, bytes a second": bandwidth}
+            shares = {name: moved / value / bandwidth for name, value in result["seconds"].items() if "ours" in name}
+            yield result | {"of the copy bandwidth": shares, "copy, bytes a second": bandwidth}
 
 
 def pool_case(bench: Bench, batch: int, frames: int, width: int, mode: str) -> tuple[dict, int]:
     h = torch.randn(batch, frames, width, device=bench.device, requires_grad=mode == "training")
     w = (torch.randn(width, device=bench.device) / width**0.5).requires_grad_(mode == "training")
     grad, case = torch.randn(batch, width, device=bench.device), f"B={batch} T={frames} D={width}, {mode}"
-    calls = {
-        "ours": lambda: attention_pool(h, w)[0],
+    calls = bench.ours(lambda: attention_pool(h, w)[0]) | {
         "eager torch": lambda: eager(h, w, None),
         "one-query SDPA": lambda: one_query(h, w, None),
     }
@@ -182,8 +257,9 @@ def pool_case(bench: Bench, batch: int, frames: int, width: int, mode: str) -> t
         calls["torch.compile"] = lambda: compiled(h, w, None)
     steps = {name: step(mode, call, [h, w], grad) for name, call in calls.items()}
     truth = step(mode, lambda: eager(h.double(), w.double(), None), [h, w], grad.double())
-    check(case, steps["ours"](), truth(), 1e-4)
-    result = bench.race(case, steps, backend=backends.select("attention_pool", bench.device))
+    for name in bench.ours(lambda: None):
+        check(f"{case}, {name}", steps[name](), truth(), 1e-4)
+    result = bench.race(case, steps)
     return result, (3 if mode == "training" else 1) * h.nbytes
 
 
@@ -198,20 +274,23 @@ def spectrogram_case(bench: Bench, batch: int, seconds: int) -> dict:
     window = torch.hamming_window(WINDOW, device=bench.device)
     plain = chain(wave, window, None, None)
     mean, std = plain.mean((0, 1)), plain.std((0, 1))
-    calls = {
-        "ours": lambda: power_spectrogram(wave, window, N_FFT, HOP, (0, BINS), mean=mean, std=std, center=True),
+    calls = bench.ours(
+        lambda: power_spectrogram(wave, window, N_FFT, HOP, (0, BINS), mean=mean, std=std, center=True)
+    ) | {
         "torch.stft chain": lambda: chain(wave, window, mean, std),
     }
     if (transform := torchaudio_chain(mean, std)) is not None:
         calls["torchaudio"] = lambda: transform(wave)
     errors = {name: error_against_float64(call(), (wave, window, mean, std)) for name, call in calls.items()}
     case = f"{batch} x {seconds} s, normalised"
-    check(case, calls["ours"](), calls["torch.stft chain"](), 1e-5)
-    result = bench.race(case, calls, errors=errors, backend=backends.select("power_spectrogram", bench.device))
-    return result | {"ns per frame": 1e9 * result["seconds"]["ours"] / (batch * plain.shape[1])}
+    for name in bench.ours(lambda: None):
+        check(f"{case}, {name}", calls[name](), calls["torch.stft chain"](), 1e-5)
+    result = bench.race(case, calls, errors=errors)
+    frames = batch * plain.shape[1]
+    return result | {"ns per frame": {name: 1e9 * value / frames for name, value in result["seconds"].items()}}
 
 
-PARTS = {part.__name__: part for part in (tests, sanitizer, gru, pool, spectrogram)}
+PARTS = {part.__name__: part for part in (tests, sanitizer, recurrence, gru, pool, spectrogram)}
 
 
 def main() -> int:
@@ -223,7 +302,8 @@ def main() -> int:
     if not options.rehearse:
         if not torch.cuda.is_available():
             parser.error("there is no GPU that torch can see; --rehearse tries the script without one")
-        backends.use("triton")
+        for name in KERNELS:
+            backends.use(name)
     results = json.loads(options.out.read_text()) if options.out.exists() else {}
     bench, failed = Bench(options.rehearse), False
     for name in options.part or [

@@ -196,7 +196,8 @@ SER_FAST_DEVICE void walk(const GruBackwardGpu<typename C::T>& a) {
   const int each = C::kParts * C::kRows * C::kWidth * static_cast<int>(sizeof(T));
   const Exchange<C> exchange = {base, memory.buffer, reinterpret_cast<Mbarrier*>(base + memory.counted),
                                 a.plan.cluster, (RESET_AFTER ? 3 : 2) * each, (RESET_AFTER ? 3 : 1) * each};
-  const Ring<C, 6> ring = {reinterpret_cast<Pair<T>*>(base + memory.ring), stages, a.plan.threads,
+  constexpr int kItems = RESET_AFTER ? 6 : 5;  // grad_y, the state before, r, z, n and, if it is not their product, q
+  const Ring<C, kItems> ring = {reinterpret_cast<Pair<T>*>(base + memory.ring), stages, a.plan.threads,
                            unit + 1 < H ? 2 : unit < H, a.vector};
   Weights<C> weights;
   weights.load(a.weights, place.direction, place.group, reinterpret_cast<Fragment*>(base + memory.spare));
@@ -220,7 +221,7 @@ SER_FAST_DEVICE void walk(const GruBackwardGpu<typename C::T>& a) {
       ring.fetch(turn, 1, j, first ? state(a.h0, j) : place.frame(a.y, j, step - 1) + place.direction * H + unit,
                  valid && (!first || a.h0));
       SER_FAST_UNROLL
-      for (int g = 0; g < 4; ++g)
+      for (int g = 0; g < kItems - 2; ++g)
         ring.fetch(turn, 2 + g, j, place.frame(a.gates, j, step) + (place.direction * 4 + g) * H + unit, valid);
     }
     copy_commit();
@@ -247,16 +248,16 @@ SER_FAST_DEVICE void walk(const GruBackwardGpu<typename C::T>& a) {
     SER_FAST_UNROLL
     for (int j = 0; j < kMine; ++j) {
       const bool valid = step < place.length[j];
-      float item[6][2];  // grad_y, the state before, r, z, n, q
+      float item[kItems][2];
       SER_FAST_UNROLL
-      for (int i = 0; i < 6; ++i) ring.read(turn, i, j, item[i]);
+      for (int i = 0; i < kItems; ++i) ring.read(turn, i, j, item[i]);
       SER_FAST_UNROLL
       for (int u = 0; u < 2; ++u) {
         const float grad = valid ? grad_h[j][u] + item[0][u] : 0, r = item[2][u], z = item[3][u];
         const auto pre = gru_cell_backward(grad, z, item[4][u], item[1][u]);
         pre_z[j][u] = pre.pre_z;
         pre_n[j][u] = pre.pre_n;
-        pre_r[j][u] = RESET_AFTER ? pre.pre_n * item[5][u] * r * (1 - r) : item[1][u] * r * (1 - r);
+        pre_r[j][u] = RESET_AFTER ? pre.pre_n * item[kItems - 1][u] * r * (1 - r) : item[1][u] * r * (1 - r);
         through[j][u] = RESET_AFTER ? pre.pre_n * r : r;
         passed[j][u] = valid ? grad * z : grad_h[j][u];
       }

@@ -28,7 +28,8 @@ struct GruMemory {
   int buffer, scratch, ring, spare, counted, end;
 
   SER_FAST_BOTH GruMemory(const GruSize& size, int bytes, int threads, int stages, bool backward, bool reset_after) {
-    const int arrays = !backward ? 1 : reset_after ? 3 : 2, items = backward ? 6 : 3;  // exchanged at once, read a step
+    // Exchanged at once, and read a step.
+    const int arrays = !backward ? 1 : reset_after ? 3 : 2, items = !backward ? 3 : reset_after ? 6 : 5;
     const int mine = size.rows / 4 / size.split;
     buffer = arrays * size.parts * size.rows * (size.width * bytes + 32);
     scratch = 2 * buffer;

@@ -79,7 +79,7 @@ SER_FAST_DEVICE void products(const Weights<C>& w, const unsigned char* x, int a
   x += lane() / 4 * C::kStride + warp() % C::kSplit * (C::kSteps * 32) + lane() % 4 * 8;
   SER_FAST_UNROLL
   for (int k = 0; k < C::kSteps; ++k) {
-    if (C::kParts == 2 && k % 4 == 0) converge();  // or operands are read too far ahead, for want of registers
+    if (C::kSpare && k % 4 == 0) converge();  // or operands are read too far ahead, for want of registers
     SER_FAST_UNROLL
     for (int g = 0; g < COUNT; ++g) {
       uint32_t a[4];

@@ -178,7 +178,7 @@ def use(backend: str) -> None:
 def widest_gru(limits: torch.Tensor) -> list[int]:
     """The largest H whose GRU the CUDA kernels run, forward and backward, on a GPU of these limits, by GRU_PRODUCTS.
 
-    ``limits``: bytes of shared memory that a block may have, and how many clusters of 1, 2, 4 and 8 blocks run at once.
+    ``limits``: bytes of shared memory a block may have, and how many clusters of 1, 2, 4 and 8 blocks run at once.
     """
 
     def fits(hidden: int, product: int) -> bool:

@@ -14,8 +14,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; 0 if it did all it was asked for, 1 after a message if not, 2 for wrong options."""
     argv = sys.argv[1:] if argv is None else argv
     try:
-        if argv == ["info"]:  # the one command that needs torch alone
-            return _info()
+        if argv[:1] == ["info"]:  # the one command that needs torch alone
+            return _info(argv[1:])
         import jsonargparse  # noqa: F401, every other command needs the extra, and this says so early
 
         from ser_fast import checkpoint, runs  # noqa: F401
@@ -142,9 +142,13 @@ def _predict(options) -> int:
     return 1 if failed else 0
 
 
-def _info(options=None) -> int:
-    print(info.text(), flush=True)
+def _info(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser("ser-fast info", description="What was built, what loaded, which backend runs.")
+    described = "frames, rows, directions and units of a GRU: how the CUDA kernels would run it"
+    parser.add_argument("--shape", type=int, nargs=4, metavar=("T", "B", "D", "H"), help=described)
+    shape = parser.parse_args(argv).shape
+    print(info.plans(tuple(shape)) if shape else info.text(), flush=True)
     return 0
 
 
-_COMMANDS = {"demo": _demo, "train": _train, "predict": _predict, "info": _info}
+_COMMANDS = {"demo": _demo, "train": _train, "predict": _predict}

@@ -265,7 +265,8 @@ def _flat(tensor: Tensor) -> Tensor:
 _ARGUMENTS = "Tensor gx, Tensor w_hh, Tensor? b_hh, Tensor? h0, Tensor? lengths, bool reset_after, bool save_gates"
 _OUTPUTS = "(Tensor y, Tensor h_n, Tensor gates)"
 _BACKWARD_ARGUMENTS = (
-    "Tensor grad_y, Tensor grad_h_n, Tensor y, Tensor gates, Tensor w_hh, Tensor? h0, Tensor? lengths, bool reset_after"
+    "Tensor grad_y, Tensor grad_h_n, Tensor y, Tensor gates, Tensor w_hh, Tensor? h0, Tensor? lengths,"
+    " bool reset_after"
 )
 _GRADIENTS = "(Tensor grad_gx, Tensor grad_q, Tensor grad_h0)"
 

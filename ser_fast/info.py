@@ -1,5 +1,6 @@
-"""What is installed: versions, what was built and loaded, and which backend runs each op."""
+"""What is installed: versions, what was built and loaded, which backend runs each op; how a GPU would run a GRU."""
 
+import itertools
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -51,3 +52,65 @@ def text() -> str:
     lines = [f"{name:<24} {value}" for name, value in values.items()]
     chosen |= backends.RULES
     return "\n".join([*lines, "", "which backend runs", *(f"{name:<24} {value}" for name, value in chosen.items())])
+
+
+# Bytes of shared memory that a block may have, and clusters of 1, 2, 4 and 8 blocks that run at once, as the data
+# sheets have it, for where there is no GPU; how many clusters fit an H100 at once is an assumption.
+KNOWN_GPUS = {
+    "H100": (227 * 1024, 132, 66, 32, 15),
+    "A100": (163 * 1024, 108, 0, 0, 0),
+    "RTX 4090": (99 * 1024, 128, 0, 0, 0),
+}
+PLAN = ("width", "rows", "cluster", "threads", "stages", "tiles", "waves", "shared", "step")
+
+
+def gru_plan(limits: torch.Tensor, shape: tuple[int, int, int, int], product: int, backward: bool) -> dict | None:
+    """How the CUDA kernels run a GRU of shape (T, B, D, H) on a GPU of these limits, or None if W_hh does not fit.
+
+    ``step`` is the estimated time of a step in microseconds: arithmetic, not a measurement.
+    """
+    _, batch, directions, hidden = shape
+    values = torch.ops.ser_fast.gru_plan(limits, batch, directions, hidden, True, product, backward).tolist()
+    plan = dict(zip(PLAN, (*map(int, values[:-1]), values[-1])))
+    return plan if plan["width"] else None
+
+
+def plans(shape: tuple[int, int, int, int]) -> str:
+    """What ``ser-fast info --shape T B D H`` prints: the plans on this machine's GPUs, or on well-known ones."""
+    for name, size in zip("TBDH", shape):
+        if size < 1 or (name == "D" and size > 2):
+            raise ValueError(f"--shape: {name} is {size}; it must be {'1 or 2' if name == 'D' else 'at least 1'}")
+    if not backends.loaded:
+        raise ValueError(f"--shape needs the compiled kernels, but {backends.reason}")
+    frames, batch, directions, hidden = shape
+    if torch.cuda.is_available() and backends.build_info().get("cuda_archs"):
+        devices = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
+        gpus = {
+            f"{device}, {torch.cuda.get_device_name(device)}": torch.ops.ser_fast_cuda.gru_limits(
+                torch.empty(0, device=device)
+            )
+            for device in devices
+        }
+    else:
+        gpus = {f"{name}, as its data sheet has it": torch.tensor(limits) for name, limits in KNOWN_GPUS.items()}
+    lines = [
+        f"GRU of T={frames} B={batch} D={directions} H={hidden} by the CUDA kernels, {backends.UNPROVEN}.",
+        "A step's time is estimated from counts of products, reads and exchanges; it is no measurement.",
+    ]
+    for name, limits in gpus.items():
+        lines += ["", name]
+        for (number, product), backward in itertools.product(enumerate(backends.GRU_PRODUCTS), (False, True)):
+            plan = gru_plan(limits, shape, number, backward)
+            lines += [f"  {product}, {'backward' if backward else 'forward'}", f"    {_described(plan, shape)}"]
+    return "\n".join(lines)
+
+
+def _described(plan: dict | None, shape: tuple[int, int, int, int]) -> str:
+    if plan is None:
+        return "torch, because W_hh does not fit on the chip"
+    frames, _, directions, _ = shape
+    return (
+        f"{plan['tiles'] * directions} tiles of {plan['rows']} rows on {plan['cluster']} x {plan['threads']} threads, "
+        f"W_hh as {plan['width']} units, {plan['shared'] / 1024:.0f} KB of shared memory a block, "
+        f"waves: {plan['waves']}, about {plan['step']:.2f} us a step, {frames * plan['step'] / 1000:.2f} ms in all"
+    )

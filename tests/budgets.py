@@ -1,11 +1,12 @@
 """Compiles every Triton kernel that can be chosen, for every architecture, and reads the cubins. It needs no GPU.
 
 ``python tests/budgets.py [--op gru] [--arch 90]`` prints registers, local memory and shared memory of each, and fails on
-a spill inside a loop or on more shared memory than a block of the smallest target may have.
+a spill inside a loop or on more shared memory than a block of the smallest target may have. ``--built`` reads the CUDA C++
+kernels in the installed object instead, all that nvcc built, and fails on any local memory.
 """
 
 import argparse
-import importlib
+import importlib.util
 import itertools
 import os
 import re
@@ -19,6 +20,8 @@ os.environ["TRITON_INTERPRET"] = "0"  # compiled here, not interpreted
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from ser_fast import backends
 
 OPS = ("gru", "attention_pool", "power_spectrogram")
 ARCHS = (80, 86, 89, 90, 100, 120)
@@ -72,11 +75,40 @@ def measure(op: str, index: int, arch: int) -> dict:
     }
 
 
+def built() -> int:
+    """Every kernel of ser_fast._C: registers, and local memory, which none may have. Shared memory is the plans' to fit."""
+    info = backends.build_info()
+    listing = cuobjdump("-res-usage", importlib.util.find_spec("ser_fast._C").origin)
+    failed, kernels = 0, {}
+    for part in listing.split("arch = sm_")[1:]:
+        arch = part.split()[0]
+        found = re.findall(r"Function (\S+?):\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", part)
+        kernels.setdefault(arch, []).extend(found)
+    for arch, found in sorted(kernels.items()):
+        spilt = [name for name, _, stack, local in found if int(stack) or int(local)]
+        failed += len(spilt)
+        registers = max(int(registers) for _, registers, *_ in found)
+        print(
+            f"sm_{arch}: {len(found)} kernels, at most {registers} registers, {len(spilt)} with local memory", *spilt
+        )
+    wanted = {arch.removesuffix("+PTX").replace(".", "") for arch in info["cuda_archs"]}
+    if not wanted or wanted != set(kernels):
+        print(f"built for {sorted(wanted)}, but kernels were found for {sorted(kernels)}")
+        failed += 1
+    if len({len(found) for found in kernels.values()}) > 1:
+        print("architectures differ in their kernels")
+        failed += 1
+    return failed > 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--op", choices=OPS, action="append")
     parser.add_argument("--arch", type=int, choices=ARCHS, action="append")
+    parser.add_argument("--built", action="store_true", help="the CUDA C++ kernels of the installed object")
     options = parser.parse_args()
+    if options.built:
+        return built()
     jobs = [
         (op, index, arch)
         for op in options.op or OPS

@@ -80,7 +80,7 @@ def spoilt(tensor: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
     """NaN past the lengths, which no kernel may read."""
     if lengths is None or not tensor.is_floating_point():
         return tensor
-    past = torch.arange(tensor.shape[1]) >= lengths[:, None]
+    past = torch.arange(tensor.shape[1], device=tensor.device) >= lengths[:, None]
     return tensor.masked_fill(past.reshape(past.shape + (1,) * (tensor.dim() - 2)), torch.nan)
 
 

@@ -1,7 +1,8 @@
-"""What only a GPU can show of the Triton kernels: graphs, streams, processes, devices, modules that train and compile."""
+"""What only a GPU can show of the kernels: graphs, streams, processes, devices, modules that train and compile."""
 
 import copy
 import itertools
+import os
 import subprocess
 import sys
 import tempfile
@@ -32,34 +33,55 @@ from ser_fast.kernels import power_spectrogram as spectrogram_kernels
 pytestmark = TRITON
 
 
+@pytest.fixture(params=["cuda", "triton"] if DEVICE == "cuda" else ["triton"])
+def backend(request, monkeypatch) -> str:
+    """Whose kernels run. The CUDA ones go through test_native.py where there is no GPU."""
+    monkeypatch.setattr(backends, "on_cuda", "auto")
+    if DEVICE == "cuda":
+        backends.use(request.param)
+    return request.param
+
+
+def kernel(module, name: str):
+    """The op, which runs the chosen backend's kernel; without a GPU Triton's launcher on its interpreter."""
+    return getattr(torch.ops.ser_fast if DEVICE == "cuda" else module, name)
+
+
 def inputs() -> dict[str, tuple]:
     """Arguments of every op, large enough on a GPU to keep it busy."""
     torch.manual_seed(1)
-    rows, frames, units = (40, 200, 64) if DEVICE == "cuda" else (17, 3, 16)
+    rows, frames, units, more = (40, 200, 64, (200, 480)) if DEVICE == "cuda" else (17, 3, 16, ())
     return {
-        "gru": to(gru_arguments(frames, rows, 2, units, ragged_rows=True, reset_after=True), torch.float16),
+        "gru": [
+            to(gru_arguments(frames, rows, 2, size, ragged_rows=True, reset_after=reset_after), torch.float16)
+            for size in (units, *more)
+            for reset_after in (True, False)
+        ],
         "pool": to(pool_arguments(4, frames, 96, ragged_rows=True), torch.float32),
         "spectrogram": to(spectrogram_arguments(2, 80 * frames, 64, 128, 40, ragged_rows=True), torch.float32),
     }
 
 
 def everything(arguments: dict[str, tuple]) -> list[torch.Tensor]:
-    """Every launcher once."""
-    _, w_hh, _, h0, lengths, reset_after, _ = arguments["gru"]
-    y, h_n, gates = gru_kernels.gru(*arguments["gru"])
-    grads = gru_kernels.gru_backward(y, h_n, y, gates, w_hh, h0, lengths, reset_after)
+    """Every kernel once, the GRU's at several sizes."""
+    results = []
+    for given in arguments["gru"]:
+        _, w_hh, _, h0, lengths, reset_after, _ = given
+        y, h_n, gates = kernel(gru_kernels, "gru")(*given)
+        grads = kernel(gru_kernels, "gru_backward")(y, h_n, y, gates, w_hh, h0, lengths, reset_after)
+        results += [y, h_n, gates, *grads]
     h, w, lengths = arguments["pool"]
-    pooled, weights = pool_kernels.attention_pool(h, w, lengths)
-    pool_grads = pool_kernels.attention_pool_backward(pooled, weights, h, w, pooled, weights, lengths)
-    spectrogram = spectrogram_kernels.power_spectrogram(*arguments["spectrogram"])
-    return [y, h_n, gates, *grads, pooled, weights, *pool_grads, spectrogram]
+    pooled, weights = kernel(pool_kernels, "attention_pool")(h, w, lengths)
+    grads = kernel(pool_kernels, "attention_pool_backward")(pooled, weights, h, w, pooled, weights, lengths)
+    spectrogram = kernel(spectrogram_kernels, "power_spectrogram")(*arguments["spectrogram"])
+    return [*results, pooled, weights, *grads, spectrogram]
 
 
 def assert_same(found, wanted) -> None:
     assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
 
 
-def test_bitwise_repeatable(poison):
+def test_bitwise_repeatable(backend, poison):
     arguments = inputs()
     wanted = everything(arguments)
     for _ in range(100 if DEVICE == "cuda" else 2):
@@ -70,7 +92,7 @@ on_a_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="there is no GPU")
 
 
 @on_a_gpu
-def test_a_cuda_graph_replays_what_runs_eagerly():
+def test_a_cuda_graph_replays_what_runs_eagerly(backend):
     arguments = inputs()
     wanted = everything(arguments)
     graph = torch.cuda.CUDAGraph()
@@ -83,7 +105,7 @@ def test_a_cuda_graph_replays_what_runs_eagerly():
 
 
 @on_a_gpu
-def test_two_streams_at_once():
+def test_two_streams_at_once(backend):
     arguments = inputs()
     wanted = everything(arguments)
     streams = [torch.cuda.Stream() for _ in range(2)]
@@ -99,12 +121,15 @@ def test_two_streams_at_once():
 
 
 @on_a_gpu
-def test_a_second_process():
+def test_a_second_process(backend):
     """Beside this one, and to the same bits."""
     script = "import torch, test_gpu as t; torch.save([x.cpu() for x in t.everything(t.inputs())], {!r})"
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/other.pt"
-        other = subprocess.Popen([sys.executable, "-c", script.format(path)], cwd=Path(__file__).parent)
+        environment = os.environ | {"SER_FAST_BACKEND": backend}
+        other = subprocess.Popen(
+            [sys.executable, "-c", script.format(path)], cwd=Path(__file__).parent, env=environment
+        )
         arguments = inputs()
         wanted = everything(arguments)
         while other.poll() is None:
@@ -116,10 +141,8 @@ def test_a_second_process():
 @on_a_gpu
 @pytest.mark.parametrize("reset_after", [True, False])
 @pytest.mark.parametrize("dtype", [None, *HALVES], ids=str)
-def test_modules_train_on_the_kernels(dtype, reset_after, monkeypatch):
+def test_modules_train_on_the_kernels(backend, dtype, reset_after):
     """Forward and backward through the ops and autocast, eager and compiled, against the references in float64."""
-    monkeypatch.setattr(backends, "on_cuda", "auto")
-    backends.use("triton")
     module = ser_fast.GRU(24, 64, bidirectional=True, batch_first=True, reset_after=reset_after).cuda()
     exact = copy.deepcopy(module).double()
     x, ragged_rows = torch.randn(9, 50, 24, device="cuda"), torch.randint(0, 51, (9,), device="cuda")
@@ -140,10 +163,8 @@ def test_modules_train_on_the_kernels(dtype, reset_after, monkeypatch):
 
 @on_a_gpu
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_training_step_is_captured(packed, monkeypatch):
+def test_a_training_step_is_captured(backend, packed):
     """The op's forward and backward, the weights' gradient among it, with lengths on the device."""
-    monkeypatch.setattr(backends, "on_cuda", "auto")
-    backends.use("triton")
     options = {"ragged_rows": True, "reset_after": True, "packed": packed}
     arguments = differentiable(to(gru_arguments(20, 40, 2, 64, **options), torch.float32))
     wanted = [tensor for tensor in arguments if isinstance(tensor, torch.Tensor) and tensor.requires_grad]
@@ -165,10 +186,8 @@ def test_a_training_step_is_captured(packed, monkeypatch):
 
 
 @on_a_gpu
-def test_models_compile_with_cuda_graphs(monkeypatch):
+def test_models_compile_with_cuda_graphs(backend):
     """The spectrogram's tables outlive the call that makes them, the first one inside a compiled graph's warm-up."""
-    monkeypatch.setattr(backends, "on_cuda", "auto")
-    backends.use("triton")
     model = ser_fast.BiGRUMHA(3).cuda().eval()
     wave = torch.randn(2, 16000, device="cuda")
     compiled = torch.compile(model, mode="reduce-overhead")
@@ -179,19 +198,20 @@ def test_models_compile_with_cuda_graphs(monkeypatch):
 
 
 @on_a_gpu
-def test_more_rows_than_a_grid_axis_has():
+def test_more_rows_than_a_grid_axis_has(backend):
     h, w = torch.randn(70000, 3, 16, device="cuda"), torch.randn(16, device="cuda")
-    pooled, weights = pool_kernels.attention_pool(h, w, None)
+    pooled, weights = torch.ops.ser_fast.attention_pool(h, w, None)
     assert_as_accurate(pooled, attention_pool.reference(h, w)[0], attention_pool.reference(h.double(), w.double())[0])
-    grad_h, _ = pool_kernels.attention_pool_backward(pooled, None, h, w, pooled, weights, None)
+    grad_h, _ = torch.ops.ser_fast.attention_pool_backward(pooled, None, h, w, pooled, weights, None)
     assert torch.isfinite(grad_h).all()
 
 
 @on_a_gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
-def test_a_second_gpu():
+def test_a_second_gpu(backend):
     arguments = inputs()
     wanted = everything(arguments)
-    found = everything({name: to(values, device="cuda:1") for name, values in arguments.items()})
+    second = {name: to(values, device="cuda:1") for name, values in arguments.items() if name != "gru"}
+    found = everything(second | {"gru": [to(given, device="cuda:1") for given in arguments["gru"]]})
     assert all(tensor.device.index == 1 for tensor in found)
     assert_same([tensor.cpu() for tensor in found], [tensor.cpu() for tensor in wanted])

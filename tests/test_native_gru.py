@@ -1,4 +1,7 @@
-"""The CUDA kernels of the GRU on the host, through their ops, in every dtype, form and cluster size; and their plan."""
+"""The CUDA kernels of the GRU through their ops, in every dtype, form and cluster size; and their plan.
+
+On the GPU where there is one; otherwise on the host, where the GPU that is played decides the plan.
+"""
 
 import ctypes
 import itertools
@@ -55,16 +58,16 @@ def assert_close(found, peer, truth, product: str, what: str) -> None:
 def check(arguments: tuple, product: str) -> list:
     """Forward and backward of the ops against the reference in float64; all their outputs."""
     dtype, tf32, _ = PRODUCTS[product]
-    given = to(arguments, dtype, "cpu")
+    given = to(arguments, dtype)
     gx, w_hh, _, h0, lengths, reset_after, _ = given
     garbage = gx if lengths is None or gx.dim() == 3 else spoilt(gx.transpose(0, 1), lengths).transpose(0, 1)
     found = ops.gru(garbage, *given[1:], tf32)
-    peer, truth = gru.reference(*given), gru.reference(*to(given, torch.float64, "cpu"))
+    peer, truth = gru.reference(*given), gru.reference(*to(given, torch.float64))
     for name, *one in zip(("y", "h_n", "gates"), found, peer, truth):
         assert_close(*one, product, name)
     y, h_n, gates = found
     backward = (torch.randn_like(y), torch.randn_like(h_n), y, gates, w_hh, h0, lengths, reset_after)
-    peer, truth = (gru.reference_backward(*to(backward, kind, "cpu")) for kind in (dtype, torch.float64))
+    peer, truth = (gru.reference_backward(*to(backward, kind)) for kind in (dtype, torch.float64))
     grads = ops.gru_backward(*backward, tf32)
     for name, *one in zip(("grad_gx", "grad_q", "grad_h0"), grads, peer, truth):
         if one[0].numel():
@@ -124,24 +127,25 @@ def test_the_order_in_which_threads_blocks_and_stores_come_changes_nothing(nativ
 def test_lengths_are_clamped_not_checked(gpu, packed):
     """Into the tensor: packed frames that no row claims are zeros."""
     gpu(ALONE)
-    gx, *rest, _, reset_after, _ = gru_arguments(6, 4, 2, 8, ragged_rows=False, reset_after=True, dtype=torch.float32)
+    given = to(gru_arguments(6, 4, 2, 8, ragged_rows=False, reset_after=True, dtype=torch.float32))
+    gx, *rest, _, reset_after, _ = given
     if packed:
         gx = gx.flatten(0, 1)
-    wild, tame = torch.tensor([-5, 3, 99, 2]), torch.tensor([0, 3, 21 if packed else 6, 0 if packed else 2])
+    wild, tame = to((torch.tensor([-5, 3, 99, 2]), torch.tensor([0, 3, 21 if packed else 6, 0 if packed else 2])))
     for one, other in zip(*(ops.gru(gx, *rest, lengths, reset_after, True, False) for lengths in (wild, tame))):
         assert torch.equal(one, other)
     if packed:
-        y = ops.gru(gx, *rest, torch.tensor([1, 2, 3, 4]), reset_after, True, False)[0]
+        y = ops.gru(gx, *rest, to(torch.tensor([1, 2, 3, 4])), reset_after, True, False)[0]
         assert y[10:].eq(0).all() and y[:10].ne(0).any()
 
 
 def test_tensors_of_any_layout(gpu):
     """Strided, a pair's half beside where pairs begin, lengths of 32 bits: the values decide alone, to the last bit."""
     gpu(ALONE)
-    given = gru_arguments(5, 3, 2, 16, ragged_rows=True, reset_after=True, dtype=torch.float16)
+    given = to(gru_arguments(5, 3, 2, 16, ragged_rows=True, reset_after=True, dtype=torch.float16))
     gx, w_hh, b_hh, h0, lengths, *rest = given
     wanted = ops.gru(*given, False)
-    beside = torch.zeros(gx.numel() + 1, dtype=gx.dtype)[1:].view(gx.shape).copy_(gx)
+    beside = gx.new_zeros(gx.numel() + 1)[1:].view(gx.shape).copy_(gx)
     for one in (spread(gx), beside):
         found = ops.gru(one, spread(w_hh), spread(b_hh), spread(h0), lengths.int(), *rest, False)
         assert all(torch.equal(one, other) for one, other in zip(found, wanted))
@@ -177,7 +181,12 @@ def test_what_does_not_fit_is_refused(gpu):
         ops.gru(*arguments, False)
 
 
-GPUS = {"H100": (227, H100), "A100": (163, (108, 0, 0, 0)), "RTX 4090": (99, (128, 0, 0, 0)), "RTX 5090": (99, (170, 85, 42, 20))}
+GPUS = {
+    "H100": (227, H100),
+    "A100": (163, (108, 0, 0, 0)),
+    "RTX 4090": (99, (128, 0, 0, 0)),
+    "RTX 5090": (99, (170, 85, 42, 20)),
+}
 
 
 @pytest.mark.parametrize("gpu_name", GPUS)
@@ -195,10 +204,17 @@ def test_every_plan_fits(gpu_name, product, backward):
                 assert hidden > 64, "64 units fit any GPU"
                 continue
             assert hidden <= found["width"] and found["shared"] <= 1024 * shared
-            assert found["rows"] in (8, 16) and found["rows"] * (found["tiles"] - 1) < batch <= found["rows"] * found["tiles"]
+            assert (
+                found["rows"] in (8, 16)
+                and found["rows"] * (found["tiles"] - 1) < batch <= found["rows"] * found["tiles"]
+            )
             at_once = active[(1, 2, 4, 8).index(found["cluster"])]
             assert at_once * (found["waves"] - 1) < 2 * found["tiles"] <= at_once * found["waves"]
-            assert found["threads"] % 32 == 0 and found["threads"] <= 384 and found["width"] // 16 % found["cluster"] == 0
+            assert (
+                found["threads"] % 32 == 0
+                and found["threads"] <= 384
+                and found["width"] // 16 % found["cluster"] == 0
+            )
             # W_hh lies in registers and shared memory of the cluster, 64 Ki registers of 4 bytes each a block.
             assert 3 * found["width"] ** 2 * bytes_each <= found["cluster"] * (4 * 65536 + 1024 * shared)
 
