@@ -109,8 +109,9 @@ def _described(plan: dict | None, shape: tuple[int, int, int, int]) -> str:
     if plan is None:
         return "torch, because W_hh does not fit on the chip"
     frames, _, directions, _ = shape
+    tiles = plan["tiles"] * directions
     return (
-        f"{plan['tiles'] * directions} tiles of {plan['rows']} rows on {plan['cluster']} x {plan['threads']} threads, "
-        f"W_hh as {plan['width']} units, {plan['shared'] / 1024:.0f} KB of shared memory a block, "
-        f"waves: {plan['waves']}, about {plan['step']:.2f} us a step, {frames * plan['step'] / 1000:.2f} ms in all"
+        f"tiles: {tiles} of {plan['rows']} rows on {plan['cluster']} x {plan['threads']} threads; "
+        f"W_hh as {plan['width']} units; {plan['shared'] / 1024:.0f} KB of shared memory a block; "
+        f"waves: {plan['waves']}; about {plan['step']:.2f} us a step, {frames * plan['step'] / 1000:.2f} ms in all"
     )

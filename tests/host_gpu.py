@@ -16,7 +16,7 @@ import torch
 from samples import assert_as_accurate
 
 ROOT = Path(__file__).parents[1]
-FLAGS, SANITIZERS = "SER_FAST_NATIVE_FLAGS", "-fsanitize=address,undefined -g"
+FLAGS, SANITIZERS = "SER_FAST_NATIVE_FLAGS", "-fsanitize=address,undefined -g1 -O0"
 SOURCES = [
     ROOT / "kernels/gru_plan.cpp",
     *(ROOT / "csrc" / f"{path.stem}.cpp" for path in sorted((ROOT / "kernels").glob("*.cu"))),

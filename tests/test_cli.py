@@ -62,6 +62,21 @@ def test_info_says_what_runs():
     assert re.search(r"gru on cpu +reference", forced.stdout)
 
 
+def test_info_prints_the_plan_of_a_shape():
+    result = ser_fast_command("info", "--shape", "300", "64", "2", "256")
+    assert result.returncode == 0 and result.stderr == ""
+    assert "unproven on a GPU" in result.stdout and "it is no measurement" in result.stdout
+    half = result.stdout.split("  half precision, forward\n")[1].splitlines()[0]
+    assert re.fullmatch(
+        r"    tiles: 16 of 8 rows on 4 x 256 threads; W_hh as 256 units; \d+ KB of shared memory a block; waves: 1; "
+        r"about \d\.\d\d us a step, \d\.\d\d ms in all",
+        half,
+    )
+    assert "torch, because W_hh does not fit on the chip" in result.stdout.split("A100")[1]
+    refused = ser_fast_command("info", "--shape", "300", "64", "3", "256")
+    assert refused.returncode == 1 and "--shape: D is 3; it must be 1 or 2" in refused.stderr
+
+
 def test_a_run_folder_holds_everything(run):
     names = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     assert names == {
