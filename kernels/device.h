@@ -18,7 +18,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 #define SER_FAST_KERNEL __global__
-#define SER_FAST_BOUNDS(threads) __launch_bounds__(threads)
+#define SER_FAST_BOUNDS(threads) __launch_bounds__(threads, 1)
 #define SER_FAST_DEVICE __device__ __forceinline__
 #define SER_FAST_UNROLL _Pragma("unroll")
 #else
@@ -264,11 +264,12 @@ SER_FAST_DEVICE Tf32Parts split_tf32(uint32_t x) {
 
 // Tensor core products of one warp: sum [16, 8] += a [16, K] b [K, 8], K = 32 bytes of T, float being taken as tf32.
 // With g = lane / 4 and t = lane % 4 a lane has sum of rows g, g + 8 and columns 2t, 2t + 1; a of the same rows and b of
-// column g at two places along K, the second half a row later: halves 2t, 2t + 1 or float t.
+// column g at two places along K, the second half a row later: halves 2t, 2t + 1 or float t. Volatile, because it must not
+// move under a branch that lanes part at.
 #ifdef __CUDACC__
 #define SER_FAST_MMA(T, KIND)                                                                                       \
   SER_FAST_DEVICE void multiply(T, float(&sum)[4], const uint32_t(&a)[4], const uint32_t(&b)[2]) {                  \
-    asm("mma.sync.aligned." KIND ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"             \
+    asm volatile("mma.sync.aligned." KIND ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"    \
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])                                                    \
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                                        \
   }
@@ -352,8 +353,9 @@ SER_FAST_DEVICE int cluster_rank() {
   asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
 }
+// Of its own it orders nothing but the mbarriers' initialisation, which has a fence.
 SER_FAST_DEVICE void cluster_barrier() {
-  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.relaxed;\nbarrier.cluster.wait;" ::: "memory");
 }
 SER_FAST_DEVICE void mbarrier_init(Mbarrier* barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\nfence.mbarrier_init.release.cluster;" ::"r"(shared_address(barrier)),
@@ -364,16 +366,22 @@ SER_FAST_DEVICE void mbarrier_expect(Mbarrier* barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
                : "memory");
 }
+// Only what lies in the cluster's shared memory has to be seen: a wait that acquires everything would empty the L1 cache.
+#if __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1208
+#define SER_FAST_TRY_WAIT "mbarrier.try_wait.parity.relaxed.cluster.shared::cta.b64"
+#define SER_FAST_ACQUIRE "fence.acquire.sync_restrict::shared::cluster.cluster;"
+#else
+#define SER_FAST_TRY_WAIT "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64"
+#define SER_FAST_ACQUIRE ""
+#endif
 SER_FAST_DEVICE void mbarrier_wait(Mbarrier* barrier, int parity) {
   uint32_t done = 0;
   while (!done)
-    asm volatile(
-        "{\n.reg .pred done;\n"
-        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%1], %2;\n"
-        "selp.u32 %0, 1, 0, done;\n}"
-        : "=r"(done)
-        : "r"(shared_address(barrier)), "r"(parity)
-        : "memory");
+    asm volatile("{\n.reg .pred done;\n" SER_FAST_TRY_WAIT " done, [%1], %2;\nselp.u32 %0, 1, 0, done;\n}"
+                 : "=r"(done)
+                 : "r"(shared_address(barrier)), "r"(parity)
+                 : "memory");
+  asm volatile(SER_FAST_ACQUIRE ::: "memory");
 }
 // value to the place that `where` is in the block of this rank, counted by its barrier.
 template <class T>

@@ -62,121 +62,158 @@ SER_FAST_KERNEL void pack(GruPacking<T> a) {
   a.out[index] = fragment;
 }
 
+// What a thread works with on its way through the steps; a step reads ITEMS pairs of units of each of its rows.
+template <class C, int ITEMS>
+struct Walk {
+  using T = typename C::T;
+  Place<C> place;
+  int H, steps, unit;
+  int64_t first_state;  // of this direction in a [D, B, H] tensor
+  float* scratch;
+  Exchange<C> exchange;
+  Ring<C, ITEMS> ring;
+  Weights<C> weights;
+
+  // An even exchange tells the others this many arrays, an odd one so many.
+  template <class Args>
+  SER_FAST_DEVICE Walk(const Args& a, bool backward, int even, int odd)
+      : place(a.shape, a.plan, a.packed, a.lengths),
+        H(static_cast<int>(a.shape.hidden)),
+        steps(place.steps),
+        unit(place.unit),
+        first_state(place.direction * a.shape.batch * H) {
+    constexpr GruSize size = C::kSize;
+    const GruMemory memory(size, sizeof(T), a.plan.threads, a.plan.stages, backward, a.shape.reset_after);
+    constexpr int kEach = C::kParts * C::kRows * C::kWidth * static_cast<int>(sizeof(T));
+    unsigned char* base = shared<unsigned char>();
+    scratch = reinterpret_cast<float*>(base + memory.scratch);
+    exchange = {base, memory.buffer, reinterpret_cast<Mbarrier*>(base + memory.counted), a.plan.cluster, place.rank,
+                even * kEach, odd * kEach};
+    ring = {reinterpret_cast<Pair<T>*>(base + memory.ring), a.plan.stages, a.plan.threads,
+            unit + 1 < H ? 2 : unit < H, a.vector};
+    weights.load(a.weights, place.direction, place.group, reinterpret_cast<Fragment*>(base + memory.spare));
+  }
+
+  // This lane's pair of row j in a [D, B, H] tensor.
+  template <class S>
+  SER_FAST_DEVICE S* state(S* states, int j) const {
+    return states + first_state + static_cast<int64_t>(place.row[j]) * H + unit;
+  }
+  // And in part ``part`` of ``parts`` of a frame.
+  template <class S>
+  SER_FAST_DEVICE S* at(const GpuFrames<S>& tensor, int j, int step, int parts, int part) const {
+    return place.frame(tensor, j, step) + (place.direction * parts + part) * H + unit;
+  }
+  SER_FAST_DEVICE void load_state(const T* states, float (&out)[C::kMine][2]) const {
+    SER_FAST_UNROLL
+    for (int j = 0; j < C::kMine; ++j)
+      SER_FAST_UNROLL
+      for (int u = 0; u < 2; ++u)
+        out[j][u] = states && unit + u < H && place.row[j] >= 0 ? widen(state(states, j)[u]) : 0;
+  }
+  SER_FAST_DEVICE void store_state(T* states, const float (&in)[C::kMine][2]) const {
+    SER_FAST_UNROLL
+    for (int j = 0; j < C::kMine; ++j)
+      if (place.row[j] >= 0 && unit < H) put(state(states, j), in[j][0], in[j][1], ring.vector, unit + 1 < H);
+  }
+  // Zeros past a row's length.
+  SER_FAST_DEVICE void store(const GpuFrames<T>& tensor, int parts, int part, int step,
+                             const float (&in)[C::kMine][2]) const {
+    SER_FAST_UNROLL
+    for (int j = 0; j < C::kMine; ++j) {
+      const bool valid = step < place.length[j];
+      if (place.written(j, step) && unit < H)
+        put(at(tensor, j, step, parts, part), valid ? in[j][0] : 0, valid ? in[j][1] : 0, ring.vector, unit + 1 < H);
+    }
+  }
+  SER_FAST_DEVICE void push(int e, int array, const float (&values)[C::kMine][2]) const {
+    exchange.push(e, array, place.column, unit, values);
+  }
+};
+
 template <class C, bool RESET_AFTER>
 SER_FAST_DEVICE void walk(const GruForwardGpu<typename C::T>& a) {
-  using T = typename C::T;
-  constexpr int kMine = C::kMine;
-  const int H = static_cast<int>(a.shape.hidden), T_ = static_cast<int>(a.shape.frames);
-  const Place<C> place(a.shape, a.plan, a.packed, a.lengths);
-  const int unit = place.unit, steps = place.steps, stages = a.plan.stages;
-  constexpr GruSize size = C::kSize;
-  const GruMemory memory(size, sizeof(T), a.plan.threads, stages, false, RESET_AFTER);
-  unsigned char* base = shared<unsigned char>();
-  float* scratch = reinterpret_cast<float*>(base + memory.scratch);
-  const int each = C::kParts * C::kRows * C::kWidth * static_cast<int>(sizeof(T));
-  const Exchange<C> exchange = {base, memory.buffer, reinterpret_cast<Mbarrier*>(base + memory.counted),
-                                a.plan.cluster, each, each};
-  const Ring<C, 3> ring = {reinterpret_cast<Pair<T>*>(base + memory.ring), stages, a.plan.threads,
-                           unit + 1 < H ? 2 : unit < H, a.vector};
-  Weights<C> weights;
-  weights.load(a.weights, place.direction, place.group, reinterpret_cast<Fragment*>(base + memory.spare));
+  constexpr int kMine = C::kMine, kFirst = RESET_AFTER ? 3 : 2;  // kFirst: gates that multiply h
+  const Walk<C, 3> way(a, false, 1, 1);
+  const int steps = way.steps, stages = a.plan.stages;
   float bias[3][2], h[kMine][2];
   SER_FAST_UNROLL
-  for (int u = 0; u < 2; ++u) {
-    const bool exists = unit + u < H;
+  for (int g = 0; g < 3; ++g)
     SER_FAST_UNROLL
-    for (int g = 0; g < 3; ++g)
-      bias[g][u] = exists && a.b_hh ? widen(a.b_hh[(place.direction * 3 + g) * H + unit + u]) : 0;
-    SER_FAST_UNROLL
-    for (int j = 0; j < kMine; ++j)
-      h[j][u] = exists && a.h0 && place.row[j] >= 0
-                    ? widen(a.h0[(place.direction * a.shape.batch + place.row[j]) * H + unit + u]) : 0;
-  }
+    for (int u = 0; u < 2; ++u)
+      bias[g][u] = a.b_hh && way.unit + u < way.H
+                       ? widen(a.b_hh[(way.place.direction * 3 + g) * way.H + way.unit + u]) : 0;
+  way.load_state(a.h0, h);
   const auto fetch = [&](int step) {
     SER_FAST_UNROLL
     for (int j = 0; j < kMine; ++j)
       SER_FAST_UNROLL
-      for (int g = 0; g < 3; ++g)
-        ring.fetch(step, g, j, place.frame(a.gx, j, step) + (place.direction * 3 + g) * H + unit, step < place.length[j]);
+      for (int g = 0; g < 3; ++g) way.ring.fetch(step, g, j, way.at(a.gx, j, step, 3, g), step < way.place.length[j]);
     copy_commit();
   };
-  const auto push = [&](int e, const float (&values)[kMine][2]) {
-    SER_FAST_UNROLL
-    for (int j = 0; j < kMine; ++j) exchange.push(e, 0, place.column[j], unit, values[j][0], values[j][1]);
-  };
 
-  exchange.begin();
-  if (steps > 0) push(0, h);
+  way.exchange.begin();
+  if (steps > 0) way.push(0, 0, h);
   for (int step = 0; step < stages - 1; ++step) fetch(step);
   for (int step = 0; step < steps; ++step) {
     const int e = RESET_AFTER ? step : 2 * step;
     fetch(step + stages - 1);
-    ring.wait();
-    const unsigned char* x = exchange.wait(e);
-    constexpr int kFirst = RESET_AFTER ? 3 : 2;  // gates that multiply h
-    float r[kMine][2], z[kMine][2], q[kMine][2], inner[kMine][2], sum[kFirst][C::kTiles][4], own[kFirst][kMine][2];
-    products<C, 0, kFirst>(weights, x, 0, sum);
-    gather<C, kFirst>(sum, scratch, own);
-    SER_FAST_UNROLL
-    for (int j = 0; j < kMine; ++j) {
-      float gx[2][2];
+    way.ring.wait(1);
+    float r[kMine][2], z[kMine][2], q[kMine][2], n[kMine][2], inner[kMine][2];
+    float sum[kFirst][C::kTiles][4], own[kFirst][kMine][2];
+    products<C, 0, kFirst>(way.weights, way.exchange.wait(e), 0, sum);
+    way.exchange.renew(e);
+    float gx[2][kMine][2];
+    const auto read = [&] {
       SER_FAST_UNROLL
-      for (int g = 0; g < 2; ++g) ring.read(step, g, j, gx[g]);
+      for (int g = 0; g < 2; ++g)
+        SER_FAST_UNROLL
+        for (int j = 0; j < kMine; ++j) way.ring.read(step, g, j, gx[g][j]);
+    };
+    if (C::kSplit == 2) read();  // before the barrier in gather, which would hold it back
+    gather<C, kFirst>(sum, way.scratch, own);
+    if (C::kSplit == 1) read();
+    SER_FAST_UNROLL
+    for (int j = 0; j < kMine; ++j)
       SER_FAST_UNROLL
       for (int u = 0; u < 2; ++u) {
-        r[j][u] = sigmoid(gx[0][u] + own[0][j][u] + bias[0][u]);
-        z[j][u] = sigmoid(gx[1][u] + own[1][j][u] + bias[1][u]);
+        r[j][u] = sigmoid(gx[0][j][u] + own[0][j][u] + bias[0][u]);
+        z[j][u] = sigmoid(gx[1][j][u] + own[1][j][u] + bias[1][u]);
         q[j][u] = RESET_AFTER ? own[kFirst - 1][j][u] + bias[2][u] : r[j][u] * h[j][u];
         inner[j][u] = r[j][u] * q[j][u];
       }
-    }
     if constexpr (!RESET_AFTER) {
-      push(e + 1, q);
-      x = exchange.wait(e + 1);
+      way.push(e + 1, 0, q);
       float candidate[1][C::kTiles][4], last[1][kMine][2];
-      products<C, 2, 1>(weights, x, 0, candidate);
-      gather<C, 1>(candidate, scratch, last);
+      products<C, 2, 1>(way.weights, way.exchange.wait(e + 1), 0, candidate);
+      way.exchange.renew(e + 1);
+      gather<C, 1>(candidate, way.scratch, last);
       SER_FAST_UNROLL
       for (int i = 0; i < 2 * kMine; ++i) inner[i / 2][i % 2] = last[0][i / 2][i % 2] + bias[2][i % 2];
     }
-    float n[kMine][2];
     SER_FAST_UNROLL
     for (int j = 0; j < kMine; ++j) {
       float gx[2];
-      ring.read(step, 2, j, gx);
-      const bool valid = step < place.length[j];
+      way.ring.read(step, 2, j, gx);
+      const bool valid = step < way.place.length[j];
       SER_FAST_UNROLL
       for (int u = 0; u < 2; ++u) {
         n[j][u] = tangent(gx[u] + inner[j][u]);
         if (valid) h[j][u] = gru_cell(z[j][u], n[j][u], h[j][u]);
       }
     }
-    if (step + 1 < steps) push(RESET_AFTER ? e + 1 : e + 2, h);
-    SER_FAST_UNROLL
-    for (int j = 0; j < kMine; ++j) {
-      if (step >= place.until[j] || unit >= H) continue;
-      const bool valid = step < place.length[j], both = unit + 1 < H;
-      const auto shown = [&](T* at, const float (&pair)[2]) {
-        put(at, valid ? pair[0] : 0, valid ? pair[1] : 0, a.vector, both);
-      };
-      shown(place.frame(a.y, j, step) + place.direction * H + unit, h[j]);
-      if (!a.gates.data) continue;
-      T* gates = place.frame(a.gates, j, step) + place.direction * 4 * H + unit;
-      shown(gates, r[j]);
-      shown(gates + H, z[j]);
-      shown(gates + 2 * H, n[j]);
-      shown(gates + 3 * H, q[j]);
-    }
+    if (step + 1 < steps) way.push(RESET_AFTER ? e + 1 : e + 2, 0, h);
+    way.store(a.y, 1, 0, step, h);
+    if (!a.gates.data) continue;
+    way.store(a.gates, 4, 0, step, r);
+    way.store(a.gates, 4, 1, step, z);
+    way.store(a.gates, 4, 2, step, n);
+    way.store(a.gates, 4, 3, step, q);
   }
-  SER_FAST_UNROLL
-  for (int j = 0; j < kMine; ++j) {
-    if (place.row[j] < 0 || unit >= H) continue;
-    put(a.h_n + (place.direction * a.shape.batch + place.row[j]) * H + unit, h[j][0], h[j][1], a.vector, unit + 1 < H);
-    for (int step = steps; step < (a.packed ? 0 : T_); ++step) {
-      put(place.frame(a.y, j, step) + place.direction * H + unit, 0, 0, a.vector, unit + 1 < H);
-      for (int g = 0; a.gates.data && g < 4; ++g)
-        put(place.frame(a.gates, j, step) + (place.direction * 4 + g) * H + unit, 0, 0, a.vector, unit + 1 < H);
-    }
+  way.store_state(a.h_n, h);
+  for (int step = steps; step < way.place.padded; ++step) {
+    way.store(a.y, 1, 0, step, h);
+    for (int g = 0; a.gates.data && g < 4; ++g) way.store(a.gates, 4, g, step, h);
   }
   copy_wait<0>();
 }
@@ -184,136 +221,107 @@ SER_FAST_DEVICE void walk(const GruForwardGpu<typename C::T>& a) {
 template <class C, bool RESET_AFTER>
 SER_FAST_DEVICE void walk(const GruBackwardGpu<typename C::T>& a) {
   using T = typename C::T;
-  constexpr int kMine = C::kMine;
-  const int H = static_cast<int>(a.shape.hidden), T_ = static_cast<int>(a.shape.frames);
-  const Place<C> place(a.shape, a.plan, a.packed, a.lengths);
-  const int unit = place.unit, steps = place.steps, stages = a.plan.stages;
-  constexpr GruSize size = C::kSize;
-  const GruMemory memory(size, sizeof(T), a.plan.threads, stages, true, RESET_AFTER);
-  unsigned char* base = shared<unsigned char>();
-  float* scratch = reinterpret_cast<float*>(base + memory.scratch);
-  constexpr int kArray = C::kParts * C::kRows * C::kStride;
-  const int each = C::kParts * C::kRows * C::kWidth * static_cast<int>(sizeof(T));
-  const Exchange<C> exchange = {base, memory.buffer, reinterpret_cast<Mbarrier*>(base + memory.counted),
-                                a.plan.cluster, (RESET_AFTER ? 3 : 2) * each, (RESET_AFTER ? 3 : 1) * each};
-  constexpr int kItems = RESET_AFTER ? 6 : 5;  // grad_y, the state before, r, z, n and, if it is not their product, q
-  const Ring<C, kItems> ring = {reinterpret_cast<Pair<T>*>(base + memory.ring), stages, a.plan.threads,
-                           unit + 1 < H ? 2 : unit < H, a.vector};
-  Weights<C> weights;
-  weights.load(a.weights, place.direction, place.group, reinterpret_cast<Fragment*>(base + memory.spare));
-  const auto state = [&](auto* states, int j) {
-    return states + (place.direction * a.shape.batch + place.row[j]) * H + unit;
-  };
+  // What a step reads: grad_y, the state before, r, z, n and, where it is not r times that state, q.
+  constexpr int kMine = C::kMine, kItems = RESET_AFTER ? 6 : 5, kArray = C::kParts * C::kRows * C::kStride;
+  constexpr bool kLate = C::kSplit == 2;  // inputs are asked for while gradients cross the cluster
+  const Walk<C, kItems> way(a, true, RESET_AFTER ? 3 : 2, RESET_AFTER ? 3 : 1);
+  const int steps = way.steps, stages = a.plan.stages;
   float grad_h[kMine][2];
-  SER_FAST_UNROLL
-  for (int j = 0; j < kMine; ++j)
-    SER_FAST_UNROLL
-    for (int u = 0; u < 2; ++u)
-      grad_h[j][u] = unit + u < H && place.row[j] >= 0 ? widen(state(a.grad_h_n, j)[u]) : 0;
+  way.load_state(a.grad_h_n, grad_h);
   // In the order of the walk, ``turn`` 0 being the last step.
   const auto fetch = [&](int turn) {
     const int step = steps - 1 - turn;
     SER_FAST_UNROLL
     for (int j = 0; j < kMine; ++j) {
-      const bool valid = step >= 0 && step < place.length[j];
-      ring.fetch(turn, 0, j, place.frame(a.grad_y, j, step) + place.direction * H + unit, valid);
-      const bool first = step == 0;
-      ring.fetch(turn, 1, j, first ? state(a.h0, j) : place.frame(a.y, j, step - 1) + place.direction * H + unit,
-                 valid && (!first || a.h0));
+      const bool valid = step >= 0 && step < way.place.length[j], first = step == 0;
+      way.ring.fetch(turn, 0, j, way.at(a.grad_y, j, step, 1, 0), valid);
+      const T* before = !first ? way.at(a.y, j, step - 1, 1, 0) : a.h0 ? way.state(a.h0, j) : nullptr;
+      way.ring.fetch(turn, 1, j, before, valid && before);
       SER_FAST_UNROLL
-      for (int g = 0; g < kItems - 2; ++g)
-        ring.fetch(turn, 2 + g, j, place.frame(a.gates, j, step) + (place.direction * 4 + g) * H + unit, valid);
+      for (int g = 0; g < kItems - 2; ++g) way.ring.fetch(turn, 2 + g, j, way.at(a.gates, j, step, 4, g), valid);
     }
     copy_commit();
   };
-  const auto push = [&](int e, int array, const float (&values)[kMine][2]) {
-    SER_FAST_UNROLL
-    for (int j = 0; j < kMine; ++j) exchange.push(e, array, place.column[j], unit, values[j][0], values[j][1]);
-  };
-  const auto store = [&](const GpuFrames<T>& frames, int parts, int part, int step, const float (&values)[kMine][2]) {
-    SER_FAST_UNROLL
-    for (int j = 0; j < kMine; ++j)
-      if (step < place.until[j] && unit < H)
-        put(place.frame(frames, j, step) + (place.direction * parts + part) * H + unit, values[j][0], values[j][1], a.vector,
-            unit + 1 < H);
-  };
 
-  exchange.begin();
+  way.exchange.begin();
   for (int turn = 0; turn < stages - 1; ++turn) fetch(turn);
   for (int turn = 0; turn < steps; ++turn) {
     const int step = steps - 1 - turn, e = RESET_AFTER ? turn : 2 * turn;
-    fetch(turn + stages - 1);
-    ring.wait();
-    float pre_r[kMine][2], pre_z[kMine][2], pre_n[kMine][2], passed[kMine][2], through[kMine][2];
+    if (!kLate) fetch(turn + stages - 1);
+    way.ring.wait(!kLate);
+    float pre_r[kMine][2], pre_z[kMine][2], pre_n[kMine][2], passed[kMine][2], pre_q[kMine][2];
     SER_FAST_UNROLL
     for (int j = 0; j < kMine; ++j) {
-      const bool valid = step < place.length[j];
+      const bool valid = step < way.place.length[j];
       float item[kItems][2];
       SER_FAST_UNROLL
-      for (int i = 0; i < kItems; ++i) ring.read(turn, i, j, item[i]);
+      for (int i = 0; i < kItems; ++i) way.ring.read(turn, i, j, item[i]);
       SER_FAST_UNROLL
       for (int u = 0; u < 2; ++u) {
-        const float grad = valid ? grad_h[j][u] + item[0][u] : 0, r = item[2][u], z = item[3][u];
-        const auto pre = gru_cell_backward(grad, z, item[4][u], item[1][u]);
+        const float grad = valid ? grad_h[j][u] + item[0][u] : 0, before = item[1][u], r = item[2][u], z = item[3][u];
+        const auto pre = gru_cell_backward(grad, z, item[4][u], before);
         pre_z[j][u] = pre.pre_z;
         pre_n[j][u] = pre.pre_n;
-        pre_r[j][u] = RESET_AFTER ? pre.pre_n * item[kItems - 1][u] * r * (1 - r) : item[1][u] * r * (1 - r);
-        through[j][u] = RESET_AFTER ? pre.pre_n * r : r;
+        if (RESET_AFTER) {
+          pre_r[j][u] = pre.pre_n * item[kItems - 1][u] * r * (1 - r);
+          pre_q[j][u] = pre.pre_n * r;
+        }
         passed[j][u] = valid ? grad * z : grad_h[j][u];
       }
     }
+    float sum[1][C::kTiles][4], own[1][kMine][2];
     if constexpr (RESET_AFTER) {
-      push(e, 0, pre_r);
-      push(e, 1, pre_z);
-      push(e, 2, through);
-    } else {
-      push(e, 0, pre_z);
-      push(e, 1, pre_n);
-    }
-    store(a.grad_gx, 3, 1, step, pre_z);
-    store(a.grad_gx, 3, 2, step, pre_n);
-    const unsigned char* x = exchange.wait(e);
-    float own[1][kMine][2];
-    if constexpr (RESET_AFTER) {
-      store(a.grad_gx, 3, 0, step, pre_r);
-      store(a.grad_q, 1, 0, step, through);
-      float sum[3][C::kTiles][4];
-      products<C, 0, 3>(weights, x, kArray, sum);
+      way.push(e, 0, pre_r);
+      way.push(e, 1, pre_z);
+      way.push(e, 2, pre_q);
+      way.store(a.grad_gx, 3, 0, step, pre_r);
+      way.store(a.grad_gx, 3, 1, step, pre_z);
+      way.store(a.grad_gx, 3, 2, step, pre_n);
+      way.store(a.grad_q, 1, 0, step, pre_q);
+      if (kLate) fetch(turn + stages - 1);
+      float each[3][C::kTiles][4];
+      products<C, 0, 3>(way.weights, way.exchange.wait(e), kArray, each);
+      way.exchange.renew(e);
       SER_FAST_UNROLL
-      for (int i = 0; i < C::kTiles * 4; ++i) sum[0][i / 4][i % 4] += sum[1][i / 4][i % 4] + sum[2][i / 4][i % 4];
-      float(&total)[1][C::kTiles][4] = reinterpret_cast<float(&)[1][C::kTiles][4]>(sum);
-      gather<C, 1>(total, scratch, own);
+      for (int i = 0; i < C::kTiles * 4; ++i)
+        sum[0][i / 4][i % 4] = each[0][i / 4][i % 4] + each[1][i / 4][i % 4] + each[2][i / 4][i % 4];
     } else {
-      // Of the update gate and of the candidate; the reset gate's gradient hangs on the second.
-      float two[2][C::kTiles][4], both[2][kMine][2];
-      products<C, 1, 2>(weights, x, kArray, two);
-      gather<C, 2>(two, scratch, both);
+      way.push(e, 0, pre_z);
+      way.push(e, 1, pre_n);
+      way.store(a.grad_gx, 3, 1, step, pre_z);
+      way.store(a.grad_gx, 3, 2, step, pre_n);
+      if (kLate) fetch(turn + stages - 1);
+      float two[2][C::kTiles][4], both[2][kMine][2];  // of the update gate and of the candidate
+      products<C, 1, 2>(way.weights, way.exchange.wait(e), kArray, two);
+      way.exchange.renew(e);
+      gather<C, 2>(two, way.scratch, both);
       SER_FAST_UNROLL
-      for (int j = 0; j < kMine; ++j)
+      for (int j = 0; j < kMine; ++j) {
+        float before[2], r[2];  // read again rather than kept
+        way.ring.read(turn, 1, j, before);
+        way.ring.read(turn, 2, j, r);
         SER_FAST_UNROLL
         for (int u = 0; u < 2; ++u) {
-          passed[j][u] += both[1][j][u] * through[j][u] + both[0][j][u];
-          pre_r[j][u] *= both[1][j][u];
+          passed[j][u] += both[1][j][u] * r[u] + both[0][j][u];
+          pre_r[j][u] = both[1][j][u] * before[u] * r[u] * (1 - r[u]);
         }
-      push(e + 1, 0, pre_r);
-      store(a.grad_gx, 3, 0, step, pre_r);
-      float sum[1][C::kTiles][4];
-      products<C, 0, 1>(weights, exchange.wait(e + 1), 0, sum);
-      gather<C, 1>(sum, scratch, own);
+      }
+      way.push(e + 1, 0, pre_r);
+      way.store(a.grad_gx, 3, 0, step, pre_r);
+      products<C, 0, 1>(way.weights, way.exchange.wait(e + 1), 0, sum);
+      way.exchange.renew(e + 1);
     }
+    gather<C, 1>(sum, way.scratch, own);
     SER_FAST_UNROLL
     for (int j = 0; j < kMine; ++j)
       SER_FAST_UNROLL
       for (int u = 0; u < 2; ++u) grad_h[j][u] = passed[j][u] + own[0][j][u];
   }
-  const float zero[kMine][2] = {};
-  SER_FAST_UNROLL
-  for (int j = 0; j < kMine; ++j)
-    if (place.row[j] >= 0 && unit < H) put(state(a.grad_h0, j), grad_h[j][0], grad_h[j][1], a.vector, unit + 1 < H);
-  for (int step = steps; step < (a.packed ? 0 : T_); ++step) {
+  way.store_state(a.grad_h0, grad_h);
+  for (int step = steps; step < way.place.padded; ++step) {
     SER_FAST_UNROLL
-    for (int g = 0; g < 3; ++g) store(a.grad_gx, 3, g, step, zero);
-    if (RESET_AFTER) store(a.grad_q, 1, 0, step, zero);
+    for (int g = 0; g < 3; ++g) way.store(a.grad_gx, 3, g, step, grad_h);
+    if (RESET_AFTER) way.store(a.grad_q, 1, 0, step, grad_h);
   }
   copy_wait<0>();
 }
@@ -341,14 +349,14 @@ int pack_weights(const Args& args, const GruSize& size, bool transposed, Stream 
 }
 
 // Runs the kernel that is compiled for the plan.
-template <class T, class Args, size_t... I>
-int launch_planned(const Args& args, int parts, bool transposed, Stream stream, std::index_sequence<I...>) {
+template <class T, bool BACKWARD, class Args, size_t... I>
+int launch_planned(const Args& args, int parts, Stream stream, std::index_sequence<I...>) {
   int failed = -1;
   const auto with = [&]<GruSize SIZE>() {
     if (SIZE.width != args.plan.width || SIZE.rows != args.plan.rows || SIZE.parts != parts) return;
-    failed = pack_weights<T>(args, SIZE, transposed, stream);
+    failed = pack_weights<T>(args, SIZE, BACKWARD, stream);
     if (failed) return;
-    using C = GruCase<T, SIZE>;
+    using C = GruCase<T, SIZE, BACKWARD>;
     const auto kernel = args.shape.reset_after ? run<C, true, Args> : run<C, false, Args>;
     const int blocks = static_cast<int>(args.plan.tiles * args.shape.directions * args.plan.cluster);
     failed = launch(kernel, blocks, args.plan.threads, args.plan.shared, stream, args, args.plan.cluster);
@@ -367,19 +375,19 @@ int gru_limits(GruLimits* limits) {
   constexpr int kDevices = 64;
   static GruLimits known[kDevices];
   static std::mutex asking;
-  int device = 0, blocks = 0, shared = 0, major = 0;
+  int device = 0, blocks = 0, shared = 0, clusters = 0;
   if (const int failed = cudaGetDevice(&device)) return failed;
   const std::lock_guard lock(asking);
   if (device >= kDevices) return cudaErrorInvalidDevice;
   if (!known[device].shared) {
     for (const auto& [value, attribute] : {std::pair(&blocks, cudaDevAttrMultiProcessorCount),
                                            std::pair(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin),
-                                           std::pair(&major, cudaDevAttrComputeCapabilityMajor)})
+                                           std::pair(&clusters, cudaDevAttrClusterLaunch)})
       if (const int failed = cudaDeviceGetAttribute(value, attribute, device)) return failed;
     GruLimits found = {shared, {blocks, 0, 0, 0}};
     // A block of any of these kernels takes nearly all of a multiprocessor's registers.
-    const auto kernel = run<GruCase<Half, GruSize{512, 2, 8, 1, 4}>, true, GruForwardGpu<Half>>;
-    for (int power = 1; power < 4 && major >= 9; ++power) {
+    const auto kernel = run<GruCase<Half, kGruHalf[5], false>, true, GruForwardGpu<Half>>;
+    for (int power = 1; power < 4 && clusters; ++power) {
       cudaLaunchAttribute attribute = {};
       attribute.id = cudaLaunchAttributeClusterDimension;
       attribute.val.clusterDim = {1u << power, 1, 1};
@@ -388,10 +396,12 @@ int gru_limits(GruLimits* limits) {
       config.blockDim = 256;
       config.attrs = &attribute;
       config.numAttrs = 1;
-      int clusters = 0;
-      if (const int failed = cudaOccupancyMaxActiveClusters(&clusters, kernel, &config)) return failed;
-      found.active[power] = clusters;
+      int at_once = 0;
+      // A size that the device refuses does not fit.
+      if (cudaOccupancyMaxActiveClusters(&at_once, kernel, &config) != cudaSuccess) at_once = 0;
+      found.active[power] = at_once;
     }
+    cudaGetLastError();
     known[device] = found;
   }
   *limits = known[device];
@@ -401,12 +411,12 @@ int gru_limits(GruLimits* limits) {
 
 template <class T>
 int gru_forward_cuda(const GruForwardGpu<T>& args, GruProduct product, Stream stream) {
-  return launch_planned<T>(args, product == GruProduct::kTf32x3 ? 2 : 1, false, stream, Indices<T>{});
+  return launch_planned<T, false>(args, product == GruProduct::kTf32x3 ? 2 : 1, stream, Indices<T>{});
 }
 
 template <class T>
 int gru_backward_cuda(const GruBackwardGpu<T>& args, GruProduct product, Stream stream) {
-  return launch_planned<T>(args, product == GruProduct::kTf32x3 ? 2 : 1, true, stream, Indices<T>{});
+  return launch_planned<T, true>(args, product == GruProduct::kTf32x3 ? 2 : 1, stream, Indices<T>{});
 }
 
 template int gru_forward_cuda<float>(const GruForwardGpu<float>&, GruProduct, Stream);

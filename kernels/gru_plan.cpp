@@ -11,7 +11,7 @@ float clocks(const GruSize& size, int bytes, int cluster, bool backward, bool re
   const int warps = size.width / 16 * size.split / cluster, busiest = (warps + 3) / 4;
   const float issue = busiest * 3 * steps * tiles * each * kIssue;
   const float chain = steps * (size.parts == 2 ? 2 : 0.5f) * kLatency * (reset_after ? 1 : 2);
-  const float read = warps * (size.spare * 4 + steps * tiles * size.parts * (backward ? 3 : 1) * 2);
+  const float read = warps * (size.spare(backward) * 4 + steps * tiles * size.parts * (backward ? 3 : 1) * 2);
   const float exchange = (cluster == 1 ? kBarrier : kCrossing + 8 * cluster) * (reset_after ? 1 : 2);
   return (issue > chain ? issue : chain) + read + exchange + kCell;
 }
@@ -28,6 +28,7 @@ GruPlan gru_plan(const GruShape& shape, GruProduct product, bool backward, const
     for (int power = 0; power < 4; ++power) {
       const int cluster = 1 << power, groups = size.width / 16, threads = groups * size.split * 32 / cluster;
       if (limits.active[power] < 1 || groups % cluster || threads > size.threads()) continue;
+      if (size.alone() && cluster > 1) continue;
       GruPlan plan = {};
       plan.stages = 4;
       const auto end = [&] { return GruMemory(size, bytes, threads, plan.stages, backward, shape.reset_after).end; };

@@ -7,20 +7,24 @@ namespace ser_fast {
 
 // What a kernel is compiled for: H padded to ``width``, ``split`` warps that share the K of 16 units, ``rows`` of the
 // batch, ``parts`` that a float is multiplied in. Where registers are too few, the last ``spare`` pieces of a warp's W_hh
-// stay in shared memory.
+// stay in shared memory, forward and backward each so many as it takes to spill nothing.
 struct GruSize {
-  int width, split, rows, parts, spare;
+  int width, split, rows, parts, spare_forward, spare_backward;
 
-  constexpr int threads() const { return width == 192 ? 384 : 256; }  // of a block, at most
+  SER_FAST_BOTH constexpr int spare(bool backward) const { return backward ? spare_backward : spare_forward; }
+  // Of a block, at most.
+  SER_FAST_BOTH constexpr int threads() const { return width == 64 ? 128 : width == 192 ? 384 : 256; }
+  // Whether it runs in one block only.
+  SER_FAST_BOTH constexpr bool alone() const { return width == 192; }
 };
 
 constexpr GruSize kGruHalf[] = {
-    {64, 1, 8, 1, 0},  {128, 1, 8, 1, 0}, {192, 1, 8, 1, 17}, {256, 2, 8, 1, 0},
-    {256, 2, 16, 1, 0}, {512, 2, 8, 1, 4}, {512, 2, 16, 1, 12},
+    {64, 1, 8, 1, 0, 0},   {128, 1, 8, 1, 0, 0}, {192, 1, 8, 1, 18, 17},   {256, 2, 8, 1, 0, 0},
+    {256, 2, 16, 1, 0, 0}, {512, 2, 8, 1, 4, 4}, {512, 2, 16, 1, 12, 12},
 };
 constexpr GruSize kGruFloat[] = {
-    {64, 1, 8, 1, 0}, {128, 1, 8, 1, 6},  {256, 2, 8, 1, 4}, {256, 2, 16, 1, 12},
-    {64, 1, 8, 2, 0}, {128, 1, 8, 2, 15}, {256, 2, 8, 2, 12}, {256, 2, 16, 2, 20},
+    {64, 1, 8, 1, 0, 0}, {128, 1, 8, 1, 6, 6},   {256, 2, 8, 1, 4, 4},   {256, 2, 16, 1, 12, 12},
+    {64, 1, 8, 2, 0, 0}, {128, 1, 8, 2, 15, 16}, {256, 2, 8, 2, 12, 12}, {256, 2, 16, 2, 22, 20},
 };
 
 // Where everything lies in a block's shared memory, in bytes.
@@ -35,8 +39,9 @@ struct GruMemory {
     scratch = 2 * buffer;
     ring = scratch + (size.split == 2 ? threads * 3 * mine * 2 * 4 : 0);
     spare = ring + stages * items * mine * threads * 2 * bytes;
-    counted = spare + size.spare * threads * 16;
-    end = counted + 2 * 8;
+    counted = spare + size.spare(backward) * threads * 16;
+    const bool alone = threads == size.width / 16 * size.split * 32;
+    end = counted + (alone ? 0 : 2 * 8);
   }
 };
 

@@ -4,7 +4,8 @@
 // waits for another. Each block owns some hidden units with all three gates and each warp 16 of them, so that a unit's
 // whole state is one thread's. What a step's products multiply, h forward and the gates' gradients backward, is stored
 // by its owners into the shared memory of every block of the cluster, which counts the bytes on an mbarrier. Two
-// buffers suffice: who stores into one has received all of the other, which nobody sends before he has read the first.
+// buffers suffice: who stores into one has received all of the other, which nobody sends before he has read the first,
+// as every value sent hangs on all that was read.
 //
 // The tensor cores multiply [16 units, K] [K, 8 rows]. Row i < 8 of the 16 stands for unit 2i and row i + 8 for unit
 // 2i + 1, and along K every lane takes 8 bytes in one piece: the order of a sum is free.
@@ -17,12 +18,12 @@ namespace ser_fast {
 
 using namespace gpu;
 
-template <class Type, GruSize SIZE>
+template <class Type, GruSize SIZE, bool BACKWARD>
 struct GruCase {
   using T = Type;
   static constexpr GruSize kSize = SIZE;
   static constexpr int kWidth = SIZE.width, kSplit = SIZE.split, kRows = SIZE.rows, kParts = SIZE.parts;
-  static constexpr int kSpare = SIZE.spare, kGroups = kWidth / 16, kTiles = kRows / 8;
+  static constexpr int kSpare = SIZE.spare(BACKWARD), kGroups = kWidth / 16, kTiles = kRows / 8;
   // Products along a warp's K, rows of a lane, and bytes of a row in shared memory: no two lanes share a bank.
   static constexpr int kSteps = kWidth * static_cast<int>(sizeof(T)) / 32 / kSplit;
   static constexpr int kMine = 2 * kTiles / kSplit;
@@ -64,11 +65,13 @@ struct Weights {
 };
 
 // sum[i] = W_gate x over this warp's K for the gates FIRST..FIRST + COUNT; gates' operands are ``apart`` bytes from each
-// other. As three products of tf32 the small ones have a sum of their own.
+// other. As three products of tf32 the small ones have a sum of their own; otherwise every second one has, so that each
+// waits for fewer, except where three warps of a scheduler wait in turn and registers are too few.
 template <class C, int FIRST, int COUNT>
 SER_FAST_DEVICE void products(const Weights<C>& w, const unsigned char* x, int apart,
                               float (&sum)[COUNT][C::kTiles][4]) {
   using T = typename C::T;
+  constexpr bool kTwo = C::kWidth != 192;
   float small[COUNT][C::kTiles][4] = {};
   SER_FAST_UNROLL
   for (int g = 0; g < COUNT; ++g)
@@ -79,7 +82,7 @@ SER_FAST_DEVICE void products(const Weights<C>& w, const unsigned char* x, int a
   x += lane() / 4 * C::kStride + warp() % C::kSplit * (C::kSteps * 32) + lane() % 4 * 8;
   SER_FAST_UNROLL
   for (int k = 0; k < C::kSteps; ++k) {
-    if (C::kSpare && k % 4 == 0) converge();  // or operands are read too far ahead, for want of registers
+    if (C::kSpare && k % 2 == 0) converge();  // or operands are read too far ahead, for want of registers
     SER_FAST_UNROLL
     for (int g = 0; g < COUNT; ++g) {
       uint32_t a[4];
@@ -90,7 +93,7 @@ SER_FAST_DEVICE void products(const Weights<C>& w, const unsigned char* x, int a
         uint32_t b[2];
         memcpy(b, __builtin_assume_aligned(at, 8), 8);
         if constexpr (C::kParts == 1) {
-          multiply(T{}, k % 2 ? small[g][tile] : sum[g][tile], a, b);
+          multiply(T{}, kTwo && k % 2 ? small[g][tile] : sum[g][tile], a, b);
         } else {
           uint32_t low_b[2], high[4], low[4];
           memcpy(low_b, __builtin_assume_aligned(at + C::kRows * C::kStride, 8), 8);
@@ -112,7 +115,8 @@ SER_FAST_DEVICE void products(const Weights<C>& w, const unsigned char* x, int a
     SER_FAST_UNROLL
     for (int tile = 0; tile < C::kTiles; ++tile)
       SER_FAST_UNROLL
-      for (int i = 0; i < 4; ++i) sum[g][tile][i] += small[g][tile][i];
+      for (int i = 0; i < 4; ++i)
+        if (kTwo) sum[g][tile][i] += small[g][tile][i];
 }
 
 // The lane's own rows of the sums, [row][unit]; warps that share K exchange theirs, each keeping half of the rows.
@@ -141,20 +145,23 @@ SER_FAST_DEVICE void gather(const float (&sum)[COUNT][C::kTiles][4], float* scra
 // The rows and units of this lane.
 template <class C>
 struct Place {
-  int direction, group, unit;
-  int row[C::kMine];  // of the batch, -1 past it
-  int column[C::kMine];  // of the tile
-  int length[C::kMine], until[C::kMine];  // steps, and frames that are written
-  int start[C::kMine];                    // of a packed row
-  int steps;                              // of the longest row
+  int direction, rank, group, unit;  // rank: of the block in its cluster
+  int row[C::kMine];                 // of the batch, -1 past it
+  int column[C::kMine];              // of the tile
+  int length[C::kMine];
+  int start[C::kMine];  // of a packed row
+  int steps;            // of the longest row
+  int padded;           // frames of every row where they are not packed
 
   SER_FAST_DEVICE Place(const GruShape& shape, const GruPlan& plan, bool packed, const int64_t* lengths) {
-    const int rank = kClusters && plan.cluster > 1 ? cluster_rank() : 0, tile = block() / plan.cluster;
+    const int tile = block() / plan.cluster;
     const int first = tile % plan.tiles * C::kRows, B = static_cast<int>(shape.batch);
+    rank = kClusters && !C::kSize.alone() && plan.cluster > 1 ? cluster_rank() : 0;
     direction = tile / plan.tiles;
     group = rank * (C::kGroups / plan.cluster) + warp() / C::kSplit;
     unit = group * 16 + lane() / 4 * 2;
     steps = 0;
+    padded = packed ? 0 : static_cast<int>(shape.frames);
     int begin = 0;
     if (packed) {
       int64_t before = 0;
@@ -177,12 +184,16 @@ struct Place {
         if (column[j] == n) {
           row[j] = exists ? first + n : -1;
           length[j] = kept;
-          until[j] = !exists ? 0 : packed ? kept : static_cast<int>(shape.frames);
           start[j] = begin;
         }
       steps = kept > steps ? kept : steps;
       if (packed) begin += kept;
     }
+  }
+
+  // Whether row j has a frame at this step to write, be it past the row's length.
+  SER_FAST_DEVICE bool written(int j, int step) const {
+    return step < length[j] || (row[j] >= 0 && step < padded);
   }
 
   // Elements from a tensor's beginning to row j's frame of a step. Steps past the length lie as in direction 0.
@@ -229,8 +240,11 @@ struct Ring {
       *to = pair;
     }
   }
-  SER_FAST_DEVICE void wait() const {
-    if (stages == 2) copy_wait<1>();
+  // Until a step's inputs are there; ``later`` 1 where those of the step that takes its place have been asked for.
+  SER_FAST_DEVICE void wait(int later) const {
+    if (stages + later == 2) copy_wait<0>();
+    else if (stages + later == 3) copy_wait<1>();
+    else if (stages + later == 4) copy_wait<2>();
     else copy_wait<3>();
   }
   SER_FAST_DEVICE void read(int step, int item, int j, float (&out)[2]) const {
@@ -247,17 +261,15 @@ struct Exchange {
   unsigned char* buffers;
   int size;  // of a buffer
   Mbarrier* counted;
-  int blocks, even, odd;  // even, odd: the bytes of such an exchange
+  int blocks, rank, even, odd;  // even, odd: the bytes of such an exchange
 
-  SER_FAST_DEVICE bool alone() const { return !kClusters || blocks == 1; }
-  SER_FAST_DEVICE void expect(int e) const { mbarrier_expect(&counted[e % 2], e % 2 ? odd : even); }
-
+  SER_FAST_DEVICE bool alone() const { return !kClusters || C::kSize.alone() || blocks == 1; }
   SER_FAST_DEVICE void begin() const {
     if (alone()) return;
     if (thread() == 0)
       for (int i = 0; i < 2; ++i) {
         mbarrier_init(&counted[i], 1);
-        expect(i);
+        mbarrier_expect(&counted[i], i ? odd : even);
       }
     cluster_barrier();
   }
@@ -266,34 +278,51 @@ struct Exchange {
       barrier();
     } else {
       mbarrier_wait(&counted[e % 2], e / 2 % 2);
-      if (thread() == 0) expect(e);
       converge();
     }
     return buffers + e % 2 * size;
   }
-  // Of two neighbouring units of a row of the tile.
-  SER_FAST_DEVICE void push(int e, int array, int column, int unit, float a, float b) const {
-    unsigned char* to = buffers + e % 2 * size + (array * C::kParts * C::kRows + column) * C::kStride +
-                        unit * static_cast<int>(sizeof(T));
-    Pair<T> pair;
-    if constexpr (sizeof(T) == 4) {
-      const float high[2] = {round_tf32(a), round_tf32(b)};
-      pair = {{high[0], high[1]}};
-      if constexpr (C::kParts == 2)
-        send(e, {{round_tf32(a - high[0]), round_tf32(b - high[1])}}, to + C::kRows * C::kStride);
-    } else {
-      narrow(a, &pair.value[0]);
-      narrow(b, &pair.value[1]);
-    }
-    send(e, pair, to);
+  // After the products, which this need not delay: the bytes of exchange e + 2 are counted from here on.
+  SER_FAST_DEVICE void renew(int e) const {
+    if (alone()) return;
+    if (thread() == 0) mbarrier_expect(&counted[e % 2], e % 2 ? odd : even);
+    converge();
   }
-
- private:
-  SER_FAST_DEVICE void send(int e, const Pair<T>& pair, unsigned char* to) const {
-    auto* where = reinterpret_cast<Pair<T>*>(to);
-    if (alone()) *where = pair;
-    else
-      for (int rank = 0; rank < blocks; ++rank) gpu::push(pair, where, &counted[e % 2], rank);
+  // Two neighbouring units of this lane's rows of the tile, in ``array`` of exchange e.
+  SER_FAST_DEVICE void push(int e, int array, const int (&columns)[C::kMine], int unit,
+                            const float (&values)[C::kMine][2]) const {
+    Pair<T> pairs[C::kParts][C::kMine];
+    SER_FAST_UNROLL
+    for (int j = 0; j < C::kMine; ++j)
+      SER_FAST_UNROLL
+      for (int u = 0; u < 2; ++u) {
+        if constexpr (sizeof(T) == 4) {
+          const float high = round_tf32(values[j][u]);
+          pairs[0][j].value[u] = high;
+          if (C::kParts == 2) pairs[C::kParts - 1][j].value[u] = round_tf32(values[j][u] - high);
+        } else {
+          narrow(values[j][u], &pairs[0][j].value[u]);
+        }
+      }
+    unsigned char* to = buffers + e % 2 * size + array * (C::kParts * C::kRows * C::kStride) +
+                        unit * static_cast<int>(sizeof(T));
+    const auto send = [&](int other) {
+      SER_FAST_UNROLL
+      for (int part = 0; part < C::kParts; ++part)
+        SER_FAST_UNROLL
+        for (int j = 0; j < C::kMine; ++j) {
+          auto* where = reinterpret_cast<Pair<T>*>(to + (part * C::kRows + columns[j]) * C::kStride);
+          if (alone()) *where = pairs[part][j];
+          else gpu::push(pairs[part][j], where, &counted[e % 2], rank ^ other);
+        }
+    };
+    // Every block begins with another one, and with those that are far.
+    if (!alone()) {
+      send(1);
+      if (blocks > 2) send(2), send(3);
+      if (blocks > 4) send(4), send(5), send(6), send(7);
+    }
+    send(0);
   }
 };
 
