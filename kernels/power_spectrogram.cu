@@ -67,25 +67,6 @@ SER_FAST_DEVICE void transform(Root (&x)[8]) {
   }
 }
 
-// One Stockham pass of radix R over every frame; ``done`` is the product of the radices before it.
-template <int R>
-SER_FAST_DEVICE void pass(const Root* in, Root* out, const Root* roots, const SpectrogramPlan& plan, int done,
-                          int step) {
-  const int count = plan.points / R;
-  for (int task = thread(); task < plan.frames * count; task += plan.threads) {
-    const int frame = task / count * plan.points, j = task % count, k = j % done;
-    Root x[R];
-    SER_FAST_UNROLL
-    for (int r = 0; r < R; ++r) x[r] = in[frame + j + r * count];
-    const int turn = k * (count / done) * step;
-    SER_FAST_UNROLL
-    for (int r = 1; r < R; ++r) x[r] = x[r] * roots[r * turn];
-    transform(x);
-    SER_FAST_UNROLL
-    for (int r = 0; r < R; ++r) out[frame + j / done * done * R + k + r * done] = x[r];
-  }
-}
-
 // A row's sample, or what stands for it before the first and after the last.
 template <class Sample>
 SER_FAST_DEVICE float sample_at(const Sample* row, int64_t at, int64_t length, Pad pad) {
@@ -97,6 +78,59 @@ SER_FAST_DEVICE float sample_at(const Sample* row, int64_t at, int64_t length, P
     at = at < 0 ? 0 : at >= length ? length - 1 : at;
   }
   return sizeof(Sample) == 2 ? row[at] * (1.0f / 32768) : row[at];
+}
+
+// The windowed samples of one frame of a row, as the complex points of its transform.
+template <class Sample>
+struct Windowed {
+  const Sample* row;
+  const float* window;
+  int64_t at, length;  // of the frame's first sample, of the row
+  int width;           // of the window; 0 where there is no such frame
+  Pad pad;
+  bool halved;
+
+  SER_FAST_DEVICE Root operator[](int point) const {
+    const int n = halved ? 2 * point : point;
+    Root x = {0, 0};
+    if (n < width) x.re = window[n] * sample_at(row, at + n, length, pad);
+    if (halved && n + 1 < width) x.im = window[n + 1] * sample_at(row, at + n + 1, length, pad);
+    return x;
+  }
+};
+
+// The first Stockham pass, of radix R, takes the samples as they are read: those past the window are never touched.
+template <int R, class Frames>
+SER_FAST_DEVICE void first_pass(const Frames& frames, Root* out, const SpectrogramPlan& plan) {
+  const int count = plan.points / R;
+  for (int task = thread(); task < plan.frames * count; task += plan.threads) {
+    const int frame = plan.count[0](task), j = task - frame * count;
+    const auto points = frames(frame);
+    Root x[R];
+    SER_FAST_UNROLL
+    for (int r = 0; r < R; ++r) x[r] = points[j + r * count];
+    transform(x);
+    SER_FAST_UNROLL
+    for (int r = 0; r < R; ++r) out[frame * plan.points + j * R + r] = x[r];
+  }
+}
+
+// Pass p, of radix R, over every frame; ``done`` is the product of the radices before it.
+template <int R>
+SER_FAST_DEVICE void pass(const Root* in, Root* out, const Root* roots, const SpectrogramPlan& plan, int p, int step) {
+  const int count = plan.points / R, done = static_cast<int>(plan.done[p].by), turns = plan.done[p](count) * step;
+  for (int task = thread(); task < plan.frames * count; task += plan.threads) {
+    const int row = plan.count[p](task), frame = row * plan.points, j = task - row * count;
+    const int whole = plan.done[p](j), k = j - whole * done, turn = k * turns;
+    Root x[R];
+    SER_FAST_UNROLL
+    for (int r = 0; r < R; ++r) x[r] = in[frame + j + r * count];
+    SER_FAST_UNROLL
+    for (int r = 1; r < R; ++r) x[r] = x[r] * roots[r * turn];
+    transform(x);
+    SER_FAST_UNROLL
+    for (int r = 0; r < R; ++r) out[frame + whole * done * R + k + r * done] = x[r];
+  }
 }
 
 // |X_k|^2 of one frame's complex transform.
@@ -125,46 +159,51 @@ SER_FAST_KERNEL void spectrogram(SpectrogramGpu<Sample> a) {
   const Pad pad = shape.center ? shape.pad : Pad::kZero;
 
   if (first < count) {  // the same for the whole block
-    for (int task = thread(); task < plan.frames * plan.points; task += plan.threads) {
-      const int64_t frame = first + task / plan.points;
-      const int n = task % plan.points * step;
-      const int64_t at = frame * shape.hop + shape.origin() + n;
-      const bool valid = frame < count;
-      Root x = {0, 0};
-      if (valid && n < window) x.re = a.window[n] * sample_at(row, at, length, pad);
-      if (halved && valid && n + 1 < window) x.im = a.window[n + 1] * sample_at(row, at + 1, length, pad);
-      in[task] = x;
-    }
+    const auto frames = [&](int frame) {
+      return Windowed<Sample>{row, a.window, (first + frame) * shape.hop + shape.origin(), length,
+                              first + frame < count ? window : 0, pad, halved};
+    };
+    const int radix = plan.radix[0];
+    if (radix == 1) first_pass<1>(frames, in, plan);
+    if (radix == 2) first_pass<2>(frames, in, plan);
+    if (radix == 3) first_pass<3>(frames, in, plan);
+    if (radix == 4) first_pass<4>(frames, in, plan);
+    if (radix == 5) first_pass<5>(frames, in, plan);
+    if (radix == 8) first_pass<8>(frames, in, plan);
     barrier();
-    for (int p = 0, done = 1; p < plan.passes; ++p) {
-      const int radix = plan.radix[p];
-      if (radix == 1) pass<1>(in, out, a.roots, plan, done, step);
-      if (radix == 2) pass<2>(in, out, a.roots, plan, done, step);
-      if (radix == 3) pass<3>(in, out, a.roots, plan, done, step);
-      if (radix == 4) pass<4>(in, out, a.roots, plan, done, step);
-      if (radix == 5) pass<5>(in, out, a.roots, plan, done, step);
-      if (radix == 8) pass<8>(in, out, a.roots, plan, done, step);
+    for (int p = 1; p < plan.passes; ++p) {
+      if (plan.radix[p] == 2) pass<2>(in, out, a.roots, plan, p, step);
+      if (plan.radix[p] == 3) pass<3>(in, out, a.roots, plan, p, step);
+      if (plan.radix[p] == 4) pass<4>(in, out, a.roots, plan, p, step);
+      if (plan.radix[p] == 5) pass<5>(in, out, a.roots, plan, p, step);
+      if (plan.radix[p] == 8) pass<8>(in, out, a.roots, plan, p, step);
       barrier();
       Root* swapped = in;
       in = out;
       out = swapped;
-      done *= radix;
     }
   }
-  const int bins = static_cast<int>(shape.bins);
-  for (int task = thread(); task < plan.frames * bins; task += plan.threads) {
-    const int f = task / bins, bin = task % bins;
-    const int64_t frame = first + f;
-    if (frame >= shape.frames) break;
-    float value = 0;
-    if (frame < count) {
-      value = power(in + f * plan.points, static_cast<int>(shape.first_bin) + bin, plan.points, halved, a.roots);
-      if (a.log) value = logarithm(value < a.floor ? a.floor : value);
-      if (a.mean) value -= a.mean[bin];
-      if (a.std) value /= a.std[bin];
-    }
-    a.out[(b * shape.frames + frame) * bins + bin] = value;
-  }
+
+  const int bins = static_cast<int>(shape.bins), first_bin = static_cast<int>(shape.first_bin);
+  const auto value = [&](int at) {
+    const int f = plan.bins(at), bin = at - f * bins;
+    if (first + f >= count) return 0.0f;
+    float x = power(in + f * plan.points, first_bin + bin, plan.points, halved, a.roots);
+    if (a.log) x = logarithm(x < a.floor ? a.floor : x);
+    if (a.mean) x -= a.mean[bin];
+    return a.std ? x / a.std[bin] : x;
+  };
+  // The block's frames lie in one piece: four values at once, single ones before its first multiple of 16 bytes and past
+  // its last.
+  const int64_t left = shape.frames - first;
+  const int whole = static_cast<int>(left < plan.frames ? left : plan.frames) * bins;
+  float* to = a.out + (b * shape.frames + first) * bins;
+  const int misplaced = static_cast<int>(reinterpret_cast<uintptr_t>(to) / sizeof(float) % 4);
+  const int head = misplaced ? (whole < 4 - misplaced ? whole : 4 - misplaced) : 0, tail = head + (whole - head) / 4 * 4;
+  for (int at = head + 4 * thread(); at < tail; at += 4 * plan.threads)
+    *reinterpret_cast<Pack<float>*>(to + at) = {{value(at), value(at + 1), value(at + 2), value(at + 3)}};
+  if (thread() < head) to[thread()] = value(thread());
+  if (tail + thread() < whole) to[tail + thread()] = value(tail + thread());
 }
 
 }  // namespace
@@ -185,6 +224,14 @@ SpectrogramPlan spectrogram_plan(const SpectrogramShape& shape) {
   if (plan.frames > shape.frames) plan.frames = static_cast<int>(shape.frames);
   plan.tiles = static_cast<int>((shape.frames + plan.frames - 1) / plan.frames);
   plan.threads = 256;
+  const auto divisor = [](int64_t by) {
+    return Divisor{static_cast<uint32_t>(by), static_cast<uint32_t>(((int64_t{1} << 32) + by - 1) / by)};
+  };
+  for (int64_t p = 0, done = 1; p < plan.passes; done *= plan.radix[p++]) {
+    plan.count[p] = divisor(points / plan.radix[p]);
+    plan.done[p] = divisor(done);
+  }
+  plan.bins = divisor(shape.bins);
   plan.shared = plan.frames * bytes;
   return plan;
 }

@@ -56,15 +56,27 @@ bool finite_cpu(const T* samples, int64_t count);
 template <class Sample, class T>
 void power_spectrogram_forward_cpu(const SpectrogramForward<Sample, T>& args, const Parallel& parallel);
 
+// Divides numbers below 2^16 by one of them without a division: the error of the rounded-up reciprocal stays below 2^-32.
+struct Divisor {
+  uint32_t by, reciprocal;  // 2^32 / by, rounded up; by 1 needs none
+
+  SER_FAST_BOTH int operator()(int x) const {
+    return by == 1 ? x : static_cast<int>(static_cast<uint64_t>(x) * reciprocal >> 32);
+  }
+};
+
 // On a GPU a block transforms some frames of a row in shared memory, an even n_fft as half as many complex points.
 struct SpectrogramPlan {
-  int points;      // of the complex transform: n_fft / 2, or n_fft where it is odd
-  int passes;      // 0 if n_fft has a factor above 5, or does not fit
-  int radix[24];   // of each pass: 2, 3, 4, 5 or 8; 1 alone for a single point
-  int frames;      // of a block
-  int tiles;       // of a row's frames
-  int threads;     // of a block
-  size_t shared;   // bytes
+  int points;       // of the complex transform: n_fft / 2, or n_fft where it is odd
+  int passes;       // 0 if n_fft has a factor above 5, or does not fit
+  int radix[24];    // of each pass: 2, 3, 4, 5 or 8; 1 alone for a single point
+  int frames;       // of a block
+  int tiles;        // of a row's frames
+  int threads;      // of a block
+  Divisor count[24];  // by points / radix, of each pass
+  Divisor done[24];   // by the product of the radices before it
+  Divisor bins;
+  size_t shared;    // bytes
 };
 
 SpectrogramPlan spectrogram_plan(const SpectrogramShape& shape);

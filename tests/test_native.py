@@ -108,10 +108,15 @@ class SpectrogramShape(ctypes.Structure):
     ]  # fmt: skip
 
 
+class Divisor(ctypes.Structure):
+    _fields_ = [("by", ctypes.c_uint32), ("reciprocal", ctypes.c_uint32)]
+
+
 class SpectrogramPlan(ctypes.Structure):
     _fields_ = [
         ("points", ctypes.c_int), ("passes", ctypes.c_int), ("radix", ctypes.c_int * 24),
-        *((name, ctypes.c_int) for name in ("frames", "tiles", "threads")), ("shared", ctypes.c_size_t),
+        *((name, ctypes.c_int) for name in ("frames", "tiles", "threads")), ("count", Divisor * 24), ("done", Divisor * 24),
+        ("bins", Divisor), ("shared", ctypes.c_size_t),
     ]  # fmt: skip
 
 
@@ -131,6 +136,7 @@ SPECTROGRAMS = [
     ((1, 700, 21, 250, 11), {"normalized": True}),
     ((2, 3000, 640, 1600, 160), {"bins": (0, 401), "normalized": True, "ragged_rows": True}),
     ((2, 60, 100, 128, 30), {"ragged_rows": True, "bins": (3, 50)}),
+    ((3, 90, 16, 16, 8), {"ragged_rows": True, "bins": (2, 3)}),
     *(((3, 200, 60, 96, 25), {"ragged_rows": True, "center": True, "pad_mode": mode}) for mode in power_spectrogram.PAD_MODES),
 ]  # fmt: skip
 
@@ -174,6 +180,13 @@ def test_every_transform_is_planned_or_left_to_others(native):
         if plan.passes:
             assert math.prod(plan.radix[: plan.passes]) == plan.points == points and plan.shared <= 48 * 1024
             assert plan.frames * (plan.tiles - 1) < 300 <= plan.frames * plan.tiles
+            for number in range(plan.passes):
+                assert plan.count[number].by == points // plan.radix[number]
+                assert plan.done[number].by == math.prod(plan.radix[:number])
+            divided = torch.arange(plan.frames * (points + 1))
+            for divisor in (*plan.count[: plan.passes], *plan.done[: plan.passes], plan.bins):
+                if divisor.by > 1:
+                    assert torch.equal(divided * divisor.reciprocal >> 32, divided // divisor.by)
 
 
 POOL = pool_arguments(3, 4, 8, ragged_rows=False, dtype=torch.float32)
