@@ -4,7 +4,6 @@ On the GPU where there is one; otherwise on the host, where the GPU that is play
 """
 
 import ctypes
-import itertools
 
 import pytest
 import torch
@@ -13,11 +12,11 @@ from samples import gru_arguments, spread, to
 
 from ser_fast import backends, gru
 
-PRODUCTS = {  # a dtype, torch's switch for tf32, and which product the plan calls it
-    "float32": (torch.float32, False, 2),
-    "tf32": (torch.float32, True, 1),
-    "float16": (torch.float16, False, 0),
-    "bfloat16": (torch.bfloat16, False, 0),
+PRODUCTS = {  # a dtype, and torch's switch for tf32
+    "float32": (torch.float32, False),
+    "tf32": (torch.float32, True),
+    "float16": (torch.float16, False),
+    "bfloat16": (torch.bfloat16, False),
 }
 ALONE = (132, 0, 0, 0)  # GPUs, by how many clusters of 1, 2, 4 and 8 blocks run at once
 H100 = (132, 66, 32, 15)
@@ -32,13 +31,6 @@ def gpu(native):
 
     yield play
     play()
-
-
-def plan(active, batch, directions, hidden, reset_after, product, backward, shared=227 * 1024) -> dict:
-    names = ("width", "rows", "cluster", "threads", "stages", "tiles", "waves", "shared", "step")
-    given = torch.tensor([shared, *active])
-    return dict(zip(names, torch.ops.ser_fast.gru_plan(
-        given, batch, directions, hidden, reset_after, product, backward).tolist()))  # fmt: skip
 
 
 def assert_close(found, peer, truth, product: str, what: str) -> None:
@@ -57,7 +49,7 @@ def assert_close(found, peer, truth, product: str, what: str) -> None:
 
 def check(arguments: tuple, product: str) -> list:
     """Forward and backward of the ops against the reference in float64; all their outputs."""
-    dtype, tf32, _ = PRODUCTS[product]
+    dtype, tf32 = PRODUCTS[product]
     given = to(arguments, dtype)
     gx, w_hh, _, h0, lengths, reset_after, _ = given
     garbage = gx if lengths is None or gx.dim() == 3 else spoilt(gx.transpose(0, 1), lengths).transpose(0, 1)
@@ -192,31 +184,34 @@ GPUS = {
 @pytest.mark.parametrize("gpu_name", GPUS)
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("product", [0, 1, 2], ids=backends.GRU_PRODUCTS)
-def test_every_plan_fits(gpu_name, product, backward):
+def test_every_plan_fits(native, gpu_name, product, backward):
     """All H and B up to 1024: rows are covered once, blocks and clusters are whole, shared memory is what there is."""
     shared, active = GPUS[gpu_name]
-    bytes_each = 4 if product else 2
-    for reset_after, hidden in itertools.product((True, False), range(1, 1025)):
-        batches = range(1, 1025, 31) if hidden % 64 in (0, 1) else (1 + hidden * 7919 % 1024,)
-        for batch in batches:
-            found = plan(active, batch, 2, hidden, reset_after, product, backward, 1024 * shared)
-            if not found["width"]:
-                assert hidden > 64, "64 units fit any GPU"
-                continue
-            assert hidden <= found["width"] and found["shared"] <= 1024 * shared
-            assert (
-                found["rows"] in (8, 16)
-                and found["rows"] * (found["tiles"] - 1) < batch <= found["rows"] * found["tiles"]
-            )
-            at_once = active[(1, 2, 4, 8).index(found["cluster"])]
-            assert at_once * (found["waves"] - 1) < 2 * found["tiles"] <= at_once * found["waves"]
-            assert (
-                found["threads"] % 32 == 0
-                and found["threads"] <= 384
-                and found["width"] // 16 % found["cluster"] == 0
-            )
-            # W_hh lies in registers and shared memory of the cluster, 64 Ki registers of 4 bytes each a block.
-            assert 3 * found["width"] ** 2 * bytes_each <= found["cluster"] * (4 * 65536 + 1024 * shared)
+    limits = torch.tensor([1024 * shared, *active])
+    for reset_after in (True, False):
+        plans = torch.empty(1024, 1024, 9, dtype=torch.int32)  # struct GruPlan, whose last member is a float
+        native.gru_plans(
+            ctypes.c_void_p(limits.data_ptr()),
+            product,
+            backward,
+            reset_after,
+            1024,
+            ctypes.c_void_p(plans.data_ptr()),
+        )
+        hidden, batch = torch.meshgrid(torch.arange(1, 1025), torch.arange(1, 1025), indexing="ij")
+        fits = plans[..., 0] > 0
+        assert fits[:64].all(), "64 units fit any GPU"
+        assert torch.equal(fits, fits[:, :1].expand_as(fits)), "how many rows there are does not decide"
+        width, rows, cluster, threads, stages, tiles, waves, block = plans[fits][:, :8].long().unbind(1)
+        hidden, batch = hidden[fits], batch[fits]
+        assert (hidden <= width).all() and (block <= 1024 * shared).all()
+        assert torch.isin(rows, torch.tensor([8, 16])).all() and torch.isin(stages, torch.tensor([2, 4])).all()
+        assert ((rows * (tiles - 1) < batch) & (batch <= rows * tiles)).all()
+        at_once = limits[1:][cluster.float().log2().long()]
+        assert ((at_once * (waves - 1) < 2 * tiles) & (2 * tiles <= at_once * waves)).all()
+        assert ((threads % 32 == 0) & (threads <= 384) & (width // 16 % cluster == 0)).all()
+        # W_hh lies in registers and shared memory of the cluster, 64 Ki registers of 4 bytes each a block.
+        assert (3 * width**2 * (4 if product else 2) <= cluster * (4 * 65536 + 1024 * shared)).all()
 
 
 def test_what_a_gpu_holds():

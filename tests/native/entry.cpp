@@ -28,6 +28,15 @@ void ser_fast_limits(int64_t shared, const int64_t* active) {
   ser_fast::played = {shared, {active[0], active[1], active[2], active[3]}};
 }
 
+// The plan of every H and B from 1 to ``most``, two directions, into out [H, B].
+void gru_plans(const int64_t* limits, int product, int backward, int reset_after, int most, ser_fast::GruPlan* out) {
+  const ser_fast::GruLimits given = {limits[0], {limits[1], limits[2], limits[3], limits[4]}};
+  for (int hidden = 1; hidden <= most; ++hidden)
+    for (int batch = 1; batch <= most; ++batch)
+      *out++ = ser_fast::gru_plan({1, batch, 2, hidden, reset_after != 0}, static_cast<ser_fast::GruProduct>(product),
+                                  backward != 0, given);
+}
+
 void pool_plan(const ser_fast::PoolShape* shape, int bytes, int aligned, ser_fast::PoolPlan* plan) {
   *plan = ser_fast::pool_plan(*shape, bytes, aligned != 0);
 }
