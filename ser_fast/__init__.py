@@ -2,7 +2,7 @@
 
 from ser_fast import backends, functional
 from ser_fast.attention_pool import AttentionPool
-from ser_fast.gru import GRU, GRUCell
+from ser_fast.gru_module import GRU, GRUCell
 from ser_fast.models import CGRU, BiGRUMHA
 from ser_fast.power_spectrogram import PowerSpectrogram
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ser_fast.attention_pool import AttentionPool
-from ser_fast.gru import GRU
+from ser_fast.gru_module import GRU
 from ser_fast.models import options
 from ser_fast.models.masking import full_lengths, masked_mean
 from ser_fast.models.self_attention import MultiHeadSelfAttention

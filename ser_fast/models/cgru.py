@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ser_fast import checks
 from ser_fast.attention_pool import AttentionPool
-from ser_fast.gru import GRU
+from ser_fast.gru_module import GRU
 from ser_fast.models import options
 from ser_fast.models.masking import frame_mask, full_lengths
 from ser_fast.power_spectrogram import PowerSpectrogram

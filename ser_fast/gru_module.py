@@ -1,0 +1,376 @@
+"""``GRU`` and ``GRUCell`` in the place of torch's."""
+
+import math
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from ser_fast import backends, checks
+from ser_fast.gru import cell, gru
+
+
+def _check_sizes(module: str, **sizes: int) -> None:
+    for name, value in sizes.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{module}: {name} is {value!r}; it must be an int")
+        if value < 1:
+            raise ValueError(f"{module}: {name} is {value}; it must be at least 1")
+
+
+def _check_operands(module: str, weight: Tensor, **operands: Tensor | None) -> None:
+    """Dense tensors on the weights' device and, autocast aside, of their dtype."""
+    checks.tensors(module, **operands)
+    for name, value in operands.items():
+        if value is None:
+            continue
+        checks.require(value.device == weight.device, module, f"{name} is on {value.device}", f"on {weight.device}")
+        if not torch.is_autocast_enabled(weight.device.type):
+            checks.dtype(module, name, value, weight.dtype)
+
+
+def _init_uniform(module: nn.Module, hidden_size: int) -> None:
+    bound = 1 / math.sqrt(hidden_size)
+    for weight in module.parameters():
+        nn.init.uniform_(weight, -bound, bound)
+
+
+def _join(rows: Tensor, sizes: list[int]) -> Tensor:
+    """The first frames of each row ``[B, T, W]``, one row after the other ``[N, W]``."""
+    return torch.cat([row[:size] for row, size in zip(rows, sizes)])
+
+
+def _part(packed: Tensor, sizes: list[int], frames: int, batch_first: bool) -> Tensor:
+    """``[N, W]`` as rows ``[B, frames, W]`` with zeros behind them, in memory time first unless ``batch_first``."""
+    batch, width = len(sizes), packed.shape[1]
+    shape = (batch, frames, width) if batch_first else (frames, batch, width)
+    padded = packed.new_zeros(shape)
+    rows = padded if batch_first else padded.transpose(0, 1)
+    for row, part in zip(rows, packed.split(sizes)):
+        row[: len(part)] = part
+    return rows
+
+
+class _Join(torch.autograd.Function):
+    """:func:`_join`, whose own derivative would fill a whole batch with zeros for every row."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, sizes: list[int], batch_first: bool) -> Tensor:
+        ctx.layout = sizes, rows.shape[1], batch_first
+        return _join(rows, sizes)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _part(grad, *ctx.layout), None, None
+
+
+class _Part(torch.autograd.Function):
+    """:func:`_part`, likewise."""
+
+    @staticmethod
+    def forward(ctx, packed: Tensor, sizes: list[int], frames: int, batch_first: bool) -> Tensor:
+        ctx.sizes = sizes
+        return _part(packed, sizes, frames, batch_first)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return _join(grad, ctx.sizes), None, None, None
+
+
+class GRU(nn.Module):
+    """``nn.GRU`` on the fused recurrence: its constructor, parameter names, state dict and results, and more.
+
+    Equivalent to ``nn.GRU(...)`` with ``reset_after=True``; with ``reset_after=False`` it is the GRU of
+    Cho et al. 2014 (arXiv:1406.1078), whose reset gate acts before the recurrent product.
+
+    Args:
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as ``nn.GRU``.
+        reset_after: which of the two forms; see :func:`gru`.
+    """
+
+    mode = "GRU"
+    proj_size = 0
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        reset_after: bool = True,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        _check_sizes("GRU", input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
+        if isinstance(dropout, bool) or not 0 <= dropout <= 1:
+            raise ValueError(f"GRU: dropout is {dropout}; it must be a probability, in 0..1")
+        if dropout > 0 and num_layers == 1:
+            warnings.warn(f"GRU: dropout is {dropout}, but it acts between layers and num_layers is 1", stacklevel=2)
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.bias = bias
+        self.batch_first = batch_first
+        self.dropout = float(dropout)
+        self.bidirectional = bidirectional
+        self.reset_after = reset_after
+        directions = 2 if bidirectional else 1
+        for layer in range(num_layers):
+            width = input_size if layer == 0 else hidden_size * directions
+            for suffix in self._suffixes(layer):
+                shapes = {"weight_ih": (3 * hidden_size, width), "weight_hh": (3 * hidden_size, hidden_size)}
+                if bias:
+                    shapes |= {"bias_ih": (3 * hidden_size,), "bias_hh": (3 * hidden_size,)}
+                for name, shape in shapes.items():
+                    weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+                    self.register_parameter(f"{name}_{suffix}", weight)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        _init_uniform(self, self.hidden_size)
+
+    def flatten_parameters(self) -> None:
+        """Lay the weights out as one block, which cuDNN wants, as ``nn.GRU`` does; nothing to do off the GPU."""
+        if next(self.parameters()).is_cuda:
+            options = (self.bias, self.batch_first, self.dropout, self.bidirectional)
+            twin = nn.GRU(self.input_size, self.hidden_size, self.num_layers, *options, device="meta")
+            for name, weight in self.named_parameters():
+                setattr(twin, name, weight)
+            twin.flatten_parameters()
+
+    def _apply(self, *args, **kwargs):
+        module = super()._apply(*args, **kwargs)
+        self.flatten_parameters()
+        return module
+
+    @property
+    def all_weights(self) -> list[list[nn.Parameter]]:
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if self.bias else ("weight_ih", "weight_hh")
+        suffixes = [suffix for layer in range(self.num_layers) for suffix in self._suffixes(layer)]
+        return [[getattr(self, f"{name}_{suffix}") for name in names] for suffix in suffixes]
+
+    def extra_repr(self) -> str:
+        parts = [f"{self.input_size}, {self.hidden_size}"]
+        defaults = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False}
+        for name, default in (defaults | {"reset_after": True}).items():
+            if getattr(self, name) != default:
+                parts.append(f"{name}={getattr(self, name)}")
+        return ", ".join(parts)
+
+    def forward(self, input: Tensor | PackedSequence, hx: Tensor | None = None, *, lengths: Tensor | None = None):
+        """Run the layers.
+
+        Args:
+            input: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, unbatched ``[T, I]``, or a ``PackedSequence``.
+            hx: first states ``[layers * D, B, H]`` (``[layers * D, H]`` unbatched); zeros if not given.
+            lengths: frames of each row ``[B]``, int64 or int32, on the input's device: packing without packing.
+
+        Returns:
+            ``output`` like the input with ``D * H`` features, 0 past each length, and ``h_n`` like ``hx``, each
+            row's state at its own last frame.
+
+        Raises:
+            RuntimeError: an argument that does not fit, by name, before anything is computed.
+        """
+        if isinstance(input, PackedSequence):
+            checks.require(lengths is None, "GRU", "lengths is given beside a PackedSequence", "left out")
+            _check_operands("GRU", self.weight_ih_l0, input=input.data, hx=hx)
+            return self._forward_packed(input, hx)
+        _check_operands("GRU", self.weight_ih_l0, input=input, hx=hx)
+        checks.tensors("GRU", lengths=lengths)
+        checks.require(input.dim() in (2, 3), "GRU", f"input has shape {list(input.shape)}",
+                       "[T, I], [T, B, I] or, with batch_first, [B, T, I]")  # fmt: skip
+        if input.dim() == 2:
+            checks.require(lengths is None, "GRU", "lengths is given beside an unbatched input", "left out")
+            checks.require(hx is None or hx.dim() == 2, "GRU", f"hx has {hx is not None and hx.dim()} dimensions",
+                           "[layers * D, H], since the input is unbatched")  # fmt: skip
+            batch_axis = 0 if self.batch_first else 1
+            output, h_n = self._forward(input.unsqueeze(batch_axis), None if hx is None else hx.unsqueeze(1), None)
+            return output.squeeze(batch_axis), h_n.squeeze(1)
+        return self._forward(input, hx, lengths)
+
+    def _suffixes(self, layer: int) -> list[str]:
+        return [f"l{layer}", f"l{layer}_reverse"] if self.bidirectional else [f"l{layer}"]
+
+    def _forward_packed(self, packed: PackedSequence, hx: Tensor | None) -> tuple[PackedSequence, Tensor]:
+        # Rows are kept in the packed order, longest first, so only the states need the two permutations.
+        padded, lengths = pad_packed_sequence(PackedSequence(packed.data, packed.batch_sizes), self.batch_first)
+        if hx is not None:
+            self._check_states(hx, padded.shape[0 if self.batch_first else 1])
+        if hx is not None and packed.sorted_indices is not None:
+            hx = hx.index_select(1, packed.sorted_indices)
+        output, h_n = self._forward(padded, hx, lengths.to(padded.device))
+        data = pack_padded_sequence(output, lengths, self.batch_first).data
+        if packed.unsorted_indices is not None:
+            h_n = h_n.index_select(1, packed.unsorted_indices)
+        return PackedSequence(data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices), h_n
+
+    def _forward(self, x: Tensor, hx: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        self._check(x, hx, lengths)
+        if self._takes_packed(x, lengths):
+            total = int(lengths.sum())
+            if 0 < total < x.shape[0] * x.shape[1]:
+                return self._ragged(x, hx, lengths)
+            lengths = lengths if total == 0 else None
+        if lengths is not None and torch.is_grad_enabled():
+            # The products that give the input weights' gradient run over the padding too, where 0 * NaN is NaN.
+            frames = torch.arange(x.shape[1 if self.batch_first else 0], device=x.device)
+            past = frames >= lengths[:, None] if self.batch_first else frames[:, None] >= lengths
+            x = x.masked_fill(past[..., None], 0)
+        # Packing cannot be traced, so a compiled graph with lengths keeps to the op.
+        packs = lengths is not None and torch.compiler.is_compiling()
+        if self.reset_after and not packs and self._backend(x) == "torch":
+            return self._torch_forward(x, hx, lengths)
+        return self._layers(x, hx, lengths)
+
+    def _backend(self, x: Tensor) -> str:
+        kind = x.device.type
+        autocast = kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if autocast else x.dtype
+        # The number of steps may choose the path, but a traced graph and autocast keep to the op.
+        steps = None if autocast or torch.compiler.is_compiling() else x.shape[1 if self.batch_first else 0]
+        return backends.select("gru", x.device, steps, dtype=dtype, hidden_size=self.hidden_size)
+
+    def _takes_packed(self, x: Tensor, lengths: Tensor | None) -> bool:
+        """Where lengths can be read and a kernel takes packed rows, padding costs nothing."""
+        return lengths is not None and checks.readable(lengths) and backends.select("gru", x.device) == "compiled"
+
+    def _ragged(self, x: Tensor, hx: Tensor | None, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """The layers on the valid frames alone, row after row."""
+        rows, sizes = x if self.batch_first else x.transpose(0, 1), lengths.tolist()
+        y, h_n = self._layers(_Join.apply(rows, sizes, self.batch_first), hx, lengths)
+        y = _Part.apply(y, sizes, rows.shape[1], self.batch_first)
+        return y if self.batch_first else y.transpose(0, 1), h_n
+
+    def _layers(self, x: Tensor, hx: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        """All layers on ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, or packed ``[N, I]``."""
+        directions = 2 if self.bidirectional else 1
+        turned = self.batch_first and x.dim() == 3
+        states = []
+        for layer in range(self.num_layers):
+            weights = [[getattr(self, f"{name}_{suffix}") for suffix in self._suffixes(layer)]
+                       for name in ("weight_ih", "weight_hh")]  # fmt: skip
+            w_ih, w_hh = torch.cat(weights[0]), torch.stack(weights[1])
+            b_ih = b_hh = None
+            if self.bias:
+                b_ih = torch.cat([getattr(self, f"bias_ih_{suffix}") for suffix in self._suffixes(layer)])
+                b_hh = torch.stack([getattr(self, f"bias_hh_{suffix}") for suffix in self._suffixes(layer)])
+            gx = F.linear(x, w_ih, b_ih).unflatten(-1, (directions, 3 * self.hidden_size))
+            h0 = None if hx is None else hx[layer * directions : (layer + 1) * directions]
+            y, h_n = gru(gx.transpose(0, 1) if turned else gx, w_hh, b_hh, h0, lengths, reset_after=self.reset_after)
+            x = (y.transpose(0, 1) if turned else y).flatten(-2)
+            states.append(h_n)
+            if self.dropout and layer < self.num_layers - 1:
+                x = F.dropout(x, self.dropout, self.training)
+        return x, torch.cat(states)
+
+    def _check(self, x: Tensor, hx: Tensor | None, lengths: Tensor | None) -> None:
+        sizes = tuple(x.shape)
+        frames, batch = (sizes[1], sizes[0]) if self.batch_first else sizes[:2]
+        checks.require(sizes[2] == self.input_size, "GRU", f"input has {sizes[2]} features", f"{self.input_size}")
+        checks.require(frames > 0 and batch > 0, "GRU", f"input has shape {list(sizes)}", "without a size of 0")
+        if hx is not None:
+            self._check_states(hx, batch)
+        checks.lengths("GRU", lengths, x, batch, frames)
+
+    def _check_states(self, hx: Tensor, batch: int) -> None:
+        layers = self.num_layers * (2 if self.bidirectional else 1)
+        checks.shape("GRU", "hx", hx, (layers, batch, self.hidden_size), "[layers * D, B, H]")
+
+    def _torch_forward(self, x: Tensor, hx: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        """torch's own GRU on these weights. With lengths it packs, which reads them on the host."""
+        directions = 2 if self.bidirectional else 1
+        batch = x.shape[0] if self.batch_first else x.shape[1]
+        if hx is None:
+            hx = x.new_zeros(self.num_layers * directions, batch, self.hidden_size)
+        weights = [weight for group in self.all_weights for weight in group]
+        options = (self.bias, self.num_layers, self.dropout, self.training, self.bidirectional)
+        if lengths is None:
+            return torch._VF.gru(x, hx, weights, *options, self.batch_first)
+        host = lengths.cpu().clamp(0, x.shape[1 if self.batch_first else 0])
+        # Packing refuses empty rows: they run one frame, whose output and state are put back afterwards.
+        packed = pack_padded_sequence(x, host.clamp(min=1), self.batch_first, enforce_sorted=False)
+        data, h_n = torch._VF.gru(
+            packed.data, packed.batch_sizes, hx.index_select(1, packed.sorted_indices), weights, *options
+        )
+        output, _ = pad_packed_sequence(
+            packed._replace(data=data), self.batch_first, total_length=x.shape[1 if self.batch_first else 0]
+        )
+        empty = lengths <= 0
+        h_n = torch.where(empty[:, None], hx, h_n.index_select(1, packed.unsorted_indices))
+        return output.masked_fill(empty[:, None, None] if self.batch_first else empty[:, None], 0), h_n
+
+
+class GRUCell(nn.Module):
+    """``nn.GRUCell`` with ``reset_after`` as in :class:`GRU`: one step, for streaming.
+
+    It runs torch's own operators, since a kernel that lays W_hh out anew for a single step is slower: see
+    ``ser-fast info``.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        *,
+        reset_after: bool = True,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        _check_sizes("GRUCell", input_size=input_size, hidden_size=hidden_size)
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.bias = bias
+        self.reset_after = reset_after
+        options = {"device": device, "dtype": dtype}
+        self.weight_ih = nn.Parameter(torch.empty(3 * hidden_size, input_size, **options))
+        self.weight_hh = nn.Parameter(torch.empty(3 * hidden_size, hidden_size, **options))
+        self.bias_ih = nn.Parameter(torch.empty(3 * hidden_size, **options)) if bias else None
+        self.bias_hh = nn.Parameter(torch.empty(3 * hidden_size, **options)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        _init_uniform(self, self.hidden_size)
+
+    def extra_repr(self) -> str:
+        bias = "" if self.bias else ", bias=False"
+        return f"{self.input_size}, {self.hidden_size}{bias}" + ("" if self.reset_after else ", reset_after=False")
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """The next state ``[B, H]`` from the input ``[B, I]`` and the state ``hx`` ``[B, H]``; unbatched likewise.
+
+        Raises:
+            RuntimeError: an argument that does not fit, by name, before anything is computed.
+        """
+        try:
+            if self.reset_after and input.dim() == 2 and hx.dim() == 2 and input.shape[0]:
+                return torch._VF.gru_cell(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        except (AttributeError, RuntimeError, TypeError):
+            pass  # a small step takes no longer than checking it, so what does not fit is named only once it failed
+        self._check(input, hx)
+        shape = (*input.shape[:-1], self.hidden_size)
+        x = input.reshape(-1, self.input_size)
+        h = x.new_zeros(len(x), self.hidden_size) if hx is None else hx.reshape(-1, self.hidden_size)
+        if self.reset_after:
+            h = torch._VF.gru_cell(x, h, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        else:
+            h, *_ = cell(F.linear(x, self.weight_ih, self.bias_ih), h, self.weight_hh, self.bias_hh, False)
+        return h.reshape(shape)
+
+    def _check(self, x: Tensor, h: Tensor | None) -> None:
+        _check_operands("GRUCell", self.weight_ih, input=x, hx=h)
+        good = x.dim() in (1, 2) and 0 not in x.shape
+        checks.require(good, "GRUCell", f"input has shape {list(x.shape)}", "[B, I] or [I] with no size 0")
+        good = x.shape[-1] == self.input_size
+        checks.require(good, "GRUCell", f"input has {x.shape[-1]} features", f"{self.input_size}")
+        if h is not None:
+            checks.shape("GRUCell", "hx", h, (*x.shape[:-1], self.hidden_size), "[B, H] or [H]")
