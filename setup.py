@@ -283,7 +283,7 @@ class BuildKernels(build_ext):
             cuda = find_cuda()
             info = self.compile(*TOOLS, cuda, target)
             built = f"built for {', '.join(cuda.archs)} by nvcc {cuda.version}"
-            return info | {"cuda": built, "cuda_archs": cuda.archs}
+            return info | {"cuda": built, "cuda_archs": cuda.archs, "nvcc": cuda.version}
         except Missing as missing:
             self.why_not = str(missing)
         except subprocess.CalledProcessError:

@@ -12,10 +12,13 @@ import importlib.util
 import itertools
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+
+from ser_fast import gpus
 
 library = torch.library.Library("ser_fast", "FRAGMENT")
 cuda_library = torch.library.Library("ser_fast_cuda", "FRAGMENT")  # the CUDA C++ kernels, as csrc/ takes them
@@ -23,6 +26,11 @@ BACKENDS = ("auto", "compiled", "cuda", "triton", "reference")
 OPS = ("gru", "attention_pool", "power_spectrogram")
 
 UNPROVEN = "unproven on a GPU"  # whoever offers the CUDA or the Triton kernels says so
+TRITON_MISSING = (
+    "triton is not installed; type `pip install triton`"
+    if sys.platform.startswith("linux")
+    else "triton is not installed, and has no package for this system"
+)
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int16)
 CUDA_DTYPES = {
     "gru": (torch.float32, torch.float16, torch.bfloat16),
@@ -153,26 +161,43 @@ def use(backend: str) -> None:
 
     Raises:
         ValueError: another name, "cuda" where it was not built or did not load, "triton" where it is not installed,
-            or one of them where the GPU is AMD's.
+            or one of them where a visible GPU is AMD's or one that :func:`ser_fast.gpus.refusal` refuses.
     """
     global on_cuda, gru_kernels
     if backend not in ("auto", "cuda", "triton"):
         raise ValueError(f"backend is '{backend}'; it must be 'auto', 'cuda' or 'triton', for CUDA tensors")
-    if backend != "auto" and torch.version.hip:
-        raise ValueError(f"backend is '{backend}', but this torch is for AMD GPUs, which our options do not fit yet")
-    if backend == "cuda" and not loaded:
-        raise ValueError(f"backend is 'cuda', but {reason}")
-    if backend == "cuda" and not build_info().get("cuda_archs"):
-        raise ValueError(f"backend is 'cuda', but its kernels are {build_info()['cuda']}")
+    if backend != "auto":
+        visible = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+        why = missing(backend) or next(filter(None, (refused(backend, gpu) for gpu in visible)), None)
+        if why:
+            raise ValueError(f"backend is '{backend}', but {why}")
     if backend == "triton":
-        if not importlib.util.find_spec("triton"):
-            raise ValueError("backend is 'triton', but triton is not installed; type `pip install triton`")
         gru_kernels = importlib.import_module("ser_fast.kernels.gru")
     if backend == "cuda":
-        gpus = [torch.empty(0, device=f"cuda:{number}") for number in range(torch.cuda.device_count())]
-        fitting = [widest_gru(torch.ops.ser_fast_cuda.gru_limits(gpu)) for gpu in gpus]
+        fitting = [
+            widest_gru(torch.ops.ser_fast_cuda.gru_limits(torch.empty(0, device=f"cuda:{gpu}"))) for gpu in visible
+        ]
         widest[:] = map(min, zip(*fitting)) if fitting else (0, 0, 0)
     on_cuda = backend
+
+
+def missing(backend: str) -> str | None:
+    """Why the kernels of "cuda" or "triton" are not here, whatever the GPU; None if they are."""
+    if torch.version.hip:
+        return "this torch is for AMD GPUs, which our options do not fit yet"
+    if backend == "triton":
+        return None if importlib.util.find_spec("triton") else TRITON_MISSING
+    if not loaded:
+        return reason
+    return None if build_info().get("cuda_archs") else f"its kernels are {build_info()['cuda']}"
+
+
+def refused(backend: str, gpu: int) -> str | None:
+    """Why the GPU of this number, which torch sees, cannot run them; None if it can."""
+    info, capability = build_info(), torch.cuda.get_device_capability(gpu)
+    built = info.get("cuda_archs", ()), info.get("nvcc", "0.0")
+    why = gpus.refusal(backend, capability, torch._C._cuda_getDriverVersion(), *built)
+    return why and f"cuda:{gpu} is {torch.cuda.get_device_name(gpu)}: {why}"
 
 
 def widest_gru(limits: torch.Tensor) -> list[int]:

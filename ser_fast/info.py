@@ -22,6 +22,7 @@ def info() -> dict:
         "processor": f"{backends.instruction_set or torch.backends.cpu.get_cpu_capability()}, "
         f"{torch.get_num_threads()} threads",
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can see",
+        **{f"tensors on {device}": what for device, what in what_runs().items()},
         "built": f"with {build['compiler']}" if build["compiled"] else f"no: {build['reason']}",
         "loaded": "yes" if backends.loaded else f"no: {backends.reason}",
         "cuda kernels": _cuda(build),
@@ -30,6 +31,31 @@ def info() -> dict:
         "SER_FAST_BACKEND": os.environ.get("SER_FAST_BACKEND", "unset (auto)"),
         "backends": {f"{op} on {device}": backends.select(op, device) for op in backends.OPS for device in devices},
     }
+
+
+def what_runs() -> dict[str, str]:
+    """What each device's tensors run on, and why where that is torch's operators."""
+    compiled = f"the compiled kernels, for {backends.instruction_set}"
+    found = {"cpu": compiled if backends.loaded else f"torch's operators: {backends.reason}"}
+    if torch.cuda.is_available():
+        return found | {f"cuda:{gpu}": _on_gpu(gpu) for gpu in range(torch.cuda.device_count())}
+    other = torch.accelerator.current_accelerator()
+    return found | ({other.type: "torch's operators: there are no kernels for it"} if other else {})
+
+
+def _on_gpu(gpu: int) -> str:
+    if backends.on_cuda != "auto":
+        return f"the {backends.on_cuda} kernels, {backends.UNPROVEN}; torch's operators for what they leave out"
+    reasons: dict[str | None, list[str]] = {}
+    for backend in ("cuda", "triton"):
+        why = backends.missing(backend) or backends.refused(backend, gpu)
+        reasons.setdefault(why and why.removesuffix("."), []).append(backend)
+    said = [
+        f"{' and '.join(names)} refused, {why}" if why else
+        f"SER_FAST_BACKEND={' or '.join(names)} chooses kernels, {backends.UNPROVEN}"
+        for why, names in reasons.items()
+    ]  # fmt: skip
+    return f"torch's operators: {'; '.join(said)}"
 
 
 def _cuda(build: dict) -> str:
@@ -42,7 +68,7 @@ def _triton() -> str:
     try:
         found = version("triton")
     except PackageNotFoundError:
-        return "triton is not installed; type `pip install triton`"
+        return backends.TRITON_MISSING
     return f"triton {found}; SER_FAST_BACKEND=triton selects them for CUDA tensors"
 
 

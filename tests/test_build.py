@@ -109,7 +109,7 @@ def test_a_wheel_is_abi3_and_holds_the_kernels_and_their_sources_package(sources
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "kernels/"))]
     assert info["compiled"] and info["reason"] is None
     if shutil.which("nvcc"):
-        assert info["cuda_archs"] == ["9.0a"] and info["cuda"].startswith("built for 9.0a by nvcc "), info
+        assert info["cuda_archs"] == ["9.0a"] and info["cuda"] == f"built for 9.0a by nvcc {info['nvcc']}", info
     else:
         assert info["cuda_archs"] == [] and "nvcc was not found" in info["cuda"], info
 
@@ -201,6 +201,15 @@ esac
     else:
         assert result.returncode == 0 and info["compiled"], result.stdout + result.stderr
         assert info["cuda"].startswith("not built: nvcc or the compiler behind it failed") and not info["cuda_archs"]
+
+
+@pytest.mark.parametrize("system", ["darwin", "win32"])
+def test_other_systems_get_the_python_part_and_a_sentence(setup, monkeypatch, system):
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.delattr(os, "sysconf")  # Windows has none, and macOS does not tell its free memory by it
+    module = setup()
+    assert module.TOOLS is None
+    assert module.MISSING.startswith(f"the compiled kernels are built on Linux only so far, not on {system}: torch's")
 
 
 def test_cuda_can_be_left_out(setup):

@@ -1,0 +1,149 @@
+"""What is said and what runs where the kernels do not: old GPUs and drivers, other makers' devices, other systems."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from ser_fast import backends, gpus, info
+
+BUILT = ("8.0", "8.6", "8.9", "9.0a", "10.0", "12.0+PTX")
+
+
+@pytest.mark.parametrize(
+    ("capability", "archs", "driver"),
+    [
+        ((8, 0), BUILT, 13000),
+        ((8, 7), BUILT, 13000),  # machine code of 8.0 and 8.6
+        ((9, 0), BUILT, 13000),
+        ((10, 3), BUILT, 13000),
+        ((12, 0), BUILT, 13000),
+        ((12, 1), BUILT, 13000),
+        ((13, 0), BUILT, 13010),  # PTX of 12.0
+        ((9, 0), ["8.0+PTX"], 13000),
+        ((10, 3), ["10.0f"], 13000),
+        ((8, 9), ["8.6"], 14000),  # a newer driver
+    ],
+)
+def test_a_gpu_that_runs_what_was_built_is_taken(capability, archs, driver):
+    assert gpus.refusal("cuda", capability, driver, archs, "13.0.88") is None
+
+
+@pytest.mark.parametrize(
+    ("capability", "archs", "driver", "sentence"),
+    [
+        ((7, 5), BUILT, 13000, "its compute capability is 7.5; it must be at least 8.0"),
+        ((6, 1), BUILT, 12080, "its compute capability is 6.1; it must be at least 8.0"),
+        ((8, 0), BUILT, 12080, "its driver serves CUDA 12.8; it must serve CUDA 13, which built the kernels"),
+        ((8, 0), ["8.6"], 13000, "its compute capability is 8.0; it must be one that runs what was built: 8.6 by CUDA 13.0"),
+        ((10, 0), ["8.0", "9.0a"], 13000, "must be one that runs what was built: 8.0, 9.0a by CUDA 13.0"),
+        ((10, 0), ["9.0a+PTX"], 13000, "what was built: 9.0a"),  # neither 9.0a's code nor its PTX
+        ((12, 0), ["10.0f+PTX"], 13000, "what was built: 10.0f"),
+        ((9, 0), [], 13000, "what was built: "),
+    ],
+)  # fmt: skip
+def test_a_gpu_or_a_driver_that_is_too_old_is_refused_by_name(capability, archs, driver, sentence):
+    assert sentence in gpus.refusal("cuda", capability, driver, archs, "13.0.88")
+
+
+def test_ptx_needs_a_driver_as_new_as_its_compiler():
+    """Within a major version a driver runs machine code of later minor ones, but does not compile their PTX."""
+    assert gpus.refusal("cuda", (8, 0), 13000, BUILT, "13.1.2") is None
+    assert "by CUDA 13.1" in gpus.refusal("cuda", (13, 0), 13000, BUILT, "13.1.2")
+    assert gpus.refusal("cuda", (13, 0), 13010, BUILT, "13.1.2") is None
+
+
+def test_triton_compiles_for_any_gpu_from_8_0_on():
+    assert gpus.refusal("triton", (7, 5)) == "its compute capability is 7.5; it must be at least 8.0"
+    assert gpus.refusal("triton", (8, 0)) is None and gpus.refusal("triton", (13, 0)) is None
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine with one GPU, as far as torch tells of it."""
+    monkeypatch.setattr(backends, "on_cuda", "auto")
+    monkeypatch.setattr(backends, "loaded", True)
+
+    def with_gpu(name: str, capability: tuple[int, int], driver: int = 13000, **built) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: name)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+        monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: driver, raising=False)
+        known = {"compiled": True, "reason": None, "compiler": "g++", "cuda": "built", "cuda_archs": list(BUILT)}
+        monkeypatch.setattr(backends, "build_info", lambda: known | {"nvcc": "13.0.88"} | built)
+
+    return with_gpu
+
+
+def test_an_old_gpu_is_refused_and_info_says_what_runs_there(machine):
+    pytest.importorskip("triton")
+    machine("Tesla T4", (7, 5))
+    for backend in ("cuda", "triton"):
+        sentence = (
+            f"backend is '{backend}', but cuda:0 is Tesla T4: its compute capability is 7.5; it must be at least"
+        )
+        with pytest.raises(ValueError, match=sentence):
+            backends.use(backend)
+    assert backends.on_cuda == "auto" and backends.select("gru", "cuda") == "torch"
+    assert info.what_runs()["cuda:0"] == (
+        "torch's operators: cuda and triton refused, cuda:0 is Tesla T4: its compute capability is 7.5; "
+        "it must be at least 8.0"
+    )
+
+
+def test_an_old_driver_is_refused_and_triton_is_left(machine):
+    pytest.importorskip("triton")
+    machine("NVIDIA A100", (8, 0), driver=12080)
+    with pytest.raises(ValueError, match=r"its driver serves CUDA 12\.8; it must serve CUDA 13, which built"):
+        backends.use("cuda")
+    said = info.what_runs()["cuda:0"]
+    assert said.startswith("torch's operators: cuda refused, cuda:0 is NVIDIA A100: its driver serves CUDA 12.8; ")
+    assert said.endswith("; SER_FAST_BACKEND=triton chooses kernels, unproven on a GPU")
+    backends.use("triton")
+    assert info.what_runs()["cuda:0"].startswith("the triton kernels, unproven on a GPU")
+
+
+def test_info_says_why_a_good_gpu_runs_on_torch(machine, monkeypatch):
+    pytest.importorskip("triton")
+    machine("NVIDIA H100", (9, 0))
+    said = info.what_runs()["cuda:0"]
+    assert said == "torch's operators: SER_FAST_BACKEND=cuda or triton chooses kernels, unproven on a GPU"
+    assert f"{'tensors on cuda:0':<24} {said}\n" in info.text()
+    machine("NVIDIA H100", (9, 0), cuda="not built: nvcc was not found, so ... .", cuda_archs=[])
+    assert "cuda refused, its kernels are not built: nvcc was not found" in info.what_runs()["cuda:0"]
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    said = info.what_runs()["cuda:0"]
+    assert said.startswith("torch's operators: cuda and triton refused, this torch is for AMD GPUs")
+
+
+def test_info_names_other_devices(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("mps"))
+    assert info.what_runs()["mps"] == "torch's operators: there are no kernels for it"
+    assert backends.select("attention_pool", "mps") == "reference"
+    monkeypatch.setattr(backends, "loaded", False)
+    monkeypatch.setattr(backends, "reason", "no C++ compiler was found.")
+    assert info.what_runs()["cpu"] == "torch's operators: no C++ compiler was found."
+
+
+def test_without_compiled_kernels_models_train_and_info_says_why():
+    script = """
+import importlib.abc, sys
+class NoKernels(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "ser_fast._C":
+            raise ImportError("the kernels are absent")
+sys.meta_path.insert(0, NoKernels())
+import torch, ser_fast
+from ser_fast import info
+assert not ser_fast.backends.loaded
+for model in (ser_fast.CGRU(3), ser_fast.BiGRUMHA(3)):
+    model(torch.randn(2, 4000), torch.tensor([4000, 3000])).sum().backward()
+assert all(parameter.grad is not None for parameter in model.parameters())
+print(info.what_runs()["cpu"])
+"""
+    result = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True)
+    assert result.stdout.startswith(
+        "torch's operators: the compiled kernels did not load (the kernels are absent)"
+    ), result.stderr
