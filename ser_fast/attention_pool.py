@@ -144,6 +144,8 @@ def attention_pool(h: Tensor, w: Tensor, lengths: Tensor | None = None) -> tuple
         RuntimeError: a shape, dtype, device or length that does not fit, by name. Lengths are not read on CUDA.
     """
     checks.tensors("attention_pool", h=h, w=w, lengths=lengths)
+    if checks.transforming():
+        return reference(h, w, lengths)
     dtype = h.dtype
     if dtype in HALF and h.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
         _check("attention_pool", h, w, lengths)

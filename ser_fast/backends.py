@@ -61,7 +61,7 @@ def register(
     """Define the op ``ser_fast::schema`` with its reference for every device that has no kernel of its own.
 
     ``fake`` checks the arguments and gives the outputs' shapes; ``cuda`` is the op by the CUDA C++ kernel. Without
-    ``backward`` the op is a backward itself, and a second derivative through it is an error. Under autocast the
+    ``backward`` the op is a backward itself, and its own derivative is that of its reference. Under autocast the
     arguments become float32, or on the devices of ``half_on`` the dtype in force at the call; the CPU has no kernels
     for float16.
     """
@@ -70,9 +70,9 @@ def register(
     library.impl(name, reference, "CompositeExplicitAutograd")
     library.impl(name, on_cuda_tensors(name, reference, cuda), "CUDA")
     torch.library.register_fake(f"ser_fast::{name}", fake, lib=library)
-    torch.library.register_autograd(
-        f"ser_fast::{name}", backward or _no_second_derivative(name), setup_context=setup_context, lib=library
-    )
+    if backward is None:
+        backward, setup_context = _derivative_of(reference), _keep_arguments
+    torch.library.register_autograd(f"ser_fast::{name}", backward, setup_context=setup_context, lib=library)
     for device in ("cpu", "cuda"):
         library.impl(name, _autocast(name, device, device in half_on), f"Autocast{device.upper()}")
 
@@ -93,11 +93,30 @@ def on_cuda_tensors(name: str, reference: Callable, cuda: Callable | None = None
     return call
 
 
-def _no_second_derivative(name: str) -> Callable:
+def _keep_arguments(ctx, inputs, output) -> None:
+    ctx.positions = [position for position, value in enumerate(inputs) if isinstance(value, torch.Tensor)]
+    ctx.save_for_backward(*(inputs[position] for position in ctx.positions))
+    ctx.others = [None if isinstance(value, torch.Tensor) else value for value in inputs]
+
+
+def _derivative_of(reference: Callable) -> Callable:
+    """The backward of an op by differentiating its reference: slow, and differentiable again."""
+
     def backward(ctx, *grads):
-        raise RuntimeError(
-            f"ser_fast::{name} has no derivative of its own; for second derivatives call the op's reference"
-        )
+        arguments = list(ctx.others)
+        for position, tensor in zip(ctx.positions, ctx.saved_tensors):
+            arguments[position] = tensor
+        wanted = [position for position in ctx.positions if ctx.needs_input_grad[position]]
+
+        def call(*tensors):
+            full = list(arguments)
+            for position, tensor in zip(wanted, tensors):
+                full[position] = tensor
+            return reference(*full)
+
+        _, pull_back = torch.func.vjp(call, *(arguments[position] for position in wanted))
+        found = dict(zip(wanted, pull_back(grads if len(grads) > 1 else grads[0])))
+        return tuple(found.get(position) for position in range(len(arguments)))
 
     return backward
 
@@ -231,6 +250,8 @@ def gru_product(dtype: torch.dtype) -> int:
 RULES = {
     "GRU with T = 1 on CPU": "torch: laying W_hh out for the kernel costs more than one step saves",
     "GRUCell": "torch, for the same reason",
+    "GRU without kernels of ours": "torch, on CPU where they were not built and on any other device: the reference "
+    "is slower",
     "GRU on CUDA, cuda or triton": "torch where W_hh does not fit on chip: nothing was measured there",
 }
 
@@ -245,8 +266,9 @@ def select(
 ) -> str:
     """Which backend runs ``op`` on tensors of ``device``: "compiled", "cuda", "triton", "torch" or "reference".
 
-    "torch" is ``nn.GRU``'s own path. ``ser_fast.GRU(reset_after=True)`` takes it for a single step, by ``RULES``, and
-    on a GPU unless kernels of ours are chosen and W_hh fits on chip: nothing of ours has been measured there yet.
+    "torch" is ``nn.GRU``'s own path. ``ser_fast.GRU(reset_after=True)`` takes it by ``RULES`` for a single step and
+    where no kernel was built, and on a GPU unless kernels of ours are chosen and W_hh fits on chip: nothing of ours
+    has been measured there yet.
     A frame or a transform too large for a block of the CUDA kernels is the reference's all the same.
     """
     if op not in OPS:
@@ -260,6 +282,6 @@ def select(
     cuda = kind == "cuda" and on_cuda == "cuda" and dtype in CUDA_DTYPES[op]
     if cuda and (hidden_size is None or hidden_size <= widest[gru_product(dtype)]):
         return "cuda"
-    if op == "gru" and (kind == "cuda" or steps == 1):
+    if op == "gru" and (kind != "cpu" or steps == 1 or not loaded):
         return "torch"
     return "compiled" if kind == "cpu" and loaded else "reference"

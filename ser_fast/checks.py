@@ -18,15 +18,12 @@ def require(good: bool, op: str, found: str, allowed: str) -> None:
 
 
 def tensors(op: str, **arguments) -> None:
-    """Each is a dense tensor or None, and none of them carries a forward-mode tangent, which the ops would drop."""
+    """Each is a dense tensor or None."""
     for name, value in arguments.items():
         if value is None:
             continue
         require(isinstance(value, Tensor), op, f"{name} is a {type(value).__name__}", "a torch.Tensor")
         require(value.layout == torch.strided, op, f"{name} has layout {value.layout}", "torch.strided")
-        if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
-            plain = forward_ad.unpack_dual(value).tangent is None
-            require(plain, op, f"{name} has a forward-mode tangent", "without one: the reference has that derivative")
 
 
 def shape(op: str, name: str, tensor: Tensor, wanted: tuple, letters: str) -> None:
@@ -60,6 +57,13 @@ def lengths(op: str, given: Tensor | None, like: Tensor, batch: int, limit: int)
         return
     for index, value in enumerate(given.tolist()):
         require(0 <= value <= limit, op, f"lengths[{index}] is {value}", f"in 0..{limit}")
+
+
+def transforming() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work: they know plain torch, the reference."""
+    if torch.compiler.is_compiling():
+        return False
+    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def readable(tensor: Tensor) -> bool:

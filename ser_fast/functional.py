@@ -2,6 +2,7 @@
 
 from ser_fast.attention_pool import attention_pool
 from ser_fast.gru import gru
+from ser_fast.mel import mel_filters
 from ser_fast.power_spectrogram import power_spectrogram
 
-__all__ = ["attention_pool", "gru", "power_spectrogram"]
+__all__ = ["attention_pool", "gru", "mel_filters", "power_spectrogram"]

@@ -91,43 +91,48 @@ def reference_backward(
     h0: Tensor | None,
     lengths: Tensor | None,
     reset_after: bool,
+    grad_gates: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The op ``ser_fast::gru_backward`` in plain torch.
+    """The op ``ser_fast::gru_backward`` in plain torch, differentiable.
 
     Returns the gradients of ``gx`` ``[T, B, D, 3H]``, of q = W_hn h + b_hn ``[T, B, D, H]`` (empty without
-    ``reset_after``) and of ``h0`` ``[D, B, H]``.
+    ``reset_after``) and of ``h0`` ``[D, B, H]``. ``grad_gates`` is the gates' gradient in second derivatives.
     """
+    grad_gates = torch.zeros_like(gates) if grad_gates is None else grad_gates
     if y.dim() == 3:
         place = _places(lengths)
-        grad_y, y, gates = (_padded(tensor, lengths) for tensor in (grad_y, y, gates))
-        grads = reference_backward(grad_y, grad_h_n, y, gates, w_hh, h0, lengths, reset_after)
+        grad_y, y, gates, grad_gates = (_padded(tensor, lengths) for tensor in (grad_y, y, gates, grad_gates))
+        grads = reference_backward(grad_y, grad_h_n, y, gates, w_hh, h0, lengths, reset_after, grad_gates)
         return grads[0][place], grads[1][place] if reset_after else grads[1], grads[2]
     frames, _, directions, hidden = y.shape
     before = _states_before(y, h0, lengths)
-    grad_gx = _empty_frames(y, 3 * hidden).zero_()
-    grad_q = _empty_frames(y, hidden).zero_() if reset_after else y.new_empty(0)
-    grad_h0 = []
+    grads_gx, grads_q, grads_h0 = [], [], []
     for d in range(directions):
         grad_h, w = grad_h_n[d], w_hh[d]
+        grad_gx, grad_q = [None] * frames, [None] * frames
         for t in reversed(range(frames)) if d == 0 else range(frames):
             r, z, n, q = gates[t, :, d].chunk(4, dim=1)
+            grad_r, grad_z, grad_n, grad_own_q = grad_gates[t, :, d].chunk(4, dim=1)
             valid = torch.ones_like(grad_h[:, :1], dtype=torch.bool) if lengths is None else (t < lengths)[:, None]
             grad = grad_h + grad_y[t, :, d]
-            pre_n = grad * (1 - z) * (1 - n * n)
-            pre_z = grad * (before[t, :, d] - n) * z * (1 - z)
+            pre_n = (grad * (1 - z) + grad_n) * (1 - n * n)
+            pre_z = (grad * (before[t, :, d] - n) + grad_z) * z * (1 - z)
             if reset_after:
-                pre_r = pre_n * q * r * (1 - r)
-                recurrent = torch.cat([pre_r, pre_z, pre_n * r], dim=1)
-                previous = grad * z + recurrent @ w
-                grad_q[t, :, d] = torch.where(valid, pre_n * r, 0)
+                pre_r = (pre_n * q + grad_r) * r * (1 - r)
+                through = pre_n * r + grad_own_q
+                previous = grad * z + torch.cat([pre_r, pre_z, through], dim=1) @ w
+                grad_q[t] = torch.where(valid, through, 0)
             else:
-                through = pre_n @ w[2 * hidden :]
-                pre_r = through * before[t, :, d] * r * (1 - r)
+                through = pre_n @ w[2 * hidden :] + grad_own_q
+                pre_r = (through * before[t, :, d] + grad_r) * r * (1 - r)
                 previous = grad * z + through * r + torch.cat([pre_r, pre_z], dim=1) @ w[: 2 * hidden]
-            grad_gx[t, :, d] = torch.where(valid, torch.cat([pre_r, pre_z, pre_n], dim=1), 0)
+            grad_gx[t] = torch.where(valid, torch.cat([pre_r, pre_z, pre_n], dim=1), 0)
             grad_h = torch.where(valid, previous, grad_h)
-        grad_h0.append(grad_h)
-    return grad_gx, grad_q, torch.stack(grad_h0)
+        grads_gx.append(torch.stack(grad_gx))
+        grads_q.append(torch.stack(grad_q) if reset_after else None)
+        grads_h0.append(grad_h)
+    gx, h0 = _laid_out_as(y, torch.stack(grads_gx, dim=2)), torch.stack(grads_h0)
+    return gx, _laid_out_as(y, torch.stack(grads_q, dim=2)) if reset_after else y.new_empty(0), h0
 
 
 def _states_before(y: Tensor, h0: Tensor | None, lengths: Tensor | None) -> Tensor:
@@ -201,7 +206,7 @@ def new_outputs(gx, w_hh, b_hh, h0, lengths, reset_after, save_gates):
     return _empty_frames(gx, hidden), gx.new_empty(directions, batch, hidden), gates
 
 
-def new_gradients(grad_y, grad_h_n, y, gates, w_hh, h0, lengths, reset_after):
+def new_gradients(grad_y, grad_h_n, y, gates, w_hh, h0, lengths, reset_after, grad_gates=None):
     hidden = y.shape[-1]
     grad_q = _empty_frames(y, hidden) if reset_after else y.new_empty(0)
     return _empty_frames(y, 3 * hidden), grad_q, torch.empty_like(grad_h_n, memory_format=torch.contiguous_format)
@@ -213,19 +218,20 @@ def _setup_context(ctx, inputs, output):
     ctx.states = h_n.shape
     ctx.has_bias = b_hh is not None
     ctx.save_for_backward(y, gates, w_hh, h0, lengths)
-    ctx.mark_non_differentiable(gates)
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, grad_y, grad_h_n, _):
+def _backward(ctx, grad_y, grad_h_n, grad_gates):
     if not ctx.save_gates:
         raise RuntimeError("gru: save_gates is False; it must be True where a gradient is wanted")
     y, gates, w_hh, h0, lengths = ctx.saved_tensors
     grad_y = torch.zeros_like(y) if grad_y is None else grad_y
     grad_h_n = y.new_zeros(ctx.states) if grad_h_n is None else grad_h_n
-    grad_gx, grad_q, grad_h0 = torch.ops.ser_fast.gru_backward(
-        grad_y, grad_h_n, y, gates, w_hh, h0, lengths, ctx.reset_after
-    )
+    arguments = grad_y, grad_h_n, y, gates, w_hh, h0, lengths, ctx.reset_after
+    if grad_gates is None:
+        grad_gx, grad_q, grad_h0 = torch.ops.ser_fast.gru_backward(*arguments)
+    else:  # only a second derivative asks for the gates' own
+        grad_gx, grad_q, grad_h0 = torch.ops.ser_fast.gru_backward_with_gates(*arguments, grad_gates)
     grad_w = grad_b = None
     if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
         grad_w, grad_b = _weight_gradients(grad_gx, grad_q, y, gates, h0, lengths, ctx.reset_after)
@@ -255,7 +261,8 @@ def _flat(tensor: Tensor) -> Tensor:
     """All frames in the order in which they lie, without a copy: [N, D, W]."""
     if tensor.dim() == 3:
         return tensor
-    return (tensor.transpose(0, 1) if _batch_first(tensor) else tensor).flatten(0, 1)
+    tensor = tensor.transpose(0, 1) if _batch_first(tensor) else tensor
+    return tensor.reshape(-1, *tensor.shape[2:])  # vmap, which gradients of several losses use, knows no flatten
 
 
 _ARGUMENTS = "Tensor gx, Tensor w_hh, Tensor? b_hh, Tensor? h0, Tensor? lengths, bool reset_after, bool save_gates"
@@ -306,6 +313,12 @@ backends.register(
     cuda=backward_on_cuda,
     half_on=("cpu", "cuda"),
 )
+backends.register(
+    f"gru_backward_with_gates({_BACKWARD_ARGUMENTS}, Tensor grad_gates) -> {_GRADIENTS}",
+    reference=reference_backward,
+    fake=new_gradients,
+    half_on=("cpu", "cuda"),
+)
 
 
 def gru(
@@ -342,6 +355,8 @@ def gru(
         RuntimeError: a shape, dtype, device or length that does not fit, by name. Lengths are not read on CUDA.
     """
     checks.tensors("gru", gx=gx, w_hh=w_hh, b_hh=b_hh, h0=h0, lengths=lengths)
+    if checks.transforming():
+        return reference(gx, w_hh, b_hh, h0, lengths, reset_after)[:2]
     dtype = gx.dtype
     widened = dtype == torch.float16 and gx.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
     if widened:

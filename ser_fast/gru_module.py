@@ -1,6 +1,7 @@
 """``GRU`` and ``GRUCell`` in the place of torch's."""
 
 import math
+import numbers
 import warnings
 
 import torch
@@ -12,12 +13,19 @@ from ser_fast import backends, checks
 from ser_fast.gru import cell, gru
 
 
+def _check_type(module: str, name: str, value, kind: type) -> None:
+    """The wording is torch's, which its tests and its users' tests look for."""
+    good = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    if not good:
+        found = f"{type(value).__name__} ({value!r})"
+        raise TypeError(f"{module}: {name} should be of type {kind.__name__}, got: {found}")
+
+
 def _check_sizes(module: str, **sizes: int) -> None:
     for name, value in sizes.items():
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{module}: {name} is {value!r}; it must be an int")
+        _check_type(module, name, value, int)
         if value < 1:
-            raise ValueError(f"{module}: {name} is {value}; it must be at least 1")
+            raise ValueError(f"{module}: {name} must be greater than zero, got: {value}")
 
 
 def _check_operands(module: str, weight: Tensor, **operands: Tensor | None) -> None:
@@ -27,8 +35,11 @@ def _check_operands(module: str, weight: Tensor, **operands: Tensor | None) -> N
         if value is None:
             continue
         checks.require(value.device == weight.device, module, f"{name} is on {value.device}", f"on {weight.device}")
-        if not torch.is_autocast_enabled(weight.device.type):
-            checks.dtype(module, name, value, weight.dtype)
+        if value.dtype != weight.dtype and not torch.is_autocast_enabled(weight.device.type):
+            raise ValueError(
+                f"{module}: RNN {name} dtype ({value.dtype}) does not match weight dtype ({weight.dtype}). "
+                f"Convert {name}: {name}.to({weight.dtype}), or convert model: model.to({value.dtype})"
+            )
 
 
 def _init_uniform(module: nn.Module, hidden_size: int) -> None:
@@ -63,7 +74,7 @@ class _Join(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _part(grad, *ctx.layout), None, None
+        return _Part.apply(grad, *ctx.layout), None, None
 
 
 class _Part(torch.autograd.Function):
@@ -71,12 +82,12 @@ class _Part(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, packed: Tensor, sizes: list[int], frames: int, batch_first: bool) -> Tensor:
-        ctx.sizes = sizes
+        ctx.sizes, ctx.batch_first = sizes, batch_first
         return _part(packed, sizes, frames, batch_first)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        return _join(grad, ctx.sizes), None, None, None
+        return _Join.apply(grad, ctx.sizes, ctx.batch_first), None, None, None
 
 
 class GRU(nn.Module):
@@ -92,6 +103,7 @@ class GRU(nn.Module):
 
     mode = "GRU"
     proj_size = 0
+    reset_after = True  # nn.GRU's, for one that swap has turned into this class
 
     def __init__(
         self,
@@ -109,8 +121,10 @@ class GRU(nn.Module):
     ):
         super().__init__()
         _check_sizes("GRU", input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
-        if isinstance(dropout, bool) or not 0 <= dropout <= 1:
-            raise ValueError(f"GRU: dropout is {dropout}; it must be a probability, in 0..1")
+        _check_type("GRU", "bias", bias, bool)
+        _check_type("GRU", "batch_first", batch_first, bool)
+        if isinstance(dropout, bool) or not isinstance(dropout, numbers.Number) or not 0 <= dropout <= 1:
+            raise ValueError(f"GRU: dropout is {dropout!r}; it must be a probability, in 0..1")
         if dropout > 0 and num_layers == 1:
             warnings.warn(f"GRU: dropout is {dropout}, but it acts between layers and num_layers is 1", stacklevel=2)
         self.input_size = input_size
@@ -138,10 +152,12 @@ class GRU(nn.Module):
 
     def flatten_parameters(self) -> None:
         """Lay the weights out as one block, which cuDNN wants, as ``nn.GRU`` does; nothing to do off the GPU."""
-        if next(self.parameters()).is_cuda:
+        weights = {name: getattr(self, name) for names in self._weight_names() for name in names}
+        # A parametrized weight is computed anew each time, so laying it out would serve nobody.
+        if all(isinstance(weight, nn.Parameter) and weight.is_cuda for weight in weights.values()):
             options = (self.bias, self.batch_first, self.dropout, self.bidirectional)
             twin = nn.GRU(self.input_size, self.hidden_size, self.num_layers, *options, device="meta")
-            for name, weight in self.named_parameters():
+            for name, weight in weights.items():
                 setattr(twin, name, weight)
             twin.flatten_parameters()
 
@@ -152,9 +168,12 @@ class GRU(nn.Module):
 
     @property
     def all_weights(self) -> list[list[nn.Parameter]]:
+        return [[getattr(self, name) for name in names] for names in self._weight_names()]
+
+    def _weight_names(self) -> list[list[str]]:
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if self.bias else ("weight_ih", "weight_hh")
         suffixes = [suffix for layer in range(self.num_layers) for suffix in self._suffixes(layer)]
-        return [[getattr(self, f"{name}_{suffix}") for name in names] for suffix in suffixes]
+        return [[f"{name}_{suffix}" for name in names] for suffix in suffixes]
 
     def extra_repr(self) -> str:
         parts = [f"{self.input_size}, {self.hidden_size}"]
@@ -214,6 +233,10 @@ class GRU(nn.Module):
 
     def _forward(self, x: Tensor, hx: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         self._check(x, hx, lengths)
+        if x.shape[0 if self.batch_first else 1] == 0:
+            return self._torch_forward(x, hx, None)  # nothing to compute, and torch knows the shapes
+        if checks.transforming():
+            return self._layers(x, hx, lengths)
         if self._takes_packed(x, lengths):
             total = int(lengths.sum())
             if 0 < total < x.shape[0] * x.shape[1]:
@@ -224,9 +247,9 @@ class GRU(nn.Module):
             frames = torch.arange(x.shape[1 if self.batch_first else 0], device=x.device)
             past = frames >= lengths[:, None] if self.batch_first else frames[:, None] >= lengths
             x = x.masked_fill(past[..., None], 0)
-        # Packing cannot be traced, so a compiled graph with lengths keeps to the op.
-        packs = lengths is not None and torch.compiler.is_compiling()
-        if self.reset_after and not packs and self._backend(x) == "torch":
+        # Neither packing nor the CPU's loop over the steps of torch's GRU can be traced: a compiled graph has the op.
+        op = torch.compiler.is_compiling() and (lengths is not None or x.device.type == "cpu")
+        if self.reset_after and not op and self._backend(x) == "torch":
             return self._torch_forward(x, hx, lengths)
         return self._layers(x, hx, lengths)
 
@@ -275,7 +298,7 @@ class GRU(nn.Module):
         sizes = tuple(x.shape)
         frames, batch = (sizes[1], sizes[0]) if self.batch_first else sizes[:2]
         checks.require(sizes[2] == self.input_size, "GRU", f"input has {sizes[2]} features", f"{self.input_size}")
-        checks.require(frames > 0 and batch > 0, "GRU", f"input has shape {list(sizes)}", "without a size of 0")
+        checks.require(frames > 0, "GRU", f"input has shape {list(sizes)}", "of at least one frame")
         if hx is not None:
             self._check_states(hx, batch)
         checks.lengths("GRU", lengths, x, batch, frames)
@@ -367,10 +390,18 @@ class GRUCell(nn.Module):
         return h.reshape(shape)
 
     def _check(self, x: Tensor, h: Tensor | None) -> None:
+        """In torch's words, as far as it checks the same."""
         _check_operands("GRUCell", self.weight_ih, input=x, hx=h)
-        good = x.dim() in (1, 2) and 0 not in x.shape
-        checks.require(good, "GRUCell", f"input has shape {list(x.shape)}", "[B, I] or [I] with no size 0")
-        good = x.shape[-1] == self.input_size
-        checks.require(good, "GRUCell", f"input has {x.shape[-1]} features", f"{self.input_size}")
-        if h is not None:
-            checks.shape("GRUCell", "hx", h, (*x.shape[:-1], self.hidden_size), "[B, H] or [H]")
+        for name, value in (("input", x), ("hidden", h)):
+            if value is not None and value.dim() not in (1, 2):
+                raise ValueError(f"GRUCell: Expected {name} to be 1D or 2D, got {value.dim()}D instead")
+        found = x.shape[-1]
+        if found != self.input_size:
+            raise RuntimeError(f"GRUCell: input has inconsistent input_size: got {found} expected {self.input_size}")
+        if h is not None and h.shape[-1] != self.hidden_size:
+            raise RuntimeError(
+                f"GRUCell: hidden0 has inconsistent hidden_size: got {h.shape[-1]}, expected {self.hidden_size}"
+            )
+        if h is not None and h.shape[:-1] != x.shape[:-1]:
+            sizes = [tensor.shape[0] if tensor.dim() == 2 else "none (unbatched)" for tensor in (x, h)]
+            raise RuntimeError("GRUCell: Input batch size {} doesn't match hidden0 batch size {}".format(*sizes))

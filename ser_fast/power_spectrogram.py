@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ser_fast import backends, checks
+from ser_fast.streaming import SpectrogramStream
 
 PAD_MODES = ("reflect", "constant", "replicate", "circular")
 FLOOR = 1e-10
@@ -353,7 +354,7 @@ def power_spectrogram(
         checks.require(good, "power_spectrogram", f"{name} requires a gradient", "a constant: only wave has one")
     args = (wave, window, n_fft, hop_length, begin, end, lengths, mean, std, log, floor, center, pad_mode)
     if out is None:
-        return torch.ops.ser_fast.power_spectrogram(*args)
+        return (reference if checks.transforming() else torch.ops.ser_fast.power_spectrogram)(*args)
     checks.tensors("power_spectrogram", out=out)
     good = not (torch.is_grad_enabled() and (wave.requires_grad or out.requires_grad))
     checks.require(good, "power_spectrogram", "out is given where a gradient is wanted", "left out")
@@ -480,11 +481,18 @@ class PowerSpectrogram(nn.Module):
 
     def forward(self, wave: Tensor, lengths: Tensor | None = None):
         """``[B, T, F]`` of ``wave`` ``[B, N]``; with ``lengths`` ``[B]`` in samples, also the lengths in frames."""
-        mean, std = (self.mean, self.std) if self.normalize else (None, None)
         if isinstance(wave, Tensor) and wave.dtype == torch.int16 and self.window.dtype == torch.float64:
             wave = wave.double() / 32768
-        spec = power_spectrogram(
-            wave, self.window, self.n_fft, self.hop_length, self.bins, lengths, mean, std,
-            log=self.log, floor=self.floor, center=self.center, pad_mode=self.pad_mode,
-        )  # fmt: skip
+        spec = self._spectra(wave, lengths, self.center)
         return spec if lengths is None else (spec, self.frame_lengths(lengths))
+
+    def _spectra(self, wave: Tensor, lengths: Tensor | None, center: bool) -> Tensor:
+        mean, std = (self.mean, self.std) if self.normalize else (None, None)
+        return power_spectrogram(
+            wave, self.window, self.n_fft, self.hop_length, self.bins, lengths, mean, std,
+            log=self.log, floor=self.floor, center=center, pad_mode=self.pad_mode,
+        )  # fmt: skip
+
+    def stream(self) -> SpectrogramStream:
+        """What takes a wave in chunks and gives each frame as soon as it is complete."""
+        return SpectrogramStream(self)

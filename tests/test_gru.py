@@ -242,10 +242,12 @@ def test_outputs_and_gates_are_zero_past_each_length():
 
 
 BAD_MODULES = [
-    (lambda: ser_fast.GRU(0, 3), ValueError, "GRU: input_size is 0; it must be at least 1"),
-    (lambda: ser_fast.GRU(3, 0), ValueError, "GRU: hidden_size is 0; it must be at least 1"),
-    (lambda: ser_fast.GRU(3, 2.5), TypeError, "GRU: hidden_size is 2.5; it must be an int"),
+    (lambda: ser_fast.GRU(0, 3), ValueError, "GRU: input_size must be greater than zero, got: 0"),
+    (lambda: ser_fast.GRU(3, 0), ValueError, "GRU: hidden_size must be greater than zero, got: 0"),
+    (lambda: ser_fast.GRU(3, 2.5), TypeError, r"GRU: hidden_size should be of type int, got: float \(2.5\)"),
     (lambda: ser_fast.GRU(3, 2, dropout=1.5), ValueError, r"GRU: dropout is 1.5; it must be a probability, in 0..1"),
+    (lambda: ser_fast.GRU(3, 2, dropout="0.1"), ValueError, r"GRU: dropout is '0.1'; it must be a probability, in 0..1"),
+    (lambda: ser_fast.GRU(3, 2, bias=None), TypeError, r"GRU: bias should be of type bool, got: NoneType \(None\)"),
     (lambda: ser_fast.GRU(3, 2)(torch.randn(4)), RuntimeError, r"GRU: input has shape \[4\]"),
     (lambda: ser_fast.GRU(3, 2)(torch.randn(4, 2, 5)), RuntimeError, "GRU: input has 5 features; it must be 3"),
     (lambda: ser_fast.GRU(3, 2)(torch.randn(0, 2, 3)), RuntimeError, r"GRU: input has shape \[0, 2, 3\]"),
@@ -259,16 +261,16 @@ BAD_MODULES = [
      "lengths is given beside an unbatched input; it must be left out"),
     (lambda: ser_fast.GRU(3, 2)(pack_sequence([torch.randn(2, 3)]), lengths=torch.tensor([2])), RuntimeError,
      "lengths is given beside a PackedSequence; it must be left out"),
-    (lambda: ser_fast.GRU(3, 2)(torch.randn(4, 2, 3).double()), RuntimeError, "GRU: input has dtype float64; it must be float32"),
-    (lambda: ser_fast.GRU(3, 2)(torch.randn(4, 2, 3), torch.zeros(1, 2, 2).double()), RuntimeError, "GRU: hx has dtype float64"),
+    (lambda: ser_fast.GRU(3, 2)(torch.randn(4, 2, 3).double()), ValueError, r"GRU: RNN input dtype \(torch.float64\) does not match weight dtype"),
+    (lambda: ser_fast.GRU(3, 2)(torch.randn(4, 2, 3), torch.zeros(1, 2, 2).double()), ValueError, r"GRU: RNN hx dtype \(torch.float64\)"),
     (lambda: ser_fast.GRU(3, 2)(torch.randn(4, 2, 3), lengths=[4, 1]), RuntimeError, r"GRU: lengths is a list; it must be a torch\.Tensor"),
     (lambda: ser_fast.GRU(3, 2)(torch.randn(4, 2, 3).to_sparse()), RuntimeError, "GRU: input has layout torch.sparse_coo"),
     (lambda: ser_fast.GRU(3, 2)(pack_sequence([torch.randn(2, 3), torch.randn(4, 3)], enforce_sorted=False), torch.zeros(1, 3, 2)),
      RuntimeError, r"GRU: hx has shape \[1, 3, 2\]; it must be \[layers \* D, B, H\] = \[1, 2, 2\]"),
-    (lambda: ser_fast.GRUCell(3, 0), ValueError, "GRUCell: hidden_size is 0; it must be at least 1"),
-    (lambda: ser_fast.GRUCell(3, 2)(torch.zeros(0, 3)), RuntimeError, r"GRUCell: input has shape \[0, 3\]"),
-    (lambda: ser_fast.GRUCell(3, 2)(torch.randn(4, 5)), RuntimeError, "GRUCell: input has 5 features; it must be 3"),
-    (lambda: ser_fast.GRUCell(3, 2)(torch.randn(4, 3), torch.zeros(3, 2)), RuntimeError, r"GRUCell: hx has shape \[3, 2\]"),
+    (lambda: ser_fast.GRUCell(3, 0), ValueError, "GRUCell: hidden_size must be greater than zero, got: 0"),
+    (lambda: ser_fast.GRUCell(3, 2)(torch.zeros(2, 2, 3)), ValueError, "GRUCell: Expected input to be 1D or 2D, got 3D instead"),
+    (lambda: ser_fast.GRUCell(3, 2)(torch.randn(4, 5)), RuntimeError, "GRUCell: input has inconsistent input_size: got 5 expected 3"),
+    (lambda: ser_fast.GRUCell(3, 2)(torch.randn(4, 3), torch.zeros(3, 2)), RuntimeError, "GRUCell: Input batch size 4 doesn't match hidden0 batch size 3"),
 ]  # fmt: skip
 
 
@@ -276,6 +278,12 @@ BAD_MODULES = [
 def test_bad_arguments_get_one_clear_error(call, error, sentence):
     with pytest.raises(error, match=sentence):
         call()
+
+
+@pytest.mark.parametrize("module", [ser_fast.GRU, nn.GRU])
+def test_a_batch_without_rows_gives_none(module):
+    y, h_n = module(3, 2, 2, bidirectional=True)(torch.zeros(4, 0, 3))
+    assert y.shape == (4, 0, 4) and h_n.shape == (4, 0, 2)
 
 
 def test_dropout_on_one_layer_warns_like_nn_gru():

@@ -1,0 +1,171 @@
+"""``swap``: our modules in the place of torch's and torchaudio's inside any model, in place."""
+
+import sys
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ser_fast import checks
+from ser_fast.gru_module import GRU
+from ser_fast.power_spectrogram import PAD_MODES, power_spectrogram
+
+
+@dataclass
+class Swap:
+    """What :func:`swap` did: names of submodules ("" is the model itself) with what they are now, or why not."""
+
+    replaced: dict[str, str] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f"{name or 'the model'}: {what}" for name, what in self.replaced.items()]
+        lines += [f"{name or 'the model'}: left, {why}" for name, why in self.left.items()]
+        return "\n".join(lines) or "nothing to replace: no nn.GRU and no power spectrogram of torchaudio"
+
+
+def swap(model: nn.Module) -> Swap:
+    """Turn every ``nn.GRU`` of a model into :class:`ser_fast.GRU`, and torchaudio's power ``Spectrogram`` likewise.
+
+    The modules stay the same objects with another class, so parameters, buffers, names, hooks, the training mode,
+    the state dict and an optimizer that is already built stay as they are. A spectrogram keeps torchaudio's layout
+    ``[..., F, T]``, window, padding and centring.
+
+    Args:
+        model: any module; it is changed in place. :func:`unswap` changes it back.
+
+    Returns:
+        What was replaced, and what was left and why: subclasses, whose own code would be lost, among them
+        parametrized modules; scripted modules; spectrograms that are complex, two-sided or not of power 2.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+    """
+    _check_module("swap", model)
+    report, spectrogram = Swap(), _torchaudio_spectrogram()
+    for name, module in model.named_modules():
+        if type(module) is nn.GRU:
+            _become(module, GRU)
+            report.replaced[name] = f"nn.GRU is ser_fast.{module}"
+        elif spectrogram and type(module) is spectrogram:
+            why = _not_ours(module)
+            if why:
+                report.left[name] = why
+            else:
+                _become(module, Spectrogram)
+                report.replaced[name] = f"torchaudio's Spectrogram is ser_fast's: {module}"
+        elif why := _looks_like_one(module, spectrogram):
+            report.left[name] = why
+    return report
+
+
+def unswap(model: nn.Module) -> list[str]:
+    """Undo :func:`swap`: the names of the modules that are torch's or torchaudio's again.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+    """
+    _check_module("unswap", model)
+    names = []
+    for name, module in model.named_modules():
+        if "_swapped_from" in vars(module):
+            _become_again(module)
+            names.append(name)
+    return names
+
+
+def _check_module(function: str, model) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{function}: model is a {type(model).__name__}; it must be a torch.nn.Module")
+
+
+def _torchaudio_spectrogram() -> type | None:
+    """A model that holds one has imported it."""
+    transforms = sys.modules.get("torchaudio.transforms")
+    return getattr(transforms, "Spectrogram", None)
+
+
+# What nn.GRU keeps of its weights beside the weights themselves; it would go stale, or not pickle, under our class.
+_CACHES = ("_flat_weights", "_flat_weight_refs", "_flat_weights_names", "_all_weights")
+
+
+def _become(module: nn.Module, kind: type) -> None:
+    module._swapped_from = type(module)
+    module.__class__ = kind
+    for name in _CACHES:
+        vars(module).pop(name, None)
+
+
+def _become_again(module: nn.Module) -> None:
+    gru = module._swapped_from is nn.GRU
+    names = module._weight_names() if gru else []
+    module.__class__ = module._swapped_from
+    del module._swapped_from
+    if gru:
+        vars(module)["_all_weights"] = names
+        vars(module)["_flat_weights_names"] = [name for group in names for name in group]
+        module._init_flat_weights()
+
+
+def _looks_like_one(module: nn.Module, spectrogram: type | None) -> str:
+    """Why a module that is nearly one of those is left; empty for any other module."""
+    if isinstance(module, torch.jit.ScriptModule) and getattr(module, "original_name", "") == "GRU":
+        return "compiled by TorchScript: swap the model before it is scripted"
+    if nn.utils.parametrize.is_parametrized(module) and isinstance(module, nn.GRU):
+        return "parametrized: swap the model before it is parametrized"
+    for kind in (nn.GRU, spectrogram):
+        if kind and isinstance(module, kind):
+            return f"{type(module).__name__} is a subclass of {kind.__name__}, whose code may do something else"
+    return ""
+
+
+def _not_ours(module: nn.Module) -> str:
+    """Why a torchaudio Spectrogram is left, or nothing."""
+    if module.power != 2:
+        return f"power is {module.power}: only 2 is fused"
+    if not module.onesided:
+        return "onesided is False: only half of a real signal's spectrum is computed"
+    if module.pad_mode not in PAD_MODES:
+        return f"pad_mode is '{module.pad_mode}'"
+    if module.window.dtype not in (torch.float32, torch.float64):
+        return f"its window is {module.window.dtype}: a power spectrogram overflows in half precision"
+    return ""
+
+
+class Spectrogram(nn.Module):
+    """``torchaudio.transforms.Spectrogram`` of power 2 on the fused op; only :func:`swap` makes it.
+
+    |STFT|² of ``[..., N]`` as ``[..., F, T]``, F = n_fft // 2 + 1, with torchaudio's attributes.
+    """
+
+    def extra_repr(self) -> str:
+        return (
+            f"n_fft={self.n_fft}, win_length={self.win_length}, hop_length={self.hop_length}, center={self.center}, "
+            f"normalized={self.normalized}"
+        )
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """``[..., F, T]`` of ``waveform`` ``[..., N]``.
+
+        Raises:
+            RuntimeError: another dtype than the window's; without centring, less than n_fft samples.
+        """
+        checks.tensors("Spectrogram", waveform=waveform)
+        wave = F.pad(waveform, (self.pad, self.pad)) if self.pad else waveform
+        window = self.window
+        if not self.center:
+            # torch.stft centres a short window within n_fft, which moves the frames and takes their last ones.
+            spare = self.n_fft - len(window)
+            window = F.pad(window, (spare // 2, spare - spare // 2))
+            found = f"waveform has {wave.shape[-1]} samples"
+            checks.require(wave.shape[-1] >= self.n_fft, "Spectrogram", found, f"at least n_fft = {self.n_fft}")
+        rows = wave.reshape(-1, wave.shape[-1])
+        power = power_spectrogram(
+            rows, window, self.n_fft, self.hop_length, center=self.center, pad_mode=self.pad_mode
+        )
+        if self.normalized == "frame_length":
+            power = power / self.n_fft
+        elif self.normalized:
+            power = power / self.window.square().sum()
+        return power.mT.reshape(*wave.shape[:-1], power.shape[2], power.shape[1])
