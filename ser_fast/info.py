@@ -39,7 +39,7 @@ def what_runs() -> dict[str, str]:
     found = {"cpu": compiled if backends.loaded else f"torch's operators: {backends.reason}"}
     if torch.cuda.is_available():
         return found | {f"cuda:{gpu}": _on_gpu(gpu) for gpu in range(torch.cuda.device_count())}
-    other = torch.accelerator.current_accelerator()
+    other = torch.accelerator.current_accelerator(check_available=True)
     return found | ({other.type: "torch's operators: there are no kernels for it"} if other else {})
 
 

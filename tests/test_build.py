@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -112,6 +113,24 @@ def test_a_wheel_is_abi3_and_holds_the_kernels_and_their_sources_package(sources
         assert info["cuda_archs"] == ["9.0a"] and info["cuda"] == f"built for 9.0a by nvcc {info['nvcc']}", info
     else:
         assert info["cuda_archs"] == [] and "nvcc was not found" in info["cuda"], info
+
+
+def test_an_sdist_holds_what_was_written_and_nothing_that_was_made(sources, tmp_path):
+    """All that a build and the tests need, made without torch too; of the benchmarks not the results."""
+    written = {path.relative_to(sources).as_posix() for path in sources.rglob("*") if path.is_file()}
+    for made in ("build/lib/gru.o", "ser_fast/_C.abi3.so", "ser_fast/build_info.json", "runs/demo/best.safetensors",
+                 "kernels/__pycache__/gru.cpython-311.pyc", "docs/_build/index.html", "tests/native/kernels.so"):  # fmt: skip
+        (sources / made).parent.mkdir(parents=True, exist_ok=True)
+        (sources / made).touch()
+    subprocess.run([sys.executable, "setup.py", "-q", "sdist", "-d", tmp_path], cwd=sources, check=True,
+                   capture_output=True, env=os.environ | {"SER_FAST_BUILD": "0"})  # fmt: skip
+    with tarfile.open(next(tmp_path.glob("ser_fast-*.tar.gz"))) as archive:
+        held = {Path(*Path(member.name).parts[1:]).as_posix() for member in archive if member.isfile()}
+    top = {"LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py"}
+    folders = ("csrc/", "docs/", "kernels/", "ser_fast/", "tests/")
+    wanted = {name for name in written if name in top or name.startswith(folders)}
+    wanted |= {name for name in written if name.startswith("benchmarks/") and name.endswith(".py")}
+    assert {name for name in held if ".egg-info/" not in name} == wanted | {"PKG-INFO", "setup.cfg"}
 
 
 def test_the_object_asks_for_the_stable_abi_only():

@@ -118,8 +118,19 @@ def test_info_says_why_a_good_gpu_runs_on_torch(machine, monkeypatch):
     assert said.startswith("torch's operators: cuda and triton refused, this torch is for AMD GPUs")
 
 
+def test_a_torch_for_cuda_without_a_gpu_has_the_cpu_alone(monkeypatch):
+    built_for_cuda = torch.device("cuda")
+    monkeypatch.setattr(
+        torch.accelerator,
+        "current_accelerator",
+        lambda check_available=False: None if check_available else built_for_cuda,
+    )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert list(info.what_runs()) == ["cpu"]
+
+
 def test_info_names_other_devices(monkeypatch):
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("mps"))
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("mps"))
     assert info.what_runs()["mps"] == "torch's operators: there are no kernels for it"
     assert backends.select("attention_pool", "mps") == "reference"
     monkeypatch.setattr(backends, "loaded", False)
