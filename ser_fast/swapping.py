@@ -36,7 +36,7 @@ def swap(model: nn.Module) -> Swap:
         model: any module; it is changed in place. :func:`unswap` changes it back.
 
     Returns:
-        What was replaced, and what was left and why: subclasses, whose own code would be lost, among them
+        What was replaced, and what was left and why; left are subclasses, whose own code would be lost, among them
         parametrized modules; scripted modules; spectrograms that are complex, two-sided or not of power 2.
 
     Raises:

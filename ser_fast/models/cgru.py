@@ -81,7 +81,7 @@ class CGRU(nn.Module):
 
     @property
     def weights_hop(self) -> int:
-        """Samples from one attention weight to the next: the two poolings halve the frame rate twice."""
+        """Samples from one attention weight to the next; the two poolings halve the frame rate twice."""
         return 4 * self.spectrogram.hop_length
 
     def forward(self, wave: Tensor, lengths: Tensor | None = None, return_weights: bool = False):
