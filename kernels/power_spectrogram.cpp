@@ -157,7 +157,7 @@ class Fft {
       for (int64_t q = 0; q < stride; ++q) {
         const int64_t first = q + stride * j;
         Complex<V>* out = to + q + stride * radix * j;
-        const Complex<V> start = from[first];
+        const Complex<V> start = first < set ? from[first] : Complex<V>{};
         Complex<V> total = start;
         for (int64_t r = 1; r <= half; ++r) {
           const int64_t low = first + r * step, high = first + (radix - r) * step;

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ser_fast import backends, checks
+from ser_fast import backends, checks, onnx
 from ser_fast.checks import HALF
 
 
@@ -144,7 +144,7 @@ def attention_pool(h: Tensor, w: Tensor, lengths: Tensor | None = None) -> tuple
         RuntimeError: a shape, dtype, device or length that does not fit, by name. Lengths are not read on CUDA.
     """
     checks.tensors("attention_pool", h=h, w=w, lengths=lengths)
-    if checks.transforming():
+    if checks.transforming() or onnx.exporting():
         return reference(h, w, lengths)
     dtype = h.dtype
     if dtype in HALF and h.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):

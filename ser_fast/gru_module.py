@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from ser_fast import backends, checks
+from ser_fast import backends, checks, onnx
 from ser_fast.gru import cell, gru
 
 
@@ -219,6 +219,8 @@ class GRU(nn.Module):
         return [f"l{layer}", f"l{layer}_reverse"] if self.bidirectional else [f"l{layer}"]
 
     def _forward_packed(self, packed: PackedSequence, hx: Tensor | None) -> tuple[PackedSequence, Tensor]:
+        if torch.compiler.is_compiling():
+            return self._trace_packed(packed, hx)
         # Rows are kept in the packed order, longest first, so only the states need the two permutations.
         padded, lengths = pad_packed_sequence(PackedSequence(packed.data, packed.batch_sizes), self.batch_first)
         if hx is not None:
@@ -230,6 +232,31 @@ class GRU(nn.Module):
         if packed.unsorted_indices is not None:
             h_n = h_n.index_select(1, packed.unsorted_indices)
         return PackedSequence(data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices), h_n
+
+    def _trace_packed(self, packed: PackedSequence, hx: Tensor | None) -> tuple[PackedSequence, Tensor]:
+        """The same by indices whose shapes follow from the arguments', so that a graph can hold it."""
+        data, order = packed.data, packed.sorted_indices
+        sizes = packed.batch_sizes.to(data.device)
+        if order is not None:
+            batch, hx = order.shape[0], None if hx is None else hx.index_select(1, order)
+        elif hx is not None:
+            batch = hx.shape[1]
+        else:
+            batch = packed.batch_sizes[0].item()
+            torch._check(batch > 0)
+        starts = sizes.cumsum(0) - sizes
+        rows = torch.arange(batch, device=data.device)
+        valid = rows < sizes[:, None]  # [T, B]
+        x = data[torch.where(valid, starts[:, None] + rows, 0)].masked_fill(~valid[..., None], 0)
+        turned = x.transpose(0, 1) if self.batch_first else x
+        output, h_n = self._forward(turned, hx, valid.sum(0))
+        frames = torch.arange(data.shape[0], device=data.device)
+        times = torch.zeros_like(frames).index_put((starts[1:],), torch.ones_like(starts[1:])).cumsum(0)
+        output = output.transpose(0, 1) if self.batch_first else output
+        if packed.unsorted_indices is not None:
+            h_n = h_n.index_select(1, packed.unsorted_indices)
+        y = output[times, frames - starts[times]]
+        return PackedSequence(y, packed.batch_sizes, order, packed.unsorted_indices), h_n
 
     def _forward(self, x: Tensor, hx: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         self._check(x, hx, lengths)
@@ -249,7 +276,7 @@ class GRU(nn.Module):
             x = x.masked_fill(past[..., None], 0)
         # Neither packing nor the CPU's loop over the steps of torch's GRU can be traced: a compiled graph has the op.
         op = torch.compiler.is_compiling() and (lengths is not None or x.device.type == "cpu")
-        if self.reset_after and not op and self._backend(x) == "torch":
+        if self.reset_after and self._backend(x) == "torch" and not op:
             return self._torch_forward(x, hx, lengths)
         return self._layers(x, hx, lengths)
 
@@ -278,21 +305,27 @@ class GRU(nn.Module):
         turned = self.batch_first and x.dim() == 3
         states = []
         for layer in range(self.num_layers):
-            weights = [[getattr(self, f"{name}_{suffix}") for suffix in self._suffixes(layer)]
-                       for name in ("weight_ih", "weight_hh")]  # fmt: skip
-            w_ih, w_hh = torch.cat(weights[0]), torch.stack(weights[1])
-            b_ih = b_hh = None
-            if self.bias:
-                b_ih = torch.cat([getattr(self, f"bias_ih_{suffix}") for suffix in self._suffixes(layer)])
-                b_hh = torch.stack([getattr(self, f"bias_hh_{suffix}") for suffix in self._suffixes(layer)])
-            gx = F.linear(x, w_ih, b_ih).unflatten(-1, (directions, 3 * self.hidden_size))
             h0 = None if hx is None else hx[layer * directions : (layer + 1) * directions]
-            y, h_n = gru(gx.transpose(0, 1) if turned else gx, w_hh, b_hh, h0, lengths, reset_after=self.reset_after)
+            y, h_n = self._layer(layer, x, h0, lengths, turned)
             x = (y.transpose(0, 1) if turned else y).flatten(-2)
             states.append(h_n)
             if self.dropout and layer < self.num_layers - 1:
                 x = F.dropout(x, self.dropout, self.training)
         return x, torch.cat(states)
+
+    def _layer(self, layer: int, x: Tensor, h0, lengths, turned: bool) -> tuple[Tensor, Tensor]:
+        """y ``[T, B, D, H]`` (packed ``[N, D, H]``) and h_n ``[D, B, H]`` of one layer."""
+        w_ih, w_hh, b_ih, b_hh = (
+            torch.stack([getattr(self, f"{name}_{suffix}") for suffix in self._suffixes(layer)])
+            if self.bias or name.startswith("weight")
+            else None
+            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        )
+        if onnx.exporting():
+            return onnx.gru(x.transpose(0, 1) if turned else x, w_ih, w_hh, b_ih, b_hh, h0, lengths, self.reset_after)
+        gx = F.linear(x, w_ih.flatten(0, 1), None if b_ih is None else b_ih.flatten())
+        gx = gx.unflatten(-1, (len(w_hh), 3 * self.hidden_size))
+        return gru(gx.transpose(0, 1) if turned else gx, w_hh, b_hh, h0, lengths, reset_after=self.reset_after)
 
     def _check(self, x: Tensor, hx: Tensor | None, lengths: Tensor | None) -> None:
         sizes = tuple(x.shape)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ser_fast import backends, checks
+from ser_fast import backends, checks, onnx
 from ser_fast.streaming import SpectrogramStream
 
 PAD_MODES = ("reflect", "constant", "replicate", "circular")
@@ -38,9 +38,13 @@ def reference(
     """The op ``ser_fast::power_spectrogram`` in plain torch, differentiable: the truth kernels are held to."""
     _check(wave, window, n_fft, hop_length, bin_begin, bin_end, lengths, mean, std, log, floor, center, pad_mode)
     samples = wave / 32768 if wave.dtype == torch.int16 else wave
-    frames = _frames(samples, window, n_fft, hop_length, lengths, center, pad_mode)
-    spectrum = torch.fft.rfft(frames, n=n_fft)[..., bin_begin:bin_end]
-    out = spectrum.real**2 + spectrum.imag**2
+    if onnx.exporting():
+        padded = _padded(samples, n_fft, len(window), lengths, center, pad_mode)
+        out = onnx.power(padded, window, n_fft, hop_length, bin_begin, bin_end)
+    else:
+        frames = _frames(samples, window, n_fft, hop_length, lengths, center, pad_mode)
+        spectrum = torch.fft.rfft(frames, n=n_fft)[..., bin_begin:bin_end]
+        out = spectrum.real**2 + spectrum.imag**2
     if log:
         out = out.clamp(min=floor).log()
     if mean is not None:
@@ -54,17 +58,19 @@ def reference(
 
 
 def _frames(wave, window, n_fft, hop_length, lengths, center, pad_mode) -> Tensor:
-    """Windowed frames [B, T, W] of float waves [B, N], each row going on beyond its own end as pad_mode says."""
-    width = len(window)
+    """Windowed frames [B, T, W] of float waves [B, N]."""
+    padded = _padded(wave, n_fft, len(window), lengths, center, pad_mode)
+    return padded.unfold(1, len(window), hop_length) * window
+
+
+def _padded(wave, n_fft, width, lengths, center, pad_mode) -> Tensor:
+    """The samples that the frames are cut from, each row going on beyond its own end as pad_mode says."""
     if center:
         index, inside = _padded_index(wave, n_fft, width, lengths, pad_mode)
-        wave = wave.gather(1, index).masked_fill(~inside, 0)
-    else:
-        if lengths is not None:
-            wave = wave.masked_fill(torch.arange(wave.shape[1], device=wave.device) >= lengths[:, None], 0)
-        wave = F.pad(wave, (0, max(0, width - wave.shape[1])))
-    frames = wave.unfold(1, width, hop_length)
-    return frames * window
+        return wave.gather(1, index).masked_fill(~inside, 0)
+    if lengths is not None:
+        wave = wave.masked_fill(torch.arange(wave.shape[1], device=wave.device) >= lengths[:, None], 0)
+    return F.pad(wave, (0, torch.sym_max(0, width - wave.shape[1])))
 
 
 def _padded_index(wave, n_fft, width, lengths, pad_mode) -> tuple[Tensor, Tensor]:
@@ -354,7 +360,8 @@ def power_spectrogram(
         checks.require(good, "power_spectrogram", f"{name} requires a gradient", "a constant: only wave has one")
     args = (wave, window, n_fft, hop_length, begin, end, lengths, mean, std, log, floor, center, pad_mode)
     if out is None:
-        return (reference if checks.transforming() else torch.ops.ser_fast.power_spectrogram)(*args)
+        plain = checks.transforming() or onnx.exporting()
+        return (reference if plain else torch.ops.ser_fast.power_spectrogram)(*args)
     checks.tensors("power_spectrogram", out=out)
     good = not (torch.is_grad_enabled() and (wave.requires_grad or out.requires_grad))
     checks.require(good, "power_spectrogram", "out is given where a gradient is wanted", "left out")

@@ -109,7 +109,8 @@ def pool_cases():
 
 def spectrogram_cases():
     """Sizes are batch, samples, window, n_fft, hop."""
-    for sizes in [(1, 1, 1, 1, 1), (2, 400, 100, 128, 30), (3, 300, 49, 49, 7), (1, 700, 20, 74, 11)]:
+    for sizes in [(1, 1, 1, 1, 1), (2, 400, 100, 128, 30), (3, 300, 49, 49, 7), (1, 700, 20, 74, 11),
+                  (2, 300, 3, 49, 5), (1, 500, 13, 448, 31)]:  # fmt: skip
         for ragged_rows, plain in itertools.product((False, True), repeat=2):
             yield sizes, {"ragged_rows": ragged_rows, "normalized": not plain, "log": not plain}
     for pad_mode in ("reflect", "constant", "replicate", "circular"):

@@ -102,7 +102,7 @@ class CGRU(nn.Module):
         """Log power [B, T, F] to features of a quarter of the frames [B, T / 4, C F / 4]."""
         image = _channels(_standardize(_gray(x, lengths), lengths), lengths).to(self.classifier.weight.dtype)
         # The maximum over the channel axis comes last, on a quarter of the pixels: maxima may be taken in any order.
-        x = torch.maximum(*_halve(self.conv1.positions(image), lengths.repeat(2)).chunk(2))
+        x = torch.maximum(*_halve(self.conv1.positions(image), lengths.repeat(2)).unflatten(0, (2, -1)))
         x = _halve(self.conv2(x), (lengths + 1) // 2)
         return x.transpose(1, 2).flatten(2)  # [B, C, T, F] -> [B, T, C F]
 
@@ -144,7 +144,7 @@ class ChannelPairConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, 3, T, F]`` to ``[B, C, T, F]``."""
-        return torch.maximum(*self.positions(x).chunk(2))
+        return torch.maximum(*self.positions(x).unflatten(0, (2, -1)))
 
     def positions(self, x: Tensor) -> Tensor:
         """``[B, 3, T, F]`` to both positions ``[2 B, C, T, F]``."""
@@ -190,4 +190,7 @@ def _halve(x: Tensor, lengths: Tensor) -> Tensor:
     Frames past the length are zero before the pooling, so that after the rectifier they neither win nor remain.
     """
     x = x * frame_mask(lengths, x.shape[2])[:, None, :, None]
+    if torch.compiler.is_compiling():
+        # ceil_mode would tie a graph to odd or even sizes; under the rectifier zeros for the missing pixels do the same.
+        return F.relu(F.max_pool2d(F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2)), 2))
     return F.relu(F.max_pool2d(x, 2, ceil_mode=True))
