@@ -1,7 +1,7 @@
 """The ops in ONNX's standard operators: what ``torch.onnx.export`` writes of our modules, for any runtime.
 
-Inside ``torch.onnx.export(model, ...)`` the modules take these forms by themselves. A program that ``torch.export`` made
-holds our own ops instead, which no ONNX runtime knows: export the module, not the program.
+Inside ``torch.onnx.export(model, ...)`` the modules take these forms by themselves. A program that ``torch.export``
+made holds our own ops instead, which no ONNX runtime knows: export the module, not the program.
 """
 
 import math
@@ -34,7 +34,7 @@ def gru(
     lengths ``[B]``. ``reset_after`` is ONNX's ``linear_before_reset``.
     """
     frames, batch, _ = x.shape
-    directions, width, hidden = w_hh.shape
+    directions, _, hidden = w_hh.shape
     bias = None if b_ih is None else torch.cat([_ordered(b_ih), _ordered(b_hh)], dim=1)
     sizes = None if lengths is None else lengths.clamp(0, frames).int()
     y, h_n = torch.onnx.ops.symbolic_multi_out(

@@ -191,6 +191,6 @@ def _halve(x: Tensor, lengths: Tensor) -> Tensor:
     """
     x = x * frame_mask(lengths, x.shape[2])[:, None, :, None]
     if torch.compiler.is_compiling():
-        # ceil_mode would tie a graph to odd or even sizes; under the rectifier zeros for the missing pixels do the same.
+        # ceil_mode ties a graph to odd or even sizes; under the rectifier zeros for the missing pixels do the same.
         return F.relu(F.max_pool2d(F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2)), 2))
     return F.relu(F.max_pool2d(x, 2, ceil_mode=True))
