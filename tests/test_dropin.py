@@ -1,0 +1,214 @@
+"""ser_fast.GRU and the models inside what training code does: torch.nn.utils, autocast, scaling, checkpointing."""
+
+import copy
+import io
+import itertools
+
+import pytest
+import torch
+from samples import assert_exact, ragged
+from torch import nn
+from torch.nn.utils import (
+    clip_grad_norm_,
+    clip_grad_value_,
+    parameters_to_vector,
+    parametrizations,
+    parametrize,
+    prune,
+    remove_weight_norm,
+    vector_to_parameters,
+    weight_norm,
+)
+from torch.utils.checkpoint import checkpoint
+
+import ser_fast
+
+
+def pair(*arguments, **options) -> tuple[nn.GRU, ser_fast.GRU]:
+    theirs, ours = nn.GRU(*arguments, **options).double(), ser_fast.GRU(*arguments, **options).double()
+    ours.load_state_dict(theirs.state_dict())
+    return theirs, ours
+
+
+def train(module: nn.Module) -> list[torch.Tensor]:
+    """Output and every gradient on one batch."""
+    x = torch.linspace(-1, 1, 5 * 2 * 3, dtype=torch.float64).view(5, 2, 3)
+    y, h_n = module(x)
+    module.zero_grad()
+    (y.square().sum() + h_n.sum()).backward()
+    return [y, *(weight.grad for _, weight in sorted(module.named_parameters()))]
+
+
+def assert_trains_alike(theirs: nn.Module, ours: nn.Module) -> None:
+    for found, truth in zip(train(ours), train(theirs), strict=True):
+        assert_exact(found, truth)
+
+
+NAMES = ("weight_ih_l0", "weight_hh_l0", "weight_hh_l1_reverse")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm", "orthogonal", "old weight_norm", "prune"])
+@pytest.mark.filterwarnings("ignore:.torch.nn.utils.weight_norm. is deprecated:FutureWarning")
+def test_reparametrized_weights(name, kind):
+    modules = pair(3, 4, 2, bidirectional=True)
+    for module in modules:
+        torch.manual_seed(1)
+        if kind == "prune":
+            prune.random_unstructured(module, name, 0.5)
+        elif kind == "old weight_norm":
+            weight_norm(module, name)
+        else:
+            getattr(parametrizations, kind)(module, name)
+        # In training every look at a weight is a step of the power iteration, and nn.GRU looks more than once.
+        module.train(kind != "spectral_norm")
+    assert_trains_alike(*modules)
+    for module in modules:
+        if kind == "prune":
+            prune.remove(module, name)
+        elif kind == "old weight_norm":
+            remove_weight_norm(module, name)
+        else:
+            parametrize.remove_parametrizations(module, name)
+        module.eval()
+    assert_trains_alike(*modules)
+
+
+def test_a_parametrized_module_is_moved_cast_and_copied():
+    theirs, ours = pair(3, 4)
+    for module in (theirs, ours):
+        parametrizations.weight_norm(module, "weight_hh_l0")
+    twin = copy.deepcopy(ours).float().double()
+    twin.flatten_parameters()
+    for found, truth in zip(train(twin), train(theirs)):
+        torch.testing.assert_close(found, truth, rtol=0, atol=1e-5)  # the weights were float32 for a moment
+
+
+def test_the_other_utilities():
+    theirs, ours = pair(3, 4)
+    assert_trains_alike(theirs, ours)
+    norms = [clip_grad_norm_(module.parameters(), 0.1) for module in (theirs, ours)]
+    assert_exact(*norms)
+    for module in (theirs, ours):
+        clip_grad_value_(module.parameters(), 0.01)
+    for one, other in zip(ours.parameters(), theirs.parameters()):
+        assert_exact(one.grad, other.grad)
+    vector = parameters_to_vector(theirs.parameters()) * 0.5
+    for module in (theirs, ours):
+        vector_to_parameters(vector, module.parameters())
+    assert_trains_alike(theirs, ours)
+
+
+def test_state_dicts_go_both_ways_through_a_file():
+    theirs, ours = pair(3, 4, 2, bias=False)
+    for source, target in ((theirs, ser_fast.GRU), (ours, nn.GRU)):
+        file = io.BytesIO()
+        torch.save(source.state_dict(), file)
+        file.seek(0)
+        module = target(3, 4, 2, bias=False).double()
+        module.load_state_dict(torch.load(file, weights_only=True))
+        assert_trains_alike(source, module)
+
+
+def test_hooks_requires_grad_and_assigned_weights():
+    theirs, ours = pair(3, 4)
+    seen = []
+    ours.register_forward_pre_hook(lambda module, args: seen.append("before"))
+    ours.register_full_backward_hook(lambda module, grad_in, grad_out: seen.append("backward"))
+    for module in (theirs, ours):
+        module.weight_ih_l0.requires_grad_(False)
+        module.weight_hh_l0 = nn.Parameter(torch.full_like(module.weight_hh_l0, 0.1))
+    x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
+    for module in (theirs, ours):
+        module(x)[0].sum().backward()
+    assert seen == ["before", "backward"]
+    assert ours.weight_ih_l0.grad is None
+    assert_exact(ours.weight_hh_l0.grad, theirs.weight_hh_l0.grad)
+
+
+MODELS = {
+    "CGRU": lambda: ser_fast.CGRU(3, channels=(4, 4), hidden_size=16, dropout=0.0),
+    "BiGRUMHA": lambda: ser_fast.BiGRUMHA(3, num_heads=2, hidden_size=16, attention_dropout=0.0, dropout=0.0),
+}
+WAVE, LENGTHS = (3, 4000), torch.tensor([4000, 2500, 3100])
+
+
+def step(model: nn.Module, wave: torch.Tensor, **autocast) -> list[torch.Tensor]:
+    model.zero_grad()
+    with torch.autocast("cpu", **autocast):
+        logits = model(wave, LENGTHS)
+        loss = nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2]))
+    loss.backward()
+    return [loss.detach(), *(weight.grad for weight in model.parameters())]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", MODELS)
+def test_models_train_under_autocast(name, dtype):
+    """Losses within the dtype's own rounding, a few units of it; weights and gradients stay float32."""
+    model, wave = MODELS[name](), torch.randn(WAVE)
+    truth, found = step(model, wave, enabled=False), step(model, wave, dtype=dtype)
+    assert abs(float(found[0] - truth[0])) <= 8 * torch.finfo(dtype).eps
+    for weight, gradient in zip(model.parameters(), found[1:]):
+        assert weight.dtype == gradient.dtype == torch.float32 and gradient.isfinite().all()
+
+
+def test_a_loss_is_scaled_and_the_step_is_the_same():
+    """float16's way of training; scaling by a power of two changes no rounding in float32."""
+    wave = torch.randn(WAVE)
+    models = [MODELS["CGRU"]()]
+    models.append(copy.deepcopy(models[0]))
+    for model, scale in zip(models, (1.0, 2.0**10)):
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        loss = nn.functional.cross_entropy(model(wave, LENGTHS), torch.tensor([0, 1, 2]))
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        clip_grad_norm_(model.parameters(), 1e6)
+        scaler.step(optimizer)
+        scaler.update()
+    for one, other in zip(*(model.parameters() for model in models)):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("lengths", [None, ragged(4, 6)])
+def test_gradient_checkpointing_changes_nothing(reentrant, lengths):
+    gru = ser_fast.GRU(3, 4, 2, bidirectional=True, batch_first=True).double()
+    x = torch.randn(4, 6, 3, dtype=torch.float64, requires_grad=True)
+
+    def call(x):
+        return gru(x, lengths=lengths)[0]
+
+    truth = torch.autograd.grad(call(x).square().sum(), [x, *gru.parameters()])
+    checkpoint(call, x, use_reentrant=reentrant).square().sum().backward()
+    for found, wanted in zip([x.grad, *(weight.grad for weight in gru.parameters())], truth):
+        assert_exact(found, wanted)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_memory_format_changes_nothing(name):
+    model, wave = MODELS[name]().eval(), torch.randn(WAVE)
+    truth = model(wave, LENGTHS)
+    if name == "CGRU":
+        model = model.to(memory_format=torch.channels_last)
+    # The same convolution in another order of sums.
+    torch.testing.assert_close(model(wave, LENGTHS), truth, rtol=1e-4, atol=1e-5)
+
+
+def test_inference_mode_and_frozen_weights():
+    theirs, ours = pair(3, 4)
+    x = torch.randn(5, 2, 3, dtype=torch.float64)
+    for manager, frozen in itertools.product((torch.inference_mode, torch.no_grad), (False, True)):
+        ours.requires_grad_(not frozen)
+        with manager():
+            y, _ = ours(x)
+            assert not y.requires_grad
+            assert_exact(y, theirs(x)[0])
+
+
+def test_shared_memory_and_meta():
+    ours = ser_fast.GRU(3, 4, 2, bidirectional=True)
+    assert ours.share_memory().weight_hh_l0.is_shared()
+    y, h_n = ours.to("meta")(torch.empty(5, 2, 3, device="meta"))
+    assert y.shape == (5, 2, 8) and h_n.shape == (4, 2, 4) and y.is_meta
