@@ -197,6 +197,7 @@ class GRU(nn.Module):
 
         Raises:
             RuntimeError: an argument that does not fit, by name, before anything is computed.
+            ValueError: an input or a state of another dtype than the weights', outside autocast.
         """
         if isinstance(input, PackedSequence):
             checks.require(lengths is None, "GRU", "lengths is given beside a PackedSequence", "left out")
@@ -406,6 +407,7 @@ class GRUCell(nn.Module):
 
         Raises:
             RuntimeError: an argument that does not fit, by name, before anything is computed.
+            ValueError: more than two dimensions, or another dtype than the weights', outside autocast.
         """
         try:
             if self.reset_after and input.dim() == 2 and hx.dim() == 2 and input.shape[0]:
