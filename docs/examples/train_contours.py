@@ -1,4 +1,4 @@
-"""Tell rising, falling, level and trembling voices apart with a plain PyTorch GRU: python train_contours.py [steps]"""
+"""Tell rising, falling, level and trembling voices apart with a plain GRU: python train_contours.py [steps]"""
 
 import sys
 
