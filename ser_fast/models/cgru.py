@@ -192,5 +192,7 @@ def _halve(x: Tensor, lengths: Tensor) -> Tensor:
     x = x * frame_mask(lengths, x.shape[2])[:, None, :, None]
     if torch.compiler.is_compiling():
         # ceil_mode ties a graph to odd or even sizes; under the rectifier zeros for the missing pixels do the same.
-        return F.relu(F.max_pool2d(F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2)), 2))
+        # The padded sizes are twice a half, for torch 2.11 does not see that n + n % 2 is even.
+        frames, bins = ((size + 1) // 2 * 2 for size in x.shape[2:])
+        return F.relu(F.max_pool2d(F.pad(x, (0, bins - x.shape[3], 0, frames - x.shape[2])), 2))
     return F.relu(F.max_pool2d(x, 2, ceil_mode=True))
