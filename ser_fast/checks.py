@@ -66,9 +66,14 @@ def transforming() -> bool:
     return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 
+def tracing() -> bool:
+    """Whether a graph is being made, which must serve other values than those at hand."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
 def readable(tensor: Tensor) -> bool:
     """Whether the values can be looked at: on CPU, and a real tensor rather than one that is being traced."""
-    if torch.compiler.is_compiling() or tensor.device.type != "cpu":
+    if tracing() or tensor.device.type != "cpu":
         return False
     fake = isinstance(tensor, torch._subclasses.FakeTensor)
     return not fake and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)

@@ -223,7 +223,10 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad_y, grad_h_n, grad_gates):
     if not ctx.save_gates:
-        raise RuntimeError("gru: save_gates is False; it must be True where a gradient is wanted")
+        raise RuntimeError(
+            "gru: save_gates is False; it must be True, as in a model that was run or exported with gradients "
+            "enabled, where a gradient is wanted"
+        )
     y, gates, w_hh, h0, lengths = ctx.saved_tensors
     grad_y = torch.zeros_like(y) if grad_y is None else grad_y
     grad_h_n = y.new_zeros(ctx.states) if grad_h_n is None else grad_h_n
@@ -362,8 +365,10 @@ def gru(
     if widened:
         _check("gru", gx, w_hh, b_hh, h0, lengths)
         gx, w_hh, b_hh, h0 = (None if tensor is None else tensor.float() for tensor in (gx, w_hh, b_hh, h0))
-    wants_grad = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (gx, w_hh, b_hh, h0)
+    # A trace is checked without gradients, and must not change by that.
+    wants_grad = torch.jit.is_tracing() or (
+        torch.is_grad_enabled()
+        and any(tensor is not None and tensor.requires_grad for tensor in (gx, w_hh, b_hh, h0))
     )
     y, h_n, _ = torch.ops.ser_fast.gru(gx, w_hh, b_hh, h0, lengths, reset_after, wants_grad)
     return (y.to(dtype), h_n.to(dtype)) if widened else (y, h_n)

@@ -54,14 +54,14 @@ def _join(rows: Tensor, sizes: list[int]) -> Tensor:
 
 
 def _part(packed: Tensor, sizes: list[int], frames: int, batch_first: bool) -> Tensor:
-    """``[N, W]`` as rows ``[B, frames, W]`` with zeros behind them, in memory time first unless ``batch_first``."""
+    """``[N, W]`` as rows with zeros behind them: ``[B, frames, W]`` with ``batch_first``, else ``[frames, B, W]``."""
     batch, width = len(sizes), packed.shape[1]
     shape = (batch, frames, width) if batch_first else (frames, batch, width)
     padded = packed.new_zeros(shape)
     rows = padded if batch_first else padded.transpose(0, 1)
     for row, part in zip(rows, packed.split(sizes)):
         row[: len(part)] = part
-    return rows
+    return padded
 
 
 class _Join(torch.autograd.Function):
@@ -74,7 +74,8 @@ class _Join(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _Part.apply(grad, *ctx.layout), None, None
+        padded = _Part.apply(grad, *ctx.layout)
+        return padded if ctx.layout[2] else padded.transpose(0, 1), None, None
 
 
 class _Part(torch.autograd.Function):
@@ -87,7 +88,8 @@ class _Part(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        return _Join.apply(grad, ctx.sizes, ctx.batch_first), None, None, None
+        rows = grad if ctx.batch_first else grad.transpose(0, 1)
+        return _Join.apply(rows, ctx.sizes, ctx.batch_first), None, None, None
 
 
 class GRU(nn.Module):
@@ -155,8 +157,8 @@ class GRU(nn.Module):
         weights = {name: getattr(self, name) for names in self._weight_names() for name in names}
         # A parametrized weight is computed anew each time, so laying it out would serve nobody.
         if all(isinstance(weight, nn.Parameter) and weight.is_cuda for weight in weights.values()):
-            options = (self.bias, self.batch_first, self.dropout, self.bidirectional)
-            twin = nn.GRU(self.input_size, self.hidden_size, self.num_layers, *options, device="meta")
+            options = {"bias": self.bias, "batch_first": self.batch_first, "bidirectional": self.bidirectional}
+            twin = nn.GRU(self.input_size, self.hidden_size, self.num_layers, **options, device="meta")
             for name, weight in weights.items():
                 setattr(twin, name, weight)
             twin.flatten_parameters()
@@ -197,16 +199,19 @@ class GRU(nn.Module):
 
         Raises:
             RuntimeError: an argument that does not fit, by name, before anything is computed.
-            ValueError: an input or a state of another dtype than the weights', outside autocast.
+            ValueError: an input that is neither 2-D nor 3-D; an input or a state of another dtype than the weights',
+                outside autocast.
         """
         if isinstance(input, PackedSequence):
             checks.require(lengths is None, "GRU", "lengths is given beside a PackedSequence", "left out")
             _check_operands("GRU", self.weight_ih_l0, input=input.data, hx=hx)
+            shape = list(input.data.shape)
+            checks.require(len(shape) == 2, "GRU", f"the PackedSequence's data has shape {shape}", "[N, I]")
             return self._forward_packed(input, hx)
         _check_operands("GRU", self.weight_ih_l0, input=input, hx=hx)
         checks.tensors("GRU", lengths=lengths)
-        checks.require(input.dim() in (2, 3), "GRU", f"input has shape {list(input.shape)}",
-                       "[T, I], [T, B, I] or, with batch_first, [B, T, I]")  # fmt: skip
+        if input.dim() not in (2, 3):
+            raise ValueError(f"GRU: Expected input to be 2D or 3D, got {input.dim()}D instead")
         if input.dim() == 2:
             checks.require(lengths is None, "GRU", "lengths is given beside an unbatched input", "left out")
             checks.require(hx is None or hx.dim() == 2, "GRU", f"hx has {hx is not None and hx.dim()} dimensions",
@@ -220,7 +225,7 @@ class GRU(nn.Module):
         return [f"l{layer}", f"l{layer}_reverse"] if self.bidirectional else [f"l{layer}"]
 
     def _forward_packed(self, packed: PackedSequence, hx: Tensor | None) -> tuple[PackedSequence, Tensor]:
-        if torch.compiler.is_compiling():
+        if checks.tracing():
             return self._trace_packed(packed, hx)
         # Rows are kept in the packed order, longest first, so only the states need the two permutations.
         padded, lengths = pad_packed_sequence(PackedSequence(packed.data, packed.batch_sizes), self.batch_first)
@@ -270,7 +275,7 @@ class GRU(nn.Module):
             if 0 < total < x.shape[0] * x.shape[1]:
                 return self._ragged(x, hx, lengths)
             lengths = lengths if total == 0 else None
-        if lengths is not None and torch.is_grad_enabled():
+        if lengths is not None and (torch.is_grad_enabled() or torch.jit.is_tracing()):
             # The products that give the input weights' gradient run over the padding too, where 0 * NaN is NaN.
             frames = torch.arange(x.shape[1 if self.batch_first else 0], device=x.device)
             past = frames >= lengths[:, None] if self.batch_first else frames[:, None] >= lengths
@@ -297,8 +302,7 @@ class GRU(nn.Module):
         """The layers on the valid frames alone, row after row."""
         rows, sizes = x if self.batch_first else x.transpose(0, 1), lengths.tolist()
         y, h_n = self._layers(_Join.apply(rows, sizes, self.batch_first), hx, lengths)
-        y = _Part.apply(y, sizes, rows.shape[1], self.batch_first)
-        return y if self.batch_first else y.transpose(0, 1), h_n
+        return _Part.apply(y, sizes, rows.shape[1], self.batch_first), h_n
 
     def _layers(self, x: Tensor, hx: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """All layers on ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, or packed ``[N, I]``."""
@@ -312,6 +316,8 @@ class GRU(nn.Module):
             states.append(h_n)
             if self.dropout and layer < self.num_layers - 1:
                 x = F.dropout(x, self.dropout, self.training)
+        if x.requires_grad and x.dim() == 3 and x.device.type == "cpu" and not checks.tracing():
+            x = x.clone()  # the op's backward reads its output, which nn.GRU's callers may overwrite on a CPU
         return x, torch.cat(states)
 
     def _layer(self, layer: int, x: Tensor, h0, lengths, turned: bool) -> tuple[Tensor, Tensor]:

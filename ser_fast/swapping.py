@@ -30,14 +30,15 @@ def swap(model: nn.Module) -> Swap:
 
     The modules stay the same objects with another class, so parameters, buffers, names, hooks, the training mode,
     the state dict and an optimizer that is already built stay as they are. A spectrogram keeps torchaudio's layout
-    ``[..., F, T]``, window, padding and centring.
+    ``[..., F, T]``, window, padding and centring; on CPU it refuses samples that are not finite.
 
     Args:
         model: any module; it is changed in place. :func:`unswap` changes it back.
 
     Returns:
         What was replaced, and what was left and why; left are subclasses, whose own code would be lost, among them
-        parametrized modules; scripted modules; spectrograms that are complex, two-sided or not of power 2.
+        parametrized modules; modules whose ``forward`` was replaced; scripted modules; spectrograms that are
+        complex, two-sided, not of power 2 or of a learned window.
 
     Raises:
         TypeError: ``model`` is not a module.
@@ -45,7 +46,9 @@ def swap(model: nn.Module) -> Swap:
     _check_module("swap", model)
     report, spectrogram = Swap(), _torchaudio_spectrogram()
     for name, module in model.named_modules():
-        if type(module) is nn.GRU:
+        if type(module) in (nn.GRU, spectrogram) and "forward" in vars(module):
+            report.left[name] = "its forward was replaced on this very object: swap the model before that"
+        elif type(module) is nn.GRU:
             _become(module, GRU)
             report.replaced[name] = f"nn.GRU is ser_fast.{module}"
         elif spectrogram and type(module) is spectrogram:
@@ -65,14 +68,20 @@ def unswap(model: nn.Module) -> list[str]:
 
     Raises:
         TypeError: ``model`` is not a module.
+        ValueError: a swapped module has been given another class since, as a parametrization does. Nothing has been
+            changed then.
     """
     _check_module("unswap", model)
-    names = []
-    for name, module in model.named_modules():
-        if "_swapped_from" in vars(module):
-            _become_again(module)
-            names.append(name)
-    return names
+    swapped = {name: module for name, module in model.named_modules() if "_swapped_from" in vars(module)}
+    for name, module in swapped.items():
+        if type(module) not in (GRU, Spectrogram):
+            kind = type(module).__name__
+            raise ValueError(
+                f"unswap: {name or 'the model'} is a {kind}; it must be as swap made it: remove its parametrizations"
+            )
+    for module in swapped.values():
+        _become_again(module)
+    return list(swapped)
 
 
 def _check_module(function: str, model) -> None:
@@ -128,6 +137,8 @@ def _not_ours(module: nn.Module) -> str:
         return "onesided is False: only half of a real signal's spectrum is computed"
     if module.pad_mode not in PAD_MODES:
         return f"pad_mode is '{module.pad_mode}'"
+    if module.window.requires_grad:
+        return "its window is learned: the fused op has no gradient for it"
     if module.window.dtype not in (torch.float32, torch.float64):
         return f"its window is {module.window.dtype}: a power spectrogram overflows in half precision"
     return ""

@@ -19,6 +19,7 @@ from torch.nn.utils import (
     vector_to_parameters,
     weight_norm,
 )
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint
 
 import ser_fast
@@ -194,6 +195,46 @@ def test_memory_format_changes_nothing(name):
         model = model.to(memory_format=torch.channels_last)
     # The same convolution in another order of sums.
     torch.testing.assert_close(model(wave, LENGTHS), truth, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("lengths", [None, torch.tensor([5, 2]), torch.tensor([5, 5])])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_outputs_may_be_overwritten(bidirectional, lengths):
+    """As nn.GRU's may on a CPU: residuals and dropout in place."""
+    ours = ser_fast.GRU(3, 3, bidirectional=bidirectional).double()
+    x, found = torch.randn(5, 2, 3, dtype=torch.float64), []
+    for change in (lambda y: y * 2, lambda y: y.mul_(2)):
+        ours.zero_grad()
+        y, h_n = ours(x, lengths=lengths)
+        (change(y).square().sum() + change(h_n).sum()).backward()
+        found.append([weight.grad for weight in ours.parameters()])
+    for one, other in zip(*found):
+        assert_exact(one, other)
+    y, h_n = ours(x, lengths=lengths)
+    y.detach_()
+    h_n.detach_()
+
+
+@pytest.mark.filterwarnings("ignore")  # that tracing is deprecated, and of each size it reads
+@pytest.mark.parametrize("form", ["padded", "lengths", "packed"])
+def test_a_trace_serves_other_values(form):
+    """torch.jit.trace, which tensorboard's graphs use; made from full rows, it must not take all rows for full."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gru = ser_fast.GRU(3, 4, 2, bidirectional=True)
+
+        def forward(self, x, lengths):
+            if form == "packed":
+                packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+                return pad_packed_sequence(self.gru(packed)[0], total_length=6)[0]
+            return self.gru(x, lengths=lengths if form == "lengths" else None)[0]
+
+    model, x, full = Model(), torch.randn(6, 3, 3), torch.tensor([6, 6, 6])
+    traced = torch.jit.trace(model, (x, full))
+    for given in ((x, full), (torch.randn(6, 3, 3), torch.tensor([2, 6, 4]))):
+        torch.testing.assert_close(traced(*given), model(*given))
 
 
 def test_inference_mode_and_frozen_weights():

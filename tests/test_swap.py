@@ -123,6 +123,30 @@ class Own(nn.GRU):
     """Somebody's subclass."""
 
 
+def test_unswap_refuses_what_was_parametrized_since(tagger):
+    """swap itself says to parametrize afterwards; going back would leave torch's class without its weight."""
+    ser_fast.swap(tagger)
+    parametrizations.weight_norm(tagger.rnns[1], "weight_hh_l0")
+    truth = run(tagger)
+    with pytest.raises(ValueError, match=r"unswap: rnns\.1 is a ParametrizedGRU; it must be as swap made it"):
+        ser_fast.unswap(tagger)
+    assert type(tagger.rnns[0]) is ser_fast.GRU
+    assert_same(run(tagger), truth)
+    nn.utils.parametrize.remove_parametrizations(tagger.rnns[1], "weight_hh_l0")
+    assert ser_fast.unswap(tagger) == ["rnns.0", "rnns.1"]
+    assert_exact(run(tagger)[0], truth[0])
+
+
+def test_a_forward_of_ones_own_is_left():
+    gru = nn.GRU(2, 3)
+    inner, seen = gru.forward, []
+    gru.forward = lambda *given: seen.append("own") or inner(*given)
+    report = ser_fast.swap(gru)
+    assert not report.replaced and "its forward was replaced" in report.left[""]
+    gru(torch.zeros(1, 1, 2))
+    assert seen == ["own"]
+
+
 def test_what_is_left_and_why():
     model = nn.ModuleDict({"own": Own(2, 3), "normed": nn.GRU(2, 3), "lstm": nn.LSTM(2, 3), "plain": nn.GRU(2, 3)})
     parametrizations.weight_norm(model["normed"], "weight_hh_l0")
