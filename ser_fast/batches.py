@@ -8,20 +8,28 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """``wave`` ``[B, N]``, zero past ``lengths`` ``[B]`` (samples), ``labels`` ``[B]``, ``index`` in the data set."""
+    """``wave`` ``[B, N]``, zero past ``lengths`` ``[B]`` (samples), ``labels`` ``[B]``, ``index`` in the data set.
+
+    ``size`` counts the utterances of the whole batch, of which these may be a share, even an empty one.
+    """
 
     wave: Tensor
     lengths: Tensor
     labels: Tensor
     index: list[int]
+    size: int
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(self.wave.to(device), self.lengths.to(device), self.labels.to(device), self.index)
+        return self._replace(
+            wave=self.wave.to(device), lengths=self.lengths.to(device), labels=self.labels.to(device)
+        )
 
 
 def pad(waves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Waves of ``[n]`` as one batch ``[B, N]`` and its lengths ``[B]``."""
-    lengths = torch.tensor([len(wave) for wave in waves])
+    lengths = torch.tensor([len(wave) for wave in waves], dtype=torch.int64)
+    if not waves:
+        return torch.zeros(0, 0), lengths
     return torch.nn.utils.rnn.pad_sequence(list(waves), batch_first=True), lengths
 
 
@@ -32,12 +40,13 @@ class LengthSortedBatches:
         waves: float32 ``[n]`` each.
         labels: a class index each.
         batch_size: utterances of a batch; the last one may have fewer.
+        share: which of each batch's utterances, from the shortest to the longest, come; all of them by default.
     """
 
-    def __init__(self, waves: Sequence[Tensor], labels: Sequence[int], batch_size: int):
+    def __init__(self, waves: Sequence[Tensor], labels: Sequence[int], batch_size: int, share: slice = slice(None)):
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-        self.waves, self.labels = waves, labels
+        self.waves, self.labels, self.share = waves, labels, share
         order = sorted(range(len(waves)), key=lambda index: len(waves[index]))
         self.groups = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
@@ -49,6 +58,8 @@ class LengthSortedBatches:
         count = len(self.groups)
         order = range(count) if generator is None else torch.randperm(count, generator=generator).tolist()
         for position in order:
-            index = self.groups[position]
+            group = self.groups[position]
+            index = group[self.share]
             wave, lengths = pad([self.waves[i] for i in index])
-            yield Batch(wave, lengths, torch.tensor([self.labels[i] for i in index]), index)
+            labels = torch.tensor([self.labels[i] for i in index], dtype=torch.int64)
+            yield Batch(wave, lengths, labels, index, len(group))

@@ -1,49 +1,66 @@
 """The command line: ``ser-fast demo | train | predict | info``, also ``python -m ser_fast``."""
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
 import ser_fast
-from ser_fast import info
+from ser_fast import distributed, info
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; 0 if it did all it was asked for, 1 after a message if not, 2 for wrong options."""
     argv = sys.argv[1:] if argv is None else argv
-    try:
-        if argv[:1] == ["info"]:  # the one command that needs torch alone
-            return _info(argv[1:])
+    again = "; the same command goes on from the last whole epoch" if argv[:1] in (["demo"], ["train"]) else ""
+    with contextlib.ExitStack() as stack:  # left after the last sentence, for then torchrun's other processes end
+        try:
+            stack.enter_context(distributed.joined())
+            return _run(argv)
+        except KeyboardInterrupt:
+            return _complain(f"interrupted{again}", 130)
+        except distributed.LostError as error:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which torchrun may send before the sentence is out
+            return _complain(f"{error}{again}", 1)
+        except BrokenPipeError:
+            # The reader of a pipe went away, which ends the printing and nothing else.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except ImportError as error:
+            needed = "this command needs the training extra: type `pip install 'ser_fast[train]'`"
+            return _complain(f"{needed} ({error})", 1)
+        except argparse.ArgumentError as error:
+            return _complain(f"{error}; `ser-fast --help` and `ser-fast COMMAND --help` list the options", 2)
+        except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+            if os.environ.get("SER_FAST_TRACEBACK"):
+                raise
+            return _complain(str(error), 1)
+
+
+def _run(argv: list[str]) -> int:
+    command = argv[0] if argv else ""
+    if distributed.world() > 1 and command in ("info", "demo", "predict"):
+        distributed.refuse(ValueError(f"{command} runs in one process; it must be started without torchrun"))
+    if command == "info":  # the one command that needs torch alone
+        return _info(argv[1:])
+    with distributed.agreed():
         import jsonargparse  # noqa: F401, every other command needs the extra, and this says so early
 
         from ser_fast import checkpoint, runs  # noqa: F401
 
         options = _parse(argv)
-        return _COMMANDS[options.command](options[options.command])
-    except KeyboardInterrupt:
-        again = "; the same command goes on from the last whole epoch" if argv[:1] in (["demo"], ["train"]) else ""
-        return _complain(f"interrupted{again}", 130)
-    except BrokenPipeError:
-        # The reader of a pipe went away, which ends the printing and nothing else.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except ImportError as error:
-        return _complain(f"this command needs the training extra: type `pip install 'ser_fast[train]'` ({error})", 1)
-    except argparse.ArgumentError as error:
-        return _complain(f"{error}; `ser-fast --help` and `ser-fast COMMAND --help` list the options", 2)
-    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
-        if os.environ.get("SER_FAST_TRACEBACK"):
-            raise
-        return _complain(str(error), 1)
+    return _COMMANDS[options.command](options[options.command])
 
 
 def _complain(sentence: str, code: int) -> int:
     # A file name in it may hold what a terminal would obey.
     safe = "".join(letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}"
                    for letter in sentence)  # fmt: skip
-    print(f"ser-fast: {safe}", file=sys.stderr)
+    where = f"rank {distributed.rank()} of {distributed.world()}: " if distributed.rank() else ""
+    print(f"ser-fast: {where}{safe}", file=sys.stderr)
     return code
 
 
@@ -117,7 +134,8 @@ def _train(options) -> int:
     values = options.as_dict()
     models = {name: values.pop(name) for name in MODELS}
     values.pop("config")
-    config = TrainConfig(**values)
+    with distributed.agreed():
+        config = TrainConfig(**values)
     train(config, models[config.model])
     return 0
 

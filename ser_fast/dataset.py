@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
+from ser_fast import distributed
 from ser_fast.audio import read_corpus
 from ser_fast.batches import LengthSortedBatches
 from ser_fast.corpora import Corpus, load_corpus
@@ -28,7 +29,9 @@ class Dataset:
     skipped: list[str]
 
     def batches(self, index: Sequence[int], batch_size: int) -> LengthSortedBatches:
-        return LengthSortedBatches([self.waves[i] for i in index], [self.labels[i] for i in index], batch_size)
+        """Batches of these utterances; of several processes, each gets a share, alike in number and length."""
+        share = slice(distributed.rank(), None, distributed.world())
+        return LengthSortedBatches([self.waves[i] for i in index], [self.labels[i] for i in index], batch_size, share)
 
     def digest(self) -> str:
         """Tells whether it is the same corpus: names, speakers, labels and lengths in order, and the classes."""

@@ -1,10 +1,11 @@
 """Whole runs as the command line starts them: train with figures and a report, and the demonstration."""
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 
-from ser_fast import figures, report
+from ser_fast import distributed, figures, report
 from ser_fast.corpora import load_corpus
 from ser_fast.dataset import Dataset, labels_and_speakers, load_dataset, split
 from ser_fast.display import TrainingDisplay, print_table, say
@@ -21,18 +22,29 @@ CAPTIONS = {
 
 
 def train(config: TrainConfig, options: dict) -> dict:
-    """Train, test, draw and report; returns the summary that the run folder keeps."""
-    # What does not fit fails before any audio is read and before the folder is made.
-    model = MODELS[config.model](2, **options)
-    corpus = load_corpus(config.data)
-    split(*reversed(labels_and_speakers(corpus)), corpus.classes, **config.held_out)
-    with RunFolder(config.out, run_options(config, options)) as folder:
-        dataset = load_dataset(corpus, model.spectrogram.sample_rate, config.skip_bad)
+    """Train, test, draw and report; returns the summary that the run folder keeps.
+
+    Of several processes (:mod:`ser_fast.distributed`), rank 0 holds the folder, and draws and reports.
+    """
+    folder = RunFolder(config.out, run_options(config, options))
+    with contextlib.ExitStack() as held:
+        with distributed.agreed():
+            # What does not fit fails before any audio is read and before the folder is made.
+            model = MODELS[config.model](2, **options)
+            corpus = load_corpus(config.data)
+            split(*reversed(labels_and_speakers(corpus)), corpus.classes, **config.held_out)
+            if distributed.rank() == 0:
+                held.enter_context(folder)
+        with distributed.agreed():
+            dataset = load_dataset(corpus, model.spectrogram.sample_rate, config.skip_bad)
         if dataset.skipped:
             say(f"skipped {len(dataset.skipped)} unreadable utterances:")
             for error in dataset.skipped:
                 say(f"  {error}")
         trainer, summary = _fit(config, options, dataset, folder, config.model)
+        distributed.finish()
+        if distributed.rank() > 0:
+            return summary
         named = {"best epoch": summary["best"], "last epoch": summary["last"]}
         parts = [
             report.note(_described(summary)),
