@@ -280,8 +280,8 @@ class GRU(nn.Module):
             frames = torch.arange(x.shape[1 if self.batch_first else 0], device=x.device)
             past = frames >= lengths[:, None] if self.batch_first else frames[:, None] >= lengths
             x = x.masked_fill(past[..., None], 0)
-        # Neither packing nor the CPU's loop over the steps of torch's GRU can be traced: a compiled graph has the op.
-        op = torch.compiler.is_compiling() and (lengths is not None or x.device.type == "cpu")
+        # Of torch's GRU neither packing nor the loop over the steps off CUDA can be traced, and ONNX knows no cuDNN.
+        op = torch.compiler.is_compiling() and (lengths is not None or not x.is_cuda or onnx.exporting())
         if self.reset_after and self._backend(x) == "torch" and not op:
             return self._torch_forward(x, hx, lengths)
         return self._layers(x, hx, lengths)

@@ -198,6 +198,14 @@ def test_models_compile_with_cuda_graphs(backend):
 
 
 @on_a_gpu
+def test_a_module_on_a_gpu_goes_to_onnx(backend):
+    """Whatever runs it here, ONNX gets its own GRU."""
+    gru = ser_fast.GRU(8, 16, bidirectional=True).cuda().eval()
+    program = torch.onnx.export(gru, (torch.randn(5, 3, 8, device="cuda"),), dynamo=True, verbose=False)
+    assert [node.op_type for node in program.model.graph].count("GRU") == 1
+
+
+@on_a_gpu
 def test_more_rows_than_a_grid_axis_has(backend):
     h, w = torch.randn(70000, 3, 16, device="cuda"), torch.randn(16, device="cuda")
     pooled, weights = torch.ops.ser_fast.attention_pool(h, w, None)
