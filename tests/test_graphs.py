@@ -7,6 +7,8 @@ import copy
 import itertools
 import logging
 import os
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -43,10 +45,7 @@ FAILURES = {
         "export": (torch._dynamo.exc.UserError, GuardOnDataDependentSymNode),
         "ONNX": torch.onnx.errors.OnnxExporterError,
     },
-    "one length": {
-        "export": torch._dynamo.exc.UserError,
-        "ONNX": onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument,
-    },
+    "one length": {"export": torch._dynamo.exc.UserError},
 }
 NOT_SO = {"lengths": "no such argument", "packed": "takes waveforms", "packed, sorted": "takes waveforms"}
 
@@ -232,5 +231,12 @@ def test_what_the_table_says(way, form, subject):
         assert subject == "nn.GRU"
         with pytest.raises(FAILURES[says][way]):
             run(subject, way, form)
+    elif subject == "nn.GRU" and way == "ONNX":
+        # What torch makes of nn.GRU hangs on what was exported before it in the same process.
+        script = f"import test_graphs; print(test_graphs.run({subject!r}, {way!r}, {form!r}))"
+        alone = subprocess.run(
+            [sys.executable, "-c", script], cwd=Path(__file__).parent, capture_output=True, text=True
+        )
+        assert alone.stdout.splitlines()[-1:] == [says], alone.stderr
     else:
         assert run(subject, way, form) == says
