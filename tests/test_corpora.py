@@ -9,9 +9,11 @@ import pytest
 
 from ser_fast.audio import read_corpus
 from ser_fast.corpora import Corpus, Utterance, load_corpus
+from ser_fast.corpora.casia import casia
 from ser_fast.corpora.emodb import emodb
 from ser_fast.corpora.folders import folders
 from ser_fast.corpora.manifest import manifest
+from ser_fast.corpora.ravdess import ravdess
 
 DATA = Path(os.environ.get("SER_FAST_DATA") or Path(__file__).parents[2] / "shared" / "data")
 needs_emodb = pytest.mark.skipif(not (DATA / "emodb" / "wav").is_dir(), reason=f"Emo-DB is not in {DATA}")
@@ -64,7 +66,66 @@ def test_emodb_same_name_twice(tmp_path):
         emodb(touched(tmp_path, "16k/03a01Wa.wav", "48k/03a01Wa.wav"))
 
 
-@pytest.mark.parametrize("read", [emodb, folders])
+def test_casia(tmp_path):
+    names = ["same/liuchanhg/angry/201.wav", "same/wangzhe/Happy/201.wav", "same/wangzhe/neutral/201.wav"]
+    names += ["other/Chang.Liu/sad/1.wav", "other/Zhe.Wang/normal/1.wav", "other/Chang.Liu/fear/1.wav"]
+    corpus = casia(touched(tmp_path, *names, "other/Chang.Liu/texts.txt"))
+    assert corpus.name == "casia" and corpus.speakers == ["liuchanhg", "wangzhe"]
+    assert corpus.classes == ["anger", "fear", "happiness", "neutral", "sadness"]
+    assert {(u.name, u.speaker, u.label) for u in corpus.utterances} == {
+        ("same/liuchanhg/angry/201.wav", "liuchanhg", "anger"),
+        ("same/wangzhe/Happy/201.wav", "wangzhe", "happiness"),
+        ("same/wangzhe/neutral/201.wav", "wangzhe", "neutral"),
+        ("other/Chang.Liu/sad/1.wav", "liuchanhg", "sadness"),
+        ("other/Zhe.Wang/normal/1.wav", "wangzhe", "neutral"),
+        ("other/Chang.Liu/fear/1.wav", "liuchanhg", "fear"),
+    }
+    assert len(load_corpus(f"casia:{tmp_path / 'same'}").utterances) == 3
+
+
+@pytest.mark.parametrize("stray", ["angry/201.wav", "wangzhe/bored/201.wav", "wangzhe/201.wav"])
+def test_casia_in_another_layout(tmp_path, stray):
+    message = rf"1 file \({stray}\).*allowed: CASIA's SPEAKER/EMOTION/\*\.wav.*Institute of Automation"
+    with pytest.raises(ValueError, match=message):
+        casia(touched(tmp_path, "wangzhe/angry/202.wav", stray))
+
+
+def test_casia_has_four_speakers(tmp_path):
+    names = ["liuchanhg", "wangzhe", "zhaoquanyin", "ZhaoZuoxiang", "Zuoxiang.Zhao"]
+    assert len(casia(touched(tmp_path, *(f"{name}/sad/1.wav" for name in names))).speakers) == 4
+    with pytest.raises(
+        ValueError, match=r"the speakers ZhaoZuoxiang, Zhe W, liuchanhg, .*allowed: CASIA's .*4 speakers"
+    ):
+        casia(touched(tmp_path, "Zhe W/sad/1.wav"))
+
+
+def test_ravdess(tmp_path):
+    names = ["Actor_12/03-01-06-01-02-01-12.wav", "Actor_01/03-01-08-02-01-02-01.wav"]
+    names += ["Actor_01/03-01-01-01-01-01-01.wav"]
+    corpus = ravdess(touched(tmp_path, *names, "Actor_01/01-01-01-01-01-01-01.mp4"))
+    assert (corpus.name, corpus.classes) == ("ravdess", ["neutral", "fear", "surprise"])
+    assert [(u.name, u.speaker, u.label) for u in corpus.utterances] == [
+        ("03-01-01-01-01-01-01", "01", "neutral"),
+        ("03-01-08-02-01-02-01", "01", "surprise"),
+        ("03-01-06-01-02-01-12", "12", "fear"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("stray", "message"),
+    [
+        ("Actor_02/03-02-06-01-02-01-02.wav", r"\(03-02-06-01-02-01-02\).*of the song"),
+        ("Actor_02/01-01-06-01-02-01-02.wav", r"\(01-01-06-01-02-01-02\).*of the films"),
+        ("Actor_02/03-01-09-01-02-01-02.wav", r"\(03-01-09-01-02-01-02\.wav\).*not named by seven numbers"),
+        ("all/Actor_01/03-01-01-01-01-01-01.wav", r"\(03-01-01-01-01-01-01\).*more than once"),
+    ],
+)
+def test_ravdess_of_another_kind(tmp_path, stray, message):
+    with pytest.raises(ValueError, match=rf"1 file {message}, allowed: (RAVDESS's audio-only.*zenodo|once)"):
+        ravdess(touched(tmp_path, "Actor_01/03-01-01-01-01-01-01.wav", stray))
+
+
+@pytest.mark.parametrize("read", [casia, emodb, folders, ravdess])
 def test_root_is_no_folder(tmp_path, read):
     with pytest.raises(FileNotFoundError, match="nope"):
         read(tmp_path / "nope")
@@ -182,6 +243,64 @@ def test_manifest_jsonl_errors(tmp_path, line, message):
         manifest(table(tmp_path, good + line, "table.jsonl"))
 
 
+def test_manifest_of_values_and_parts(tmp_path):
+    text = "file,speaker,value,part\na.wav,s1,-0.4,train\nb.wav,s2,1,test\n"
+    corpus = manifest(table(tmp_path, text))
+    assert corpus.classes == []
+    assert corpus.utterances == [
+        Utterance("a.wav", "s1", "", tmp_path / "a.wav", value=-0.4, part="train"),
+        Utterance("b.wav", "s2", "", tmp_path / "b.wav", value=1.0, part="test"),
+    ]
+    rows = [
+        {"file": "a.wav", "speaker": "s1", "value": -0.4, "part": "train"},
+        {"file": "b.wav", "speaker": "s2", "value": 1, "part": "test"},
+    ]
+    assert manifest(table(tmp_path, "\n".join(map(json.dumps, rows)), "table.jsonl")) == corpus
+
+    labelled = "file,speaker,label,part\na.wav,s1,sad,valid\nb.wav,s2,froh,valid\n"
+    assert [u.part for u in manifest(table(tmp_path, labelled)).utterances] == ["valid", "valid"]
+    undivided = "file,speaker,value,part\na.wav,s1,0,\n"
+    assert manifest(table(tmp_path, undivided)).utterances[0].part is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,speaker,label,value\na.wav,s,sad,1\n", r"line 2: has 'label' in a table of 'value', allowed: one"),
+        ("file,speaker,value\na.wav,s,\n", r"line 2: column 'value' is '', allowed: a finite number"),
+        ("file,speaker,value\na.wav,s\n", r"line 2: column 'value' is missing, allowed: a finite number"),
+        ("file,speaker,value\na.wav,s,0\nb.wav,s,inf\n", r"line 3: column 'value' is 'inf'"),
+        ("file,speaker,value,part\na.wav,s,0,dev\n", r"line 2: column 'part' is 'dev', allowed: train, valid, test"),
+        ("file,speaker,value,part\na.wav,s,0,train\nb.wav,s,0,\n", r"1 of 2 utterances without a part, such as b"),
+    ],
+)
+def test_manifest_errors_of_values_and_parts(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        manifest(table(tmp_path, text))
+
+
+def test_manifest_jsonl_mixes_no_labels_and_values(tmp_path):
+    lines = '{"file": "a", "speaker": "s", "label": "l"}\n{"file": "b", "speaker": "s", "value": 1}'
+    with pytest.raises(ValueError, match="line 2: has 'value' in a table of 'label'"):
+        manifest(table(tmp_path, lines, "table.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("classes", "fields", "message"),
+    [
+        (["sad"], {"label": "sad", "value": 0.5}, r"has the value 0\.5, allowed: none"),
+        (["sad"], {"label": "glad"}, r"has the label 'glad', allowed: one of sad"),
+        ([], {"label": "sad", "value": 0.5}, r"has the label 'sad', allowed: none beside a value"),
+        ([], {"label": ""}, r"has the value None, allowed: a finite number"),
+        ([], {"label": "", "value": float("nan")}, r"has the value nan, allowed: a finite number"),
+        ([], {"label": "", "value": 0.5, "part": "dev"}, r"has the part 'dev', allowed: train, valid, test"),
+    ],
+)
+def test_a_corpus_has_labels_or_values(classes, fields, message):
+    with pytest.raises(ValueError, match=rf"corpus 'c': u1 {message}"):
+        Corpus("c", [Utterance("u1", "s", **fields)], classes)
+
+
 def test_manifest_of_another_kind(tmp_path):
     with pytest.raises(ValueError, match=r"suffix '\.txt', allowed: \.csv, \.jsonl"):
         manifest(table(tmp_path, "file,speaker,label\n", "table.txt"))
@@ -196,6 +315,10 @@ def test_load_corpus_by_kind_and_by_guess(tmp_path):
     classes = touched(tmp_path / "classes", "sad/x.wav", "sad/03a01Wa.wav")
     csv = table(tmp_path, "file,speaker,label\na.wav,s,sad\n")
 
+    actors = touched(tmp_path / "actors", "Actor_01/03-01-01-01-01-01-01.wav", "Actor_02/03-01-06-01-02-01-02.wav")
+    assert load_corpus(f"ravdess:{actors}") == load_corpus(str(actors)) == ravdess(actors)
+    with pytest.raises(ValueError, match="of the song"):
+        load_corpus(str(touched(actors, "Actor_02/03-02-06-01-02-01-02.wav")))
     assert load_corpus(f"emodb:{db}") == load_corpus(str(db)) == emodb(db)
     assert load_corpus(str(sorted_db)).speakers == ["03"]
     assert load_corpus(f"folders:{sorted_db}").speakers == ["unknown"]
@@ -205,12 +328,17 @@ def test_load_corpus_by_kind_and_by_guess(tmp_path):
 
 def test_load_corpus_synthetic(monkeypatch):
     corpus = Corpus("synthetic", [], [])
-    stub = SimpleNamespace(synthetic=lambda: corpus)
+    sentiment = Corpus("synthetic-sentiment", [], [])
+    stub = SimpleNamespace(synthetic=lambda: corpus, synthetic_sentiment=lambda: sentiment)
     monkeypatch.setitem(sys.modules, "ser_fast.corpora.synthetic", stub)
+    monkeypatch.setattr("ser_fast.corpora.synthetic", stub, raising=False)
     assert load_corpus("synthetic") is corpus
+    assert load_corpus("synthetic-sentiment") is sentiment
 
 
-@pytest.mark.parametrize("spec", ["", "nope", "ravdess:x", "emodb:nope", "folders:nope", "manifest:no.csv"])
+@pytest.mark.parametrize(
+    "spec", ["", "nope", "savee:x", "ravdess:nope", "casia:nope", "emodb:nope", "folders:nope", "manifest:no.csv"]
+)
 def test_load_corpus_of_a_missing_path(tmp_path, monkeypatch, spec):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=spec.rpartition(":")[2] or "corpus ''"):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ser_fast.corpora.synthetic import EMOTIONS, synthesize, synthetic
+from ser_fast.corpora.synthetic import EMOTIONS, synthesize, synthetic, synthetic_sentiment
 
 
 def test_the_samples_depend_on_the_arguments_alone():
@@ -50,6 +50,28 @@ def test_the_corpus_holds_every_speaker_emotion_and_take():
     assert torch.equal(last.samples, synthesize("surprise", speaker=1, take=1))
 
 
+def test_the_sentiment_corpus_is_reproducible_and_spreads_its_values():
+    corpus = synthetic_sentiment(speakers=2, takes=8)
+    assert corpus.name == "synthetic-sentiment" and corpus.classes == []
+    assert corpus.speakers == ["s00", "s01"] and len({u.name for u in corpus.utterances}) == 16
+    values = [utterance.value for utterance in corpus.utterances]
+    assert min(values) < -0.5 and max(values) > 0.5 and all(-1 <= value <= 1 for value in values)
+    torch.manual_seed(1)
+    again = synthetic_sentiment(speakers=1, takes=2).utterances
+    assert all(torch.equal(a.samples, b.samples) and a.value == b.value for a, b in zip(again, corpus.utterances))
+
+
+def test_the_value_is_heard():
+    # Happiness is brighter than sadness by several decibels an octave, far more than takes and speakers differ.
+    def brightness(samples):
+        spectrum = torch.fft.rfft(samples, 32000).abs().square()
+        return (spectrum[2000:8000].sum() / spectrum[:2000].sum()).log10().item()
+
+    utterances = synthetic_sentiment(speakers=2, takes=8).utterances
+    pairs = torch.tensor([[utterance.value, brightness(utterance.samples)] for utterance in utterances])
+    assert torch.corrcoef(pairs.T)[0, 1] > 0.5
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -62,6 +84,8 @@ def test_the_corpus_holds_every_speaker_emotion_and_take():
         ),
         (lambda: synthetic(speakers=0), "speakers is 0; it must be at least 1"),
         (lambda: synthetic(takes=0), "takes is 0; it must be at least 1"),
+        (lambda: synthetic_sentiment(takes=0), "takes is 0; it must be at least 1"),
+        (lambda: synthetic_sentiment(sample_rate=100), "sample_rate is 100; it must be at least 8000"),
     ],
 )
 def test_a_wrong_argument_is_named_with_what_is_allowed(call, message):

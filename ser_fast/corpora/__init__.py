@@ -3,34 +3,48 @@
 from pathlib import Path
 
 from ser_fast.audio import find_audio
+from ser_fast.corpora.casia import casia as _read_casia
 from ser_fast.corpora.emodb import emodb as _read_emodb
 from ser_fast.corpora.emodb import follows_scheme as _follows_emodb
 from ser_fast.corpora.folders import folders as _read_folders
 from ser_fast.corpora.manifest import SUFFIXES as _MANIFEST_SUFFIXES
 from ser_fast.corpora.manifest import manifest as _read_manifest
+from ser_fast.corpora.ravdess import follows_scheme as _follows_ravdess
+from ser_fast.corpora.ravdess import ravdess as _read_ravdess
 from ser_fast.corpora.utterance import Corpus, Utterance
 
 __all__ = ["Corpus", "Utterance", "load_corpus"]
 
-_READERS = {"emodb": _read_emodb, "folders": _read_folders, "manifest": _read_manifest}
-_FORMS = "synthetic, emodb:FOLDER, folders:FOLDER, manifest:FILE, a .csv or .jsonl file, or a folder"
+_READERS = {
+    "casia": _read_casia,
+    "emodb": _read_emodb,
+    "folders": _read_folders,
+    "manifest": _read_manifest,
+    "ravdess": _read_ravdess,
+}
+_NAMED = ((_follows_emodb, _read_emodb), (_follows_ravdess, _read_ravdess))
+_FORMS = (
+    "synthetic, synthetic-sentiment, casia:FOLDER, emodb:FOLDER, ravdess:FOLDER, folders:FOLDER, manifest:FILE, "
+    "a .csv or .jsonl file, or a folder"
+)
 
 
 def load_corpus(spec: str) -> Corpus:
     """The corpus that ``spec`` names, as the command line does.
 
-    ``synthetic``, ``emodb:FOLDER``, ``folders:FOLDER`` or ``manifest:FILE``; or a bare path: a ``.csv`` or
-    ``.jsonl`` file is a manifest, a folder is Emo-DB if all its audio files are named so, else one folder
-    per class. No audio is read, only names.
+    ``synthetic``, ``synthetic-sentiment``, ``casia:FOLDER``, ``emodb:FOLDER``, ``ravdess:FOLDER``,
+    ``folders:FOLDER`` or ``manifest:FILE``; or a bare path: a ``.csv`` or ``.jsonl`` file is a manifest, a folder
+    is Emo-DB or RAVDESS if all its audio files are named so, else one folder per class. No audio is read, only
+    names.
 
     Raises:
         FileNotFoundError: the path does not exist.
         ValueError: the path holds no corpus of that kind.
     """
-    if spec == "synthetic":
-        from ser_fast.corpora.synthetic import synthetic
+    if spec in ("synthetic", "synthetic-sentiment"):
+        from ser_fast.corpora import synthetic
 
-        return synthetic()
+        return synthetic.synthetic() if spec == "synthetic" else synthetic.synthetic_sentiment()
 
     kind, colon, place = spec.partition(":")
     if colon and kind in _READERS:
@@ -42,7 +56,9 @@ def load_corpus(spec: str) -> Corpus:
     if not spec or not path.exists():
         raise FileNotFoundError(f"corpus {spec!r} is not an existing path, allowed: {_FORMS}")
     if path.is_dir():
-        return _read_emodb(path) if all(map(_follows_emodb, find_audio(path))) else _read_folders(path)
+        files = find_audio(path)
+        read = next((read for follows, read in _NAMED if all(map(follows, files))), _read_folders)
+        return read(path)
     if path.suffix.lower() in _MANIFEST_SUFFIXES:
         return _read_manifest(path)
     raise ValueError(f"corpus {spec!r} is a {path.suffix or 'suffixless'} file, allowed: {_FORMS}")

@@ -2,11 +2,11 @@
 "A Database of German Emotional Speech", Interspeech 2005."""
 
 import re
-from collections import Counter
 from os import PathLike
 from pathlib import Path
 
 from ser_fast.audio import find_audio
+from ser_fast.corpora.trees import refuse, repeated, require_folder
 from ser_fast.corpora.utterance import Corpus, Utterance
 
 # The letters abbreviate the German words: Wut, Langeweile, Ekel, Angst, Freude, Trauer.
@@ -21,7 +21,6 @@ LABELS = {
 }
 
 _STEM = re.compile(r"(?P<speaker>[0-9]{2})[a-z][0-9]{2}(?P<emotion>[WLEAFTN])[a-z]")
-_SHOWN = 5
 
 
 def follows_scheme(path: Path) -> bool:
@@ -39,21 +38,14 @@ def emodb(root: str | PathLike[str]) -> Corpus:
         FileNotFoundError: ``root`` is not a folder.
         ValueError: it holds no audio file, a file that is not named so, or two of the same name.
     """
-    root = Path(root)
-    if not root.is_dir():
-        raise FileNotFoundError(f"root {str(root)!r} is not an existing folder, allowed: Emo-DB's")
+    root = require_folder(root, "Emo-DB's")
     folder = root / "wav" if (root / "wav").is_dir() else root
     files = find_audio(folder)
 
+    scheme = "2-digit speaker, 3-character sentence, emotion letter of WLEAFTN, take letter"
     strays = [path.name for path in files if not follows_scheme(path)]
-    if strays:
-        raise ValueError(
-            f"{_listed(strays)} under {str(folder)!r} not named like 03a01Wa.wav, "
-            "allowed: 2-digit speaker, 3-character sentence, emotion letter of WLEAFTN, take letter"
-        )
-    repeated = [stem for stem, count in Counter(path.stem for path in files).items() if count > 1]
-    if repeated:
-        raise ValueError(f"{_listed(repeated)} under {str(folder)!r} more than once, allowed: once")
+    refuse(strays, folder, "not named like 03a01Wa.wav", scheme)
+    refuse(repeated([path.stem for path in files]), folder, "more than once", "once")
 
     utterances = []
     for path in files:
@@ -61,8 +53,3 @@ def emodb(root: str | PathLike[str]) -> Corpus:
         utterances.append(Utterance(path.stem, stem["speaker"], LABELS[stem["emotion"]], path))
     present = {utterance.label for utterance in utterances}
     return Corpus("emodb", utterances, [label for label in LABELS.values() if label in present])
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-    return f"{len(names)} file{'s' if len(names) > 1 else ''} ({shown})"

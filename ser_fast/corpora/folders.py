@@ -1,9 +1,9 @@
 """A corpus laid out as one folder per class."""
 
 from os import PathLike
-from pathlib import Path
 
 from ser_fast.audio import find_audio
+from ser_fast.corpora.trees import require_folder
 from ser_fast.corpora.utterance import Corpus, Utterance
 
 
@@ -16,9 +16,7 @@ def folders(root: str | PathLike[str]) -> Corpus:
         FileNotFoundError: ``root`` is not a folder.
         ValueError: an audio file lies outside the class folders, or a class folder holds none.
     """
-    root = Path(root)
-    if not root.is_dir():
-        raise FileNotFoundError(f"root {str(root)!r} is not an existing folder, allowed: one of folders")
+    root = require_folder(root, "one of folders")
 
     utterances = []
     for path in find_audio(root):

@@ -4,24 +4,28 @@ import csv
 import io
 import json
 import math
+import os
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ser_fast.corpora.utterance import Corpus, Utterance
+from ser_fast.corpora.utterance import PARTS, Corpus, Utterance
+from ser_fast.run_folder import write_atomically
 
 SUFFIXES = (".csv", ".jsonl")
-REQUIRED = ("file", "speaker", "label")
-OPTIONAL = ("start", "end")
+REQUIRED = ("file", "speaker")
+TARGETS = ("label", "value")
+OPTIONAL = ("start", "end", "part")
 
 
 def manifest(path: str | PathLike[str]) -> Corpus:
-    """The utterances listed in a table with the columns ``file,speaker,label[,start,end]``.
+    """The utterances listed in a table with the columns ``file,speaker,label[,start,end,part]``.
 
     A ``.csv`` has a header row, a ``.jsonl`` one object a line; both are UTF-8. Other columns and blank
     lines are ignored. Relative files are relative to the table's folder; ``start`` and ``end`` are seconds,
-    empty or null for the file's beginning or end. The classes are sorted.
+    empty or null for the file's beginning or end. ``part`` is ``train``, ``valid`` or ``test``, for all or none.
+    The classes are sorted. For regression, ``value`` takes the place of ``label``: a finite number.
 
     Raises:
         OSError: the table cannot be read.
@@ -37,19 +41,39 @@ def manifest(path: str | PathLike[str]) -> Corpus:
         raise ValueError(f"manifest {str(path)!r} has a bad byte at {error.start}, allowed: UTF-8") from error
 
     read_rows = _csv_rows if suffix == ".csv" else _jsonl_rows
-    utterances = [_utterance(row, place, path.parent) for place, row in read_rows(text, str(path))]
-    if not utterances:
+    rows = list(read_rows(text, str(path)))
+    if not rows:
         raise ValueError(f"manifest {str(path)!r} lists 0 utterances, allowed: at least one")
-    return Corpus(path.stem, utterances, sorted({utterance.label for utterance in utterances}))
+    target = _target(rows)
+    utterances = [_utterance(row, place, path.parent, target) for place, row in rows]
+    labels = {utterance.label for utterance in utterances} if target == "label" else set()
+    return Corpus(path.stem, utterances, sorted(labels))
+
+
+def write_manifest(corpus: Corpus, out: Path) -> None:
+    """The corpus as a ``.csv`` that :func:`manifest` reads; files below its folder are named relative to it."""
+    target = "label" if corpus.classes else "value"
+    columns = [*REQUIRED, target, *(name for name in OPTIONAL if any(getattr(u, name) is not None
+                                                                     for u in corpus.utterances))]  # fmt: skip
+    folder = Path(os.path.abspath(out)).parent
+    text = io.StringIO(newline="")
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(columns)
+    for utterance in corpus.utterances:
+        file = Path(os.path.abspath(utterance.path))
+        file = file.relative_to(folder) if file.is_relative_to(folder) else file
+        table.writerow([file.as_posix(), *(getattr(utterance, name) for name in columns[1:])])
+    write_atomically(out, text.getvalue().encode())
 
 
 def _csv_rows(text: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
     try:
         header = [column.strip() for column in reader.fieldnames or []]
-        for column in REQUIRED + OPTIONAL:
+        required = (*REQUIRED, "value" if "value" in header else "label")
+        for column in REQUIRED + TARGETS + OPTIONAL:
             count = header.count(column)
-            if count > 1 or (count == 0 and column in REQUIRED):
+            if count > 1 or (count == 0 and column in required):
                 raise ValueError(f"{name}, line 1: column {column!r} occurs {count} times in {header}, allowed: once")
         reader.fieldnames = header
         for row in reader:
@@ -80,14 +104,28 @@ def _jsonl_rows(text: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield place, row
 
 
-def _utterance(row: dict[str, Any], place: str, folder: Path) -> Utterance:
-    file, speaker, label = (_text(row, column, place) for column in REQUIRED)
-    start, end = (_seconds(row, column, place) for column in OPTIONAL)
+def _target(rows: list[tuple[str, dict[str, Any]]]) -> str:
+    """``"label"`` or ``"value"``, which is the same in every row."""
+    target, other = ("value", "label") if "value" in rows[0][1] else ("label", "value")
+    for place, row in rows:
+        if other in row:
+            raise ValueError(f"{place}: has {other!r} in a table of {target!r}, allowed: one of both throughout")
+    return target
+
+
+def _utterance(row: dict[str, Any], place: str, folder: Path, target: str) -> Utterance:
+    file, speaker = (_text(row, column, place) for column in REQUIRED)
+    label, value = "", None
+    if target == "label":
+        label = _text(row, "label", place)
+    else:
+        value = _number(row, "value", place, -math.inf, "a finite number")
+    start, end = (_optional_seconds(row, column, place) for column in ("start", "end"))
     if end is not None and end <= (start or 0.0):
         raise ValueError(f"{place}: column 'end' is {end}, allowed: more than start, {start or 0.0}")
     whole = start is None and end is None
     name = file if whole else f"{file}[{'' if start is None else start}:{'' if end is None else end}]"
-    return Utterance(name, speaker, label, folder / file, start, end)
+    return Utterance(name, speaker, label, folder / file, start, end, value=value, part=_part(row, place))
 
 
 def _text(row: dict[str, Any], column: str, place: str) -> str:
@@ -101,14 +139,30 @@ def _text(row: dict[str, Any], column: str, place: str) -> str:
     return value.strip()
 
 
-def _seconds(row: dict[str, Any], column: str, place: str) -> float | None:
-    value = row.get(column)
-    if value is None or (isinstance(value, str) and not value.strip()):
+def _part(row: dict[str, Any], place: str) -> str | None:
+    if _empty(row.get("part")):
         return None
+    part = _text(row, "part", place)
+    if part not in PARTS:
+        raise ValueError(f"{place}: column 'part' is {part!r}, allowed: {', '.join(PARTS)}")
+    return part
+
+
+def _optional_seconds(row: dict[str, Any], column: str, place: str) -> float | None:
+    return None if _empty(row.get(column)) else _number(row, column, place, 0.0, "a number of seconds >= 0")
+
+
+def _empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _number(row: dict[str, Any], column: str, place: str, least: float, allowed: str) -> float:
+    value = row.get(column)
     try:
-        seconds = math.nan if isinstance(value, bool) else float(value)
+        number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
-        seconds = math.nan
-    if not 0.0 <= seconds < math.inf:
-        raise ValueError(f"{place}: column {column!r} is {value!r}, allowed: a number of seconds >= 0")
-    return seconds
+        number = math.nan
+    if not math.isfinite(number) or number < least:
+        found = "missing" if value is None else repr(value)
+        raise ValueError(f"{place}: column {column!r} is {found}, allowed: {allowed}")
+    return number

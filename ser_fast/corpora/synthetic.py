@@ -1,4 +1,4 @@
-"""A corpus that needs no file: synthetic voices acting six emotions.
+"""Corpora that need no file: synthetic voices acting six emotions, or sentiment from sad to happy.
 
 The voice is a source-filter model (Fant, Acoustic Theory of Speech Production, 1970). The source is a
 band-limited pulse train that follows an F0 contour, with jitter, shimmer and a spectral tilt, plus noise for
@@ -90,6 +90,7 @@ _CONSONANTS = torch.tensor(
         [0.00, 0.06, 0.5, 0.0, 1000.0, 360.0, 1200.0, 2700.0],  # l
     ]
 )
+_SENTIMENT_LINE = 300_000  # halfway between two speakers' seeds, so no sentence of the emotions comes again
 _FRAME_SECONDS = 0.008  # about one period of a low voice, so noise drawn per frame acts as jitter and shimmer
 
 
@@ -116,6 +117,28 @@ def synthetic(speakers: int = 8, takes: int = 10, sample_rate: int = 16000) -> C
     return Corpus("synthetic", utterances, list(EMOTIONS))
 
 
+def synthetic_sentiment(speakers: int = 8, takes: int = 30, sample_rate: int = 16000) -> Corpus:
+    """A corpus for regression: every speaker says ``takes`` sentences, each at a random value in [-1, 1].
+
+    The value is how far the manner goes from neutral at 0 towards sadness at -1 or happiness at 1. Like the
+    emotions it is a stand-in for exercising a pipeline. Names are like ``s00_03``, all is in memory.
+    Raises ``ValueError`` as :func:`synthetic` does.
+    """
+    _require_at_least("speakers", speakers, 1)
+    _require_at_least("takes", takes, 1)
+    _require_at_least("sample_rate", sample_rate, 8000)
+    utterances = []
+    for speaker in range(speakers):
+        for take in range(takes):
+            generator = _generator(speaker, _SENTIMENT_LINE + take)
+            value = _uniform(-1, 1, generator)
+            pole = "happiness" if value > 0 else "sadness"
+            samples = _speak(pole, abs(value), speaker, sample_rate, generator)
+            name, voice = f"s{speaker:02d}_{take:02d}", f"s{speaker:02d}"
+            utterances.append(Utterance(name, voice, "", samples=samples, sample_rate=sample_rate, value=value))
+    return Corpus("synthetic-sentiment", utterances, [])
+
+
 def synthesize(emotion: str, speaker: int, take: int, sample_rate: int = 16000) -> torch.Tensor:
     """One utterance as float32 samples ``[N]`` in [-1, 1], about 0.7 to 2.3 seconds at ``sample_rate`` hertz.
 
@@ -129,8 +152,12 @@ def synthesize(emotion: str, speaker: int, take: int, sample_rate: int = 16000) 
     _require_at_least("take", take, 0)
     _require_at_least("sample_rate", sample_rate, 8000)
     generator = _generator(speaker, 1 + EMOTIONS.index(emotion) + len(EMOTIONS) * take)
+    return _speak(emotion, 1.0, speaker, sample_rate, generator)
+
+
+def _speak(emotion: str, degree: float, speaker: int, sample_rate: int, generator: torch.Generator) -> torch.Tensor:
     voice = _draw_speaker(speaker)
-    manner = _draw_manner(emotion, voice, generator)
+    manner = _draw_manner(emotion, degree, voice, generator)
     gesture = _articulate(manner, generator)
     return _render(voice, manner, gesture, sample_rate, generator)
 
@@ -162,9 +189,9 @@ def _draw_speaker(number: int) -> _Speaker:
     )
 
 
-def _draw_manner(emotion: str, voice: _Speaker, generator: torch.Generator) -> _Manner:
-    """How this take expresses ``emotion``: subdued to exaggerated, with everything varied a little."""
-    strength = voice.strength * _uniform(0.8, 1.25, generator)
+def _draw_manner(emotion: str, degree: float, voice: _Speaker, generator: torch.Generator) -> _Manner:
+    """How this take expresses ``emotion`` to a degree: subdued to exaggerated, with everything varied a little."""
+    strength = degree * voice.strength * _uniform(0.8, 1.25, generator)
     deviates = torch.randn(len(_SPREAD), generator=generator).tolist()
     columns = zip(_MANNERS["neutral"], _MANNERS[emotion], _SPREAD, deviates, strict=True)
     manner = _Manner(*(rest + strength * (full - rest) + spread * z for rest, full, spread, z in columns))

@@ -1,0 +1,58 @@
+"""CASIA: the Chinese emotional speech corpus of the Institute of Automation, Chinese Academy of Sciences."""
+
+from os import PathLike
+
+from ser_fast.audio import find_audio
+from ser_fast.corpora.trees import refuse, require_folder
+from ser_fast.corpora.utterance import Corpus, Utterance
+
+CLASSES = ("anger", "fear", "happiness", "neutral", "sadness", "surprise")
+
+# The release names one folder "neutral" where all emotions share their texts and "normal" where they do not.
+_LABELS = {
+    **{name: name for name in CLASSES},
+    "angry": "anger",
+    "happy": "happiness",
+    "normal": "neutral",
+    "sad": "sadness",
+}
+# Its two parts also spell the same four speakers in two ways.
+_SPEAKERS = {
+    "Chang.Liu": "liuchanhg",
+    "Zhe.Wang": "wangzhe",
+    "Quanyin.Zhao": "zhaoquanyin",
+    "Zuoxiang.Zhao": "ZhaoZuoxiang",
+}
+_WANTED = (
+    "CASIA's SPEAKER/EMOTION/*.wav of its 4 speakers, below this folder or one for each part of the release, "
+    "emotions angry, fear, happy, neutral, sad, surprise; licensed by the Institute of Automation, Chinese Academy "
+    "of Sciences"
+)
+
+
+def casia(root: str | PathLike[str]) -> Corpus:
+    """CASIA, its speakers and labels taken from the folders: ``root/**/SPEAKER/EMOTION/*.wav``.
+
+    ``root`` is the whole release, with the 300 texts that all emotions share and the 100 that they do not, or one
+    of these parts; a speaker is the same in both. The classes are those of ``CLASSES`` that occur.
+
+    Raises:
+        FileNotFoundError: ``root`` is not a folder.
+        ValueError: it holds no audio file, a file elsewhere, or more than the 4 speakers.
+    """
+    root = require_folder(root, _WANTED)
+    files = find_audio(root)
+    inside = [path.relative_to(root) for path in files]
+    strays = [path.as_posix() for path in inside if len(path.parts) < 3 or path.parts[-2].lower() not in _LABELS]
+    refuse(strays, root, "not in the folders of a speaker and an emotion", _WANTED)
+
+    utterances = []
+    for path, name in zip(files, inside, strict=True):
+        speaker, emotion = name.parts[-3:-1]
+        utterances.append(Utterance(name.as_posix(), _SPEAKERS.get(speaker, speaker), _LABELS[emotion.lower()], path))
+    present = {utterance.label for utterance in utterances}
+    corpus = Corpus("casia", utterances, [label for label in CLASSES if label in present])
+    if len(corpus.speakers) > 4:
+        # Two names of one speaker would put her in training and in the test.
+        raise ValueError(f"{str(root)!r} has the speakers {', '.join(corpus.speakers)}, allowed: {_WANTED}")
+    return corpus

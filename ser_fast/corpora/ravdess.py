@@ -1,0 +1,62 @@
+"""RAVDESS: S. R. Livingstone and F. A. Russo, "The Ryerson Audio-Visual Database of Emotional Speech and Song",
+PLoS ONE 13(5), 2018."""
+
+import re
+from os import PathLike
+from pathlib import Path
+
+from ser_fast.audio import find_audio
+from ser_fast.corpora.trees import refuse, repeated, require_folder
+from ser_fast.corpora.utterance import Corpus, Utterance
+
+LABELS = {
+    "01": "neutral",
+    "02": "calm",
+    "03": "happiness",
+    "04": "sadness",
+    "05": "anger",
+    "06": "fear",
+    "07": "disgust",
+    "08": "surprise",
+}
+
+_STEM = re.compile(
+    r"(?P<modality>0[1-3])-(?P<channel>0[12])-(?P<emotion>0[1-8])-(?P<intensity>0[12])-(?P<statement>0[12])"
+    r"-(?P<repetition>0[12])-(?P<actor>[0-9]{2})"
+)
+_WANTED = (
+    "RAVDESS's audio-only speech, Actor_NN/*.wav named like 03-01-06-01-02-01-12.wav: "
+    "Audio_Speech_Actors_01-24.zip from https://zenodo.org/records/1188976, unpacked into this folder"
+)
+
+
+def follows_scheme(path: Path) -> bool:
+    """Whether the file is named by RAVDESS's seven numbers, speech or song, with or without a face."""
+    return _STEM.fullmatch(path.stem) is not None
+
+
+def ravdess(root: str | PathLike[str]) -> Corpus:
+    """The speech of RAVDESS, its speakers and labels taken from names like ``03-01-06-01-02-01-12.wav``.
+
+    The numbers are modality, vocal channel, emotion, intensity, statement, repetition and actor. The song, which
+    lacks two of the emotions, and sound taken from the films, which is the same speech once more, are refused
+    rather than skipped. The classes are those that occur, in the order of ``LABELS``; both intensities count.
+
+    Raises:
+        FileNotFoundError: ``root`` is not a folder.
+        ValueError: it holds no audio file, a file that is not named so or not audio-only speech, or two of the
+            same name.
+    """
+    root = require_folder(root, _WANTED)
+    files = find_audio(root)
+    refuse([path.name for path in files if not follows_scheme(path)], root, "not named by seven numbers", _WANTED)
+    stems = [_STEM.fullmatch(path.stem) for path in files]
+    refuse([stem.string for stem in stems if stem["channel"] == "02"], root, "of the song", _WANTED)
+    refuse([stem.string for stem in stems if stem["modality"] != "03"], root, "of the films", _WANTED)
+    refuse(repeated([stem.string for stem in stems]), root, "more than once", "once")
+
+    utterances = [
+        Utterance(stem.string, stem["actor"], LABELS[stem["emotion"]], path) for stem, path in zip(stems, files)
+    ]
+    present = {utterance.label for utterance in utterances}
+    return Corpus("ravdess", utterances, [label for label in LABELS.values() if label in present])

@@ -1,0 +1,27 @@
+"""What the readers of corpora that lie in folders share."""
+
+from collections import Counter
+from os import PathLike
+from pathlib import Path
+
+_SHOWN = 5
+
+
+def require_folder(root: str | PathLike[str], allowed: str) -> Path:
+    """``root`` as a path; raises ``FileNotFoundError`` if it is not a folder."""
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"root {str(root)!r} is not an existing folder, allowed: {allowed}")
+    return root
+
+
+def refuse(files: list[str], folder: Path, fault: str, allowed: str) -> None:
+    """Raise ``ValueError`` with the first of these files and their number, if there are any."""
+    if files:
+        shown = ", ".join(files[:_SHOWN]) + (", ..." if len(files) > _SHOWN else "")
+        count = f"{len(files)} file{'s' if len(files) > 1 else ''}"
+        raise ValueError(f"{count} ({shown}) under {str(folder)!r} {fault}, allowed: {allowed}")
+
+
+def repeated(names: list[str]) -> list[str]:
+    return [name for name, count in Counter(names).items() if count > 1]
