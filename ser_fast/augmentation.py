@@ -1,0 +1,194 @@
+"""Augmentation of training utterances: speed, noise, masks and mixup, all drawn from torch's global generators."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.distributions import Beta
+
+from ser_fast.power_spectrogram import PowerSpectrogram
+
+# What an Augmenter keeps of resampled utterances, about 4.6 hours at 16 kHz; later ones are resampled every time.
+KEPT_BYTES = 1 << 30
+
+
+@dataclass
+class Augmentation:
+    """How training utterances are varied; nothing is by default.
+
+    Speed perturbation is by Ko et al., "Audio augmentation for speech recognition" (2015), the masks by Park et al.,
+    "SpecAugment" (2019), without its time warping, and mixup by Zhang et al., "mixup: beyond empirical risk
+    minimization" (2018), here of waveforms.
+
+    Args:
+        speeds: factors, of which one is drawn for every utterance; tempo and pitch change alike.
+        snr: lowest and highest signal-to-noise ratio in dB, relative to the utterance's own mean power.
+        noise_share: share of the utterances that get noise, in 0..1; half of them white noise, half of them pink.
+        time_masks: masks over time in every utterance.
+        time_mask: longest mask over time, in seconds.
+        freq_masks: masks over frequency in every utterance.
+        freq_mask: widest mask over frequency, as a share of the bins.
+        mixup: alpha of the Beta distribution that the mixing weights are drawn from, 0 for no mixing.
+    """
+
+    speeds: list[float] = field(default_factory=list)
+    snr: list[float] | None = None
+    noise_share: float = 0.5
+    time_masks: int = 0
+    time_mask: float = 0.3
+    freq_masks: int = 0
+    freq_mask: float = 0.15
+    mixup: float = 0.0
+
+    def __post_init__(self):
+        ratios = [-100.0, 100.0] if self.snr is None else self.snr
+        for name, good, allowed in (
+            ("speeds", all(0.5 <= speed <= 2 for speed in self.speeds), "factors in 0.5..2"),
+            ("snr", len(ratios) == 2 and -100 <= ratios[0] <= ratios[1] <= 100, "two in order within -100..100 dB"),
+            ("noise_share", 0 <= self.noise_share <= 1, "in 0..1"),
+            ("time_masks", self.time_masks >= 0, "at least 0"),
+            ("time_mask", 0 < self.time_mask < math.inf, "above 0 and finite"),
+            ("freq_masks", self.freq_masks >= 0, "at least 0"),
+            ("freq_mask", 0 < self.freq_mask <= 1, "above 0 and at most 1"),
+            ("mixup", self.mixup == 0 or 0.001 <= self.mixup <= 1000, "0 or in 0.001..1000"),
+        ):
+            if not good:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be {allowed}")
+
+
+class Augmenter:
+    """Applies an :class:`Augmentation` to the batches of a training run.
+
+    Every draw comes from torch's global generators: those of waves from the CPU's, those of spectrograms and mixup
+    from that of the batch's device. Up to 1 GiB of resampled utterances is kept.
+
+    Args:
+        augmentation: what is done.
+        spectrogram: what makes the spectrograms; its ``sample_rate`` and ``hop_length`` turn seconds into frames.
+    """
+
+    def __init__(self, augmentation: Augmentation, spectrogram: PowerSpectrogram):
+        self.augmentation = augmentation
+        self.longest_mask = int(augmentation.time_mask * spectrogram.sample_rate / spectrogram.hop_length)
+        self._kept: dict[tuple[int, float], Tensor] = {}
+        self._kept_bytes = 0
+
+    def waves(self, waves: Sequence[Tensor], keys: Sequence[int]) -> list[Tensor]:
+        """Utterances at a speed of their own, some of them with noise.
+
+        Args:
+            waves: float32 ``[n]`` each, on the CPU; they stay as they are.
+            keys: what tells each utterance from all others, such as its index in the data set.
+
+        Returns:
+            float32 ``[n / speed]`` each, up to rounding.
+        """
+        options, waves = self.augmentation, list(waves)
+        if options.speeds:
+            drawn = torch.randint(len(options.speeds), (len(waves),)).tolist()
+            waves = [self._at_speed(wave, key, options.speeds[i]) for wave, key, i in zip(waves, keys, drawn)]
+        if options.snr:
+            low, high = options.snr
+            noisy, ratio, pink = torch.rand(3, len(waves)).unbind()
+            draws = zip((noisy < options.noise_share).tolist(), (low + (high - low) * ratio).tolist(), pink < 0.5)
+            waves = [add_noise(wave, *draw) if noisy else wave for wave, (noisy, *draw) in zip(waves, draws)]
+        return waves
+
+    def spectrogram(self, spec: Tensor, lengths: Tensor) -> Tensor:
+        """Spectrograms under masks over time and over frequency, each of a width and at a place of its own.
+
+        All masks over time together hide at most half of a row's frames, those over frequency half of the bins. What
+        is hidden takes the row's mean over its valid pixels; frames past a row's end are left alone.
+
+        Args:
+            spec: ``[B, T, F]``, zero past the lengths.
+            lengths: ``[B]`` valid frames of each row.
+        """
+        options = self.augmentation
+        if not options.time_masks + options.freq_masks or not spec.numel():
+            return spec
+        bins = spec.shape[2]
+        times = masks(lengths, spec.shape[1], options.time_masks, self.longest_mask)
+        freqs = masks(torch.full_like(lengths, bins), bins, options.freq_masks, int(options.freq_mask * bins))
+        valid = torch.arange(spec.shape[1], device=spec.device) < lengths[:, None]
+        hidden = (times[:, :, None] | freqs[:, None]) & valid[:, :, None]
+        mean = spec.sum((1, 2)) / (lengths * bins).clamp(min=1)
+        return torch.where(hidden, mean[:, None, None], spec)
+
+    def mix(self, wave: Tensor, lengths: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """mixup: every row λ x + (1 − λ) x' with a row x' of the same batch, and the targets likewise.
+
+        λ ~ Beta(α, α) is drawn for every row, x' by a random permutation.
+
+        Args:
+            wave: ``[B, N]``, zero past the lengths.
+            lengths: ``[B]`` in samples.
+            targets: float ``[B, C]``.
+
+        Returns:
+            The mixed wave, the longer of each two lengths, and the mixed targets.
+        """
+        if not self.augmentation.mixup:
+            return wave, lengths, targets
+        alpha = wave.new_full((len(wave), 1), self.augmentation.mixup)
+        weight = Beta(alpha, alpha, validate_args=False).sample()
+        other = torch.randperm(len(wave), device=wave.device)
+        mixed = (weight * values + (1 - weight) * values[other] for values in (wave, targets))
+        wave, targets = mixed
+        return wave, lengths.maximum(lengths[other]), targets
+
+    def _at_speed(self, wave: Tensor, key: int, speed: float) -> Tensor:
+        if (key, speed) in self._kept:
+            return self._kept[key, speed]
+        changed = change_speed(wave, speed)
+        if changed is not wave and self._kept_bytes + changed.nbytes <= KEPT_BYTES:
+            self._kept[key, speed] = changed
+            self._kept_bytes += changed.nbytes
+        return changed
+
+
+def change_speed(wave: Tensor, speed: float) -> Tensor:
+    """The float32 wave ``[n]`` resampled to ``[n / speed]``; one that this would leave empty stays as it is."""
+    import soxr
+
+    if speed == 1:
+        return wave
+    # soxr's lower qualities take as long as this one.
+    changed = soxr.resample(wave.numpy(), speed, 1, quality="HQ")
+    return torch.from_numpy(changed) if len(changed) else wave
+
+
+def add_noise(wave: Tensor, snr: float, pink: bool) -> Tensor:
+    """The wave ``[n]`` plus noise, 10 log10(its mean power / the noise's) being ``snr`` dB; silence stays silent."""
+    if not len(wave):
+        return wave
+    noise = _pink_noise(len(wave)) if pink else torch.randn(len(wave))
+    power, noise_power = wave.square().mean(), noise.square().mean()
+    ratio = power / noise_power.clamp(min=torch.finfo(noise.dtype).tiny)
+    return wave + noise * (ratio.sqrt() * 10 ** (-snr / 20))
+
+
+def masks(sizes: Tensor, positions: int, count: int, widest: int) -> Tensor:
+    """``count`` random masks over the first ``sizes`` ``[B]`` of so many positions, as bool ``[B, positions]``.
+
+    Widths are drawn uniformly from 0 to ``widest``, or to the width of which all together are half of the size.
+    """
+    sizes = sizes[:, None].expand(-1, count)
+    widths = _draw((sizes // max(1, 2 * count)).clamp(max=widest))
+    starts = _draw(sizes - widths)
+    position = torch.arange(positions, device=sizes.device)[:, None, None]
+    return ((position >= starts) & (position < starts + widths)).any(2).T
+
+
+def _draw(highest: Tensor) -> Tensor:
+    """Integers, uniform from 0 to the highest, both included."""
+    return (torch.rand(highest.shape, device=highest.device) * (highest + 1)).long()
+
+
+def _pink_noise(samples: int) -> Tensor:
+    """Noise whose power falls as 1 / frequency."""
+    size = 1 << samples.bit_length()  # a power of two, for a fast FFT
+    frequency = torch.arange(size // 2 + 1).clamp(min=1)
+    return torch.fft.irfft(torch.randn(len(frequency), dtype=torch.complex64) * frequency.rsqrt(), n=size)[:samples]
