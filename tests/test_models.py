@@ -1,32 +1,49 @@
 """The papers' models: padding never leaks, the layers are what they say, options are checked."""
 
+import inspect
+
 import pytest
 import torch
+from matplotlib.figure import Figure
 from samples import assert_exact
 from torch import nn
 
 import ser_fast
-from ser_fast.models import self_attention
+from ser_fast import figures
+from ser_fast.models import MODELS, Baseline, self_attention
 from ser_fast.models.cgru import ChannelPairConv, _delta
 from ser_fast.models.masking import masked_mean
 from ser_fast.models.self_attention import MultiHeadSelfAttention, _random_bytes
+from ser_fast.models.systems import PAPER_1, PAPER_2, PAPER_2_HEADS, SYSTEMS, System
+
+SMALL = {"cgru": {"channels": (3, 4), "hidden_size": 8}, "bigru_mha": {"hidden_size": 16},
+         "baseline": {"hidden_size": 16}}  # fmt: skip
+
+
+def build(system: System, **options) -> nn.Module:
+    """A small one, which 32 heads still divide."""
+    return MODELS[system.model](**{"num_classes": 5} | SMALL[system.model] | system.options | options)
+
 
 BUILDS = {
     "cgru": lambda: ser_fast.CGRU(5),
     "cgru-after": lambda: ser_fast.CGRU(5, reset_after=True, channels=(4, 6), hidden_size=17),
-    "cgru-lstm": lambda: ser_fast.CGRU(5, cell="lstm"),
-    "cgru-last-state": lambda: ser_fast.CGRU(5, attention=False),
-    "cgru-lstm-last-state": lambda: ser_fast.CGRU(5, attention=False, cell="lstm"),
+    "cgru-frames": lambda: ser_fast.CGRU(5, convolution=False),
+    "cgru-frames-last-state": lambda: ser_fast.CGRU(5, convolution=False, attention=False),
     "bigru_mha": lambda: ser_fast.BiGRUMHA(5),
     "bigru_mha-power": lambda: ser_fast.BiGRUMHA(5, log=False, num_layers=2, hidden_size=32, num_heads=4),
     "bigru_mha-attention": lambda: ser_fast.BiGRUMHA(5, 32, pooling="attention", reset_after=True),
+    "baseline-cnn-attention": lambda: Baseline(5, encoder="cnn", num_heads=4, pooling="attention"),
+    "baseline-lstm-pool": lambda: Baseline(5, encoder="lstm", pooling="attention"),
+    # A bound loop variable: every function makes its own system.
+    **{name: (lambda system=system: build(system)) for name, system in SYSTEMS.items()},
 }
 
 
 def batch(dtype=torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ragged waves, among them one shorter than a frame; what lies behind their ends is noise."""
-    lengths = torch.tensor([9000, 641, 7213, 100, 4000])
-    return torch.randn(5, 9000, dtype=dtype), lengths
+    """Ragged waves, among them one shorter than a frame and one of nothing; behind their ends is noise."""
+    lengths = torch.tensor([9000, 641, 7213, 100, 4000, 0])
+    return torch.randn(6, 9000, dtype=dtype), lengths
 
 
 @pytest.mark.parametrize("name", BUILDS)
@@ -34,8 +51,9 @@ def test_a_padded_batch_equals_its_rows(name):
     model = BUILDS[name]().double().eval()
     wave, lengths = batch()
     logits = model(wave, lengths)
-    rows = torch.cat([model(wave[row : row + 1, :length]) for row, length in enumerate(lengths.tolist())])
-    assert_exact(logits, rows)
+    rows = [model(wave[row : row + 1, :length]) for row, length in enumerate(lengths[:-1].tolist())]
+    rows.append(model(torch.ones(1, 800, dtype=torch.float64), torch.tensor([0])))  # a wave must have a sample
+    assert_exact(logits, torch.cat(rows))
     with_weights, _ = model(wave, lengths, return_weights=True)
     assert_exact(with_weights, logits)
 
@@ -44,7 +62,7 @@ def test_a_padded_batch_equals_its_rows(name):
 def test_every_weight_gets_a_gradient(name):
     model = BUILDS[name]().train()
     wave, lengths = batch(torch.float32)
-    nn.functional.cross_entropy(model(wave, lengths), torch.arange(5)).backward()
+    nn.functional.cross_entropy(model(wave, lengths)[:5], torch.arange(5)).backward()
     for key, weight in model.named_parameters():
         assert weight.grad is not None and torch.isfinite(weight.grad).all() and weight.grad.any(), key
 
@@ -86,7 +104,7 @@ def test_attention_dropout_is_unbiased_and_an_empty_row_pools_to_zero():
     assert abs(share - 0.25) < 6 * (0.25 * 0.75 / 80_000) ** 0.5
 
 
-@pytest.mark.parametrize("name", ["cgru", "bigru_mha"])
+@pytest.mark.parametrize("name", ["cgru", "cgru-frames", "bigru_mha", "baseline-cnn-attention", "Bi-GRU"])
 def test_compiles_without_a_graph_break(name):
     model = BUILDS[name]().eval()
     wave, lengths = batch(torch.float32)
@@ -97,29 +115,84 @@ def test_compiles_without_a_graph_break(name):
     assert all(torch.isfinite(weight.grad).all() for weight in model.parameters())
 
 
-def test_an_empty_row_is_finite():
-    for name in ("cgru", "bigru_mha"):
-        model = BUILDS[name]().eval()
-        logits = model(torch.randn(2, 4000), torch.tensor([4000, 0]))
-        assert torch.isfinite(logits).all()
-
-
 def test_attention_weights_sum_to_one_over_the_valid_frames():
     wave, lengths = batch(torch.float32)
     cgru = ser_fast.CGRU(5).eval()
     _, weights = cgru(wave, lengths, return_weights=True)
-    assert torch.allclose(weights.sum(1), torch.ones(5))
+    assert torch.allclose(weights.sum(1), (lengths > 0).float())
     frames = (cgru.spectrogram.frame_lengths(lengths) + 3) // 4
     assert [int(row.count_nonzero()) for row in weights] == frames.tolist()
     bigru = ser_fast.BiGRUMHA(5, 4).eval()
     _, weights = bigru(wave, lengths, return_weights=True)
     frames = bigru.spectrogram.frame_lengths(lengths)
-    assert weights.shape == (5, 4, frames.max(), frames.max())
+    assert weights.shape == (6, 4, frames.max(), frames.max())
     assert torch.allclose(weights.sum(-1), torch.ones(weights.shape[:-1]))
-    for row, count in enumerate(frames.tolist()):
+    for row, count in enumerate(frames[:-1].tolist()):
         assert not weights[row, :, :, count:].any()
-    _, none = ser_fast.CGRU(5, attention=False)(wave, lengths, return_weights=True)
-    assert none is None
+    pooled = Baseline(5, encoder="cnn", pooling="attention").eval()
+    _, weights = pooled(wave, lengths, return_weights=True)
+    assert [int(row.count_nonzero()) for row in weights] == ((frames + 3) // 4).tolist()
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_system_is_a_model_with_options_of_its_own(name, tmp_path, monkeypatch):
+    """Its attention, where it has one, covers the utterance in steps of its hop; without one the picture has none."""
+    system = SYSTEMS[name]
+    assert set(system.options) <= set(inspect.signature(MODELS[system.model]).parameters)
+    model = build(system, num_classes=1).eval()
+    wave = torch.randn(1, 9000)
+    value, weights = model(wave, return_weights=True)
+    assert value.shape == (1, 1) and model.corpus_statistics == (system.model != "cgru")
+    attends = model.pool is not None or getattr(model, "attention", None) is not None
+    assert (weights is not None) == attends
+    if attends:
+        spec = model.spectrogram(wave)
+        steps = -(-spec.shape[1] * model.spectrogram.hop_length // model.weights_hop)
+        assert weights.shape[-1] == steps and figures.frame_attention(weights[0]).shape == (steps,)
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **_: drawn.append(len(figure.axes)))
+    figures.attention(model, wave[0], tmp_path / "attention.png")
+    assert drawn == [1 + attends]
+
+
+def test_systems_differ_as_the_papers_say():
+    """What each is made of: convolutions, the recurrence, the heads, and whether frames are pooled by attention."""
+
+    def parts(system: System) -> tuple:
+        model = build(system)
+        convolution, attention = (getattr(model, name, None) for name in ("conv1", "attention"))
+        heads = 0 if attention is None else attention.num_heads
+        return convolution is not None, type(model.rnn), heads, model.pool is not None
+
+    def of(systems: dict[str, System]) -> dict[str, tuple]:
+        return {name: parts(system) for name, system in systems.items()}
+
+    assert of(PAPER_1) == {
+        "LSTM (paper 1)": (False, nn.LSTM, 0, False),
+        "Attention-LSTM": (False, nn.LSTM, 0, True),
+        "DCNN-LSTM": (True, nn.LSTM, 0, False),
+        "CGRU without attention": (True, ser_fast.GRU, 0, False),
+        "CGRU": (True, ser_fast.GRU, 0, True),
+    }
+    assert of(PAPER_2) == {
+        "CNN": (True, nn.Linear, 0, False),
+        "LSTM (paper 2)": (False, nn.LSTM, 0, False),
+        "RNN": (False, nn.RNN, 0, False),
+        "CNN+LSTM": (True, nn.LSTM, 0, False),
+        "Bi-GRU": (False, ser_fast.GRU, 0, False),
+        "Self-Attention": (False, nn.Linear, 1, False),
+        "Bi-GRU + Self-Attention": (False, ser_fast.GRU, 1, False),
+        "Multi-head Attention": (False, nn.Linear, 8, False),
+        "Bi-GRU + MHA": (False, ser_fast.GRU, 8, False),
+    }
+    assert [found[2] for found in of(PAPER_2_HEADS).values()] == [0, 4, 8, 16, 32]
+
+
+def test_baselines_gru_with_heads_is_bigru_mha():
+    baseline, ours = Baseline(5, encoder="bigru", num_heads=4).eval(), ser_fast.BiGRUMHA(5, 4).eval()
+    baseline.load_state_dict(ours.state_dict())
+    wave, lengths = batch(torch.float32)
+    assert torch.equal(baseline(wave, lengths), ours(wave, lengths))
 
 
 def test_the_first_layer_is_the_papers_3d_convolution():
@@ -171,9 +244,16 @@ def test_masked_mean_counts_valid_frames_only():
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda: ser_fast.CGRU(1), "CGRU: num_classes is 1; it must be at least 2"),
+        (lambda: ser_fast.CGRU(0), "CGRU: num_classes is 0; it must be at least 1"),
         (lambda: ser_fast.CGRU(5, cell="rnn"), "CGRU: cell is 'rnn'; it must be one of gru, lstm"),
-        (lambda: ser_fast.BiGRUMHA(1), "BiGRUMHA: num_classes is 1; it must be at least 2"),
+        (lambda: ser_fast.BiGRUMHA(0), "BiGRUMHA: num_classes is 0; it must be at least 1"),
+        (lambda: ser_fast.BiGRUMHA(5, 0), r"BiGRUMHA: num_heads is 0; it must be a divisor of 2 \* hidden_size = 256"),
+        (lambda: Baseline(0), "Baseline: num_classes is 0; it must be at least 1"),
+        (lambda: Baseline(5, encoder="gru"), "encoder is 'gru'; it must be one of cnn, lstm, rnn, cnn_lstm, bigru, linear"),
+        (lambda: Baseline(5, num_heads=-1), r"Baseline: num_heads is -1; it must be a divisor of 2 \* hidden_size = 256"),
+        (lambda: Baseline(5, hidden_size=0), "Baseline: hidden_size is 0; it must be at least 1"),
+        (lambda: Baseline(5, pooling="max"), "Baseline: pooling is 'max'; it must be one of mean, attention"),
+        (lambda: Baseline(5, dropout=-0.1), "Baseline: dropout is -0.1; it must be in 0..1"),
         (lambda: ser_fast.BiGRUMHA(5, 7), r"BiGRUMHA: num_heads is 7; it must be a divisor of 2 \* hidden_size = 256"),
         (lambda: ser_fast.BiGRUMHA(5, pooling="max"), "BiGRUMHA: pooling is 'max'; it must be one of mean, attention"),
         (lambda: ser_fast.BiGRUMHA(5, attention_dropout=1.0), "BiGRUMHA: attention_dropout is 1.0; it must be in 0..1"),

@@ -1,8 +1,10 @@
-"""The two papers' models. Each takes waveforms with lengths and returns logits."""
+"""The two papers' models, and what they are compared with. Each takes waveforms with lengths and returns logits."""
 
+from ser_fast.models.baselines import Baseline
 from ser_fast.models.bigru_mha import BiGRUMHA
 from ser_fast.models.cgru import CGRU
+from ser_fast.models.frame_model import FrameModel
 
-MODELS = {"cgru": CGRU, "bigru_mha": BiGRUMHA}
+MODELS = {"cgru": CGRU, "bigru_mha": BiGRUMHA, "baseline": Baseline}
 
-__all__ = ["CGRU", "MODELS", "BiGRUMHA"]
+__all__ = ["CGRU", "MODELS", "Baseline", "BiGRUMHA", "FrameModel"]

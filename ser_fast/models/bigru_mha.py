@@ -8,24 +8,19 @@ itself; the default here is its logarithm, which does better on Emo-DB (``log=Fa
 
 from typing import Literal
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ser_fast.attention_pool import AttentionPool
 from ser_fast.gru_module import GRU
 from ser_fast.models import options
-from ser_fast.models.masking import full_lengths, masked_mean
-from ser_fast.models.self_attention import MultiHeadSelfAttention
+from ser_fast.models.frame_model import FrameModel
 from ser_fast.power_spectrogram import PowerSpectrogram
 
-POOLINGS = ("mean", "attention")
 
-
-class BiGRUMHA(nn.Module):
+class BiGRUMHA(FrameModel):
     """Waveforms to emotion logits by BiGRU → multi-head self-attention → pooling → two linear layers.
 
     Args:
-        num_classes: classes.
+        num_classes: classes, or 1 for a regression.
         num_heads: heads; must divide ``2 * hidden_size``. The paper compares 4, 8, 16 and 32.
         hidden_size: units of the GRU in each direction.
         num_layers: layers of the GRU.
@@ -59,33 +54,17 @@ class BiGRUMHA(nn.Module):
         hop_length: int = 160,
         f_max: float = 4000.0,
     ):
-        super().__init__()
         options.check("BiGRUMHA", num_classes, f_max, dropout=dropout, attention_dropout=attention_dropout)
-        options.require(pooling in POOLINGS, "BiGRUMHA", "pooling", pooling, f"one of {', '.join(POOLINGS)}")
         width = 2 * hidden_size
-        self.spectrogram = PowerSpectrogram(sample_rate, n_fft, win_length, hop_length, f_max=f_max, log=log)
-        bins = self.spectrogram.bins[1] - self.spectrogram.bins[0]
-        self.rnn = GRU(bins, hidden_size, num_layers, batch_first=True, bidirectional=True, reset_after=reset_after)
-        self.attention = MultiHeadSelfAttention(width, num_heads, attention_dropout)
-        self.pool = AttentionPool(width) if pooling == "attention" else None
-        self.hidden = nn.Linear(width, width)
-        self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(width, num_classes)
+        options.check_heads("BiGRUMHA", num_heads, width)
+        spectrogram = PowerSpectrogram(sample_rate, n_fft, win_length, hop_length, f_max=f_max, log=log)
+        bins = spectrogram.bins[1] - spectrogram.bins[0]
+        rnn = GRU(bins, hidden_size, num_layers, batch_first=True, bidirectional=True, reset_after=reset_after)
+        super().__init__(
+            num_classes, spectrogram, rnn, width, num_heads=num_heads, attention_dropout=attention_dropout,
+            dropout=dropout, pooling=pooling,
+        )  # fmt: skip
 
-    @property
-    def weights_hop(self) -> int:
-        """Samples from one attended frame to the next."""
-        return self.spectrogram.hop_length
-
-    def forward(self, wave: Tensor, lengths: Tensor | None = None, return_weights: bool = False):
-        """Logits ``[B, classes]`` of ``wave`` ``[B, N]`` with lengths ``[B]`` in samples.
-
-        With ``return_weights`` also the attention ``[B, heads, T, T]``, from each frame (row) to each (column).
-        """
-        x, lengths = self.spectrogram(wave, full_lengths(wave) if lengths is None else lengths)
-        x, _ = self.rnn(x.to(self.classifier.weight.dtype), lengths=lengths)
-        attended = self.attention(x, lengths, return_weights)
-        x, weights = attended if return_weights else (attended, None)
-        pooled = masked_mean(x, lengths) if self.pool is None else self.pool(x, lengths)
-        logits = self.classifier(self.dropout(F.relu(self.hidden(pooled))))
-        return (logits, weights) if return_weights else logits
+    def encode(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        x, _ = self.rnn(x, lengths=lengths)
+        return x, lengths

@@ -13,13 +13,12 @@ import math
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ser_fast import checks
 from ser_fast.attention_pool import AttentionPool
 from ser_fast.gru_module import GRU
 from ser_fast.models import options
+from ser_fast.models.convolution import halve, quarter
 from ser_fast.models.masking import frame_mask, full_lengths
 from ser_fast.power_spectrogram import PowerSpectrogram
 
@@ -31,9 +30,10 @@ class CGRU(nn.Module):
     """Waveforms to emotion logits by conv → conv → GRU → attention pooling → linear.
 
     Args:
-        num_classes: classes.
+        num_classes: classes, or 1 for a regression.
         channels: output channels of the two convolutions.
         hidden_size: of the GRU.
+        convolution: without it the GRU reads the frames of the gray image itself.
         attention: pool the frames by attention; without it the last state is classified.
         cell: "gru", or "lstm" for the comparison.
         reset_after: the GRU's form; the paper's is False.
@@ -45,12 +45,15 @@ class CGRU(nn.Module):
         f_max: highest frequency of the spectrogram, in hertz.
     """
 
+    corpus_statistics = False  # every gray image is standardised by itself
+
     def __init__(
         self,
         num_classes: int,
         *,
         channels: tuple[int, int] = (16, 32),
         hidden_size: int = 128,
+        convolution: bool = True,
         attention: bool = True,
         cell: Literal["gru", "lstm"] = "gru",
         reset_after: bool = False,
@@ -67,10 +70,12 @@ class CGRU(nn.Module):
         good = len(channels) == 2 and min(channels) >= 1
         options.require(good, "CGRU", "channels", channels, "two numbers of at least 1")
         self.spectrogram = PowerSpectrogram(sample_rate, n_fft, win_length, hop_length, f_max=f_max, log=True)
-        self.conv1 = ChannelPairConv(channels[0])
-        self.conv2 = nn.Conv2d(channels[0], channels[1], (5, 3), padding=(2, 1))
-        bins = self.spectrogram.bins[1] - self.spectrogram.bins[0]
-        width = channels[1] * math.ceil(math.ceil(bins / 2) / 2)
+        width = self.spectrogram.bins[1] - self.spectrogram.bins[0]
+        self.conv1 = self.conv2 = None
+        if convolution:
+            self.conv1 = ChannelPairConv(channels[0])
+            self.conv2 = nn.Conv2d(channels[0], channels[1], (5, 3), padding=(2, 1))
+            width = channels[1] * math.ceil(width / 4)
         if cell == "gru":
             self.rnn = GRU(width, hidden_size, batch_first=True, reset_after=reset_after)
         else:
@@ -81,8 +86,8 @@ class CGRU(nn.Module):
 
     @property
     def weights_hop(self) -> int:
-        """Samples from one attention weight to the next; the two poolings halve the frame rate twice."""
-        return 4 * self.spectrogram.hop_length
+        """Samples from one attention weight to the next; the convolutions' poolings halve the frame rate twice."""
+        return self.spectrogram.hop_length * (1 if self.conv1 is None else 4)
 
     def forward(self, wave: Tensor, lengths: Tensor | None = None, return_weights: bool = False):
         """Logits ``[B, classes]`` of ``wave`` ``[B, N]`` with lengths ``[B]`` in samples.
@@ -91,8 +96,10 @@ class CGRU(nn.Module):
         without attention.
         """
         x, lengths = self.spectrogram(wave, full_lengths(wave) if lengths is None else lengths)
-        x = self._convolve_by_rows(x, lengths) if checks.readable(lengths) else self._convolve(x, lengths)
-        lengths = (lengths + 3) // 4
+        if self.conv1 is None:
+            x = _standardize(_gray(x, lengths), lengths).to(self.classifier.weight.dtype)
+        else:
+            x, lengths = quarter(self._convolve, x, lengths)
         y, last = self._recur(x, lengths)
         if self.pool is None:
             return self._classify(last, None, return_weights)
@@ -102,19 +109,9 @@ class CGRU(nn.Module):
         """Log power [B, T, F] to features of a quarter of the frames [B, T / 4, C F / 4]."""
         image = _channels(_standardize(_gray(x, lengths), lengths), lengths).to(self.classifier.weight.dtype)
         # The maximum over the channel axis comes last, on a quarter of the pixels: maxima may be taken in any order.
-        x = torch.maximum(*_halve(self.conv1.positions(image), lengths.repeat(2)).unflatten(0, (2, -1)))
-        x = _halve(self.conv2(x), (lengths + 1) // 2)
+        x = torch.maximum(*halve(self.conv1.positions(image), lengths.repeat(2)).unflatten(0, (2, -1)))
+        x = halve(self.conv2(x), (lengths + 1) // 2)
         return x.transpose(1, 2).flatten(2)  # [B, C, T, F] -> [B, T, C F]
-
-    def _convolve_by_rows(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """The same, one row's valid frames at a time: the planes of a single row stay in the cache, where those of a
-        batch go through memory and cost more than their arithmetic."""
-        rows = []
-        for row, size in zip(x, lengths.tolist()):
-            # A row without frames gives one frame of nothing, which its length hides.
-            rows.append(self._convolve(row[None, : max(size, 1)], torch.tensor([size]))[0])
-        frames = (x.shape[1] + 3) // 4
-        return torch.stack([F.pad(row, (0, 0, 0, frames - len(row))) for row in rows])
 
     def _recur(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs [B, T, H] and the state at each row's last frame [B, H]."""
@@ -182,17 +179,3 @@ def _delta(x: Tensor, lengths: Tensor) -> Tensor:
     padded = torch.cat([x[:, :1], x[:, :1], x, last, last], dim=1)
     slope = 2 * (padded[:, 4:] - padded[:, :-4]) + padded[:, 3:-1] - padded[:, 1:-3]
     return (slope / 10).masked_fill(~valid, 0)
-
-
-def _halve(x: Tensor, lengths: Tensor) -> Tensor:
-    """Max-pool [B, C, T, F] by two and rectify; an odd last frame or bin is kept.
-
-    Frames past the length are zero before the pooling, so that after the rectifier they neither win nor remain.
-    """
-    x = x * frame_mask(lengths, x.shape[2])[:, None, :, None]
-    if torch.compiler.is_compiling():
-        # ceil_mode ties a graph to odd or even sizes; under the rectifier zeros for the missing pixels do the same.
-        # The padded sizes are twice a half, for torch 2.11 does not see that n + n % 2 is even.
-        frames, bins = ((size + 1) // 2 * 2 for size in x.shape[2:])
-        return F.relu(F.max_pool2d(F.pad(x, (0, bins - x.shape[3], 0, frames - x.shape[2])), 2))
-    return F.relu(F.max_pool2d(x, 2, ceil_mode=True))
