@@ -1,9 +1,9 @@
 """CASIA: the Chinese emotional speech corpus of the Institute of Automation, Chinese Academy of Sciences."""
 
 from os import PathLike
+from pathlib import Path
 
-from ser_fast.audio import find_audio
-from ser_fast.corpora.trees import refuse, require_folder
+from ser_fast.corpora.trees import refuse, wanted_files
 from ser_fast.corpora.utterance import Corpus, Utterance
 
 CLASSES = ("anger", "fear", "happiness", "neutral", "sadness", "surprise")
@@ -40,8 +40,7 @@ def casia(root: str | PathLike[str]) -> Corpus:
         FileNotFoundError: ``root`` is not a folder.
         ValueError: it holds no audio file, a file elsewhere, or more than the 4 speakers.
     """
-    root = require_folder(root, _WANTED)
-    files = find_audio(root)
+    root, files = Path(root), wanted_files(root, _WANTED)
     inside = [path.relative_to(root) for path in files]
     strays = [path.as_posix() for path in inside if len(path.parts) < 3 or path.parts[-2].lower() not in _LABELS]
     refuse(strays, root, "not in the folders of a speaker and an emotion", _WANTED)

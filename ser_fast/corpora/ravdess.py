@@ -5,8 +5,7 @@ import re
 from os import PathLike
 from pathlib import Path
 
-from ser_fast.audio import find_audio
-from ser_fast.corpora.trees import refuse, repeated, require_folder
+from ser_fast.corpora.trees import refuse, repeated, wanted_files
 from ser_fast.corpora.utterance import Corpus, Utterance
 
 LABELS = {
@@ -47,8 +46,7 @@ def ravdess(root: str | PathLike[str]) -> Corpus:
         ValueError: it holds no audio file, a file that is not named so or not audio-only speech, or two of the
             same name.
     """
-    root = require_folder(root, _WANTED)
-    files = find_audio(root)
+    root, files = Path(root), wanted_files(root, _WANTED)
     refuse([path.name for path in files if not follows_scheme(path)], root, "not named by seven numbers", _WANTED)
     stems = [_STEM.fullmatch(path.stem) for path in files]
     refuse([stem.string for stem in stems if stem["channel"] == "02"], root, "of the song", _WANTED)

@@ -4,6 +4,8 @@ from collections import Counter
 from os import PathLike
 from pathlib import Path
 
+from ser_fast.audio import AudioError, find_audio
+
 _SHOWN = 5
 
 
@@ -13,6 +15,15 @@ def require_folder(root: str | PathLike[str], allowed: str) -> Path:
     if not root.is_dir():
         raise FileNotFoundError(f"root {str(root)!r} is not an existing folder, allowed: {allowed}")
     return root
+
+
+def wanted_files(root: str | PathLike[str], wanted: str) -> list[Path]:
+    """The audio files below ``root``, or else an error that says what is wanted there."""
+    root = require_folder(root, wanted)
+    try:
+        return find_audio(root)
+    except AudioError as error:
+        raise ValueError(f"{str(root)!r} holds no audio file, allowed: {wanted}") from error
 
 
 def refuse(files: list[str], folder: Path, fault: str, allowed: str) -> None:

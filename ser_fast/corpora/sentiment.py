@@ -1,0 +1,106 @@
+"""CH-SIMS and MOSI: films whose sentiment is a number, shipped with one ``label.csv``.
+
+CH-SIMS: W. Yu, H. Xu, F. Meng, Y. Zhu, Y. Ma, J. Wu, J. Zou and K. Yang, "CH-SIMS: a Chinese multimodal sentiment
+analysis dataset with fine-grained annotation of modality", ACL 2020.
+MOSI: A. Zadeh, R. Zellers, E. Pincus and L.-P. Morency, "Multimodal sentiment intensity analysis in videos",
+IEEE Intelligent Systems 31(6), 2016.
+"""
+
+import csv
+import io
+import math
+import shlex
+from collections import Counter
+from collections.abc import Iterator
+from os import PathLike
+from pathlib import Path
+
+from ser_fast.corpora.trees import refuse, require_folder
+from ser_fast.corpora.utterance import PARTS, Corpus, Utterance
+
+_COLUMNS = ("video_id", "clip_id", "text", "label", "label_T", "label_A", "label_V", "annotation", "mode")
+_NEEDED = ("video_id", "clip_id", "label", "mode")
+_BESIDE = "Raw/{video}/{clip}.wav"
+_SEGMENT = "Raw/Audio/WAV_16000/Segmented/{video}_{clip}.wav"
+_WANTED = "label.csv and Raw/VIDEO/CLIP.mp4, which https://github.com/thuiar/MMSA links"
+
+
+def ch_sims(root: str | PathLike[str]) -> tuple[Corpus, Counter[str]]:
+    """CH-SIMS with its multimodal label, -1 (negative) to 1, and its own parts; nothing is left out.
+
+    ``root`` holds ``label.csv`` and ``Raw/VIDEO/CLIP.mp4`` with a ``CLIP.wav`` beside or in place of each. Who
+    speaks is not known: the speaker is the video's id, and one person may speak in several videos.
+
+    Raises:
+        FileNotFoundError: ``root`` is not a folder.
+        ValueError: ``label.csv`` is missing or malformed, or a clip's audio is missing; the message holds the
+            command that takes it out of the films.
+    """
+    return _read("ch_sims", root, 1.0, _BESIDE)
+
+
+def mosi(root: str | PathLike[str]) -> tuple[Corpus, Counter[str]]:
+    """CMU-MOSI with its sentiment, -3 (negative) to 3, and its own parts; nothing is left out.
+
+    ``root`` is laid out as for :func:`ch_sims`, with MOSI's ``label.csv``. In place of the films' audio it may
+    hold CMU's own segments, ``Raw/Audio/WAV_16000/Segmented/VIDEO_CLIP.wav``. The speaker is the video's id.
+
+    Raises:
+        FileNotFoundError: ``root`` is not a folder.
+        ValueError: as for :func:`ch_sims`.
+    """
+    return _read("mosi", root, 3.0, _BESIDE, _SEGMENT)
+
+
+def _read(name: str, root: str | PathLike[str], limit: float, *patterns: str) -> tuple[Corpus, Counter[str]]:
+    root = require_folder(root, f"{name}'s {_WANTED}")
+    utterances, silent = [], []
+    for video, clip, value, part in _rows(root / "label.csv", limit, f"{name}'s {_WANTED}"):
+        # A spreadsheet makes 1 of the clip 0001.
+        clips = (clip, clip.zfill(4))
+        paths = [root / pattern.format(video=video, clip=one) for pattern in patterns for one in clips]
+        path = next((path for path in paths if path.is_file()), None)
+        if path is None:
+            silent.append(f"{video}/{clip}")
+        else:
+            utterances.append(Utterance(f"{video}/{clip}", video, "", path, value=value, part=part))
+    films = shlex.quote(str(root / "Raw"))
+    extract = 'ffmpeg -nostdin -loglevel error -y -i "$1" -vn -ac 1 -ar 16000 "${1%.mp4}.wav"'
+    command = f"find {films} -name '*.mp4' -exec sh -c '{extract}' _ {{}} \\;"
+    places = " or ".join(pattern.format(video="VIDEO", clip="CLIP") for pattern in patterns)
+    refuse(silent, root, "without audio", f"{places}, which this makes of the films: {command}")
+    return Corpus(name, utterances, []), Counter()
+
+
+def _rows(path: Path, limit: float, wanted: str) -> Iterator[tuple[str, str, float, str]]:
+    """Video, clip, value and part of every row."""
+    if not path.is_file():
+        raise ValueError(f"{str(path.parent)!r} holds no label.csv, allowed: {wanted}")
+    # The texts, which are not needed, are not always UTF-8.
+    text = path.read_bytes().decode("utf-8-sig", errors="replace")
+    # CH-SIMS is handed out with a header and without.
+    columns = None if "video_id" in text.partition("\n")[0] else _COLUMNS
+    reader = csv.DictReader(io.StringIO(text, newline=""), columns, strict=True)
+    try:
+        for row in reader:
+            place = f"{path}, line {reader.line_num}"
+            if None in row or any(not row.get(column) for column in _NEEDED):
+                raise ValueError(f"{place}: {list(row.values())}, allowed: cells for {', '.join(reader.fieldnames)}, "
+                                 f"of which {', '.join(_NEEDED)} are not empty")  # fmt: skip
+            if row["mode"] not in PARTS:
+                raise ValueError(f"{place}: mode is {row['mode']!r}, allowed: {', '.join(PARTS)}")
+            yield row["video_id"], row["clip_id"], _value(row["label"], limit, place), row["mode"]
+    except csv.Error as error:
+        # line_num is still that of the last good row.
+        place = f"{path}, line {reader.line_num + 1}"
+        raise ValueError(f"{place}: {error}, allowed: comma-separated values") from error
+
+
+def _value(text: str, limit: float, place: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not abs(value) <= limit:
+        raise ValueError(f"{place}: label is {text!r}, allowed: a number from {-limit:g} to {limit:g}")
+    return value

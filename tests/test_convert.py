@@ -1,0 +1,220 @@
+"""IEMOCAP, CH-SIMS and MOSI become manifests: from trees as their owners ship them, and from broken ones."""
+
+import re
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+
+from ser_fast.audio import read_corpus
+from ser_fast.corpora import load_corpus
+from ser_fast.corpora.convert import convert
+
+HEADER = "video_id,clip_id,text,label,label_T,label_A,label_V,annotation,mode"
+
+
+def waved(root: Path, *names: str) -> Path:
+    """Short tones, each of another length, so that one mistaken for another is seen."""
+    for index, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(root / name, 0.1 * torch.sin(torch.arange(800.0 + index)).numpy(), 16000)
+    return root
+
+
+def evaluation(root: Path, dialog: str, *turns: tuple[str, str]) -> Path:
+    """A dialog's table: the release's header, and below each turn some of the annotators' votes."""
+    lines = ["% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]", ""]
+    for index, (turn, emotion) in enumerate(turns):
+        lines.append(f"[{index}.2901 - {index + 1}.2357]\t{dialog}_{turn}\t{emotion}\t[2.5000, 2.5000, 2.5000]")
+        lines += ["C-E2:\tNeutral;\t()", "A-E3:\tval 3; act 2; dom  2;\t()", ""]
+    path = root / f"Session{dialog[4]}" / "dialog" / "EmoEvaluation" / f"{dialog}.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines))
+    return path
+
+
+@pytest.fixture
+def iemocap(tmp_path) -> Path:
+    root = tmp_path / "IEMOCAP_full_release"
+    improvised = [("F000", "neu"), ("M000", "exc"), ("F001", "xxx"), ("M001", "hap"), ("F002", "ang")]
+    table = evaluation(root, "Ses01F_impro01", *improvised)
+    evaluation(root, "Ses02M_script01_1b", ("F000", "sad"), ("MXX0", "fru"), ("M001", "exc"), ("M002", "neu"))
+    (table.parent / "._Ses01F_impro01.txt").write_bytes(b"\x00\x05[\n[")
+    (table.parent / "Categorical").mkdir()
+    (table.parent / "Categorical" / "Ses01F_impro01_e1_cat.txt").write_text(
+        "Ses01F_impro01_F000 :Neutral state; ()\n"
+    )
+    first, second = "Session1/sentences/wav/Ses01F_impro01", "Session2/sentences/wav/Ses02M_script01_1b"
+    waved(root, *(f"{first}/Ses01F_impro01_{turn}.wav" for turn, _ in improvised))
+    return waved(root, *(f"{second}/Ses02M_script01_1b_{turn}.wav" for turn in ("F000", "M001", "M002")))
+
+
+def found(corpus) -> list[tuple]:
+    return [(Path(u.name).stem.split("_", 1)[1], u.speaker, u.label) for u in corpus.utterances]
+
+
+def test_iemocap(iemocap, tmp_path, capsys):
+    out = tmp_path / "tables" / "four.csv"
+    corpus = convert("iemocap", iemocap, out)
+    assert found(corpus) == [
+        ("impro01_F000", "Ses01F", "neutral"),
+        ("impro01_M001", "Ses01M", "happiness"),
+        ("impro01_F002", "Ses01F", "anger"),
+        ("script01_1b_F000", "Ses02F", "sadness"),
+        ("script01_1b_M002", "Ses02M", "neutral"),
+    ]
+    assert corpus == load_corpus(str(out)) and corpus.classes == ["anger", "happiness", "neutral", "sadness"]
+    assert all(len(samples) >= 800 for samples in read_corpus(corpus.utterances)[1])
+    printed = capsys.readouterr().out
+    assert re.search(r"neutral +2 +2\n", printed) and re.search(r"all +5 +4\n", printed)
+    assert "left out: 2 excitement, 1 no agreement of the annotators, 1 frustration\n" in printed
+    assert not list(out.parent.glob(".*"))
+
+
+def test_iemocap_options(iemocap, tmp_path, capsys):
+    corpus = convert("iemocap", iemocap, tmp_path / "five.csv", excited_as_happy=True)
+    happy = [name for name, _, label in found(corpus) if label == "happiness"]
+    assert happy == ["impro01_M000", "impro01_M001", "script01_1b_M001"]
+    corpus = convert("iemocap", iemocap, tmp_path / "improvised.csv", improvised_only=True)
+    assert {name for name, _, _ in found(corpus)} == {"impro01_F000", "impro01_M001", "impro01_F002"}
+    assert "left out: 4 scripted, 1 excitement, 1 no agreement" in capsys.readouterr().out
+
+
+def test_iemocap_with_something_missing(iemocap, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"holds no Session\*/dialog/EmoEvaluation.*allowed: IEMOCAP_full_release.*usc"
+    ):
+        convert("iemocap", iemocap / "Session1", tmp_path / "t.csv")
+    with pytest.raises(FileNotFoundError, match=r"nope.*allowed: IEMOCAP_full_release"):
+        convert("iemocap", tmp_path / "nope", tmp_path / "t.csv")
+    (iemocap / "Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_F002.wav").unlink()
+    with pytest.raises(
+        ValueError, match=r"1 file \(Session1/sentences/wav/.*_F002\.wav\).* missing, allowed: IEMOCAP"
+    ):
+        convert("iemocap", iemocap, tmp_path / "t.csv")
+    assert not (tmp_path / "t.csv").exists()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[0.1 - 2.0]\tSes01F_impro01_F000\tjoy\t[2.5, 2.5, 2.5]",
+        "[0.1 - 2.0]\tSes01F_impro01_X000\tneu\t[2.5, 2.5, 2.5]",
+        "[0.1 - 2.0]\tSes01F_impro01_F000\tneu",
+    ],
+)
+def test_iemocap_with_a_malformed_line(iemocap, tmp_path, line):
+    table = iemocap / "Session1" / "dialog" / "EmoEvaluation" / "Ses01F_impro01.txt"
+    table.write_text(f"%\n\n{line}\n")
+    with pytest.raises(ValueError, match=r"Ses01F_impro01\.txt, line 3: .*allowed: \[START - END\], the turn"):
+        convert("iemocap", iemocap, tmp_path / "t.csv")
+
+
+def labelled(root: Path, *rows: str, header: str | None = HEADER, encoding: str = "utf-8") -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "label.csv").write_text("\n".join([*([header] if header else []), *rows, ""]), encoding=encoding)
+    return root
+
+
+SIMS = (
+    'video_0001,0001,"好, 吗？",-1.0,-1.0,-0.8,-1.0,Negative,train',
+    "video_0001,0002,好,0.6,0.4,,1.0,Positive,test",
+    "video_0002,0001,嗯,0.0,,,,Neutral,valid",
+)
+CLIPS = ("Raw/video_0001/0001.wav", "Raw/video_0001/0002.wav", "Raw/video_0002/0001.wav")
+
+
+@pytest.mark.parametrize(("header", "encoding"), [(HEADER, "utf-8-sig"), (None, "utf-8"), (HEADER, "gb18030")])
+def test_ch_sims(tmp_path, capsys, header, encoding):
+    root = waved(labelled(tmp_path / "sims", *SIMS, header=header, encoding=encoding), *CLIPS)
+    out = tmp_path / "sims.csv"
+    corpus = convert("ch_sims", root, out)
+    assert [(u.name, u.speaker, u.label, u.value, u.part) for u in corpus.utterances] == [
+        ("sims/Raw/video_0001/0001.wav", "video_0001", "", -1.0, "train"),
+        ("sims/Raw/video_0001/0002.wav", "video_0001", "", 0.6, "test"),
+        ("sims/Raw/video_0002/0001.wav", "video_0002", "", 0.0, "valid"),
+    ]
+    assert corpus == load_corpus(f"manifest:{out}") and corpus.classes == []
+    assert [len(samples) for samples in read_corpus(corpus.utterances)[1]] == [800, 801, 802]
+    printed = capsys.readouterr().out
+    assert "1 of 2 speakers are in more than one part\n" in printed and "left out" not in printed
+    assert re.search(r"train +1 +1\n", printed) and re.search(r"all +3 +2\n", printed)
+
+
+def test_ch_sims_after_a_spreadsheet(tmp_path):
+    rows = [row.replace(",000", ",") for row in SIMS]
+    root = waved(labelled(tmp_path / "sims", *rows), *CLIPS)
+    assert len(convert("ch_sims", root, tmp_path / "sims.csv").utterances) == 3
+
+
+def test_films_without_audio_name_the_command(tmp_path):
+    root = waved(labelled(tmp_path / "my sims", *SIMS), CLIPS[0])
+    (root / CLIPS[1]).with_suffix(".mp4").touch()
+    with pytest.raises(ValueError, match=r"2 files \(video_0001/0002, video_0002/0001\).* without audio") as error:
+        convert("ch_sims", root, tmp_path / "sims.csv")
+    command = f"find '{root}/Raw' -name '*.mp4' -exec sh -c 'ffmpeg -nostdin -loglevel error -y -i \"$1\""
+    assert command in str(error.value)
+    assert not (tmp_path / "sims.csv").exists()
+
+
+def test_mosi_from_films_or_from_segments(tmp_path):
+    rows = ["a$_,1,FINE,2.4,,,,Positive,train", "-b,11,AWFUL,-3.0,,,,Negative,test"]
+    films = waved(labelled(tmp_path / "films", *rows), "Raw/a$_/1.wav", "Raw/-b/11.wav")
+    cut = "Raw/Audio/WAV_16000/Segmented"
+    segments = waved(labelled(tmp_path / "cut", *rows), f"{cut}/a$__1.wav", f"{cut}/-b_11.wav")
+    for root in (films, segments):
+        corpus = convert("mosi", root, tmp_path / f"{root.name}.csv")
+        assert [(u.speaker, u.value, u.part) for u in corpus.utterances] == [
+            ("a$_", 2.4, "train"),
+            ("-b", -3.0, "test"),
+        ]
+    with pytest.raises(ValueError, match=r"line 2: label is '2\.4', allowed: a number from -1 to 1"):
+        convert("ch_sims", films, tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("v,1,hm,0.5,,,,Positive,dev", r"line 3: mode is 'dev', allowed: train, valid, test"),
+        ("v,1,hm,much,,,,Positive,test", r"line 3: label is 'much', allowed: a number from -1 to 1"),
+        ("v,1,hm,nan,,,,Positive,test", r"line 3: label is 'nan'"),
+        ("v,1,hm,,,,,Positive,test", r"line 3: .*label, mode are not empty"),
+        ("v,1,hm, well,0.5,,,,Positive,test", r"line 3: .*allowed: cells for video_id, clip_id, text"),
+        ('v,1,"hm,0.5,,,,Positive,test', r"line 3: unexpected end of data, allowed: comma"),
+    ],
+)
+def test_a_malformed_label_table(tmp_path, row, message):
+    root = waved(labelled(tmp_path, SIMS[0], row), *CLIPS)
+    with pytest.raises(ValueError, match=rf"label\.csv, {message}"):
+        convert("ch_sims", root, tmp_path / "t.csv")
+
+
+def test_a_label_table_that_is_missing(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no label\.csv, allowed: mosi's label\.csv and Raw/.*thuiar/MMSA"):
+        convert("mosi", tmp_path, tmp_path / "t.csv")
+    with pytest.raises(ValueError, match="0 utterances"):
+        convert("mosi", labelled(tmp_path), tmp_path / "t.csv")
+    with pytest.raises(ValueError, match=r"line 2: .*allowed: cells for"):
+        convert("mosi", labelled(tmp_path, "v,1", header="video_id,clip_id"), tmp_path / "t.csv")
+
+
+def test_a_manifest_elsewhere_names_whole_paths(tmp_path):
+    root = waved(labelled(tmp_path / "sims", *SIMS), *CLIPS)
+    out = tmp_path / "elsewhere" / "sims.csv"
+    assert convert("ch_sims", root, out).utterances[0].path == root / CLIPS[0]
+    assert str(root) in out.read_text()
+
+
+def test_what_convert_refuses(iemocap, tmp_path):
+    taken = tmp_path / "taken.csv"
+    taken.write_text("mine")
+    with pytest.raises(ValueError, match=r"out is '.*taken\.csv', which exists; it must be a new file"):
+        convert("iemocap", iemocap, taken)
+    assert taken.read_text() == "mine"
+    with pytest.raises(ValueError, match=r"out is '.*t\.jsonl'; it must be a \.csv file"):
+        convert("iemocap", iemocap, tmp_path / "t.jsonl")
+    with pytest.raises(ValueError, match="corpus is 'savee'; it must be one of iemocap, ch_sims, mosi"):
+        convert("savee", iemocap, tmp_path / "t.csv")
+    with pytest.raises(ValueError, match="improvised_only is True, but the corpus is mosi; it must be left out"):
+        convert("mosi", iemocap, tmp_path / "t.csv", improvised_only=True)
