@@ -150,20 +150,17 @@ class Augmenter:
 
 
 def change_speed(wave: Tensor, speed: float) -> Tensor:
-    """The float32 wave ``[n]`` resampled to ``[n / speed]``; one that this would leave empty stays as it is."""
+    """The float32 wave ``[n]`` resampled to ``[n / speed]``, at least one sample."""
     import soxr
 
     if speed == 1:
         return wave
     # soxr's lower qualities take as long as this one.
-    changed = soxr.resample(wave.numpy(), speed, 1, quality="HQ")
-    return torch.from_numpy(changed) if len(changed) else wave
+    return torch.from_numpy(soxr.resample(wave.numpy(), speed, 1, quality="HQ"))
 
 
 def add_noise(wave: Tensor, snr: float, pink: bool) -> Tensor:
     """The wave ``[n]`` plus noise, 10 log10(its mean power / the noise's) being ``snr`` dB; silence stays silent."""
-    if not len(wave):
-        return wave
     noise = _pink_noise(len(wave)) if pink else torch.randn(len(wave))
     power, noise_power = wave.square().mean(), noise.square().mean()
     ratio = power / noise_power.clamp(min=torch.finfo(noise.dtype).tiny)

@@ -149,6 +149,14 @@ def test_a_share_of_the_utterances_gets_noise_within_the_range():
         assert sum(after is not before for after, before in zip(noisy, waves)) == count
 
 
+def test_noise_is_white_or_pink(monkeypatch):
+    kinds = []
+    monkeypatch.setattr(augmentation, "add_noise", lambda wave, snr, pink: kinds.append(bool(pink)) or wave)
+    torch.manual_seed(12)
+    augmenter(snr=[5.0, 15.0], noise_share=1.0).waves([torch.ones(1)] * 400, range(400))
+    assert len(kinds) == 400 and 160 <= sum(kinds) <= 240  # 200 ± 4 standard deviations of 10
+
+
 @pytest.mark.parametrize("count", [0, 1, 2, 5])
 @pytest.mark.parametrize("widest", [0, 3, 1000])
 def test_masks_lie_within_the_size_and_hide_at_most_half(count, widest):
@@ -192,12 +200,17 @@ def test_hidden_pixels_take_the_mean_and_others_stay(times, freqs, lengths):
             assert torch.allclose(found[row, :length][hidden], spec[row, :length].mean(), rtol=1e-5)
 
 
-def test_the_longest_mask_is_in_seconds():
+@pytest.mark.parametrize(
+    ("options", "axis"), [({"time_masks": 1, "time_mask": 0.25}, 2), ({"freq_masks": 1, "freq_mask": 0.4}, 1)]
+)
+def test_widths_are_drawn_up_to_the_widest(options, axis):
     torch.manual_seed(9)
-    spec = random_spec(torch.tensor([400]), 3)
-    masked = Augmenter(Augmentation(time_masks=1, time_mask=0.25), PowerSpectrogram(8000, hop_length=200))
-    widths = {int((masked.spectrogram(spec, torch.tensor([400])) != spec).all(2).sum()) for _ in range(300)}
-    assert widths == set(range(11))
+    spec, lengths = random_spec(torch.tensor([400]), 25), torch.tensor([400])
+    masked = Augmenter(Augmentation(**options), PowerSpectrogram(8000, hop_length=200))
+    hidden = [(masked.spectrogram(spec, lengths) != spec).all(axis)[0] for _ in range(2000)]
+    widths = {int(mask.sum()) for mask in hidden}
+    assert widths == set(range(11)), "10 frames of 25 ms, 10 of 25 bins"
+    assert torch.stack(hidden).any(0).all(), "some position is never hidden"
 
 
 def test_a_spectrogram_of_no_rows_stays():

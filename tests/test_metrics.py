@@ -115,6 +115,11 @@ def test_values_on_a_cut_counted_by_hand():
     assert (cut["acc2"], cut["acc3"], cut["acc5"]) == (3 / 4, 1.0, 1.0)
     rounded = regression([0.0, 0.5, 2.5, -3.0], [-0.01, -0.4, 2.0, -2.0], -3.0, 3.0)
     assert (rounded["acc2"], rounded["acc2_non0"]) == (2 / 4, 2 / 3)
+    assert (
+        regression([1.0, -1.0], [0.0, -1.0], -3.0, 3.0)["f1"]
+        == 1.0
+        == regression([1.0, 0.0], [0.1, 0.0], -1.0, 1.0)["f1"]
+    )
     assert (rounded["acc5"], rounded["acc7"]) == (1.0, 3 / 4)
 
 
