@@ -9,7 +9,7 @@ from samples import assert_exact
 from torch import nn
 
 import ser_fast
-from ser_fast import figures
+from ser_fast import checks, figures
 from ser_fast.models import MODELS, Baseline, self_attention
 from ser_fast.models.cgru import ChannelPairConv, _delta
 from ser_fast.models.masking import masked_mean
@@ -56,6 +56,15 @@ def test_a_padded_batch_equals_its_rows(name):
     assert_exact(logits, torch.cat(rows))
     with_weights, _ = model(wave, lengths, return_weights=True)
     assert_exact(with_weights, logits)
+
+
+@pytest.mark.parametrize("name", ["cgru", "DCNN-LSTM", "baseline-cnn-attention", "CNN+LSTM"])
+def test_convolutions_of_a_batch_equal_those_row_by_row(name, monkeypatch):
+    model = BUILDS[name]().double().eval()
+    wave, lengths = batch()
+    rows = model(wave, lengths)
+    monkeypatch.setattr(checks, "readable", lambda tensor: False)  # as on a GPU
+    assert_exact(model(wave, lengths), rows)
 
 
 @pytest.mark.parametrize("name", BUILDS)
@@ -132,6 +141,7 @@ def test_attention_weights_sum_to_one_over_the_valid_frames():
     pooled = Baseline(5, encoder="cnn", pooling="attention").eval()
     _, weights = pooled(wave, lengths, return_weights=True)
     assert [int(row.count_nonzero()) for row in weights] == ((frames + 3) // 4).tolist()
+    assert pooled.weights_hop == 4 * pooled.spectrogram.hop_length
 
 
 @pytest.mark.parametrize("name", SYSTEMS)

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 
 class System(NamedTuple):
-    """A model of :data:`ser_fast.models.MODELS` and those of its options that make it this system."""
+    """A model of ``ser_fast.models.MODELS`` and those of its options that make it this system."""
 
     model: str
     options: dict
