@@ -111,6 +111,12 @@ def test_ravdess(tmp_path):
     ]
 
 
+def test_ravdess_has_eight_emotions(tmp_path):
+    corpus = ravdess(touched(tmp_path, *(f"Actor_01/03-01-0{code}-01-01-01-01.wav" for code in range(8, 0, -1))))
+    emotions = ["neutral", "calm", "happiness", "sadness", "anger", "fear", "disgust", "surprise"]
+    assert corpus.classes == [utterance.label for utterance in corpus.utterances] == emotions
+
+
 @pytest.mark.parametrize(
     ("stray", "message"),
     [

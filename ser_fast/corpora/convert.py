@@ -1,7 +1,6 @@
 """Corpora whose labels lie in files of their own form, written down as a manifest once."""
 
-from collections import Counter, defaultdict
-from os import PathLike
+from collections import defaultdict
 from pathlib import Path
 from typing import Literal
 
@@ -16,8 +15,8 @@ _READERS = {"iemocap": iemocap, "ch_sims": ch_sims, "mosi": mosi}
 
 def convert(
     corpus: Literal["iemocap", "ch_sims", "mosi"],
-    path: str | PathLike[str],
-    out: str | PathLike[str],
+    path: Path,
+    out: Path,
     excited_as_happy: bool = False,
     improvised_only: bool = False,
 ) -> Corpus:
@@ -37,7 +36,6 @@ def convert(
         ValueError: ``out`` is not a new ``.csv``, an option of another corpus is set, or as the corpus' own reader.
         OSError: as the corpus' own reader, or ``out`` cannot be written. Nothing has been written then.
     """
-    out = Path(out)
     if out.suffix.lower() != ".csv":
         raise ValueError(f"out is {str(out)!r}; it must be a .csv file")
     if out.exists():
@@ -59,7 +57,7 @@ def convert(
     return manifest(out)
 
 
-def _tell(corpus: Corpus, left_out: Counter[str]) -> None:
+def _tell(corpus: Corpus, left_out: dict[str, int]) -> None:
     group = "label" if corpus.classes else "part"
     groups = [(name, [u for u in corpus.utterances if getattr(u, group) == name]) for name in corpus.classes or PARTS]
     rows = [[name, str(len(members)), str(len({u.speaker for u in members}))] for name, members in groups]
@@ -72,4 +70,5 @@ def _tell(corpus: Corpus, left_out: Counter[str]) -> None:
     if shared:
         say(f"{shared} of {len(parts)} speakers are in more than one part")
     if left_out:
-        say("left out: " + ", ".join(f"{count} {reason}" for reason, count in left_out.most_common()))
+        most_first = sorted(left_out.items(), key=lambda item: -item[1])
+        say("left out: " + ", ".join(f"{count} {reason}" for reason, count in most_first))

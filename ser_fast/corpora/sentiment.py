@@ -10,7 +10,6 @@ import csv
 import io
 import math
 import shlex
-from collections import Counter
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
@@ -25,7 +24,7 @@ _SEGMENT = "Raw/Audio/WAV_16000/Segmented/{video}_{clip}.wav"
 _WANTED = "label.csv and Raw/VIDEO/CLIP.mp4, which https://github.com/thuiar/MMSA links"
 
 
-def ch_sims(root: str | PathLike[str]) -> tuple[Corpus, Counter[str]]:
+def ch_sims(root: str | PathLike[str]) -> tuple[Corpus, dict[str, int]]:
     """CH-SIMS with its multimodal label, -1 (negative) to 1, and its own parts; nothing is left out.
 
     ``root`` holds ``label.csv`` and ``Raw/VIDEO/CLIP.mp4`` with a ``CLIP.wav`` beside or in place of each. Who
@@ -39,7 +38,7 @@ def ch_sims(root: str | PathLike[str]) -> tuple[Corpus, Counter[str]]:
     return _read("ch_sims", root, 1.0, _BESIDE)
 
 
-def mosi(root: str | PathLike[str]) -> tuple[Corpus, Counter[str]]:
+def mosi(root: str | PathLike[str]) -> tuple[Corpus, dict[str, int]]:
     """CMU-MOSI with its sentiment, -3 (negative) to 3, and its own parts; nothing is left out.
 
     ``root`` is laid out as for :func:`ch_sims`, with MOSI's ``label.csv``. In place of the films' audio it may
@@ -52,7 +51,7 @@ def mosi(root: str | PathLike[str]) -> tuple[Corpus, Counter[str]]:
     return _read("mosi", root, 3.0, _BESIDE, _SEGMENT)
 
 
-def _read(name: str, root: str | PathLike[str], limit: float, *patterns: str) -> tuple[Corpus, Counter[str]]:
+def _read(name: str, root: str | PathLike[str], limit: float, *patterns: str) -> tuple[Corpus, dict[str, int]]:
     root = require_folder(root, f"{name}'s {_WANTED}")
     utterances, silent = [], []
     for video, clip, value, part in _rows(root / "label.csv", limit, f"{name}'s {_WANTED}"):
@@ -68,8 +67,8 @@ def _read(name: str, root: str | PathLike[str], limit: float, *patterns: str) ->
     extract = 'ffmpeg -nostdin -loglevel error -y -i "$1" -vn -ac 1 -ar 16000 "${1%.mp4}.wav"'
     command = f"find {films} -name '*.mp4' -exec sh -c '{extract}' _ {{}} \\;"
     places = " or ".join(pattern.format(video="VIDEO", clip="CLIP") for pattern in patterns)
-    refuse(silent, root, "without audio", f"{places}, which this makes of the films: {command}")
-    return Corpus(name, utterances, []), Counter()
+    refuse(silent, root, "without audio", f"{places}; this takes it out of the films: {command}")
+    return Corpus(name, utterances, []), {}
 
 
 def _rows(path: Path, limit: float, wanted: str) -> Iterator[tuple[str, str, float, str]]:
