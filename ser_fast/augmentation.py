@@ -92,7 +92,7 @@ class Augmenter:
         if options.snr:
             low, high = options.snr
             noisy, ratio, pink = torch.rand(3, len(waves)).unbind()
-            draws = zip((noisy < options.noise_share).tolist(), (low + (high - low) * ratio).tolist(), pink < 0.5)
+            draws = zip(noisy < options.noise_share, (low + (high - low) * ratio).tolist(), pink < 0.5)
             waves = [add_noise(wave, *draw) if noisy else wave for wave, (noisy, *draw) in zip(waves, draws)]
         return waves
 
@@ -135,8 +135,7 @@ class Augmenter:
         alpha = wave.new_full((len(wave), 1), self.augmentation.mixup)
         weight = Beta(alpha, alpha, validate_args=False).sample()
         other = torch.randperm(len(wave), device=wave.device)
-        mixed = (weight * values + (1 - weight) * values[other] for values in (wave, targets))
-        wave, targets = mixed
+        wave, targets = (weight * values + (1 - weight) * values[other] for values in (wave, targets))
         return wave, lengths.maximum(lengths[other]), targets
 
     def _at_speed(self, wave: Tensor, key: int, speed: float) -> Tensor:
@@ -150,7 +149,7 @@ class Augmenter:
 
 
 def change_speed(wave: Tensor, speed: float) -> Tensor:
-    """The float32 wave ``[n]`` resampled to ``[n / speed]``, at least one sample."""
+    """The float32 wave ``[n]`` resampled to ``[n / speed]``, never to nothing unless it is empty."""
     import soxr
 
     if speed == 1:
