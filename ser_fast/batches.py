@@ -1,6 +1,7 @@
 """Batches of utterances sorted by length, so that little of a batch is padding (the BiGRU-MHA paper's batching)."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -8,21 +9,19 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """``wave`` ``[B, N]``, zero past ``lengths`` ``[B]`` (samples), ``labels`` ``[B]``, ``index`` in the data set.
+    """``wave`` ``[B, N]``, zero past ``lengths`` ``[B]`` (samples), a label each, and their ``index`` in the part.
 
     ``size`` counts the utterances of the whole batch, of which these may be a share, even an empty one.
     """
 
     wave: Tensor
     lengths: Tensor
-    labels: Tensor
+    labels: list[float]
     index: list[int]
     size: int
 
     def to(self, device: torch.device) -> "Batch":
-        return self._replace(
-            wave=self.wave.to(device), lengths=self.lengths.to(device), labels=self.labels.to(device)
-        )
+        return self._replace(wave=self.wave.to(device), lengths=self.lengths.to(device))
 
 
 def pad(waves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -38,28 +37,72 @@ class LengthSortedBatches:
 
     Args:
         waves: float32 ``[n]`` each.
-        labels: a class index each.
+        labels: a class index, or a value, each.
         batch_size: utterances of a batch; the last one may have fewer.
         share: which of each batch's utterances, from the shortest to the longest, come; all of them by default.
+        bucket: 0 makes batches of neighbours in the whole corpus, the same ones in every epoch. A larger number draws
+            that many batches of utterances at a time, so that each epoch has other ones.
+        balance: draw the utterances of an epoch so that each class has as many as the largest one.
     """
 
-    def __init__(self, waves: Sequence[Tensor], labels: Sequence[int], batch_size: int, share: slice = slice(None)):
+    def __init__(
+        self,
+        waves: Sequence[Tensor],
+        labels: Sequence[float],
+        batch_size: int,
+        share: slice = slice(None),
+        *,
+        bucket: int = 0,
+        balance: bool = False,
+    ):
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-        self.waves, self.labels, self.share = waves, labels, share
-        order = sorted(range(len(waves)), key=lambda index: len(waves[index]))
-        self.groups = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        self.waves, self.labels, self.batch_size, self.share = waves, labels, batch_size, share
+        self.bucket, self.balance = bucket, balance
+        self.groups = self._grouped(range(len(waves)))
 
     def __len__(self) -> int:
         return len(self.groups)
 
-    def epoch(self, generator: torch.Generator | None = None):
-        """Every batch once: in the order ``generator`` draws, or from the shortest to the longest without one."""
-        count = len(self.groups)
-        order = range(count) if generator is None else torch.randperm(count, generator=generator).tolist()
-        for position in order:
-            group = self.groups[position]
+    def epoch(self, generator: torch.Generator | None = None, edit: Callable | None = None):
+        """Every batch once: in the order ``generator`` draws, or from the shortest to the longest without one.
+
+        Only with a generator are batches drawn and balanced. ``edit(waves, index)`` may replace a batch's waves.
+        """
+        groups = self.groups
+        if generator is not None:
+            groups = self._drawn(generator)
+            groups = [groups[position] for position in torch.randperm(len(groups), generator=generator).tolist()]
+        for group in groups:
             index = group[self.share]
-            wave, lengths = pad([self.waves[i] for i in index])
-            labels = torch.tensor([self.labels[i] for i in index], dtype=torch.int64)
-            yield Batch(wave, lengths, labels, index, len(group))
+            waves = [self.waves[i] for i in index]
+            wave, lengths = pad(waves if edit is None else edit(waves, index))
+            yield Batch(wave, lengths, [self.labels[i] for i in index], index, len(group))
+
+    def _grouped(self, index: Iterable[int]) -> list[list[int]]:
+        order = sorted(index, key=lambda i: len(self.waves[i]))
+        return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+
+    def _drawn(self, generator: torch.Generator) -> list[list[int]]:
+        if not (self.bucket or self.balance):
+            return self.groups
+        index = self._balanced(generator) if self.balance else list(range(len(self.waves)))
+        if not self.bucket:
+            return self._grouped(index)
+        drawn = [index[position] for position in torch.randperm(len(index), generator=generator).tolist()]
+        size = self.bucket * self.batch_size
+        buckets = [drawn[start : start + size] for start in range(0, len(drawn), size)]
+        return [group for bucket in buckets for group in self._grouped(bucket)]
+
+    def _balanced(self, generator: torch.Generator) -> list[int]:
+        """Each class's utterances as often as they go into the largest class's number, and some once more."""
+        members = defaultdict(list)
+        for index, label in enumerate(self.labels):
+            members[label].append(index)
+        most = max(map(len, members.values()))
+        index = []
+        for label in sorted(members):
+            own = members[label]
+            extra = torch.randperm(len(own), generator=generator)[: most % len(own)].tolist()
+            index += own * (most // len(own)) + [own[position] for position in extra]
+        return index

@@ -24,7 +24,7 @@ class CheckpointError(ValueError):
 
 @dataclass
 class Checkpoint:
-    """A model, what it takes to build it, and how far its training went.
+    """A model, what it takes to build it, and how far its training went; without ``classes`` it gives one value.
 
     ``options`` are the model's keyword arguments, ``progress`` whatever the training wants back (JSON), and
     ``optimizer`` its state as ``{parameter index: {name: tensor}}``.
@@ -40,7 +40,7 @@ class Checkpoint:
     def build(self, path: Path | str = "checkpoint") -> nn.Module:
         """The model with these weights, in eval mode."""
         try:
-            model = MODELS[self.model](len(self.classes), **self.options)
+            model = MODELS[self.model](len(self.classes) or 1, **self.options)
             model.load_state_dict(self.weights)
         except Exception as error:  # whatever options and tensors of a stranger make a constructor do
             raise CheckpointError(f"{path} does not fit {self.model}: {error}") from error
@@ -81,8 +81,9 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     if not isinstance(options, dict) or not set(options) <= known:
         raise CheckpointError(f"{path} has options {options!r}; they must be among {sorted(known)}")
     named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
-    if not named or len(set(classes)) < max(2, len(classes)):
-        raise CheckpointError(f"{path} has classes {classes!r}; they must be two or more names, all different")
+    if not named or (classes and len(set(classes)) < max(2, len(classes))):
+        allowed = "two or more names, all different, or none"
+        raise CheckpointError(f"{path} has classes {classes!r}; they must be {allowed}")
     if not isinstance(progress, dict):
         raise CheckpointError(f"{path} has progress {progress!r}; it must be a JSON object")
     weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}

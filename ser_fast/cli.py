@@ -1,7 +1,8 @@
-"""The command line: ``ser-fast demo | train | predict | info``, also ``python -m ser_fast``."""
+"""The command line: ``ser-fast demo | train | cv | convert | predict | info``, also ``python -m ser_fast``."""
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -11,11 +12,14 @@ from pathlib import Path
 import ser_fast
 from ser_fast import distributed, info
 
+RECIPES = Path(__file__).parent / "recipes"
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; 0 if it did all it was asked for, 1 after a message if not, 2 for wrong options."""
     argv = sys.argv[1:] if argv is None else argv
-    again = "; the same command goes on from the last whole epoch" if argv[:1] in (["demo"], ["train"]) else ""
+    resumes = argv[:1] in (["demo"], ["train"], ["cv"])
+    again = "; the same command goes on from the last whole epoch" if resumes else ""
     with contextlib.ExitStack() as stack:  # left after the last sentence, for then torchrun's other processes end
         try:
             stack.enter_context(distributed.joined())
@@ -42,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     command = argv[0] if argv else ""
-    if distributed.world() > 1 and command in ("info", "demo", "predict"):
+    if distributed.world() > 1 and command in ("info", "demo", "cv", "convert", "predict"):
         distributed.refuse(ValueError(f"{command} runs in one process; it must be started without torchrun"))
     if command == "info":  # the one command that needs torch alone
         return _info(argv[1:])
@@ -68,20 +72,32 @@ def _parse(argv: list[str]):
     """The options, of which those of a model that is not the chosen one must be left alone."""
     from ser_fast.models import MODELS
 
-    parser, train = _parsers()
-    options = parser.parse_args(argv)
-    if options.command == "train":
-        chosen, defaults = options.train.model, train.get_defaults()
-        for name in set(MODELS) - {chosen}:
-            for key, value in options.train[name].items():
+    parser, trains = _parsers()
+    options = parser.parse_args(_with_recipe(argv))
+    if options.command in trains:
+        given, defaults = options[options.command], trains[options.command].get_defaults()
+        for name in set(MODELS) - {given.model}:
+            for key, value in given[name].items():
                 if value != defaults[name][key]:
-                    raise ValueError(f"{name}.{key} is {value}, but model is {chosen}; it must be left out")
+                    raise ValueError(f"{name}.{key} is {value}, but model is {given.model}; it must be left out")
     return options
+
+
+def _with_recipe(argv: list[str]) -> list[str]:
+    """``--config NAME`` means the recipe of that name that comes with ser_fast, unless there is such a file."""
+    found = []
+    for word in argv:
+        before, option, name = word.rpartition("--config=")
+        file = RECIPES / f"{name or word}.yaml"
+        named = (option and not before) or (found and found[-1] == "--config")
+        found.append(f"{option}{file}" if named and file.is_file() and not Path(name or word).exists() else word)
+    return found
 
 
 def _parsers():
     from jsonargparse import ArgumentParser
 
+    from ser_fast.crossval import Folds
     from ser_fast.models import MODELS
     from ser_fast.training import TrainConfig
 
@@ -93,18 +109,34 @@ def _parsers():
     demo.add_argument("--epochs", type=int, default=25, help="passes over the training voices")
     demo.add_argument("--seed", type=int, default=0, help="of the initial weights, the batch order and the dropout")
 
-    train = command("Train a model on a corpus; the same command resumes an interrupted run.")
-    train.add_argument("--config", action="config", help="options in a YAML or JSON file; the line overrides it")
-    train.add_class_arguments(TrainConfig, skip={"skip_bad"})
-    train.add_argument("--skip_bad", action="store_true", help="skip and count unreadable files instead of stopping")
-    for name, model in MODELS.items():
-        train.add_class_arguments(model, name, skip={"num_classes"})
+    def training(description: str, skip: set[str]) -> ArgumentParser:
+        parser = command(description)
+        recipes = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
+        described = f"options in a YAML or JSON file, or one of the recipes {recipes}; the line overrides it"
+        parser.add_argument("--config", action="config", help=described)
+        parser.add_class_arguments(TrainConfig, skip={"skip_bad", *skip})
+        parser.add_argument("--skip_bad", action="store_true", help="skip and count unreadable files, do not stop")
+        for name, model in MODELS.items():
+            parser.add_class_arguments(model, name, skip={"num_classes"})
+        return parser
+
+    train = training("Train a model on a corpus; the same command resumes an interrupted run.", set())
+    held_out = {"test_speakers", "test_fold", "test_fraction"}
+    cv = training("Cross-validate a model; the same command resumes at the fold it lost.", held_out)
+    cv.add_class_arguments(Folds)
 
     predict = command("Print the class probabilities of audio files.")
     predict.add_argument("checkpoint", type=Path, help="a .safetensors file, or a run folder for its best epoch")
     predict.add_argument("files", type=Path, nargs="+", help="audio files, or folders that hold some")
     predict.add_argument("--json", action="store_true", help="print one JSON object a line instead of a table")
     predict.add_argument("--batch_size", type=int, default=32, help="files that go through the model together")
+
+    convert = command("Write a corpus as a manifest, from the form in which its owners ship it.")
+    convert.add_argument("corpus", choices=["iemocap", "ch_sims", "mosi"], help="whose labels to read")
+    convert.add_argument("path", type=Path, help="its folder as its owners ship it")
+    convert.add_argument("--out", type=Path, required=True, help="the manifest, a .csv that does not exist yet")
+    convert.add_argument("--excited_as_happy", action="store_true", help="of IEMOCAP, count excitement as happiness")
+    convert.add_argument("--improvised_only", action="store_true", help="of IEMOCAP, leave out the scripted dialogs")
 
     parser = ArgumentParser(
         prog="ser-fast", description="Speech emotion recognition on fused kernels.", exit_on_error=False,
@@ -113,10 +145,12 @@ def _parsers():
     commands = parser.add_subcommands(dest="command")
     commands.add_subcommand("demo", demo, help="train two small models on synthetic voices and compare them")
     commands.add_subcommand("train", train, help="train a model on a corpus, or go on with a run")
+    commands.add_subcommand("cv", cv, help="cross-validate a model, or go on with it")
+    commands.add_subcommand("convert", convert, help="write IEMOCAP, CH-SIMS or MOSI as a manifest")
     commands.add_subcommand("predict", predict, help="print the class probabilities of audio files")
     information = command("What was built, what loaded, which backend runs.")
     commands.add_subcommand("info", information, help="what was built, what loaded, which backend runs")
-    return parser, train
+    return parser, {"train": train, "cv": cv}
 
 
 def _demo(options) -> int:
@@ -127,16 +161,40 @@ def _demo(options) -> int:
 
 
 def _train(options) -> int:
-    from ser_fast.models import MODELS
     from ser_fast.runs import train
+
+    with distributed.agreed():
+        config, model, _ = _trained(options)
+    train(config, model)
+    return 0
+
+
+def _cv(options) -> int:
+    from ser_fast.crossval import Folds
+    from ser_fast.runs import cross_validate
+
+    config, model, rest = _trained(options)
+    cross_validate(config, model, Folds(**rest))
+    return 0
+
+
+def _trained(options):
+    """The run's options, the chosen model's, and what is left."""
+    from ser_fast.models import MODELS
     from ser_fast.training import TrainConfig
 
     values = options.as_dict()
     models = {name: values.pop(name) for name in MODELS}
     values.pop("config")
-    with distributed.agreed():
-        config = TrainConfig(**values)
-    train(config, models[config.model])
+    own = {field.name for field in dataclasses.fields(TrainConfig)} & values.keys()
+    config = TrainConfig(**{name: values.pop(name) for name in own})
+    return config, models[config.model], values
+
+
+def _convert(options) -> int:
+    from ser_fast.corpora.convert import convert
+
+    convert(**options.as_dict())
     return 0
 
 
@@ -151,13 +209,18 @@ def _predict(options) -> int:
             failed += 1
             _complain(str(result), 1)
         elif options.json:
-            best = max(result, key=result.get)
-            print(json.dumps({"file": str(file), "label": best, "probabilities": result}), flush=True)
+            print(json.dumps({"file": str(file)} | _answer(predictor.classes, result)), flush=True)
         else:
-            rows.append([str(file), max(result, key=result.get), *(f"{value:.3f}" for value in result.values())])
+            label = [max(result, key=result.get)] if predictor.classes else []
+            rows.append([str(file), *label, *(f"{value:.3f}" for value in result.values())])
     if rows:
-        print_table("", ["file", "label", *predictor.classes], rows)
+        print_table("", ["file", *(["label"] if predictor.classes else []), *predictor.names], rows)
     return 1 if failed else 0
+
+
+def _answer(classes: list[str], result: dict[str, float]) -> dict:
+    """A file's result as ``--json`` prints it."""
+    return {"label": max(result, key=result.get), "probabilities": result} if classes else result
 
 
 def _info(argv: list[str]) -> int:
@@ -169,4 +232,4 @@ def _info(argv: list[str]) -> int:
     return 0
 
 
-_COMMANDS = {"demo": _demo, "train": _train, "predict": _predict}
+_COMMANDS = {"demo": _demo, "train": _train, "cv": _cv, "convert": _convert, "predict": _predict}

@@ -1,37 +1,45 @@
-"""A corpus in memory and its parts for training, validation and test."""
+"""A corpus in memory."""
 
 import hashlib
 import json
-import math
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from ser_fast import distributed
 from ser_fast.audio import read_corpus
 from ser_fast.batches import LengthSortedBatches
 from ser_fast.corpora import Corpus, load_corpus
+from ser_fast.splits import Split, split
 
 
 @dataclass
 class Dataset:
-    """The utterances that could be read; ``labels`` index ``classes``, ``skipped`` says what could not and why."""
+    """The utterances that could be read; ``skipped`` says what could not and why.
+
+    ``labels`` index ``classes``; without classes they are the values of a regression. ``parts`` is the corpus's own
+    division, empty if it has none.
+    """
 
     name: str
     waves: list[Tensor]
-    labels: list[int]
+    labels: list[float]
     speakers: list[str]
     names: list[str]
     classes: list[str]
     skipped: list[str]
+    parts: list[str] = field(default_factory=list)
 
-    def batches(self, index: Sequence[int], batch_size: int) -> LengthSortedBatches:
+    def batches(self, index: Sequence[int], batch_size: int, **drawing) -> LengthSortedBatches:
         """Batches of these utterances; of several processes, each gets a share, alike in number and length."""
         share = slice(distributed.rank(), None, distributed.world())
-        return LengthSortedBatches([self.waves[i] for i in index], [self.labels[i] for i in index], batch_size, share)
+        waves, labels = [self.waves[i] for i in index], [self.labels[i] for i in index]
+        return LengthSortedBatches(waves, labels, batch_size, share, **drawing)
+
+    def split(self, **held_out) -> Split:
+        """:func:`split` of these utterances."""
+        return split(self.speakers, self.labels, self.classes, self.parts, **held_out)
 
     def digest(self) -> str:
         """Tells whether it is the same corpus: names, speakers, labels and lengths in order, and the classes."""
@@ -43,83 +51,29 @@ def load_dataset(corpus: Corpus | str, sample_rate: int, skip_bad: bool = False)
     """Read a corpus, or the one that a ``--data`` names; see :func:`ser_fast.corpora.load_corpus`."""
     corpus = load_corpus(corpus) if isinstance(corpus, str) else corpus
     utterances, waves, errors = read_corpus(corpus.utterances, sample_rate, skip_bad)
-    labels, speakers = labels_and_speakers(Corpus(corpus.name, utterances, corpus.classes))
+    kept = Corpus(corpus.name, utterances, corpus.classes)
     names = [utterance.name for utterance in utterances]
-    return Dataset(corpus.name, waves, labels, speakers, names, corpus.classes, [str(error) for error in errors])
+    skipped = [str(error) for error in errors]
+    return Dataset(corpus.name, waves, labels(kept), speakers(kept), names, corpus.classes, skipped, parts(kept))
 
 
-def labels_and_speakers(corpus: Corpus) -> tuple[list[int], list[str]]:
-    """A class index and a speaker for every utterance."""
-    labels = [corpus.classes.index(utterance.label) for utterance in corpus.utterances]
-    return labels, [utterance.speaker for utterance in corpus.utterances]
+def labels(corpus: Corpus) -> list[float]:
+    """A class index for every utterance, or its value in a corpus without classes."""
+    if corpus.classes:
+        return [corpus.classes.index(utterance.label) for utterance in corpus.utterances]
+    return [utterance.value for utterance in corpus.utterances]
 
 
-@dataclass
-class Split:
-    """Indices of the utterances of each part, and the sentence that says how they were chosen."""
-
-    train: list[int]
-    valid: list[int]
-    test: list[int]
-    protocol: str
+def speakers(corpus: Corpus) -> list[str]:
+    return [utterance.speaker for utterance in corpus.utterances]
 
 
-def split(
-    speakers: Sequence[str],
-    labels: Sequence[int],
-    classes: Sequence[str],
-    *,
-    test_speakers: Sequence[str] = (),
-    test_fraction: float = 0.2,
-    valid_fraction: float = 0.1,
-    seed: int = 0,
-) -> Split:
-    """Hold out speakers, or a stratified draw of utterances; then draw the validation part from the rest.
-
-    Raises:
-        ValueError: a speaker that does not occur, a single class, or a class too small for its parts.
-    """
-    found = sorted({classes[label] for label in labels})
-    if len(found) < 2:
-        raise ValueError(f"data has utterances of {found}; it must have some of two classes or more")
-    everything = list(range(len(labels)))
-    if test_speakers:
-        names = sorted(set(test_speakers))
-        unknown = sorted(set(names) - set(speakers))
-        if unknown:
-            raise ValueError(f"test_speakers names {unknown}; they must be among {sorted(set(speakers))}")
-        test = [index for index in everything if speakers[index] in names]
-        rest = [index for index in everything if speakers[index] not in names]
-        if not rest:
-            raise ValueError(f"test_speakers is {','.join(names)}; it must be fewer than all speakers")
-        held_out = f"speakers {', '.join(names)} held out"
-    else:
-        rest, test = _draw(everything, labels, classes, "test_fraction", test_fraction, seed)
-        held_out = f"a random {test_fraction:.0%} of the utterances held out, speakers shared"
-    train, valid = _draw(rest, labels, classes, "valid_fraction", valid_fraction, seed)
-    protocol = f"{held_out}; best epoch chosen on a random {valid_fraction:.0%} of the training utterances"
-    for part, index in (("training", train), ("validation", valid), ("test", test)):
-        absent = sorted(set(found) - {classes[labels[i]] for i in index})
-        if absent and part == "training":
-            raise ValueError(f"data leaves no {part} utterance of {absent}; it must leave some of every class")
-        if absent:
-            protocol += f"; no {part} utterance of {', '.join(absent)}"
-    return Split(train, valid, test, protocol)
+def parts(corpus: Corpus) -> list[str]:
+    """The corpus's own division, or nothing where an utterance has none."""
+    found = [utterance.part for utterance in corpus.utterances]
+    return found if all(found) else []
 
 
-def _draw(
-    index: list[int], labels: Sequence[int], classes: Sequence[str], name: str, fraction: float, seed: int
-) -> tuple[list[int], list[int]]:
-    """The indices in two parts, of which the second has ``fraction``, every class in proportion."""
-    strata = [labels[i] for i in index]
-    counts = Counter(strata)
-    single = sorted(classes[label] for label, count in counts.items() if count < 2)
-    if single:
-        raise ValueError(f"data has a single utterance of {single} to draw {name} from; it must have two or more")
-    size = math.ceil(fraction * len(index))
-    if not len(counts) <= size <= len(index) - len(counts):
-        raise ValueError(
-            f"{name} is {fraction}, {size} of {len(index)} utterances; it must leave {len(counts)} or more, "
-            "one of each class, in either part"
-        )
-    return train_test_split(index, test_size=fraction, random_state=seed, stratify=strata)
+def check_split(corpus: Corpus, **held_out) -> None:
+    """Raise what :func:`ser_fast.splits.split` would of this corpus, before any audio is read."""
+    split(speakers(corpus), labels(corpus), corpus.classes, parts(corpus), **held_out)

@@ -54,15 +54,19 @@ class TrainingDisplay:
         figures = f"loss {row['loss']:.3f}  accuracy {row['accuracy']:.1%}  {speed}"
         self.bar.update(
             self.task, description=f"{self.name} epoch {row['epoch']}/{self.epochs}", figures=figures,
-            total=self.epochs * row["total"], completed=(row["epoch"] - 1) * row["total"] + row["done"],
+            total=self.epochs, completed=row["epoch"] - 1 + row["share"],
         )  # fmt: skip
 
     def _epoch(self, row: dict) -> None:
         left = (self.epochs - row["epoch"]) * row["seconds"]
+        valid = ""
+        if "valid_recall" in row:
+            valid = f"validation loss {row['valid_loss']:.3f}  UA {row['valid_recall']:6.1%}  "
+        elif "valid_mae" in row:
+            valid = f"validation MAE {row['valid_mae']:.3f}  "
         say(
             f"{self.name} epoch {row['epoch']:>3}/{self.epochs}  loss {row['loss']:.3f}  "
-            f"accuracy {row['accuracy']:6.1%}  validation loss {row['valid_loss']:.3f}  "
-            f"UA {row['valid_recall']:6.1%}  "
+            f"accuracy {row['accuracy']:6.1%}  {valid}"
             f"{row['utterances'] / row['seconds']:.0f} utterances/s  {left:.0f} s left"
         )
 

@@ -49,18 +49,24 @@ def _plain(axes) -> None:
 
 @_style()
 def loss_curves(runs: dict[str, list[dict]], path: Path) -> Path:
-    """Training and validation loss, and validation UA, of one or more runs: rows of metrics.jsonl by name."""
+    """Training and validation loss, and validation UA or MAE, of one or more runs: rows of metrics.jsonl by name."""
     figure = Figure(figsize=(9, 3.4))
     left, right = figure.subplots(1, 2)
+    share = not any("valid_mae" in rows[0] for rows in runs.values())
+    measure = "valid_recall" if share else "valid_mae"
     for (name, rows), color in zip(runs.items(), (BLUE, ORANGE)):
         epochs = [row["epoch"] for row in rows]
         marker = "o" if len(rows) == 1 else None  # one epoch makes no line
         look = {"color": color, "marker": marker}
         left.plot(epochs, [row["loss"] for row in rows], label=f"{name}, training", **look)
+        if "valid_loss" not in rows[0]:
+            right.plot(epochs, [100 * row["accuracy"] for row in rows], label=f"{name}, training accuracy", **look)
+            continue
         left.plot(epochs, [row["valid_loss"] for row in rows], label=f"{name}, validation", linestyle=":", **look)
-        right.plot(epochs, [100 * row["valid_recall"] for row in rows], label=name, **look)
+        right.plot(epochs, [100 * row[measure] if share else row[measure] for row in rows], label=name, **look)
     left.set(xlabel="epoch", ylabel="loss", ylim=(0, None))
-    right.set(xlabel="epoch", ylabel="validation UA (%)", ylim=(0, 100))
+    measured, top = ("validation UA (%)", 100) if share else ("validation MAE", None)
+    right.set(xlabel="epoch", ylabel=measured, ylim=(0, top))
     for axes in (left, right):
         _plain(axes)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

@@ -1,4 +1,4 @@
-"""Class probabilities of audio files by a saved checkpoint."""
+"""Class probabilities, or values, of audio files by a saved checkpoint."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -36,10 +36,11 @@ class Predictor:
         loaded = load_checkpoint(path)
         self.model: nn.Module = loaded.build(path)
         self.classes = loaded.classes
+        self.names = loaded.classes or ["value"]
         self.batch_size = batch_size
 
     def files(self, paths: Iterable[Path | str]) -> Iterator[tuple[Path, Result]]:
-        """Each file, below the folders too, with its class probabilities or why it has none."""
+        """Each file, below the folders too, with its class probabilities, or its ``value``, or why it has none."""
         found: list[Path] = []
         for path in paths:
             try:
@@ -61,12 +62,13 @@ class Predictor:
         named = list(waves)
         batches = LengthSortedBatches(list(waves.values()), [0] * len(waves), self.batch_size)
         for batch in batches.epoch():
-            probabilities = self.model(batch.wave, batch.lengths).softmax(1)
-            finite = torch.isfinite(probabilities).all(1).tolist()
-            for index, row, good in zip(batch.index, probabilities.tolist(), finite):
+            outputs = self.model(batch.wave, batch.lengths)
+            outputs = outputs.softmax(1) if self.classes else outputs
+            finite = torch.isfinite(outputs).all(1).tolist()
+            for index, row, good in zip(batch.index, outputs.tolist(), finite):
                 file = named[index]
                 results[file] = (
-                    dict(zip(self.classes, row)) if good else PredictionError(f"{file}: the model gives it no number")
+                    dict(zip(self.names, row)) if good else PredictionError(f"{file}: the model gives it no number")
                 )
         for file in files:
             yield file, results[file]

@@ -28,15 +28,25 @@ def table(header: list[str], rows: list[list]) -> str:
     return f"<table><tr>{head}</tr>{body}</table>"
 
 
-def scores(named: dict[str, dict]) -> list[list]:
-    """Rows of accuracy, recall (UA), precision and F1 in percent."""
-    return [
-        [name, *(100 * metrics[key] for key in ("accuracy", "recall", "precision", "f1"))]
-        for name, metrics in named.items()
-    ]
+CLASSIFICATION = {"accuracy": "accuracy %", "recall": "recall (UA) %", "precision": "precision %", "f1": "F1 %"}
+REGRESSION = {"mae": "MAE", "corr": "Pearson r", "acc2": "Acc-2 %", "f1": "F1 %", "acc5": "Acc-5 %"}
 
 
-SCORE_HEADER = ["", "accuracy %", "recall (UA) %", "precision %", "F1 %"]
+def measures(metrics: dict) -> dict[str, str]:
+    """The measures that are shown of these metrics, by their key, with their heading."""
+    return REGRESSION if "mae" in metrics else CLASSIFICATION
+
+
+def number(name: str, value: float) -> str:
+    """A measure as it is shown: shares in percent."""
+    return f"{value:.3f}" if name in ("mae", "corr") else f"{100 * value:.1f}"
+
+
+def scores(named: dict[str, dict]) -> tuple[list[str], list[list[str]]]:
+    """A table's header, and a row for each of the metrics."""
+    shown = measures(next(iter(named.values())))
+    rows = [[name, *(number(key, metrics[key]) for key in shown)] for name, metrics in named.items()]
+    return ["", *shown.values()], rows
 
 
 def per_class(metrics: dict) -> str:

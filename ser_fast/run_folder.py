@@ -29,7 +29,8 @@ class RunFolder:
 
     Args:
         path: a folder that does not exist, is empty or holds this very run.
-        options: what the run depends on; ``config.json`` keeps it. A run may go on with more ``epochs``.
+        options: what the run depends on; ``config.json`` keeps it. A run may go on with more ``epochs`` where its
+            ``schedule`` does not count them.
 
     Raises:
         ValueError: on entering, if something else lies there, another process holds it or it cannot be written.
@@ -86,7 +87,8 @@ class RunFolder:
             self._refuse(", whose config.json is not of a run")
         changed = {name for name in before.keys() | self.options.keys() if before.get(name) != self.options.get(name)}
         changed -= set(FREE)
-        if isinstance(before["epochs"], int) and before["epochs"] < self.options["epochs"]:
+        grows = isinstance(before["epochs"], int) and before["epochs"] < self.options["epochs"]
+        if grows and self.options.get("schedule", "constant") == "constant":
             changed.discard("epochs")
         if changed:
             self._refuse(f", where a run with another {', '.join(sorted(changed))} lies")

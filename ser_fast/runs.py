@@ -5,15 +5,15 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from ser_fast import distributed, figures, report
+from ser_fast import crossval, distributed, figures, report
 from ser_fast.corpora import load_corpus
-from ser_fast.dataset import Dataset, labels_and_speakers, load_dataset, split
+from ser_fast.crossval import Folds
+from ser_fast.dataset import Dataset, check_split, load_dataset
 from ser_fast.display import TrainingDisplay, print_table, say
 from ser_fast.models import MODELS
 from ser_fast.run_folder import RunFolder
 from ser_fast.training import TrainConfig, Trainer, run_options
 
-SCORES = ("accuracy", "recall", "precision", "f1")
 CAPTIONS = {
     "loss": "Loss and unweighted accuracy (UA) after each epoch.",
     "confusion": "The test's utterances by their true class (rows) and the predicted one.",
@@ -32,7 +32,7 @@ def train(config: TrainConfig, options: dict) -> dict:
             # What does not fit fails before any audio is read and before the folder is made.
             model = MODELS[config.model](2, **options)
             corpus = load_corpus(config.data)
-            split(*reversed(labels_and_speakers(corpus)), corpus.classes, **config.held_out)
+            check_split(corpus, **config.held_out)
             if distributed.rank() == 0:
                 held.enter_context(folder)
         with distributed.agreed():
@@ -45,21 +45,65 @@ def train(config: TrainConfig, options: dict) -> dict:
         distributed.finish()
         if distributed.rank() > 0:
             return summary
-        named = {"best epoch": summary["best"], "last epoch": summary["last"]}
+        header, rows = report.scores({"best epoch": summary["best"], "last epoch": summary["last"]})
         parts = [
             report.note(_described(summary)),
-            report.table(report.SCORE_HEADER, report.scores(named)),
-            report.per_class(summary["best"]),
+            report.table(header, rows),
+            *([report.per_class(summary["best"])] if dataset.classes else []),
             *_pictures(trainer, summary, config.model),
             report.heading("Options"),
             report.preformatted(folder.config.read_text()),
             report.machine(),
         ]
         page = report.write(folder.path / "report.html", f"{config.model} on {dataset.name}", parts)
-    rows = [[name, *(f"{100 * metrics[key]:.1f}" for key in SCORES)] for name, metrics in named.items()]
-    print_table(f"Test: {summary['protocol']}", report.SCORE_HEADER, rows)
+    print_table(f"Test: {summary['protocol']}", header, rows)
     say(f"report: {page}")
     return summary
+
+
+def cross_validate(config: TrainConfig, options: dict, folds: Folds) -> dict:
+    """:func:`ser_fast.crossval.cross_validate` with a table, figures and a report in ``config.out``."""
+    result = crossval.cross_validate(config, options, folds, say)
+    out = Path(config.out)
+    described = (
+        f"{result['data']}: {result['protocol']}; {len(result['runs'])} runs; {result['parameters']:,} parameters"
+    )
+    header, rows = fold_table(result)
+    parts = [report.note(described), report.table(header, rows)]
+    if result["classes"]:
+        pooled, path = result["pooled"], out / "figures" / "confusion.png"
+        title = (
+            f"{config.model} on {result['data']}, UA {pooled['recall']:.1%} of all predictions\n{result['protocol']}"
+        )
+        parts += [
+            report.per_class(pooled),
+            *_draw(path, CAPTIONS["confusion"],
+                   lambda: figures.confusion(pooled["confusion"], result["classes"], path, title)),
+        ]  # fmt: skip
+    parts += [report.heading("Options"), report.preformatted((out / "config.json").read_text()), report.machine()]
+    page = report.write(out / "report.html", f"{config.model} on {result['data']}: {result['protocol']}", parts)
+    print_table(described, header, rows)
+    say(f"report: {page}")
+    return result
+
+
+def fold_table(result: dict) -> tuple[list[str], list[list[str]]]:
+    """A cross-validation's runs, their mean and standard deviation, and the measures of all predictions together."""
+    shown = report.measures(result["pooled"])
+    rows = [
+        [f"seed {run['seed']}, without {run['fold']}", *(report.number(key, run["metrics"][key]) for key in shown)]
+        for run in result["runs"]
+    ]
+    for name, over in (("mean of the folds", "folds"), ("mean of the seeds", "seeds")):
+        spread = [
+            report.number(key, mean) + ("" if std is None else f" ± {report.number(key, std)}")
+            for key in shown
+            for mean, std in [result[over][key]]
+        ]
+        if over == "folds" or result["seeds"][next(iter(shown))][1] is not None:
+            rows.append([f"{name} ± std", *spread])
+    pooled = [report.number(key, result["pooled"][key]) for key in shown]
+    return ["", *shown.values()], [*rows, ["all predictions together", *pooled]]
 
 
 def demo(out: Path, epochs: int, seed: int) -> dict[str, dict]:
@@ -106,12 +150,9 @@ def demo(out: Path, epochs: int, seed: int) -> dict[str, dict]:
 
 def _side_by_side(summaries: dict[str, dict]) -> tuple[list[str], list[list[str]]]:
     seconds = {name: summary["seconds_per_epoch"] for name, summary in summaries.items()}
-    header = ["CGRU with", "accuracy %", "recall (UA) %", "precision %", "F1 %", "s per epoch", "time / LSTM's"]
-    return header, [
-        [name, *(f"{100 * summary['best'][key]:.1f}" for key in SCORES), f"{seconds[name]:.2f}",
-         f"{seconds[name] / seconds['LSTM']:.2f}"]
-        for name, summary in summaries.items()
-    ]  # fmt: skip
+    header, rows = report.scores({name: summary["best"] for name, summary in summaries.items()})
+    more = [[f"{seconds[row[0]]:.2f}", f"{seconds[row[0]] / seconds['LSTM']:.2f}"] for row in rows]
+    return ["CGRU with", *header[1:], "s per epoch", "time / LSTM's"], [row + end for row, end in zip(rows, more)]
 
 
 def _fit(config: TrainConfig, options: dict, dataset: Dataset, folder: RunFolder, name: str) -> tuple[Trainer, dict]:
@@ -124,13 +165,14 @@ def _pictures(trainer: Trainer, summary: dict, name: str, skip: str = "") -> lis
     """Loss curves, the test's confusion matrix and one test utterance's attention, for the best epoch."""
     dataset, best = trainer.dataset, summary["best"]
     index = trainer.split.test[len(trainer.split.test) // 2]
-    title = f"{name} on {dataset.name}, UA {best['recall']:.1%}\n{summary['protocol']}"
-    utterance = f"{os.path.basename(dataset.names[index])}: {dataset.classes[dataset.labels[index]]}"
+    utterance = f"{os.path.basename(dataset.names[index])}: {trainer.task.shown(dataset.labels[index])}"
     drawings: dict[str, Callable[[Path], Path]] = {
         "loss": lambda path: figures.loss_curves({name: trainer.progress.rows}, path),
-        "confusion": lambda path: figures.confusion(best["confusion"], dataset.classes, path, title),
         "attention": lambda path: figures.attention(trainer.model, dataset.waves[index], path, utterance),
     }
+    if dataset.classes:
+        title = f"{name} on {dataset.name}, UA {best['recall']:.1%}\n{summary['protocol']}"
+        drawings["confusion"] = lambda path: figures.confusion(best["confusion"], dataset.classes, path, title)
     parts = []
     for key, drawing in drawings.items():
         if key != skip:

@@ -1,5 +1,7 @@
 """Training: a corpus, a model and options in; a run folder with metrics, checkpoints, figures and a report out."""
 
+import csv
+import io
 import json
 import math
 import time
@@ -9,10 +11,10 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ser_fast import distributed
+from ser_fast.augmentation import Augmentation, Augmenter
 from ser_fast.batches import Batch, LengthSortedBatches
 from ser_fast.checkpoint import (
     Checkpoint,
@@ -22,10 +24,11 @@ from ser_fast.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
-from ser_fast.dataset import Dataset, split
-from ser_fast.metrics import classification
-from ser_fast.models import MODELS, BiGRUMHA
+from ser_fast.dataset import Dataset
+from ser_fast.models import MODELS
 from ser_fast.run_folder import RunFolder
+from ser_fast.splits import parse_fold
+from ser_fast.task import LOSSES, Task, task_of
 
 
 @dataclass
@@ -33,18 +36,32 @@ class TrainConfig:
     """Options of a training run.
 
     Args:
-        data: "synthetic", "emodb:PATH", "folders:PATH", "manifest:PATH", or a path whose kind is recognised.
+        data: "synthetic", "synthetic-sentiment", "emodb:PATH", "casia:PATH", "ravdess:PATH", "folders:PATH",
+            "manifest:PATH", or a path whose kind is recognised.
         out: run folder; an interrupted run with the same options goes on where it was.
         model: which model; its own options are under its name.
         test_speakers: speakers held out for the test, separated by commas or as a list; in YAML '03' needs quotes.
-        test_fraction: without test_speakers, the part of the utterances drawn for the test, in 0..1.
-        valid_fraction: part of the training utterances that chooses the best epoch, in 0..1.
+        test_fold: without test_speakers, "k/K" holds out the k-th of K random folds, which share speakers.
+        test_fraction: without either, and without parts of the corpus's own, the part of the utterances drawn for the
+            test, in 0..1.
+        validation: what chooses the best epoch: "random" training utterances, those of training "speakers" alone, or
+            "none", where the last epoch is the best.
+        valid_fraction: how much of the training utterances, or speakers, that is, in 0..1.
         epochs: passes over the training part.
+        patience: stop after so many epochs without a better one; 0 never stops.
         batch_size: utterances of a batch.
-        learning_rate: of Adam.
-        weight_decay: of Adam.
-        loss: "cross_entropy", or "l1", the absolute difference of the softmax and the one-hot label.
+        bucket: 0 makes the same batches of neighbours in length in every epoch; n draws those of n batches at a time.
+        balance: let every class come as often as the largest in an epoch.
+        optimizer: "adam", "adamw", "sgd" (without momentum), "rmsprop" or "adagrad".
+        learning_rate: of the optimizer.
+        schedule: of the learning rate: "constant", or "cosine", which rises over the first twentieth of all steps and
+            falls to 0 at the last.
+        weight_decay: of the optimizer.
+        loss: "cross_entropy", or "l1", the mean absolute difference of the softmax and the one-hot label. "auto" is
+            the first for classes and the second, of the values themselves, for a corpus of values.
+        label_smoothing: the part of a one-hot label that is spread over all classes, in 0..1.
         clip: largest norm of the gradient, inf for no limit.
+        augment: what is done to training utterances.
         seed: of the splits, the initial weights, the batch order and the dropout.
         skip_bad: skip and count unreadable files instead of stopping.
         device: "auto", "cpu" or "cuda"; under torchrun every process takes a GPU of its own.
@@ -52,25 +69,38 @@ class TrainConfig:
 
     data: str = "synthetic"
     out: Path = Path("runs/train")
-    model: Literal["cgru", "bigru_mha"] = "bigru_mha"
+    model: Literal["cgru", "bigru_mha", "baseline", "crnn"] = "bigru_mha"
     test_speakers: str | int | list[str | int] = ""
+    test_fold: str = ""
     test_fraction: float = 0.2
+    validation: Literal["random", "speakers", "none"] = "random"
     valid_fraction: float = 0.1
     epochs: int = 40
+    patience: int = 0
     batch_size: int = 32
+    bucket: int = 0
+    balance: bool = False
+    optimizer: Literal["adam", "adamw", "sgd", "rmsprop", "adagrad"] = "adam"
     learning_rate: float = 1e-3
+    schedule: Literal["constant", "cosine"] = "constant"
     weight_decay: float = 0.0
-    loss: Literal["cross_entropy", "l1"] = "cross_entropy"
+    loss: Literal["auto", "cross_entropy", "l1"] = "auto"
+    label_smoothing: float = 0.0
     clip: float = 5.0
+    augment: Augmentation = field(default_factory=Augmentation)
     seed: int = 0
     skip_bad: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def __post_init__(self):
-        for name, low in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
+        if isinstance(self.augment, dict):
+            self.augment = Augmentation(**self.augment)
+        for name, low in (("epochs", 1), ("patience", 0), ("batch_size", 1), ("bucket", 0), ("seed", 0)):
             _require(getattr(self, name) >= low, name, getattr(self, name), f"at least {low}")
         _require(self.seed < 2**32, "seed", self.seed, "below 2^32")
         _require(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "above 0 and finite")
+        _require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "in 0..1, 1 excluded")
+        _require(self.loss in LOSSES, "loss", self.loss, f"one of {', '.join(LOSSES)}")
         _require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "0 or more and finite")
         _require(self.clip > 0, "clip", self.clip, "above 0")
         for name in ("test_fraction", "valid_fraction"):
@@ -82,13 +112,18 @@ class TrainConfig:
         _require(Path(self.out).resolve() != Path.cwd(), "out", f"'{self.out}'", "a folder of its own")
         given = self.test_speakers if isinstance(self.test_speakers, list) else str(self.test_speakers).split(",")
         self.test_speakers = ",".join(sorted({str(name).strip() for name in given} - {""}))
+        if self.test_fold:
+            parse_fold(self.test_fold)
+            _require(not self.test_speakers, "test_fold", self.test_fold, "left out where test_speakers are named")
+        _require(not self.patience or self.validation != "none", "patience", self.patience,
+                 "0 where validation is none")  # fmt: skip
 
     @property
     def held_out(self) -> dict:
-        """What :func:`ser_fast.dataset.split` takes of these options."""
+        """What :func:`ser_fast.splits.split` takes of these options."""
         names = self.test_speakers.split(",") if self.test_speakers else []
-        return {"test_speakers": names, "test_fraction": self.test_fraction, "valid_fraction": self.valid_fraction,
-                "seed": self.seed}  # fmt: skip
+        same = ("test_fold", "test_fraction", "validation", "valid_fraction", "seed")
+        return {"test_speakers": names} | {name: getattr(self, name) for name in same}
 
 
 def _require(good: bool, name: str, value, allowed: str) -> None:
@@ -122,10 +157,22 @@ def fit_statistics(model: nn.Module, batches: LengthSortedBatches) -> None:
     spectrogram.set_statistics(mean.float(), std.float())
 
 
-def loss_function(name: str) -> Callable[[Tensor, Tensor], Tensor]:
-    if name == "cross_entropy":
-        return F.cross_entropy
-    return lambda logits, labels: F.l1_loss(logits.softmax(-1), F.one_hot(labels, logits.shape[-1]).to(logits.dtype))
+OPTIMIZERS = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": torch.optim.SGD,
+    "rmsprop": torch.optim.RMSprop,
+    "adagrad": torch.optim.Adagrad,
+}
+WARM_UP = 0.05  # of the steps of a cosine schedule
+
+
+def learning_rate(config: TrainConfig, progress: float) -> float:
+    """The learning rate when ``progress`` of all steps, in 0..1, is done."""
+    if config.schedule == "constant":
+        return config.learning_rate
+    rise = min(1.0, (progress + 1e-3) / WARM_UP)
+    return config.learning_rate * rise * (1 + math.cos(math.pi * progress)) / 2
 
 
 @dataclass
@@ -140,31 +187,25 @@ class Progress:
 
 
 @torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    batches: LengthSortedBatches,
-    classes: list[str],
-    device: torch.device,
-    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
-) -> dict:
-    """:func:`ser_fast.metrics.classification` and the mean loss of a part, the same in every process.
+def predict(model: nn.Module, batches: LengthSortedBatches, task: Task, device: torch.device) -> tuple[list, float]:
+    """A prediction for every utterance of a part, in its order, and the mean loss; the same in every process.
 
     Raises:
-        FloatingPointError: logits that are not finite, which have no class.
+        FloatingPointError: outputs that are not finite, which have no meaning.
     """
     model.eval()
     rows, total, finite = [], 0.0, True
     for batch in batches.epoch():
         if batch.index:
-            logits = model(batch.wave.to(device), batch.lengths.to(device)).cpu()
-            finite = finite and bool(torch.isfinite(logits).all())
-            total += float(loss(logits, batch.labels)) * len(batch.labels)
-            rows += zip(batch.labels.tolist(), logits.argmax(1).tolist())
+            outputs = model(batch.wave.to(device), batch.lengths.to(device)).cpu()
+            finite = finite and bool(torch.isfinite(outputs).all())
+            total += float(task.loss(outputs, task.targets(batch.labels))) * len(batch.index)
+            rows += zip(batch.index, task.predict(outputs))
     shares, totals, all_finite = zip(*distributed.gather((rows, total, finite)))
     if not all(all_finite):
         distributed.refuse(FloatingPointError("the model's logits are not finite; a smaller learning_rate may help"))
-    truth, predicted = zip(*(row for share in shares for row in share))
-    return classification(truth, predicted, classes) | {"loss": sum(totals) / len(truth)}
+    predicted = [value for _, value in sorted(row for share in shares for row in share)]
+    return predicted, sum(totals) / len(predicted)
 
 
 class Trainer:
@@ -180,7 +221,7 @@ class Trainer:
         options: the model's keyword arguments.
         dataset: the corpus in memory.
         folder: the run's, entered by rank 0.
-        report: called with every batch's running figures (``epoch``, ``done``, ``total``, ``loss``, ``accuracy``,
+        report: called with every batch's running figures (``epoch``, its ``share`` done, ``loss``, ``accuracy``,
             ``utterances_per_second``), with every epoch's row of ``metrics.jsonl``, and with a ``notice`` of what
             the user should know.
     """
@@ -199,19 +240,25 @@ class Trainer:
         self.progress = Progress(dataset.digest())
         self._compare_corpora()
         with distributed.agreed():
-            self.split = split(dataset.speakers, dataset.labels, dataset.classes, **config.held_out)
+            self.split = dataset.split(**config.held_out)
+            self.task = task_of(dataset.classes, dataset.labels, config.loss, config.label_smoothing)
+        drawing = {"bucket": config.bucket, "balance": config.balance and bool(dataset.classes)}
         self.batches = {
-            part: dataset.batches(getattr(self.split, part), config.batch_size) for part in ("train", "valid", "test")
+            "train": dataset.batches(self.split.train, config.batch_size, **drawing),
+            "valid": dataset.batches(self.split.valid, config.batch_size),
+            "test": dataset.batches(self.split.test, config.batch_size),
         }
         torch.manual_seed(config.seed)
-        self.model = MODELS[config.model](len(dataset.classes), **options)
-        if isinstance(self.model, BiGRUMHA):
+        self.model = MODELS[config.model](self.task.outputs, **options)
+        if self.model.corpus_statistics:
             fit_statistics(self.model, self.batches["train"])
         self.model.to(self.device)
-        self.optimizer = torch.optim.Adam(
+        front = self.model.spectrogram
+        self.augmenter = Augmenter(config.augment, front)
+        front.register_forward_hook(self._mask)
+        self.optimizer = OPTIMIZERS[config.optimizer](
             self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
-        self.loss = loss_function(config.loss)
         self.best, self.last = (folder.path / f"{name}.safetensors" for name in ("best", "last"))
         if distributed.from_rank_0(self.last.is_file):
             self._resume()
@@ -220,10 +267,14 @@ class Trainer:
 
     def run(self) -> dict:
         """Train what is left and return the test's metrics, which ``summary.json`` keeps."""
-        while self.progress.epoch < self.config.epochs:
+        while self.progress.epoch < self.config.epochs and not self._stale():
             self._train_epoch()
             self._keep()
         return self._finish()
+
+    def _stale(self) -> bool:
+        patience = self.config.patience
+        return bool(patience) and self.progress.epoch - self.progress.best_epoch >= patience
 
     def _compare_corpora(self) -> None:
         digests = distributed.gather(self.progress.corpus)
@@ -265,10 +316,12 @@ class Trainer:
         torch.manual_seed(seed + (distributed.rank() << 20))  # every process its own dropout
         generator = torch.Generator().manual_seed(seed)
         self.model.train()
-        total = len(self.split.train)
-        done, correct, loss_sum = 0, 0, 0.0
+        done, correct, loss_sum, steps = 0, 0, 0.0, len(self.batches["train"])
         start = time.perf_counter()
-        for batch in self.batches["train"].epoch(generator):
+        for step, batch in enumerate(self.batches["train"].epoch(generator, self.augmenter.waves)):
+            rate = learning_rate(self.config, (epoch + step / steps) / self.config.epochs)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
             loss, hits = self._step(batch.to(self.device))
             done += batch.size
             loss_sum += loss * batch.size
@@ -278,20 +331,19 @@ class Trainer:
                     f"the loss is {loss_sum} in epoch {epoch + 1}; a smaller learning_rate may help"
                 ))  # fmt: skip
             seconds = time.perf_counter() - start
-            self.report({"epoch": epoch + 1, "done": done, "total": total, "loss": loss_sum / done,
+            self.report({"epoch": epoch + 1, "share": (step + 1) / steps, "loss": loss_sum / done,
                          "accuracy": correct / done, "utterances_per_second": done / seconds})  # fmt: skip
-        seconds = time.perf_counter() - start
-        valid = self._evaluate("valid")
         row = {
             "epoch": epoch + 1,
-            "loss": loss_sum / total,
-            "accuracy": correct / total,
-            "utterances": total,
-            "seconds": seconds,
-            "valid_loss": valid["loss"],
-            "valid_accuracy": valid["accuracy"],
-            "valid_recall": valid["recall"],
+            "loss": loss_sum / done,
+            "accuracy": correct / done,
+            "utterances": done,
+            "seconds": time.perf_counter() - start,
         }
+        if self.split.valid:
+            valid = self._evaluate("valid")[0]
+            row |= {f"valid_{name}": value for name, value in valid.items() if isinstance(value, float)}
+            row["score"] = self.task.score(valid)
         self.progress.epoch = epoch + 1
         self.progress.rows.append(row)
         self.report(row)
@@ -310,9 +362,11 @@ class Trainer:
 
     def _backward(self, batch: Batch, figures: Tensor) -> None:
         """This share's part of the whole batch's gradient, mean loss and correct predictions."""
+        targets = self.task.targets(batch.labels).to(batch.wave)
+        wave, lengths, targets = self.augmenter.mix(batch.wave, batch.lengths, targets)
         try:
-            logits = self.model(batch.wave, batch.lengths)
-            loss = self.loss(logits, batch.labels) * (len(batch.index) / batch.size)
+            logits = self.model(wave, lengths)
+            loss = self.task.loss(logits, targets) * (len(batch.index) / batch.size)
             loss.backward()
         except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's has no type of its own
             if "memory" not in str(error):
@@ -322,10 +376,16 @@ class Trainer:
                 f"batch_size is {self.config.batch_size}, and {len(batch.index)} utterances of up to {seconds:.1f} s "
                 f"do not fit in memory; it must be smaller ({str(error).splitlines()[0]})"
             ) from error
-        figures[0], figures[1] = loss.detach(), (logits.argmax(1) == batch.labels).sum()
+        figures[0], figures[1] = loss.detach(), self.task.hits(logits, targets)
 
-    def _evaluate(self, part: str) -> dict:
-        return evaluate(self.model, self.batches[part], self.dataset.classes, self.device, self.loss)
+    def _mask(self, module: nn.Module, _, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor] | None:
+        """After the spectrogram, whatever the model does with it."""
+        return (self.augmenter.spectrogram(*output), output[1]) if module.training else None
+
+    def _evaluate(self, part: str) -> tuple[dict, list]:
+        """The metrics of a part, its mean loss among them, and its predictions."""
+        predicted, loss = predict(self.model, self.batches[part], self.task, self.device)
+        return self.task.metrics(self.batches[part].labels, predicted) | {"loss": loss}, predicted
 
     def _keep(self) -> None:
         """Write the epoch. last.safetensors comes last: until it is there, a resumed run repeats the epoch."""
@@ -340,9 +400,8 @@ class Trainer:
         self._save(self.best, weights, {"epoch": self.progress.epoch}, {})
 
     def _score(self) -> float:
-        """The last epoch's validation UA; a small loss breaks the ties of a small validation part."""
-        row = self.progress.rows[-1]
-        return row["valid_recall"] - 1e-3 * min(row["valid_loss"], 100.0)
+        """Of the last epoch, the higher the better; without a validation the last epoch is the best."""
+        return self.progress.rows[-1].get("score", float(self.progress.epoch))
 
     def _save(self, path: Path, *state: dict) -> None:
         if distributed.rank() == 0:
@@ -362,10 +421,22 @@ class Trainer:
             "skipped": self.dataset.skipped,
             "parameters": sum(weight.numel() for weight in self.model.parameters()),
             "seconds_per_epoch": sorted(row["seconds"] for row in rows)[len(rows) // 2],
+            "epochs": self.config.epochs,
             "best_epoch": self.progress.best_epoch,
-            "last": self._evaluate("test"),
+            "last": self._evaluate("test")[0],
         }
         self.model.load_state_dict(distributed.from_rank_0(lambda: load_checkpoint(self.best)).weights)
-        summary["best"] = self._evaluate("test")
+        summary["best"], predicted = self._evaluate("test")
+        self._write("predictions.csv", self._predictions(predicted))
         self._write("summary.json", json.dumps(summary, indent=1) + "\n")
         return summary
+
+    def _predictions(self, predicted: list) -> str:
+        """A table of the test's utterances by the best epoch's weights."""
+        shown, table = self.task.shown, io.StringIO()
+        rows = csv.writer(table, lineterminator="\n")
+        rows.writerow(["name", "speaker", "truth", "predicted"])
+        for index, value in zip(self.split.test, predicted):
+            truth = self.dataset.labels[index]
+            rows.writerow([self.dataset.names[index], self.dataset.speakers[index], shown(truth), shown(value)])
+        return table.getvalue()

@@ -1,7 +1,9 @@
 """Training runs: what they learn, what they leave, and that an interruption changes nothing."""
 
+import csv
 import dataclasses
 import json
+import math
 import os
 import re
 import signal
@@ -18,11 +20,12 @@ from safetensors.torch import load_file
 from ser_fast.batches import LengthSortedBatches
 from ser_fast.checkpoint import CheckpointError
 from ser_fast.corpora.synthetic import synthesize
-from ser_fast.dataset import Dataset, load_dataset, split
-from ser_fast.metrics import classification
+from ser_fast.dataset import Dataset, load_dataset
 from ser_fast.models import BiGRUMHA
+from ser_fast.prediction import Predictor
 from ser_fast.run_folder import RunFolder
-from ser_fast.training import TrainConfig, Trainer, evaluate, fit_statistics, loss_function, run_options
+from ser_fast.task import task_of
+from ser_fast.training import TrainConfig, Trainer, fit_statistics, learning_rate, predict, run_options
 
 EMOTIONS = ("anger", "neutral", "sadness")
 TINY = {"channels": (4, 4), "hidden_size": 8}
@@ -81,7 +84,7 @@ def test_interrupted_in_an_epoch_and_resumed_equals_uninterrupted(dataset, tmp_p
     train(config(tmp_path / "whole"), dataset)
 
     def interrupt(row: dict) -> None:
-        if row["epoch"] == 2 and row.get("done", 0) > 12:
+        if row["epoch"] == 2 and row.get("share", 0) > 0.4:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -182,7 +185,7 @@ def test_two_processes_cannot_write_one_folder(dataset, tmp_path):
         ("config.json", '{"name": "other project"}', "whose config.json is not of a run"),
         ("config.json", "[1]", "whose config.json is not of a run"),
         ("config.json", '{"epochs": 1', "whose config.json is not readable JSON"),
-        ("config.json", '{"epochs": 3, "seed": 0}', "where a run with another batch_size, cgru, .* lies"),
+        ("config.json", '{"epochs": 3, "seed": 0}', "where a run with another augment, balance, .* lies"),
     ],
 )
 def test_a_foreign_folder_is_refused_and_left_alone(file, content, reason, dataset, tmp_path):
@@ -234,7 +237,7 @@ def test_logits_that_are_not_finite_are_no_class(dataset):
     model = BiGRUMHA(3, hidden_size=4, num_heads=2)
     torch.nn.init.constant_(model.classifier.bias, torch.nan)
     with pytest.raises(FloatingPointError, match="logits are not finite"):
-        evaluate(model, dataset.batches([0, 1], 2), dataset.classes, torch.device("cpu"))
+        predict(model, dataset.batches([0, 1], 2), task_of(dataset.classes, [], "auto"), torch.device("cpu"))
 
 
 def test_batches_are_neighbours_in_length_and_cover_everything_once():
@@ -266,34 +269,21 @@ def test_a_silent_bin_does_not_divide_by_zero():
     assert torch.isfinite(model.eval()(torch.zeros(1, 2000))).all()
 
 
-def test_splits_are_disjoint_stratified_and_named(dataset):
-    parts = (dataset.speakers, dataset.labels, dataset.classes)
-    held_out = split(*parts, test_speakers=["s2"], valid_fraction=0.2)
-    assert {dataset.speakers[i] for i in held_out.test} == {"s2"}
-    assert held_out.protocol.startswith("speakers s2 held out")
-    drawn = split(*parts, test_fraction=1 / 3, valid_fraction=0.2)
-    assert drawn.protocol.startswith("a random 33% of the utterances held out, speakers shared")
-    for found in (held_out, drawn):
-        assert sorted(found.train + found.valid + found.test) == list(range(len(dataset.labels)))
-        assert {dataset.labels[i] for i in found.valid} == {0, 1, 2}
-
-
-def test_a_part_without_a_class_is_said():
-    speakers, labels = ["a"] * 30 + ["b"] * 2, [0] * 15 + [1] * 15 + [0, 0]
-    assert split(speakers, labels, ["x", "y"], test_speakers=["b"]).protocol.endswith("; no test utterance of y")
-
-
-def test_measures_are_the_fields():
-    found = classification([0, 0, 0, 1], [0, 0, 1, 1], ["a", "b", "c"])
-    assert found["accuracy"] == 0.75 and found["recall"] == pytest.approx((2 / 3 + 1) / 2)
-    assert found["confusion"] == [[2, 1, 0], [0, 1, 0], [0, 0, 0]]
-    assert found["per_class"]["b"]["precision"] == 0.5 and found["per_class"]["c"]["support"] == 0
-
-
 def test_l1_loss_is_between_softmax_and_one_hot():
     logits = torch.tensor([[2.0, 0.0]])
     p = logits.softmax(1)
-    assert loss_function("l1")(logits, torch.tensor([0])) == pytest.approx(float((1 - p[0, 0] + p[0, 1]) / 2))
+    task = task_of(["x", "y"], [0, 1], "l1")
+    assert task.loss(logits, task.targets([0])) == pytest.approx(float((1 - p[0, 0] + p[0, 1]) / 2))
+
+
+def test_label_smoothing_spreads_a_part_of_every_target():
+    logits, truth = torch.tensor([[2.0, -1.0, 0.5]]), torch.tensor([1])
+    for name, by_hand in (
+        ("cross_entropy", torch.nn.functional.cross_entropy(logits, truth, label_smoothing=0.3)),
+        ("l1", (logits.softmax(1) - torch.tensor([[0.1, 0.8, 0.1]])).abs().mean()),
+    ):
+        task = task_of(["x", "y", "z"], [0, 1, 2], name, 0.3)
+        torch.testing.assert_close(task.loss(logits, task.targets([1])), by_hand)
 
 
 @pytest.mark.parametrize(
@@ -308,6 +298,15 @@ def test_l1_loss_is_between_softmax_and_one_hot():
         ({"seed": 2**32}, "seed is 4294967296; it must be below 2"),
         ({"out": Path("")}, "out is '.'; it must be a folder of its own"),
         ({"valid_fraction": 1.0}, "valid_fraction is 1.0; it must be between 0 and 1"),
+        ({"label_smoothing": 1.0}, "label_smoothing is 1.0; it must be in 0..1, 1 excluded"),
+        ({"patience": -1}, "patience is -1; it must be at least 0"),
+        ({"patience": 3, "validation": "none"}, "patience is 3; it must be 0 where validation is none"),
+        ({"test_fold": "11/10"}, "test_fold is '11/10'; it must be like 3/10"),
+        (
+            {"test_fold": "1/10", "test_speakers": "03"},
+            "test_fold is 1/10; it must be left out where test_speakers are",
+        ),
+        ({"augment": {"mixup": -1.0}}, "mixup is -1.0; it must be 0 or in"),
     ],
 )
 def test_bad_options_get_one_clear_error(changes, sentence):
@@ -322,19 +321,121 @@ def test_test_speakers_may_be_written_as_one_likes(given):
     assert TrainConfig().held_out["test_speakers"] == []
 
 
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"test_speakers": ["x"]}, r"test_speakers names \['x'\]; they must be among \['s0', 's1', 's2'\]"),
-        ({"test_speakers": ["s0", "s1", "s2"]}, "test_speakers is s0,s1,s2; it must be fewer than all speakers"),
-        ({"test_fraction": 0.01}, r"test_fraction is 0\.01, 1 of 54 utterances; it must leave 3 or more, one of each class"),
-        ({"labels": [0] * 54}, r"data has utterances of \['anger'\]; it must have some of two classes"),
-        ({"labels": [0] + [1] * 53}, r"data has a single utterance of \['anger'\] to draw test_fraction from"),
-        ({"labels": [0] * 2 + [1] * 52, "test_speakers": ["s0"], "speakers": ["s0"] * 2 + ["s1"] * 52},
-         r"data leaves no training utterance of \['anger'\]; it must leave some of every class"),
-    ],
-)  # fmt: skip
-def test_bad_splits_get_one_clear_error(changes, sentence, dataset):
-    parts = {"speakers": dataset.speakers, "labels": dataset.labels, "classes": dataset.classes}
+def test_batches_can_be_drawn_from_buckets_and_cover_everything_once():
+    waves = [torch.zeros(length) for length in torch.randint(1, 900, (40,)).tolist()]
+    batches = LengthSortedBatches(waves, [0] * 40, 4, bucket=3)
+    epochs = []
+    for seed in range(2):
+        groups = [batch.index for batch in batches.epoch(torch.Generator().manual_seed(seed))]
+        assert sorted(index for group in groups for index in group) == list(range(40))
+        assert all([len(waves[i]) for i in group] == sorted(len(waves[i]) for i in group) for group in groups)
+        epochs.append(groups)
+    assert sorted(epochs[0]) != sorted(epochs[1])
+    assert [batch.index for batch in batches.epoch()] == batches.groups
+
+
+@pytest.mark.parametrize("bucket", [0, 2])
+def test_balanced_epochs_have_as_many_of_every_class(bucket):
+    labels = [0] * 10 + [1] * 4 + [2]
+    batches = LengthSortedBatches([torch.zeros(n + 1) for n in range(15)], labels, 4, bucket=bucket, balance=True)
+    seen = [index for batch in batches.epoch(torch.Generator().manual_seed(0)) for index in batch.index]
+    assert [sum(labels[i] == label for i in seen) for label in range(3)] == [10, 10, 10]
+    assert set(seen) == set(range(15))
+    assert max(seen.count(i) for i in range(10, 14)) == 3 and min(seen.count(i) for i in range(10, 14)) == 2
+    assert sorted(i for batch in batches.epoch() for i in batch.index) == list(range(15))
+
+
+def test_the_cosine_schedule_rises_and_falls_to_nothing():
+    config = TrainConfig(schedule="cosine", learning_rate=2.0)
+    rates = [learning_rate(config, step / 100) for step in range(101)]
+    assert rates[0] < 0.1 and max(rates) == max(rates[3:8]) > 1.9 and rates[100] == pytest.approx(0, abs=1e-9)
+    assert rates[52] == pytest.approx(1 + math.cos(math.pi * 0.52))
+    assert learning_rate(TrainConfig(learning_rate=2.0), 0.7) == 2.0
+
+
+def test_a_schedule_that_counts_its_epochs_cannot_be_made_longer(dataset, tmp_path):
+    train(config(tmp_path, epochs=1, schedule="cosine"), dataset)
+    with pytest.raises(ValueError, match="where a run with another epochs lies"):
+        train(config(tmp_path, epochs=2, schedule="cosine"), dataset)
+
+
+def test_patience_ends_a_run_that_no_longer_improves(dataset, tmp_path):
+    # so small a rate changes no prediction, and hardly the loss
+    trainer = train(config(tmp_path, epochs=30, patience=2, optimizer="sgd", learning_rate=1e-30), dataset)
+    assert trainer.progress.epoch == 3 and trainer.progress.best_epoch == 1
+
+
+def test_without_a_validation_the_last_epoch_is_tested(dataset, tmp_path):
+    trainer = train(config(tmp_path, epochs=2, validation="none"), dataset)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["best_epoch"] == 2 and summary["best"] == summary["last"]
+    assert summary["utterances"] == {"train": 36, "valid": 0, "test": 18}
+    assert summary["protocol"] == "speakers s2 held out; last epoch, nothing chosen"
+    assert "score" not in trainer.progress.rows[0]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "rmsprop", "adagrad"])
+def test_every_optimizer_learns_and_resumes(optimizer, dataset, tmp_path):
+    rate = 0.1 if optimizer == "sgd" else 2e-3
+    options = {"optimizer": optimizer, "learning_rate": rate, "batch_size": 18}
+    train(config(tmp_path / "whole", epochs=3, **options), dataset)
+    train(config(tmp_path / "parts", epochs=1, **options), dataset)
+    train(config(tmp_path / "parts", epochs=3, **options), dataset)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert metrics(tmp_path / "whole")[-1]["loss"] < metrics(tmp_path / "whole")[0]["loss"]
+
+
+AUGMENTED = {"speeds": [0.9, 1.0, 1.1], "snr": [10, 20], "time_masks": 1, "freq_masks": 1, "mixup": 0.3}
+
+
+def test_augmentation_is_drawn_again_alike_after_an_interruption(dataset, tmp_path):
+    options = {"augment": AUGMENTED, "batch_size": 12, "bucket": 2, "balance": True}
+    train(config(tmp_path / "whole", epochs=2, **options), dataset)
+    train(config(tmp_path / "parts", epochs=1, **options), dataset)
+    train(config(tmp_path / "parts", epochs=2, **options), dataset)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    train(config(tmp_path / "plain", epochs=1, batch_size=12, bucket=2, balance=True), dataset)
+    assert metrics(tmp_path / "plain")[0]["loss"] != metrics(tmp_path / "whole")[0]["loss"]
+
+
+def test_masks_fall_on_training_alone(dataset, tmp_path):
+    trainer = train(config(tmp_path, epochs=1, augment={"freq_masks": 2, "freq_mask": 0.5}), dataset)
+    front, wave = trainer.model.spectrogram, dataset.waves[0][None]
+    lengths = torch.tensor([wave.shape[1]])
+    plain = front.eval()(wave, lengths)[0]
+    assert torch.equal(plain, front(wave, lengths)[0])
+    assert not torch.equal(plain, front.train()(wave, lengths)[0])
+
+
+def test_predictions_are_kept_by_name(dataset, tmp_path):
+    trainer = train(config(tmp_path, epochs=1), dataset)
+    with open(tmp_path / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == [dataset.names[i] for i in trainer.split.test]
+    assert [row["truth"] for row in rows] == [dataset.classes[dataset.labels[i]] for i in trainer.split.test]
+    assert {row["speaker"] for row in rows} == {"s2"}
+    right = sum(row["truth"] == row["predicted"] for row in rows)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert right / len(rows) == pytest.approx(summary["best"]["accuracy"])
+
+
+def test_values_are_learnt_and_predicted(dataset, tmp_path):
+    valued = dataclasses.replace(dataset, classes=[], labels=[label - 1.0 for label in dataset.labels])
+    trainer = train(config(tmp_path, epochs=12, batch_size=4, learning_rate=5e-3), valued)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert {"mae", "corr", "acc2", "acc5", "f1"} <= summary["best"].keys()
+    assert metrics(tmp_path)[-1]["loss"] < 0.8 * metrics(tmp_path)[0]["loss"]
+    best = max(trainer.progress.rows, key=lambda row: row["score"])
+    assert summary["best_epoch"] == best["epoch"] and best["score"] == -best["valid_mae"]
+    voice = tmp_path / "voice.wav"
+    soundfile.write(voice, dataset.waves[0].numpy(), 16000)
+    ((_, result),) = Predictor(tmp_path).files([voice])
+    assert result.keys() == {"value"} and math.isfinite(result["value"])
+
+
+@pytest.mark.parametrize(("changes", "sentence"), [({"loss": "cross_entropy"}, "loss is cross_entropy, but data has values"),
+                                                   ({"label_smoothing": 0.1}, "label_smoothing is 0.1, but data has values")])  # fmt: skip
+def test_options_of_classes_are_refused_for_values(changes, sentence, dataset, tmp_path):
+    valued = dataclasses.replace(dataset, classes=[], labels=[float(label) for label in dataset.labels])
     with pytest.raises(ValueError, match=sentence):
-        split(**(parts | changes))
+        train(config(tmp_path, **changes), valued)

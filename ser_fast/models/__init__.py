@@ -3,8 +3,9 @@
 from ser_fast.models.baselines import Baseline
 from ser_fast.models.bigru_mha import BiGRUMHA
 from ser_fast.models.cgru import CGRU
+from ser_fast.models.crnn import CRNN
 from ser_fast.models.frame_model import FrameModel
 
-MODELS = {"cgru": CGRU, "bigru_mha": BiGRUMHA, "baseline": Baseline}
+MODELS = {"cgru": CGRU, "bigru_mha": BiGRUMHA, "baseline": Baseline, "crnn": CRNN}
 
-__all__ = ["CGRU", "MODELS", "Baseline", "BiGRUMHA", "FrameModel"]
+__all__ = ["CGRU", "CRNN", "MODELS", "Baseline", "BiGRUMHA", "FrameModel"]

@@ -19,7 +19,7 @@ from ser_fast.attention_pool import AttentionPool
 from ser_fast.gru_module import GRU
 from ser_fast.models import options
 from ser_fast.models.convolution import halve, quarter
-from ser_fast.models.masking import frame_mask, full_lengths
+from ser_fast.models.masking import frame_mask, full_lengths, standardize
 from ser_fast.power_spectrogram import PowerSpectrogram
 
 DYNAMIC_RANGE = 80 * math.log(10) / 10  # 80 dB in natural logarithm of power
@@ -97,7 +97,7 @@ class CGRU(nn.Module):
         """
         x, lengths = self.spectrogram(wave, full_lengths(wave) if lengths is None else lengths)
         if self.conv1 is None:
-            x = _standardize(_gray(x, lengths), lengths).to(self.classifier.weight.dtype)
+            x = standardize(_gray(x, lengths), lengths).to(self.classifier.weight.dtype)
         else:
             x, lengths = quarter(self._convolve, x, lengths)
         y, last = self._recur(x, lengths)
@@ -107,7 +107,7 @@ class CGRU(nn.Module):
 
     def _convolve(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Log power [B, T, F] to features of a quarter of the frames [B, T / 4, C F / 4]."""
-        image = _channels(_standardize(_gray(x, lengths), lengths), lengths).to(self.classifier.weight.dtype)
+        image = _channels(standardize(_gray(x, lengths), lengths), lengths).to(self.classifier.weight.dtype)
         # The maximum over the channel axis comes last, on a quarter of the pixels: maxima may be taken in any order.
         x = torch.maximum(*halve(self.conv1.positions(image), lengths.repeat(2)).unflatten(0, (2, -1)))
         x = halve(self.conv2(x), (lengths + 1) // 2)
@@ -153,15 +153,6 @@ def _gray(log_power: Tensor, lengths: Tensor) -> Tensor:
     valid = frame_mask(lengths, log_power.shape[1])[..., None]
     peak = log_power.masked_fill(~valid, -torch.inf).amax((1, 2), keepdim=True)
     return ((log_power - peak) / DYNAMIC_RANGE + 1).clamp(0, 1).masked_fill(~valid, 0)
-
-
-def _standardize(x: Tensor, lengths: Tensor) -> Tensor:
-    """Mean 0 and variance 1 over each row's valid pixels of [B, T, F]; a row without contrast becomes 0."""
-    valid = frame_mask(lengths, x.shape[1])[..., None]
-    count = (lengths.clamp(min=1) * x.shape[2])[:, None, None]
-    centred = (x - x.masked_fill(~valid, 0).sum((1, 2), keepdim=True) / count).masked_fill(~valid, 0)
-    deviation = (centred.square().sum((1, 2), keepdim=True) / count).sqrt()
-    return centred / deviation.clamp(min=1e-3)
 
 
 def _channels(gray: Tensor, lengths: Tensor) -> Tensor:

@@ -21,3 +21,12 @@ def masked_mean(x: Tensor, lengths: Tensor) -> Tensor:
     """Mean over the valid frames of ``[B, T, D]``; 0 for a row without any."""
     valid = frame_mask(lengths, x.shape[1])[..., None]
     return x.masked_fill(~valid, 0).sum(1) / lengths.clamp(min=1)[:, None]
+
+
+def standardize(x: Tensor, lengths: Tensor) -> Tensor:
+    """Mean 0 and variance 1 over each row's valid pixels of [B, T, F]; a row without contrast becomes 0."""
+    valid = frame_mask(lengths, x.shape[1])[..., None]
+    count = (lengths.clamp(min=1) * x.shape[2])[:, None, None]
+    centred = (x - x.masked_fill(~valid, 0).sum((1, 2), keepdim=True) / count).masked_fill(~valid, 0)
+    deviation = (centred.square().sum((1, 2), keepdim=True) / count).sqrt()
+    return centred / deviation.clamp(min=1e-3)

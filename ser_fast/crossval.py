@@ -1,0 +1,236 @@
+"""Cross-validation: a run for every fold and seed, and what they say together."""
+
+import csv
+import functools
+import json
+import math
+import multiprocessing
+import os
+import statistics
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+
+from ser_fast.corpora import Corpus, load_corpus
+from ser_fast.dataset import Dataset, check_split, labels, load_dataset, speakers
+from ser_fast.models import MODELS
+from ser_fast.run_folder import RunFolder
+from ser_fast.splits import how_chosen
+from ser_fast.task import task_of
+from ser_fast.training import TrainConfig, Trainer, run_options
+
+PROTOCOLS = ("loso", "speakers", "random")
+
+
+@dataclass
+class Folds:
+    """How a corpus is divided again and again, so that every utterance is tested once for each seed.
+
+    Args:
+        protocol: "loso" leaves one speaker out at a time; "speakers" leaves out one of ``folds`` groups of whole
+            speakers; "random" leaves out one of ``folds`` random parts, which share speakers.
+        folds: of "speakers" and "random"; at least 2.
+        seeds: how many, from the run's own on; they draw the weights, the batches, and the folds that are drawn.
+        jobs: folds at a time, each in a process of its own with its share of the cores.
+    """
+
+    protocol: Literal["loso", "speakers", "random"] = "loso"
+    folds: int = 10
+    seeds: int = 1
+    jobs: int = 1
+
+    def __post_init__(self):
+        for name, low in (("folds", 2), ("seeds", 1), ("jobs", 1)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {low}")
+        if self.protocol not in PROTOCOLS:
+            raise ValueError(f"protocol is {self.protocol!r}; it must be one of {', '.join(PROTOCOLS)}")
+
+
+class Fold(NamedTuple):
+    """One run: its seed, what is left out, and the options that say so."""
+
+    seed: int
+    name: str
+    config: TrainConfig
+
+
+def plan(config: TrainConfig, folds: Folds, there: list[str]) -> tuple[list[Fold], str]:
+    """The runs of a cross-validation over these speakers, seed by seed, and the sentence that names the protocol.
+
+    Raises:
+        ValueError: fewer speakers than folds of them; options that a protocol itself sets.
+    """
+    if config.test_speakers or config.test_fold:
+        raise ValueError("test_speakers and test_fold must be left out: the protocol sets them")
+    there = sorted(set(there))
+    count = len(there) if folds.protocol == "loso" else folds.folds
+    if folds.protocol != "random" and not 2 <= count <= len(there):
+        raise ValueError(
+            f"protocol is {folds.protocol} in {count} folds, but data has {len(there)} speakers; "
+            "it must have two or more, and as many as folds"
+        )
+    runs = []
+    for seed in range(config.seed, config.seed + folds.seeds):
+        for number in range(count):
+            held_out = _held_out(folds, there, seed, number)
+            out = Path(config.out) / f"seed{seed}" / f"fold{number + 1:02d}"
+            runs.append(Fold(seed, ",".join(held_out.values()), replace(config, out=out, seed=seed, **held_out)))
+    sentence = {
+        "loso": f"leave one speaker out, {count} speakers",
+        "speakers": f"{count} folds of whole speakers",
+        "random": f"{count} random folds, speakers shared",
+    }[folds.protocol]
+    return runs, sentence
+
+
+def _held_out(folds: Folds, there: list[str], seed: int, number: int) -> dict[str, str]:
+    if folds.protocol == "random":
+        return {"test_fold": f"{number + 1}/{folds.folds}"}
+    if folds.protocol == "loso":
+        return {"test_speakers": there[number]}
+    order = torch.randperm(len(there), generator=torch.Generator().manual_seed(seed)).tolist()
+    return {"test_speakers": ",".join(sorted(there[i] for i in order[number :: folds.folds]))}
+
+
+def cross_validate(
+    config: TrainConfig, options: dict, folds: Folds, report: Callable[[str], None] = lambda line: None
+) -> dict:
+    """Train and test every fold, or what an interrupted call left of them, and put the results together.
+
+    Every fold is a run folder of its own, ``out/seed0/fold01``, which ``ser-fast train`` with the options in its
+    ``config.json`` repeats. Statistics, the best epoch and everything else that is fitted see its training part only.
+
+    Args:
+        config: the runs' options; ``out`` is the folder of all of them.
+        options: the model's keyword arguments.
+        folds: how the corpus is divided.
+        report: called with a line for every fold that is done.
+
+    Returns:
+        What ``out/summary.json`` keeps: ``protocol`` in a sentence; ``runs``, each fold's ``metrics`` by its best
+        epoch; ``folds`` and ``seeds``, mean and standard deviation of every measure over the runs and over the seeds'
+        means; ``pooled``, the measures of all predictions together, every seed's as often.
+
+    Raises:
+        ValueError: options that do not fit the corpus, before any audio is read.
+    """
+    corpus = load_corpus(config.data)
+    runs, sentence = plan(config, folds, speakers(corpus))
+    model = MODELS[config.model](2, **options)
+    task = task_of(corpus.classes, labels(corpus), config.loss, config.label_smoothing)
+    for run in runs:
+        check_split(corpus, **run.config.held_out)
+    # Jobs decide how long it takes; with other numbers of threads results differ by rounding.
+    kept = run_options(config, options) | {name: value for name, value in asdict(folds).items() if name != "jobs"}
+    with RunFolder(Path(config.out), kept) as folder:
+        folder.begin()
+        summaries: dict[int, dict] = {}
+        for number, summary in _results(corpus, runs, options, folds.jobs, model.spectrogram.sample_rate):
+            summaries[number] = summary
+            measure = "MAE {mae:.3f}" if not corpus.classes else "UA {recall:.1%}"
+            report(
+                f"{len(summaries):>3}/{len(runs)}  seed {runs[number].seed}, {runs[number].name} left out: "
+                f"{measure.format(**summary['best'])}"
+            )
+        ordered = [summaries[number] for number in range(len(runs))]
+        result = {
+            "protocol": f"{sentence}; {how_chosen(config.validation, config.valid_fraction)}",
+            "data": corpus.name,
+            "model": config.model,
+            "classes": corpus.classes,
+            "parameters": ordered[0]["parameters"],
+            "seconds_per_epoch": statistics.median(summary["seconds_per_epoch"] for summary in ordered),
+            **_together(runs, ordered),
+            "pooled": task.metrics(*_pooled(runs, corpus)),
+        }
+        folder.write("summary.json", json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def _results(
+    corpus: Corpus, runs: list[Fold], options: dict, jobs: int, sample_rate: int
+) -> Iterator[tuple[int, dict]]:
+    """Each run's number and summary, as they come."""
+    if jobs == 1:
+        dataset = load_dataset(corpus, sample_rate, runs[0].config.skip_bad)
+        for number, run in enumerate(runs):
+            yield number, _run(run.config, options, dataset)
+        return
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    spawn = multiprocessing.get_context("spawn")  # a fork would copy torch's threads half
+    with ProcessPoolExecutor(jobs, spawn, torch.set_num_threads, (threads,)) as pool:
+        futures = {
+            pool.submit(_run_elsewhere, run.config, options, sample_rate): number for number, run in enumerate(runs)
+        }
+        try:
+            left = set(futures)
+            while left:
+                done, left = wait(left, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield futures[future], future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _run(config: TrainConfig, options: dict, dataset: Dataset) -> dict:
+    with RunFolder(config.out, run_options(config, options)) as folder:
+        finished = config.out / "summary.json"
+        if finished.is_file() and json.loads(finished.read_text())["epochs"] == config.epochs:
+            return json.loads(finished.read_text())
+        return Trainer(config, options, dataset, folder).run()
+
+
+def _run_elsewhere(config: TrainConfig, options: dict, sample_rate: int) -> dict:
+    return _run(config, options, _dataset(config.data, sample_rate, config.skip_bad))
+
+
+@functools.cache
+def _dataset(data: str, sample_rate: int, skip_bad: bool) -> Dataset:
+    """Read once in every process."""
+    return load_dataset(data, sample_rate, skip_bad)
+
+
+def _together(runs: list[Fold], summaries: list[dict]) -> dict:
+    rows = [
+        {"seed": run.seed, "fold": run.name, "metrics": summary["best"], "epoch": summary["best_epoch"],
+         "seconds_per_epoch": summary["seconds_per_epoch"]}
+        for run, summary in zip(runs, summaries)
+    ]  # fmt: skip
+    names = [name for name, value in rows[0]["metrics"].items() if isinstance(value, float)]
+    by_seed: dict[int, list[dict]] = {}
+    for row in rows:
+        by_seed.setdefault(row["seed"], []).append(row["metrics"])
+
+    def over_seeds(name: str) -> list[float | None]:
+        return mean_and_deviation([statistics.fmean(found[name] for found in group) for group in by_seed.values()])
+
+    return {
+        "runs": rows,
+        "folds": {name: mean_and_deviation([row["metrics"][name] for row in rows]) for name in names},
+        "seeds": {name: over_seeds(name) for name in names},
+    }
+
+
+def mean_and_deviation(values: list[float]) -> list[float | None]:
+    """Mean and sample standard deviation; None in place of the deviation of a single value."""
+    return [statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None]
+
+
+def _pooled(runs: list[Fold], corpus: Corpus) -> tuple[list, list]:
+    """Truth and prediction of every tested utterance, as the runs' ``predictions.csv`` keep them."""
+    read = corpus.classes.index if corpus.classes else float
+    truth, predicted = [], []
+    for run in runs:
+        with open(run.config.out / "predictions.csv", encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                truth.append(read(row["truth"]))
+                predicted.append(read(row["predicted"]))
+    if not all(map(math.isfinite, predicted)):
+        raise FloatingPointError("predictions that are not finite have no meaning")
+    return truth, predicted

@@ -1,0 +1,122 @@
+"""Cross-validation: every fold is a run of its own, what they say together, and that an interruption loses nothing."""
+
+import csv
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+import soundfile
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix
+
+from ser_fast import crossval, runs
+from ser_fast.corpora.synthetic import synthesize
+from ser_fast.crossval import Folds, cross_validate
+from ser_fast.training import TrainConfig, Trainer
+
+EMOTIONS = ("anger", "sadness")
+TINY = {"channels": (2, 2), "hidden_size": 4, "hop_length": 640}
+
+
+@pytest.fixture(scope="module")
+def voices(tmp_path_factory) -> Path:
+    """A manifest of 2 emotions by 3 speakers in 5 takes, with values beside it."""
+    root = tmp_path_factory.mktemp("voices")
+    classes, values = ["file,speaker,label"], ["file,speaker,value"]
+    for number, emotion in enumerate(EMOTIONS):
+        for speaker in range(3):
+            for take in range(5):
+                name = f"{emotion}_{speaker}_{take}.wav"
+                soundfile.write(root / name, synthesize(emotion, speaker, take, 8000).numpy(), 8000)
+                classes.append(f"{name},s{speaker},{emotion}")
+                values.append(f"{name},s{speaker},{number - 0.1 * take}")
+    (root / "classes.csv").write_text("\n".join(classes) + "\n")
+    (root / "values.csv").write_text("\n".join(values) + "\n")
+    return root
+
+
+def config(voices: Path, out: Path, **changes) -> TrainConfig:
+    options = {
+        "data": str(voices / "classes.csv"),
+        "model": "cgru",
+        "epochs": 1,
+        "batch_size": 6,
+        "valid_fraction": 0.2,
+    }
+    return TrainConfig(out=out, **(options | changes))
+
+
+def test_the_folds_together_are_what_their_runs_predicted(voices, tmp_path):
+    result = cross_validate(config(voices, tmp_path, seed=3), TINY, Folds("loso", seeds=2))
+    assert result == json.loads((tmp_path / "summary.json").read_text())
+    assert [(run["seed"], run["fold"]) for run in result["runs"]] == [(s, f"s{f}") for s in (3, 4) for f in range(3)]
+    assert result["protocol"].startswith("leave one speaker out, 3 speakers; best epoch chosen on a random 20%")
+    truth, predicted = [], []
+    for seed in (3, 4):
+        for fold in (1, 2, 3):
+            with open(tmp_path / f"seed{seed}" / f"fold{fold:02d}" / "predictions.csv", newline="") as file:
+                rows = list(csv.DictReader(file))
+            assert {row["speaker"] for row in rows} == {f"s{fold - 1}"} and len(rows) == 10
+            truth += [row["truth"] for row in rows]
+            predicted += [row["predicted"] for row in rows]
+    assert result["pooled"]["recall"] == pytest.approx(balanced_accuracy_score(truth, predicted))
+    assert result["pooled"]["confusion"] == confusion_matrix(truth, predicted, labels=EMOTIONS).tolist()
+    recalls = [run["metrics"]["recall"] for run in result["runs"]]
+    assert result["folds"]["recall"] == pytest.approx([statistics.fmean(recalls), statistics.stdev(recalls)])
+    means = [statistics.fmean(recalls[:3]), statistics.fmean(recalls[3:])]
+    assert result["seeds"]["recall"] == pytest.approx([statistics.fmean(means), statistics.stdev(means)])
+
+
+def test_an_interrupted_cross_validation_goes_on_at_the_fold_it_lost(voices, tmp_path, monkeypatch):
+    whole = cross_validate(config(voices, tmp_path / "whole"), TINY, Folds("speakers", 3))
+    trained = []
+    run = Trainer.run
+
+    def counted(self):
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        trained.append(self.config.out)
+        return run(self)
+
+    monkeypatch.setattr(Trainer, "run", counted)
+    with pytest.raises(KeyboardInterrupt):
+        cross_validate(config(voices, tmp_path / "parts"), TINY, Folds("speakers", 3))
+    monkeypatch.setattr(Trainer, "run", run)
+    calls = []
+    monkeypatch.setattr(Trainer, "_train_epoch", lambda self, old=Trainer._train_epoch: (calls.append(1), old(self)))
+    parts = cross_validate(config(voices, tmp_path / "parts"), TINY, Folds("speakers", 3))
+    assert len(calls) == 1
+    assert [run["metrics"] for run in parts["runs"]] == [run["metrics"] for run in whole["runs"]]
+
+
+def test_folds_in_processes_of_their_own_give_the_same(voices, tmp_path):
+    # One thread in both, since the number of threads changes roundings.
+    one = cross_validate(config(voices, tmp_path / "one"), TINY, Folds("random", 2))
+    two = cross_validate(config(voices, tmp_path / "two"), TINY, Folds("random", 2, jobs=2))
+    assert one["pooled"]["confusion"] == two["pooled"]["confusion"]
+    for first, second in zip(one["runs"], two["runs"]):
+        assert first["metrics"]["loss"] == pytest.approx(second["metrics"]["loss"], rel=1e-4)
+    assert "2 random folds, speakers shared" in two["protocol"]
+
+
+def test_values_are_cross_validated_with_their_measures(voices, tmp_path):
+    result = runs.cross_validate(
+        config(voices, tmp_path, data=str(voices / "values.csv"), validation="none"), TINY, Folds("speakers", 2)
+    )
+    assert {"mae", "corr", "acc2", "acc5"} <= result["folds"].keys() and result["classes"] == []
+    assert "Pearson r" in (tmp_path / "report.html").read_text()
+
+
+def test_other_options_are_refused_and_leave_the_folder_alone(voices, tmp_path):
+    cross_validate(config(voices, tmp_path), TINY, Folds("speakers", 2))
+    with pytest.raises(ValueError, match="where a run with another protocol lies"):
+        cross_validate(config(voices, tmp_path), TINY, Folds("random", 2))
+    with pytest.raises(ValueError, match="test_speakers and test_fold must be left out"):
+        cross_validate(config(voices, tmp_path / "new", test_speakers="s0"), TINY, Folds())
+    with pytest.raises(ValueError, match="it must leave 2 or more, one of each class"):
+        cross_validate(config(voices, tmp_path / "new", valid_fraction=0.01), TINY, Folds())
+    assert not (tmp_path / "new").exists()
+
+
+def test_one_value_has_no_deviation():
+    assert crossval.mean_and_deviation([0.5]) == [0.5, None]

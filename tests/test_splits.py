@@ -1,0 +1,130 @@
+"""Splits: no utterance is on two sides, and no speaker where speakers are held out."""
+
+import random
+
+import pytest
+
+from ser_fast.crossval import Folds, plan
+from ser_fast.splits import split
+from ser_fast.training import TrainConfig
+
+SPEAKERS = [f"s{i // 12}" for i in range(60)]
+LABELS = [i % 3 for i in range(60)]
+CLASSES = ["anger", "neutral", "sadness"]
+
+
+def assert_disjoint_and_whole(found, count: int = 60) -> None:
+    assert sorted(found.train + found.valid + found.test) == list(range(count))
+
+
+@pytest.mark.parametrize("validation", ["random", "speakers", "none"])
+@pytest.mark.parametrize(
+    "held_out",
+    [{"test_speakers": ["s2"]}, {"test_speakers": ["s0", "s4"]}, {"test_fold": "2/5"}, {"test_fraction": 0.3}],
+)
+def test_no_utterance_is_on_two_sides(held_out, validation):
+    for seed in range(5):
+        found = split(SPEAKERS, LABELS, CLASSES, **held_out, validation=validation, valid_fraction=0.25, seed=seed)
+        assert_disjoint_and_whole(found)
+        assert bool(found.valid) == (validation != "none")
+        if validation == "speakers":
+            assert not {SPEAKERS[i] for i in found.train} & {SPEAKERS[i] for i in found.valid}
+        if "test_speakers" in held_out:
+            assert {SPEAKERS[i] for i in found.test} == set(held_out["test_speakers"])
+            assert not {SPEAKERS[i] for i in found.train + found.valid} & set(held_out["test_speakers"])
+            assert found.protocol.startswith(f"speakers {', '.join(held_out['test_speakers'])} held out")
+        else:
+            assert "speakers shared" in found.protocol
+            assert {LABELS[i] for i in found.test} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("protocol", ["loso", "speakers", "random"])
+def test_every_utterance_is_tested_once_for_each_seed(protocol):
+    count = 3 if protocol == "speakers" else 5
+    runs, sentence = plan(TrainConfig(valid_fraction=0.2, seed=7), Folds(protocol, count, seeds=2), SPEAKERS)
+    assert len(runs) == 2 * count and {run.seed for run in runs} == {7, 8}
+    assert len({run.config.out for run in runs}) == len(runs)
+    assert ("speakers shared" in sentence) == (protocol == "random")
+    tested = {7: [], 8: []}
+    for run in runs:
+        found = split(SPEAKERS, LABELS, CLASSES, **run.config.held_out)
+        assert_disjoint_and_whole(found)
+        tested[run.seed] += found.test
+        if protocol != "random":
+            assert not {SPEAKERS[i] for i in found.test} & {SPEAKERS[i] for i in found.train + found.valid}
+            assert run.name == ",".join(sorted({SPEAKERS[i] for i in found.test}))
+    assert sorted(tested[7]) == sorted(tested[8]) == list(range(60))
+
+
+def test_folds_of_values_need_no_classes():
+    values = [random.Random(i).uniform(-1, 1) for i in range(60)]
+    tested = []
+    for number in range(1, 5):
+        found = split(SPEAKERS, values, [], test_fold=f"{number}/4")
+        assert_disjoint_and_whole(found)
+        tested += found.test
+    assert sorted(tested) == list(range(60))
+
+
+def test_a_corpus_with_parts_of_its_own_keeps_them():
+    parts = ["train"] * 40 + ["valid"] * 8 + ["test"] * 12
+    found = split(SPEAKERS, LABELS, CLASSES, parts, validation="none")
+    assert (found.train, found.valid, found.test) == (list(range(40)), list(range(40, 48)), list(range(48, 60)))
+    assert found.protocol == "the corpus's own test part; best epoch chosen on its validation part"
+    held_out = split(SPEAKERS, LABELS, CLASSES, parts, test_speakers=["s0"])
+    assert {SPEAKERS[i] for i in held_out.test} == {"s0"}
+    with pytest.raises(ValueError, match="data names parts but none is 'test'"):
+        split(SPEAKERS, LABELS, CLASSES, ["train"] * 60)
+
+
+@pytest.mark.parametrize(
+    ("folds", "speakers", "sentence"),
+    [
+        (Folds("loso"), ["a"] * 9, "protocol is loso in 1 folds, but data has 1 speakers"),
+        (Folds("speakers", 4), ["a", "b", "c"], "protocol is speakers in 4 folds, but data has 3 speakers"),
+    ],
+)
+def test_too_few_speakers_are_refused(folds, speakers, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        plan(TrainConfig(), folds, speakers)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"folds": 1}, "folds is 1; it must be at least 2"),
+        ({"seeds": 0}, "seeds is 0; it must be at least 1"),
+        ({"jobs": 0}, "jobs is 0; it must be at least 1"),
+        ({"protocol": "losso"}, "protocol is 'losso'; it must be one of loso, speakers, random"),
+    ],
+)
+def test_bad_folds_get_one_clear_error(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Folds(**options)
+
+
+def test_a_part_without_a_class_is_said():
+    speakers, labels = ["a"] * 30 + ["b"] * 2, [0] * 15 + [1] * 15 + [0, 0]
+    assert split(speakers, labels, ["x", "y"], test_speakers=["b"]).protocol.endswith("; no test utterance of y")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"test_speakers": ["x"]}, r"test_speakers names \['x'\]; they must be among \['s0', 's1', 's2', 's3', 's4'\]"),
+        ({"test_speakers": ["s0", "s1", "s2", "s3", "s4"]}, "test_speakers is s0,s1,s2,s3,s4; it must be fewer than all speakers"),
+        ({"test_fraction": 0.01}, r"test_fraction is 0\.01, 1 of 60 utterances; it must leave 3 or more, one of each class"),
+        ({"labels": [0] * 60}, r"data has utterances of \['anger'\]; it must have some of two classes"),
+        ({"labels": [0] + [1] * 59}, r"data has a single utterance of \['anger'\] to draw test_fraction from"),
+        ({"labels": [0] * 2 + [1] * 52, "test_speakers": ["s0"], "speakers": ["s0"] * 2 + ["s1"] * 52},
+         r"data leaves no training utterance of \['anger'\]; it must leave some of every class"),
+        ({"test_fold": "1/61"}, "test_fold is 1/61, of 60 utterances; it must name at most as many folds"),
+        ({"test_fold": "x"}, "test_fold is 'x'; it must be like 3/10, the third of ten folds"),
+        ({"test_speakers": ["s0", "s1", "s2", "s3"], "validation": "speakers"},
+         "validation is speakers, but data leaves the training 1 of them; it must leave two or more"),
+    ],
+)  # fmt: skip
+def test_bad_splits_get_one_clear_error(changes, sentence):
+    parts = {"speakers": SPEAKERS, "labels": LABELS, "classes": CLASSES}
+    with pytest.raises(ValueError, match=sentence):
+        split(**(parts | changes))
