@@ -1,0 +1,133 @@
+"""What holds: the papers' orderings tested on paired folds, and how far the protocol alone carries."""
+
+import csv
+import statistics
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from ser_fast import metrics
+from ser_fast.experiments import figures, published
+from ser_fast.experiments.paper2 import OURS, compared
+from ser_fast.experiments.settings import CGRU_LSTM, Lab
+from ser_fast.experiments.tables import Result, Table, by_fold, ends, percent, verdict
+
+
+class Claim(NamedTuple):
+    """That one system is better than another, and what the paper gives for it."""
+
+    words: str
+    better: str
+    worse: str
+    paper: str
+
+
+PAPER_1 = (
+    Claim("attention helps", "CGRU", "CGRU without attention", published.NOT_GIVEN),
+    Claim("GRU is above LSTM", "CGRU", CGRU_LSTM, published.NOT_GIVEN),
+    Claim("CGRU is above Attention-LSTM", "CGRU", "Attention-LSTM", published.NOT_GIVEN),
+    Claim("CGRU is above DCNN-LSTM", "CGRU", "DCNN-LSTM", published.NOT_GIVEN),
+)
+
+
+def compare(better: dict, worse: dict) -> dict:
+    """Difference of two summaries' UA over the same folds: :func:`ser_fast.metrics.paired` and ``verdict``."""
+    a, b = (by_fold(summary, "recall") for summary in (better, worse))
+    if a.keys() != b.keys():
+        raise ValueError(f"folds are {', '.join(b)}; they must be those of the other system, {', '.join(a)}")
+    found = metrics.paired(list(a.values()), [b[fold] for fold in a])
+    return found | {"verdict": verdict(found)}
+
+
+def claims(lab: Lab) -> Result:
+    """Every ordering that the papers claim."""
+    known = compared(lab)
+    theirs = published.COMPARISON["Emo-DB"]
+    stated = [*PAPER_1, *(
+        Claim(f"BiGRU-MHA is above {name}", OURS, name, f"{theirs[OURS] - theirs[name]:+.2f}")
+        for name in known
+        if name != OURS
+    )]  # fmt: skip
+    names = dict.fromkeys(name for claim in stated for name in (claim.better, claim.worse))
+    summaries = {name: lab.cross_validate(known.get(name, name)) for name in names}
+    found = [compare(summaries[claim.better], summaries[claim.worse]) for claim in stated]
+    rows = [
+        [claim.words, f"{100 * result['mean']:+.1f}", ends(result),
+         "none" if result["p"] is None else f"{result['p']:.3g}", result["verdict"], claim.paper]
+        for claim, result in zip(stated, found)
+    ]  # fmt: skip
+    by_verdict: dict[str, list[str]] = {}
+    for claim, result in zip(stated, found):
+        by_verdict.setdefault(result["verdict"], []).append(claim.words)
+    summary = summaries[OURS]
+    title = f"Differences of UA on {summary['data']} with 95 % intervals; {summary['protocol']}"
+    count = len(by_fold(summary, "recall"))
+    return Result(
+        Table(["claim", "difference of UA", "95 % interval", "p", "verdict", "paper, Emo-DB, accuracy"], rows),
+        lambda path: figures.intervals(path, [f"{claim.better} −\n{claim.worse}" for claim in stated], found,
+                                       "difference of UA (points)", title, zero=True),
+        {"claims": [claim._asdict() | result for claim, result in zip(stated, found)], "systems": summaries},
+        summary["protocol"],
+        [f"{word.capitalize()}: {'; '.join(said)}." for word, said in by_verdict.items()],
+        [
+            f"A difference for each of {count} folds, the mean of {lab.folds.seeds} seeds, by the paired t test.",
+            "Differences are in points. Confirmed: the interval is above 0; contradicted: below 0; not confirmed: it "
+            "contains 0.",
+            "Folds share training data, so the intervals are narrower than they ought to be; the p values are not "
+            f"corrected for {len(stated)} tests.",
+            "Paper 1 prints no UA for these orderings; CGRU with an LSTM is the same network with the other cell.",
+        ],
+    )  # fmt: skip
+
+
+def protocols(lab: Lab) -> Result:
+    """One recipe with whole speakers left out, and with random folds that share speakers."""
+    name = lab.recipe
+    apart, shared = replace(lab.folds, protocol="loso"), replace(lab.folds, protocol="random")
+    summaries = {"whole speakers left out": lab.cross_validate(name, apart),
+                 "random folds": lab.cross_validate(name, shared)}  # fmt: skip
+    loso, random = summaries.values()
+    classes = loso["classes"]
+    uas = [speaker_uas(lab.folder(name, folds), classes) for folds in (apart, shared)]
+    means = [statistics.fmean(by_fold(summary, "recall").values()) for summary in (loso, random)]
+    gap = 100 * (means[1] - means[0])
+    paper = published.HEADS["Emo-DB"][8]
+    rows = [
+        [f"speaker {speaker}", percent(uas[0][speaker]), percent(uas[1][speaker]),
+         f"{100 * (uas[1][speaker] - uas[0][speaker]):+.1f}", published.NOT_GIVEN]
+        for speaker in uas[0]
+    ]  # fmt: skip
+    deviations = [summary["folds"]["recall"][1] for summary in (loso, random)]
+    both = [f"{percent(mean)} ± {percent(std)}" for mean, std in zip(means, deviations)]
+    rows.append(["mean ± std of the folds", *both, f"{gap:+.1f}", f"{paper:.2f}"])
+    pooled = [summary["pooled"]["recall"] for summary in (loso, random)]
+    rows.append(["all predictions", *map(percent, pooled), f"{100 * (pooled[1] - pooled[0]):+.1f}",
+                 published.NOT_GIVEN])  # fmt: skip
+    described = f"{loso['protocol']}, and {random['protocol']}"
+    series = {key: [100 * values[speaker] for speaker in uas[0]] for key, values in zip(summaries, uas)}
+    lines = {"paper, whole speakers left out": paper} | {
+        f"mean, {key}": 100 * mean for key, mean in zip(summaries, means)
+    }
+    return Result(
+        Table(["UA %", *summaries, "gap, points", "paper, Emo-DB, whole speakers left out"], rows),
+        lambda path: figures.bars(path, list(uas[0]), series, "UA (%)",
+                                  f"{Path(name).stem} on {loso['data']}: {described}", lines=lines),
+        {"systems": summaries, "speakers": dict(zip(summaries, uas)), "gap": gap},
+        described,
+        [f"The paper's {paper:.2f} is {paper - 100 * means[0]:+.1f} points from our mean with whole speakers left "
+         f"out, {paper - 100 * means[1]:+.1f} from that with random folds; the protocol alone makes {gap:+.1f}."],
+        ["A speaker's UA under random folds is of those folds' predictions of that speaker, whose other utterances "
+         "were trained on.",
+         "The recipe is ours, not the paper's; the paper's number is its best, of 8 heads in table 3."],
+    )  # fmt: skip
+
+
+def speaker_uas(runs: Path, classes: list[str]) -> dict[str, float]:
+    """UA of each speaker by all predictions of a cross-validation, whose folder ``runs`` is."""
+    pairs: dict[str, list[tuple[int, int]]] = {}
+    for path in sorted(runs.glob("seed*/fold*/predictions.csv")):
+        with open(path, encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                pair = classes.index(row["truth"]), classes.index(row["predicted"])
+                pairs.setdefault(row["speaker"], []).append(pair)
+    return {name: metrics.classification(*zip(*pairs[name]), classes)["recall"] for name in sorted(pairs)}

@@ -1,0 +1,249 @@
+"""How an experiment's systems are trained: a paper's recipe, a scale, and what the command line changes."""
+
+import hashlib
+import inspect
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from ser_fast import crossval
+from ser_fast.corpora import Corpus, load_corpus
+from ser_fast.corpora.manifest import write_manifest
+from ser_fast.corpora.synthetic import synthetic, synthetic_sentiment
+from ser_fast.crossval import Folds
+from ser_fast.dataset import check_split, load_dataset, speakers
+from ser_fast.display import say
+from ser_fast.models import MODELS
+from ser_fast.models.systems import SYSTEMS, System
+from ser_fast.run_folder import RunFolder
+from ser_fast.training import TrainConfig, Trainer, run_options
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+EMBEDDED = {"synthetic": synthetic, "synthetic-sentiment": synthetic_sentiment}
+CGRU_LSTM = "CGRU with an LSTM"
+# CGRU's own LSTM version, with its attention, which paper 1 does not name.
+ALL_SYSTEMS = SYSTEMS | {CGRU_LSTM: System("cgru", {"cell": "lstm"})}
+# What an experiment or its settings say of a run, besides what is changed of its training.
+OWN = {"data", "out", "model", "test_speakers", "test_fold", "test_fraction", "augment"}
+# What each scale changes; of the model's options those that a model has.
+SCALES: dict[str, dict[str, dict]] = {
+    "full": {},
+    "quick": {
+        "training": {"learning_rate": 1e-3, "batch_size": 16, "epochs": 12, "loss": "auto", "validation": "none",
+                     "patience": 0},
+        "model": {"hidden_size": 64, "hop_length": 320, "channels": (8, 16, 32), "log": True},
+    },
+    "tiny": {
+        "training": {"learning_rate": 1e-3, "batch_size": 16, "epochs": 1, "loss": "auto", "validation": "none",
+                     "patience": 0},
+        "model": {"hidden_size": 16, "hop_length": 640, "n_fft": 640, "win_length": 640, "n_mels": 16,
+                  "channels": (4, 4, 4)},
+        "folds": {"protocol": "speakers", "folds": 2},
+    },
+}  # fmt: skip
+
+
+@dataclass
+class Settings:
+    """What an experiment runs on, and how.
+
+    Args:
+        data: as of ``ser-fast train``.
+        out: folder of the tables and figures, and of the runs in ``runs``, which other experiments reuse.
+        scale: "full" is the paper's recipe unchanged; "quick" is for a CPU, smaller and with a coarser hop; "tiny"
+            only shows that everything runs.
+        recipe: in place of the experiment's own, one that comes with ser_fast or a YAML file.
+        options: options of the models, of which each system takes those that it has.
+        training: options of :class:`ser_fast.training.TrainConfig` that go before the recipe's and the scale's.
+        folds: options of :class:`ser_fast.crossval.Folds`.
+    """
+
+    data: str = "synthetic"
+    out: Path = Path("runs/experiments")
+    scale: Literal["full", "quick", "tiny"] = "quick"
+    recipe: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    folds: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.out = Path(self.out)
+        if self.scale not in SCALES:
+            raise ValueError(f"scale is {self.scale!r}; it must be one of {', '.join(SCALES)}")
+
+
+def add_options(parser) -> None:
+    """Give a jsonargparse parser the options that :func:`from_options` reads; none of training has a default."""
+    parser.add_class_arguments(Settings, skip={"training", "folds"})
+    for options, skip in ((TrainConfig, OWN), (Folds, set())):
+        parser.add_class_arguments(options, skip=skip)
+        parser.set_defaults({entry.name: None for entry in fields(options) if entry.name not in skip})
+
+
+def from_options(values: dict) -> Settings:
+    """Settings of what the command line gave."""
+    given = {name: value for name, value in values.items() if value is not None}
+    folds = {entry.name: given.pop(entry.name) for entry in fields(Folds) if entry.name in given}
+    own = {entry.name: given.pop(entry.name) for entry in fields(Settings) if entry.name in given}
+    return Settings(**own, training=given, folds=folds)
+
+
+def load_recipe(name: str) -> dict:
+    """A recipe's options, as ``ser-fast train --config`` reads them.
+
+    Raises:
+        ValueError: neither a recipe that comes with ser_fast nor a file.
+    """
+    path = next((path for path in (RECIPES / f"{name}.yaml", Path(name)) if path.is_file()), None)
+    if path is None:
+        known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
+        raise ValueError(f"recipe is {name!r}; it must be one of {known}, or a YAML file")
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+class Lab:
+    """Trains the systems that an experiment asks for, each in a folder of its own, or finds them there.
+
+    Args:
+        settings: what the command line says.
+        recipe: the experiment's own.
+    """
+
+    def __init__(self, settings: Settings, recipe: str):
+        self.settings, self.scale = settings, SCALES[settings.scale]
+        self.recipe = settings.recipe or recipe
+        self.data = _embedded(settings) or settings.data
+        self.corpus: Corpus = load_corpus(self.data)
+        self.folds = Folds(**self.scale.get("folds", {}) | settings.folds)
+        self.used: dict[str, str] = {}
+        rows = [(utterance.name, utterance.speaker, utterance.label, utterance.value)
+                for utterance in self.corpus.utterances]  # fmt: skip
+        # A run folder does not compare the data, so every corpus has a folder of its own.
+        digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:8]
+        self.runs = settings.out / "runs" / f"{slug(self.corpus.name)}-{digest}"
+
+    def configured(self, system: System, **training) -> tuple[TrainConfig, dict]:
+        """The options of a system's run and of its model; ``training`` is the experiment's own word."""
+        recipe = load_recipe(self._recipe_of(system))
+        known = {entry.name for entry in fields(TrainConfig)}
+        base = {name: value for name, value in recipe.items() if name in known}
+        changed = self.scale.get("training", {}) | self.settings.training | training
+        config = TrainConfig(**base | changed | {"data": self.data, "model": system.model})
+        # The other systems of a paper share what its own model's recipe says, but for the heads, which name a system.
+        shared = dict(recipe.get(recipe["model"], {}))
+        if system.model != recipe["model"]:
+            shared.pop("num_heads", None)
+        has = inspect.signature(MODELS[system.model]).parameters
+        wanted = shared | self.scale.get("model", {}) | self.settings.options
+        options = {name: value for name, value in wanted.items() if name in has}
+        if "channels" in options:
+            options["channels"] = options["channels"][: len(has["channels"].default)]
+        return config, options | system.options
+
+    def cross_validate(self, name: str, folds: Folds | None = None, **training) -> dict:
+        """The summary of a system; ``training`` are options that the experiment sets beyond the recipe's."""
+        system, folds = self.system(name), folds or self.folds
+        config, options = self.configured(system, **training)
+        out = self.folder(name, folds, **training)
+        say(f"{name}: {out}")
+        self.note(name, **training)
+        return crossval.cross_validate(replace(config, out=out), options, folds, say)
+
+    def folder(self, name: str, folds: Folds | None = None, **training) -> Path:
+        """Of a cross-validation; systems and options that are the same have the same."""
+        system, folds = self.system(name), folds or self.folds
+        plain, _ = self.configured(system)
+        beyond = [f"{key}-{value}" for key, value in training.items() if getattr(plain, key) != value]
+        protocol = folds.protocol if folds.protocol == "loso" else f"{folds.protocol}{folds.folds}"
+        same = next((other for other, known in ALL_SYSTEMS.items() if known == system), Path(name).stem)
+        return self.runs / protocol / slug("-".join([same, *beyond]))
+
+    def train(self, name: str, fold: bool, **training) -> tuple[Trainer, dict]:
+        """One run: the first fold's, or where the corpus has its own parts, on these."""
+        system = self.system(name)
+        config, options = self.configured(system, **training)
+        self.note(name, **training)
+        out = self.runs / ("one" if fold else "parts") / slug(name) / f"seed{config.seed}"
+        if fold:
+            config = crossval.plan(config, self.folds, speakers(self.corpus))[0][0].config
+        config = replace(config, out=out)
+        check_split(self.corpus, **config.held_out)
+        dataset = load_dataset(
+            self.corpus, MODELS[config.model](2, **options).spectrogram.sample_rate, config.skip_bad
+        )
+        with RunFolder(out, run_options(config, options)) as folder:
+            trainer = Trainer(config, options, dataset, folder)
+            return trainer, trainer.run()
+
+    def system(self, name: str) -> System:
+        """Of this name, or the recipe's own model where the name is its."""
+        if name in ALL_SYSTEMS:
+            return ALL_SYSTEMS[name]
+        recipe = load_recipe(self.recipe)
+        return System(recipe["model"], dict(recipe.get(recipe["model"], {})) if name == self.recipe else {})
+
+    def differences(self) -> list[str]:
+        """For each recipe, what this scale and the command line make of it."""
+        return list(dict.fromkeys(self.used.values()))
+
+    def _recipe_of(self, system: System) -> str:
+        of_paper_1 = system.model == "cgru"
+        if (load_recipe(self.recipe)["model"] == "cgru") == of_paper_1:
+            return self.recipe
+        return "paper1" if of_paper_1 else "paper2_emodb"
+
+    def note(self, name: str, **training) -> None:
+        """Remember that this system ran, for :meth:`differences`."""
+        system = self.system(name)
+        config, options = self.configured(system, **training)
+        recipe = self._recipe_of(system)
+        wanted = load_recipe(recipe)
+        default = asdict(TrainConfig())
+        changed = [
+            f"{key} {value} (recipe: {wanted.get(key, default[key])})"
+            for key, value in asdict(config).items()
+            if key not in ("data", "out", "model") and value != wanted.get(key, default[key])
+        ]
+        has = inspect.signature(MODELS[system.model]).parameters
+        own = wanted.get(wanted["model"], {})
+        changed += [
+            f"{key} {value} (recipe: {own.get(key, has[key].default)})"
+            for key, value in options.items()
+            if key not in system.options and value != own.get(key, has[key].default)
+        ]
+        sentence = "; ".join(changed) if changed else "nothing is changed"
+        self.used[name] = f"recipe {recipe}, model {system.model}: {sentence}"
+
+
+def _embedded(settings: Settings) -> str | None:
+    """The embedded corpora, of which "tiny" takes a few voices, as files: to make them takes longer than to read."""
+    if settings.data not in EMBEDDED:
+        return None
+    import soundfile
+
+    size = {"speakers": 4, "takes": 2} if settings.scale == "tiny" else {}
+    folder = settings.out / "voices" / settings.scale
+    table = folder / f"{settings.data}.csv"
+    if not table.is_file():
+        (folder / settings.data).mkdir(parents=True, exist_ok=True)
+        corpus = EMBEDDED[settings.data](**size)
+        files = [folder / settings.data / f"{utterance.name}.wav" for utterance in corpus.utterances]
+        for path, utterance in zip(files, corpus.utterances):
+            soundfile.write(path, utterance.samples.numpy(), utterance.sample_rate, subtype="FLOAT")
+        rows = [replace(utterance, path=path) for path, utterance in zip(files, corpus.utterances)]
+        write_manifest(replace(corpus, utterances=rows), table)  # last: where it is, the files are whole
+    return f"manifest:{table}"
+
+
+def slug(name: str) -> str:
+    return re.sub(r"[^\w.]+", "-", name.lower()).strip("-")
+
+
+def cross_validate_all(lab: Lab, names: Iterable[str]) -> dict[str, dict]:
+    """Summaries by the systems' names."""
+    return {name: lab.cross_validate(name) for name in names}

@@ -1,0 +1,229 @@
+"""Training time: whole epochs with our GRU, torch's GRU and torch's LSTM in the same models on the same data."""
+
+import copy
+import os
+import platform
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from ser_fast import gru
+from ser_fast.batches import LengthSortedBatches
+from ser_fast.crossval import plan
+from ser_fast.dataset import labels, load_dataset, speakers
+from ser_fast.experiments import figures, published
+from ser_fast.experiments.settings import Lab
+from ser_fast.experiments.tables import Result, Table
+from ser_fast.gru_module import GRU
+from ser_fast.info import info
+from ser_fast.models import CGRU, MODELS
+from ser_fast.task import Task, task_of
+from ser_fast.training import OPTIMIZERS, TrainConfig, fit_statistics
+
+SYSTEMS = {"CGRU": "CGRU", "BiGRU-MHA": "Bi-GRU + MHA"}
+OURS, OURS_AFTER = "ours, reset_after=False", "ours, reset_after=True"
+TOLERANCE = 1e-4  # of the largest logit: some thousand float32 roundings, added up in another order
+ROUNDS = {"full": 3, "quick": 3, "tiny": 1}
+
+
+class TorchRecurrence(nn.Module):
+    """nn.GRU or nn.LSTM of our layer's size: over the padding too ("padded"), or packed around it ("packed")."""
+
+    def __init__(self, ours: GRU, cell: type[nn.RNNBase], way: str):
+        super().__init__()
+        self.rnn = cell(ours.input_size, ours.hidden_size, batch_first=True, bidirectional=ours.bidirectional)
+        self.way = way
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, None]:
+        if self.way == "padded":
+            return self.rnn(x)[0], None
+        y, _ = self.rnn(pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False))
+        return pad_packed_sequence(y, batch_first=True, total_length=x.shape[1])[0], None
+
+
+class ReferenceRecurrence(nn.Module):
+    """Our layer by its op's reference in torch."""
+
+    def __init__(self, ours: GRU):
+        super().__init__()
+        self.ours = ours
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, None]:
+        w_ih, w_hh, b_ih, b_hh = zip(*self.ours.all_weights)
+        gx = F.linear(x, torch.cat(w_ih), torch.cat(b_ih)).unflatten(-1, (len(w_ih), -1)).transpose(0, 1)
+        y, *_ = gru.reference(gx, torch.stack(w_hh), torch.stack(b_hh), None, lengths, self.ours.reset_after)
+        return y.transpose(0, 1).flatten(2), None
+
+
+def with_recurrence(model: nn.Module, recurrence: nn.Module) -> nn.Module:
+    """A copy of the model with another recurrence; everything else is shared in kind and in weights."""
+    twin = copy.deepcopy(model)
+    twin.rnn = copy.deepcopy(recurrence)
+    if isinstance(twin, CGRU):
+        twin._recur = lambda x, lengths: twin.rnn(x, lengths)  # CGRU itself gives lengths to our GRU only
+    return twin
+
+
+def variants(model: nn.Module, after: nn.Module) -> dict[str, nn.Module]:
+    """The model as it is, its other form ``after``, and with torch's layers."""
+    cells = {"GRU": nn.GRU, "LSTM": nn.LSTM}
+    return {OURS: model, OURS_AFTER: after} | {
+        f"torch {name}, {way}": with_recurrence(model, TorchRecurrence(model.rnn, cell, way))
+        for name, cell in cells.items()
+        for way in ("padded", "packed")
+    }
+
+
+@torch.inference_mode()
+def check(name: str, model: nn.Module, wave: Tensor, lengths: Tensor) -> float:
+    """Largest difference of the logits from the reference's over the largest logit.
+
+    Raises:
+        RuntimeError: it is above :data:`TOLERANCE`; what is wrong is not timed.
+    """
+    model.eval()
+    found, wanted = model(wave, lengths), with_recurrence(model, ReferenceRecurrence(model.rnn)).eval()(wave, lengths)
+    model.train()
+    error = float((found - wanted).abs().max() / wanted.abs().max())
+    if not error <= TOLERANCE:
+        raise RuntimeError(f"{name} differs from the reference by {error:.1e} of the largest logit, not timed")
+    return error
+
+
+def epoch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: LengthSortedBatches,
+    task: Task,
+    clip: float,
+    most: int,
+) -> float:
+    """Seconds of a training epoch, or of its first ``most`` batches, batches made and weights updated."""
+    start = time.perf_counter()
+    for number, batch in enumerate(batches.epoch(torch.Generator().manual_seed(0))):
+        if number == most:
+            break
+        optimizer.zero_grad(set_to_none=True)
+        task.loss(model(batch.wave, batch.lengths), task.targets(batch.labels)).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+    return time.perf_counter() - start
+
+
+def race(name: str, lab: Lab) -> tuple[dict[str, list[float]], float, str]:
+    """Seconds of each variant's epochs, the logits' error of ours, and the sentence of the split."""
+    system = lab.system(SYSTEMS[name])
+    lab.note(SYSTEMS[name])
+    config, options = lab.configured(system)
+    config = replace(plan(replace(config, out=lab.runs), lab.folds, speakers(lab.corpus))[0][0].config, device="cpu")
+    build = MODELS[config.model]
+    task = task_of(lab.corpus.classes, labels(lab.corpus), config.loss)
+    torch.manual_seed(config.seed)
+    model, after = (build(task.outputs, **options | {"reset_after": form}) for form in (False, True))
+    dataset = load_dataset(lab.corpus, model.spectrogram.sample_rate)
+    split = dataset.split(**config.held_out)
+    batches = dataset.batches(split.train, config.batch_size)
+    if model.corpus_statistics:
+        for each in (model, after):
+            fit_statistics(each, batches)
+    few = next(iter(batches.epoch()))
+    error = max(check(name, each, few.wave[:4], few.lengths[:4]) for each in (model, after))
+    return _timed(variants(model, after), config, batches, task, ROUNDS[lab.settings.scale]), error, split.protocol
+
+
+def _timed(
+    models: dict[str, nn.Module], config: TrainConfig, batches: LengthSortedBatches, task: Task, rounds: int
+) -> dict[str, list[float]]:
+    """The variants take turns, so that a machine that slows down slows all of them; the first batch is a warm-up."""
+    optimizers = {
+        name: OPTIMIZERS[config.optimizer](model.train().parameters(), lr=config.learning_rate)
+        for name, model in models.items()
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for number in range(rounds + 1):
+        for name, model in models.items():
+            most = 1 if number == 0 else len(batches)
+            seconds[name].append(epoch(model, optimizers[name], batches, task, config.clip, most))
+    return {name: values[1:] for name, values in seconds.items()}
+
+
+def ratios(medians: dict[str, float]) -> dict[str, float]:
+    """Of medians by variant: what the cell gains, what the kernels gain, and both, torch by its quicker way."""
+    gru_, lstm = (min(medians[f"torch {cell}, {way}"] for way in ("padded", "packed")) for cell in ("GRU", "LSTM"))
+    return {"torch GRU / torch LSTM": gru_ / lstm} | {
+        f"{name} / torch {cell}": medians[name] / other
+        for name in (OURS, OURS_AFTER)
+        for cell, other in (("GRU", gru_), ("LSTM", lstm))
+    }
+
+
+def timing(lab: Lab) -> Result:
+    """Seconds of a training epoch."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    results = {name: race(name, lab) for name in SYSTEMS}
+    medians = {name: {key: statistics.median(values) for key, values in found.items()}
+               for name, (found, *_) in results.items()}  # fmt: skip
+    rows = [
+        [name, key, f"{medians[name][key]:.2f}", f"{min(values):.2f} to {max(values):.2f}"]
+        for name, (found, *_) in results.items()
+        for key, values in found.items()
+    ]
+    gains = {name: ratios(values) for name, values in medians.items()}
+    meaning = {"torch GRU / torch LSTM": "the cell"} | {
+        f"{key} / torch {cell}": f"{what}, {form} form"
+        for key, form in ((OURS, "the papers'"), (OURS_AFTER, "torch's"))
+        for cell, what in (("GRU", "the kernels"), ("LSTM", "cell and kernels"))
+    }
+    shares = [
+        [name, key, meaning[key], f"{100 * value:.0f}",
+         f"{published.TIME_OF_LSTM:.0f}" if name == "CGRU" and key.endswith("LSTM") else published.NOT_GIVEN]
+        for name, found in gains.items()
+        for key, value in found.items()
+    ]  # fmt: skip
+    ways = {name: {cell: min(("padded", "packed"), key=lambda way, cell=cell: found[f"torch {cell}, {way}"])
+                   for cell in ("GRU", "LSTM")} for name, found in medians.items()}  # fmt: skip
+    errors = ", ".join(f"{name} {error:.0e}" for name, (_, error, _) in results.items())
+    protocol = results["CGRU"][2]
+    machine = f"{_processor()}; {info()['processor']}; torch {torch.__version__}"
+    rounds = ROUNDS[lab.settings.scale]
+    both = gains["CGRU"][f"{OURS} / torch LSTM"]
+    cell = gains["CGRU"]["torch GRU / torch LSTM"]
+    series = {key: [found[key] for found in medians.values()] for key in (OURS, OURS_AFTER)} | {
+        f"torch {kind}": [found[f"torch {kind}, {ways[name][kind]}"] for name, found in medians.items()]
+        for kind in ("GRU", "LSTM")
+    }
+    return Result(
+        Table(["model", "ratio of epochs", "what it shows", "%", "paper %"], shares),
+        lambda path: figures.bars(path, list(SYSTEMS), series, "seconds of a training epoch",
+                                  f"A training epoch on {lab.corpus.name}: {machine}"),
+        {"seconds": {name: found for name, (found, *_) in results.items()}, "ratios": gains, "load": load},
+        protocol,
+        [f"CGRU trains in {published.TIME_OF_LSTM:.0f} % of its LSTM baseline's time: here the cell alone makes "
+         f"{100 * cell:.0f} %, with our kernels {100 * both:.0f} %."],
+        [
+            f"{machine}. One-minute load before the first epoch: {'unknown' if load is None else f'{load:.1f}'}.",
+            f"Medians of {rounds} epochs of the same batches after one batch of warm-up, the variants taking turns; "
+            "forward, backward, clipping and update. Only the recurrence differs; spectrogram, convolutions and "
+            "attention are ours in every variant.",
+            "The papers' GRU is reset_after=False, which torch does not have; reset_after=True is torch's.",
+            "torch's layers are timed padded and packed, and the quicker counts: "
+            + "; ".join(f"{name} {', '.join(f'{kind} {way}' for kind, way in found.items())}"
+                        for name, found in ways.items())
+            + ". Padded, a backward direction begins in the padding, which is another result in no less time.",
+            f"Our logits against the reference's, of the largest: {errors}.",
+            "The paper does not say what its LSTM baseline is nor what it was timed on; here it is the same network.",
+        ],
+        {"Seconds of an epoch": Table(["model", "recurrence", "median", "fastest to slowest"], rows)},
+    )  # fmt: skip
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
