@@ -1,4 +1,4 @@
-"""The command line: ``ser-fast demo | train | cv | convert | predict | info``, also ``python -m ser_fast``."""
+"""The command line, ``ser-fast demo | train | cv | experiment | convert | predict | info``; also ``python -m``."""
 
 import argparse
 import contextlib
@@ -18,7 +18,7 @@ RECIPES = Path(__file__).parent / "recipes"
 def main(argv: list[str] | None = None) -> int:
     """Run a command; 0 if it did all it was asked for, 1 after a message if not, 2 for wrong options."""
     argv = sys.argv[1:] if argv is None else argv
-    resumes = argv[:1] in (["demo"], ["train"], ["cv"])
+    resumes = argv[:1] in (["demo"], ["train"], ["cv"], ["experiment"])
     again = "; the same command goes on from the last whole epoch" if resumes else ""
     with contextlib.ExitStack() as stack:  # left after the last sentence, for then torchrun's other processes end
         try:
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     command = argv[0] if argv else ""
-    if distributed.world() > 1 and command in ("info", "demo", "cv", "convert", "predict"):
+    if distributed.world() > 1 and command in ("info", "demo", "cv", "experiment", "convert", "predict"):
         distributed.refuse(ValueError(f"{command} runs in one process; it must be started without torchrun"))
     if command == "info":  # the one command that needs torch alone
         return _info(argv[1:])
@@ -97,6 +97,7 @@ def _with_recipe(argv: list[str]) -> list[str]:
 def _parsers():
     from jsonargparse import ArgumentParser
 
+    from ser_fast import experiments
     from ser_fast.crossval import Folds
     from ser_fast.models import MODELS
     from ser_fast.training import TrainConfig
@@ -125,6 +126,10 @@ def _parsers():
     cv = training("Cross-validate a model; the same command resumes at the fold it lost.", held_out)
     cv.add_class_arguments(Folds)
 
+    experiment = command("Repeat an experiment of the two papers; the same command goes on with an interrupted one.")
+    experiment.add_argument("name", help=f"one of {', '.join(experiments.EXPERIMENTS)}")
+    experiments.settings.add_options(experiment)
+
     predict = command("Print the class probabilities of audio files.")
     predict.add_argument("checkpoint", type=Path, help="a .safetensors file, or a run folder for its best epoch")
     predict.add_argument("files", type=Path, nargs="+", help="audio files, or folders that hold some")
@@ -146,6 +151,7 @@ def _parsers():
     commands.add_subcommand("demo", demo, help="train two small models on synthetic voices and compare them")
     commands.add_subcommand("train", train, help="train a model on a corpus, or go on with a run")
     commands.add_subcommand("cv", cv, help="cross-validate a model, or go on with it")
+    commands.add_subcommand("experiment", experiment, help="repeat an experiment of the two papers")
     commands.add_subcommand("convert", convert, help="write IEMOCAP, CH-SIMS or MOSI as a manifest")
     commands.add_subcommand("predict", predict, help="print the class probabilities of audio files")
     information = command("What was built, what loaded, which backend runs.")
@@ -175,6 +181,14 @@ def _cv(options) -> int:
 
     config, model, rest = _trained(options)
     cross_validate(config, model, Folds(**rest))
+    return 0
+
+
+def _experiment(options) -> int:
+    from ser_fast import experiments
+
+    values = options.as_dict()
+    experiments.run(values.pop("name"), experiments.settings.from_options(values))
     return 0
 
 
@@ -232,4 +246,11 @@ def _info(argv: list[str]) -> int:
     return 0
 
 
-_COMMANDS = {"demo": _demo, "train": _train, "cv": _cv, "convert": _convert, "predict": _predict}
+_COMMANDS = {
+    "demo": _demo,
+    "train": _train,
+    "cv": _cv,
+    "experiment": _experiment,
+    "convert": _convert,
+    "predict": _predict,
+}

@@ -34,12 +34,12 @@ OWN = {"data", "out", "model", "test_speakers", "test_fold", "test_fraction", "a
 SCALES: dict[str, dict[str, dict]] = {
     "full": {},
     "quick": {
-        "training": {"learning_rate": 1e-3, "batch_size": 16, "epochs": 12, "loss": "auto", "validation": "none",
+        "training": {"learning_rate": 1e-3, "batch_size": 16, "epochs": 12, "loss": "cross_entropy", "validation": "none",
                      "patience": 0},
         "model": {"hidden_size": 64, "hop_length": 320, "channels": (8, 16, 32), "log": True},
     },
     "tiny": {
-        "training": {"learning_rate": 1e-3, "batch_size": 16, "epochs": 1, "loss": "auto", "validation": "none",
+        "training": {"learning_rate": 1e-3, "batch_size": 16, "epochs": 1, "loss": "cross_entropy", "validation": "none",
                      "patience": 0},
         "model": {"hidden_size": 16, "hop_length": 640, "n_fft": 640, "win_length": 640, "n_mels": 16,
                   "channels": (4, 4, 4)},
@@ -133,6 +133,8 @@ class Lab:
         known = {entry.name for entry in fields(TrainConfig)}
         base = {name: value for name, value in recipe.items() if name in known}
         changed = self.scale.get("training", {}) | self.settings.training | training
+        if not self.corpus.classes:
+            changed["loss"] = "auto"  # the recipes' losses are those of classes
         config = TrainConfig(**base | changed | {"data": self.data, "model": system.model})
         # The other systems of a paper share what its own model's recipe says, but for the heads, which name a system.
         shared = dict(recipe.get(recipe["model"], {}))

@@ -208,7 +208,7 @@ def timing(lab: Lab) -> Result:
          f"{100 * cell:.0f} %, with our kernels {100 * both:.0f} %."],
         [
             f"{machine}. One-minute load before the first epoch: {'unknown' if load is None else f'{load:.1f}'}.",
-            f"Medians of {rounds} epochs of the same batches after one batch of warm-up, the variants taking turns; "
+            f"Medians of {rounds} epoch{'s' if rounds > 1 else ''} of the same batches after one batch of warm-up, the variants taking turns; "
             "forward, backward, clipping and update. Only the recurrence differs; spectrogram, convolutions and "
             "attention are ours in every variant.",
             "The papers' GRU is reset_after=False, which torch does not have; reset_after=True is torch's.",
