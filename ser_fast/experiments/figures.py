@@ -23,11 +23,11 @@ def _bars(axes, groups: Sequence[str], series: dict[str, Sequence[float]], error
     _plain(axes)
 
 
-def _marks(axes, values: Sequence[float | None], name: str) -> None:
+def _marks(axes, values: Sequence[float | None], name: str, marker: str) -> None:
     """The paper's numbers over the groups that have one."""
     given = [(place, value) for place, value in enumerate(values) if value is not None]
     if given:
-        axes.plot(*zip(*given), linestyle="none", marker="D", color="#222222", markersize=6, label=name)
+        axes.plot(*zip(*given), linestyle="none", marker=marker, color="#222222", markersize=6, label=name)
 
 
 def _legend(axes, columns: int = 3) -> None:
@@ -61,8 +61,8 @@ def bars(
     figure = Figure(figsize=(max(6.0, 1.6 + 0.9 * len(groups)), 4))
     axes = figure.subplots()
     _bars(axes, groups, series, errors)
-    for name, values in (marks or {}).items():
-        _marks(axes, values, name)
+    for (name, values), marker in zip((marks or {}).items(), "Dv"):
+        _marks(axes, values, name, marker)
     for (name, value), look in zip((lines or {}).items(), ("--", ":", "-.")):
         axes.axhline(value, color="#222222", linewidth=1, linestyle=look, label=name)
     _legend(axes)

@@ -158,7 +158,7 @@ def sentiment(lab: Lab) -> Result:
         lambda path: figures.bars(
             path, [shown[key] for key in shares], {"ours": [100 * spans[key]["mean"] for key in shares]}, "%",
             f"BiGRU-MHA on {lab.corpus.name}; {protocol}",
-            marks={f"paper, {corpus}": [paper[corpus][key] for key in shares] for corpus in list(paper)[:1]},
+            marks={f"paper, {corpus}": [paper[corpus][key] for key in shares] for corpus in paper},
         ),
         {"runs": runs},
         protocol,

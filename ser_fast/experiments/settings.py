@@ -31,17 +31,16 @@ ALL_SYSTEMS = SYSTEMS | {CGRU_LSTM: System("cgru", {"cell": "lstm"})}
 # What an experiment or its settings say of a run, besides what is changed of its training.
 OWN = {"data", "out", "model", "test_speakers", "test_fold", "test_fraction", "augment"}
 # What each scale changes; of the model's options those that a model has.
+_SHORT = {"learning_rate": 1e-3, "batch_size": 16, "loss": "cross_entropy", "validation": "none", "patience": 0}
 SCALES: dict[str, dict[str, dict]] = {
     "full": {},
     "quick": {
-        "training": {"learning_rate": 1e-3, "batch_size": 16, "epochs": 12, "loss": "cross_entropy", "validation": "none",
-                     "patience": 0},
+        "training": _SHORT | {"epochs": 12},
         "model": {"hidden_size": 64, "hop_length": 320, "channels": (8, 16, 32), "log": True},
     },
     "tiny": {
-        "training": {"learning_rate": 1e-3, "batch_size": 16, "epochs": 1, "loss": "cross_entropy", "validation": "none",
-                     "patience": 0},
-        "model": {"hidden_size": 16, "hop_length": 640, "n_fft": 640, "win_length": 640, "n_mels": 16,
+        "training": _SHORT | {"epochs": 1},
+        "model": {"hidden_size": 16, "hop_length": 640, "win_length": 640, "n_fft": 640, "n_mels": 16, "log": True,
                   "channels": (4, 4, 4)},
         "folds": {"protocol": "speakers", "folds": 2},
     },
@@ -209,7 +208,7 @@ class Lab:
         changed = [
             f"{key} {value} (recipe: {wanted.get(key, default[key])})"
             for key, value in asdict(config).items()
-            if key not in ("data", "out", "model") and value != wanted.get(key, default[key])
+            if key not in ("data", "out", "model", *training) and value != wanted.get(key, default[key])
         ]
         has = inspect.signature(MODELS[system.model]).parameters
         own = wanted.get(wanted["model"], {})

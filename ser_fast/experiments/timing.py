@@ -208,14 +208,14 @@ def timing(lab: Lab) -> Result:
          f"{100 * cell:.0f} %, with our kernels {100 * both:.0f} %."],
         [
             f"{machine}. One-minute load before the first epoch: {'unknown' if load is None else f'{load:.1f}'}.",
-            f"Medians of {rounds} epoch{'s' if rounds > 1 else ''} of the same batches after one batch of warm-up, the variants taking turns; "
-            "forward, backward, clipping and update. Only the recurrence differs; spectrogram, convolutions and "
+            f"Whole epochs of the same batches, forward, backward, clipping and update: the median of {rounds}, after "
+            "one batch of warm-up, the variants taking turns. Only the recurrence differs; spectrogram, convolutions and "
             "attention are ours in every variant.",
             "The papers' GRU is reset_after=False, which torch does not have; reset_after=True is torch's.",
             "torch's layers are timed padded and packed, and the quicker counts: "
             + "; ".join(f"{name} {', '.join(f'{kind} {way}' for kind, way in found.items())}"
                         for name, found in ways.items())
-            + ". Padded, a backward direction begins in the padding, which is another result in no less time.",
+            + ". Padded, a backward direction begins in the padding, which gives another result.",
             f"Our logits against the reference's, of the largest: {errors}.",
             "The paper does not say what its LSTM baseline is nor what it was timed on; here it is the same network.",
         ],
