@@ -30,8 +30,12 @@ def _marks(axes, values: Sequence[float | None], name: str, marker: str) -> None
         axes.plot(*zip(*given), linestyle="none", marker=marker, color="#222222", markersize=6, label=name)
 
 
-def _legend(axes, columns: int = 3) -> None:
-    axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns)
+def _finish(figure: Figure, axes, title: str, path: Path) -> Path:
+    """Title and legend above the axes."""
+    figure.suptitle(_wrapped(title, 12 * figure.get_figwidth()), fontsize=10)
+    axes.legend(frameon=False, fontsize=8, loc="lower center",
+                bbox_to_anchor=(0.5, 1.0), ncols=3)  # fmt: skip
+    return _save(figure, path)
 
 
 def _cells(axes, values: np.ndarray, texts: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> None:
@@ -58,17 +62,15 @@ def bars(
     lines: dict[str, float] | None = None,
 ) -> Path:
     """Bars of each group, with the paper's ``marks`` over the groups and ``lines`` across."""
-    figure = Figure(figsize=(max(6.0, 1.6 + 0.9 * len(groups)), 4))
+    figure = Figure(figsize=(max(6.0, 1.6 + 0.9 * len(groups)), 4.4), layout="constrained")
     axes = figure.subplots()
     _bars(axes, groups, series, errors)
     for (name, values), marker in zip((marks or {}).items(), "Dv"):
         _marks(axes, values, name, marker)
     for (name, value), look in zip((lines or {}).items(), ("--", ":", "-.")):
         axes.axhline(value, color="#222222", linewidth=1, linestyle=look, label=name)
-    _legend(axes)
     axes.set(ylabel=label)
-    figure.suptitle(_wrapped(title, 90), fontsize=10, y=1.06)
-    return _save(figure, path)
+    return _finish(figure, axes, title, path)
 
 
 @_style()
@@ -112,7 +114,7 @@ def intervals(
     curves: dict[str, Sequence[float]] | None = None, points: Sequence[Sequence[float]] = (), zero: bool = False,
 ) -> Path:  # fmt: skip
     """Means with their intervals in percent, the papers' ``curves`` and every run's ``points``, side by side."""
-    figure = Figure(figsize=(max(6.0, 1.6 + 0.8 * len(names)), 4.2))
+    figure = Figure(figsize=(max(6.0, 1.6 + 0.8 * len(names)), 4.6), layout="constrained")
     axes = figure.subplots()
     means = [100 * entry["mean"] for entry in found]
     lows, highs = (
@@ -133,9 +135,7 @@ def intervals(
     axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
     axes.set(ylabel=label)
     _plain(axes)
-    _legend(axes)
-    figure.suptitle(_wrapped(title, 90), fontsize=10, y=1.06)
-    return _save(figure, path)
+    return _finish(figure, axes, title, path)
 
 
 @_style()

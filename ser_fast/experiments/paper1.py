@@ -67,7 +67,7 @@ def attention(lab: Lab) -> Result:
         with_it["protocol"],
         [
             f"Every emotion gains by attention: {_is(every)} here; {', '.join(gained)} gain.",
-            f"Fear gains most precision, 8 points: {_is(most == 'fear')} here; fear: {fear}, most: {most}.",
+            f"Fear gains most precision, 8 points there: {_is(most == 'fear')} here; fear: {fear}, most: {most}.",
         ],
         [POOLED, "The experiment `claims` tests with an interval whether attention helps."],
     )  # fmt: skip

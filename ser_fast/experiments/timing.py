@@ -208,9 +208,9 @@ def timing(lab: Lab) -> Result:
          f"{100 * cell:.0f} %, with our kernels {100 * both:.0f} %."],
         [
             f"{machine}. One-minute load before the first epoch: {'unknown' if load is None else f'{load:.1f}'}.",
-            f"Whole epochs of the same batches, forward, backward, clipping and update: the median of {rounds}, after "
-            "one batch of warm-up, the variants taking turns. Only the recurrence differs; spectrogram, convolutions and "
-            "attention are ours in every variant.",
+            f"Whole epochs, forward, backward, clipping and update: the median of {rounds} after a batch of warm-up, "
+            "all on the same batches, the variants taking turns. Only the recurrence differs; spectrogram, "
+            "convolutions and attention are ours in every variant.",
             "The papers' GRU is reset_after=False, which torch does not have; reset_after=True is torch's.",
             "torch's layers are timed padded and packed, and the quicker counts: "
             + "; ".join(f"{name} {', '.join(f'{kind} {way}' for kind, way in found.items())}"
