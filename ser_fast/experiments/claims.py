@@ -31,7 +31,7 @@ PAPER_1 = (
 
 
 def compare(better: dict, worse: dict) -> dict:
-    """Difference of two summaries' UA over the same folds: :func:`ser_fast.metrics.paired` and ``verdict``."""
+    """Difference of two summaries' UA over the same folds: ``ser_fast.metrics.paired`` and ``verdict``."""
     a, b = (by_fold(summary, "recall") for summary in (better, worse))
     if a.keys() != b.keys():
         raise ValueError(f"folds are {', '.join(b)}; they must be those of the other system, {', '.join(a)}")
