@@ -153,74 +153,84 @@ def _timed(
     return {name: values[1:] for name, values in seconds.items()}
 
 
+def quicker(medians: dict[str, float]) -> dict[str, str]:
+    """Which of torch's two ways takes less time, by cell."""
+    ways = {cell: [f"torch {cell}, {way}" for way in ("padded", "packed")] for cell in ("GRU", "LSTM")}
+    return {cell: min(names, key=medians.__getitem__) for cell, names in ways.items()}
+
+
 def ratios(medians: dict[str, float]) -> dict[str, float]:
     """Of medians by variant: what the cell gains, what the kernels gain, and both, torch by its quicker way."""
-    gru_, lstm = (min(medians[f"torch {cell}, {way}"] for way in ("padded", "packed")) for cell in ("GRU", "LSTM"))
-    return {"torch GRU / torch LSTM": gru_ / lstm} | {
-        f"{name} / torch {cell}": medians[name] / other
-        for name in (OURS, OURS_AFTER)
-        for cell, other in (("GRU", gru_), ("LSTM", lstm))
+    best = {cell: medians[name] for cell, name in quicker(medians).items()}
+    return {"torch GRU / torch LSTM": best["GRU"] / best["LSTM"]} | {
+        f"{name} / torch {cell}": medians[name] / best[cell] for name in (OURS, OURS_AFTER) for cell in best
     }
+
+
+SHOWS = {"torch GRU / torch LSTM": "the cell"} | {
+    f"{name} / torch {cell}": f"{what}, {form} form"
+    for name, form in ((OURS, "the papers'"), (OURS_AFTER, "torch's"))
+    for cell, what in (("GRU", "the kernels"), ("LSTM", "cell and kernels"))
+}
 
 
 def timing(lab: Lab) -> Result:
     """Seconds of a training epoch."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     results = {name: race(name, lab) for name in SYSTEMS}
-    medians = {name: {key: statistics.median(values) for key, values in found.items()}
-               for name, (found, *_) in results.items()}  # fmt: skip
-    rows = [
-        [name, key, f"{medians[name][key]:.2f}", f"{min(values):.2f} to {max(values):.2f}"]
-        for name, (found, *_) in results.items()
-        for key, values in found.items()
-    ]
-    gains = {name: ratios(values) for name, values in medians.items()}
-    meaning = {"torch GRU / torch LSTM": "the cell"} | {
-        f"{key} / torch {cell}": f"{what}, {form} form"
-        for key, form in ((OURS, "the papers'"), (OURS_AFTER, "torch's"))
-        for cell, what in (("GRU", "the kernels"), ("LSTM", "cell and kernels"))
+    seconds = {name: found for name, (found, *_) in results.items()}
+    medians = {
+        name: {key: statistics.median(values) for key, values in found.items()} for name, found in seconds.items()
     }
+    gains = {name: ratios(found) for name, found in medians.items()}
     shares = [
-        [name, key, meaning[key], f"{100 * value:.0f}",
+        [name, key, SHOWS[key], f"{100 * value:.0f}",
          f"{published.TIME_OF_LSTM:.0f}" if name == "CGRU" and key.endswith("LSTM") else published.NOT_GIVEN]
         for name, found in gains.items()
         for key, value in found.items()
     ]  # fmt: skip
-    ways = {name: {cell: min(("padded", "packed"), key=lambda way, cell=cell: found[f"torch {cell}, {way}"])
-                   for cell in ("GRU", "LSTM")} for name, found in medians.items()}  # fmt: skip
-    errors = ", ".join(f"{name} {error:.0e}" for name, (_, error, _) in results.items())
-    protocol = results["CGRU"][2]
-    machine = f"{_processor()}; {info()['processor']}; torch {torch.__version__}"
-    rounds = ROUNDS[lab.settings.scale]
-    both = gains["CGRU"][f"{OURS} / torch LSTM"]
-    cell = gains["CGRU"]["torch GRU / torch LSTM"]
+    rows = [
+        [name, key, f"{medians[name][key]:.2f}", f"{min(values):.2f} to {max(values):.2f}"]
+        for name, found in seconds.items()
+        for key, values in found.items()
+    ]
     series = {key: [found[key] for found in medians.values()] for key in (OURS, OURS_AFTER)} | {
-        f"torch {kind}": [found[f"torch {kind}, {ways[name][kind]}"] for name, found in medians.items()]
-        for kind in ("GRU", "LSTM")
+        f"torch {cell}": [found[quicker(found)[cell]] for found in medians.values()] for cell in ("GRU", "LSTM")
     }
+    machine = f"{_processor()}; {info()['processor']}; torch {torch.__version__}"
+    title = f"A training epoch on {lab.corpus.name}: {machine}"
+    cell, both = (100 * gains["CGRU"][key] for key in ("torch GRU / torch LSTM", f"{OURS} / torch LSTM"))
     return Result(
         Table(["model", "ratio of epochs", "what it shows", "%", "paper %"], shares),
-        lambda path: figures.bars(path, list(SYSTEMS), series, "seconds of a training epoch",
-                                  f"A training epoch on {lab.corpus.name}: {machine}"),
-        {"seconds": {name: found for name, (found, *_) in results.items()}, "ratios": gains, "load": load},
-        protocol,
-        [f"CGRU trains in {published.TIME_OF_LSTM:.0f} % of its LSTM baseline's time: here the cell alone makes "
-         f"{100 * cell:.0f} %, with our kernels {100 * both:.0f} %."],
+        lambda path: figures.bars(path, list(SYSTEMS), series, "seconds of a training epoch", title),
+        {"seconds": seconds, "ratios": gains, "load": load},
+        results["CGRU"][2],
+        [
+            f"CGRU trains in {published.TIME_OF_LSTM:.0f} % of its LSTM baseline's time: here the cell alone makes "
+            f"{cell:.0f} %, with our kernels {both:.0f} %."
+        ],
         [
             f"{machine}. One-minute load before the first epoch: {'unknown' if load is None else f'{load:.1f}'}.",
-            f"Whole epochs, forward, backward, clipping and update: the median of {rounds} after a batch of warm-up, "
-            "all on the same batches, the variants taking turns. Only the recurrence differs; spectrogram, "
-            "convolutions and attention are ours in every variant.",
-            "The papers' GRU is reset_after=False, which torch does not have; reset_after=True is torch's.",
-            "torch's layers are timed padded and packed, and the quicker counts: "
-            + "; ".join(f"{name} {', '.join(f'{kind} {way}' for kind, way in found.items())}"
-                        for name, found in ways.items())
-            + ". Padded, a backward direction begins in the padding, which gives another result.",
-            f"Our logits against the reference's, of the largest: {errors}.",
-            "The paper does not say what its LSTM baseline is nor what it was timed on; here it is the same network.",
+            *_how(ROUNDS[lab.settings.scale], medians, {name: error for name, (_, error, _) in results.items()}),
         ],
         {"Seconds of an epoch": Table(["model", "recurrence", "median", "fastest to slowest"], rows)},
-    )  # fmt: skip
+    )
+
+
+def _how(rounds: int, medians: dict[str, dict[str, float]], errors: dict[str, float]) -> list[str]:
+    """How it was timed."""
+    ways = "; ".join(f"{name}: {', '.join(quicker(found).values())}" for name, found in medians.items())
+    return [
+        f"Whole epochs, forward, backward, clipping and update: the median of {rounds} after a batch of warm-up, all "
+        "on the same batches, the variants taking turns. Only the recurrence differs; spectrogram, convolutions and "
+        "attention are ours in every variant.",
+        "The papers' GRU is reset_after=False, which torch does not have; reset_after=True is torch's.",
+        f"torch's layers are timed padded and packed, and the quicker counts ({ways}). Padded, a backward direction "
+        "begins in the padding, which gives another result.",
+        "Our logits differ from the reference's, in parts of the largest, by "
+        + ", ".join(f"{error:.0e} ({name})" for name, error in errors.items()) + ".",
+        "The paper does not say what its LSTM baseline is nor what it was timed on; here it is the same network.",
+    ]  # fmt: skip
 
 
 def _processor() -> str:
