@@ -69,7 +69,7 @@ class TrainConfig:
 
     data: str = "synthetic"
     out: Path = Path("runs/train")
-    model: Literal["cgru", "bigru_mha", "baseline", "crnn"] = "bigru_mha"
+    model: Literal["cgru", "bigru_mha", "baseline", "functionals"] = "bigru_mha"
     test_speakers: str | int | list[str | int] = ""
     test_fold: str = ""
     test_fraction: float = 0.2

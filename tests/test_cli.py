@@ -82,7 +82,7 @@ def test_a_run_folder_holds_everything(run):
     names = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     assert names == {
         ".lock", "config.json", "metrics.jsonl", "best.safetensors", "last.safetensors", "summary.json", "report.html",
-        "figures/loss.png", "figures/confusion.png", "figures/attention.png",
+        "predictions.csv", "figures/loss.png", "figures/confusion.png", "figures/attention.png",
     }  # fmt: skip
     page = (run / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 3 and "speakers 01 held out" in page
@@ -95,6 +95,37 @@ def test_the_saved_config_starts_the_same_run_and_the_line_overrides_it(run, voi
     first, second = (json.loads((folder / "config.json").read_text()) for folder in (run, tmp_path / "b"))
     assert first | {"out": 0, "epochs": 0} == second | {"out": 0, "epochs": 0} and second["epochs"] == 1
     assert first["test_speakers"] == "01"
+
+
+def test_cv_tests_every_speaker_and_its_folds_are_runs(voices, tmp_path):
+    out = tmp_path / "cv"
+    options = ("cv", f"--data={voices / 'all.csv'}", f"--out={out}", *TINY, "--epochs=1", "--jobs=2")
+    result = ser_fast_command(*options)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "leave one speaker out, 3 speakers" in result.stdout and "all predictions together" in result.stdout
+    assert "  3/3  seed 0, " in result.stdout
+    names = {path.name for path in out.iterdir()}
+    assert names == {".lock", "config.json", "summary.json", "report.html", "figures", "seed0"}
+    summary = json.loads((out / "summary.json").read_text())
+    assert [run["fold"] for run in summary["runs"]] == ["00", "01", "02"]
+    assert sum(map(sum, summary["pooled"]["confusion"])) == 30
+    again = ser_fast_command(*options)
+    assert again.returncode == 0 and json.loads((out / "summary.json").read_text()) == summary
+    fold = out / "seed0" / "fold02"
+    run = ser_fast_command("train", f"--config={fold / 'config.json'}", f"--out={tmp_path / 'again'}")
+    assert run.returncode == 0, run.stderr
+    table = (fold / "predictions.csv").read_text()
+    assert table.startswith("name,speaker,truth,predicted\n") and table.count(",01,") == 10
+
+
+def test_a_recipe_is_known_by_its_name(voices, tmp_path):
+    options = (f"--data={voices / 'all.csv'}", "--epochs=1", *TINY[:2], "--test_speakers=01")
+    result = ser_fast_command("train", "--config=paper1", f"--out={tmp_path / 'a'}", *options)
+    assert (result.returncode, result.stderr) == (0, "")
+    kept = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert (kept["learning_rate"], kept["batch_size"], kept["model"]) == (0.005, 64, "cgru")
+    unknown = ser_fast_command("train", "--config=paper9", *options)
+    assert unknown.returncode == 2 and "paper9" in unknown.stderr and "Traceback" not in unknown.stderr
 
 
 def test_predict_prints_probabilities(run, voices):

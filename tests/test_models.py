@@ -10,7 +10,7 @@ from torch import nn
 
 import ser_fast
 from ser_fast import checks, figures
-from ser_fast.models import CRNN, MODELS, Baseline, self_attention
+from ser_fast.models import MODELS, Baseline, Functionals, self_attention
 from ser_fast.models.cgru import ChannelPairConv, _delta
 from ser_fast.models.masking import masked_mean
 from ser_fast.models.self_attention import MultiHeadSelfAttention, _random_bytes
@@ -33,8 +33,8 @@ BUILDS = {
     "bigru_mha": lambda: ser_fast.BiGRUMHA(5),
     "bigru_mha-power": lambda: ser_fast.BiGRUMHA(5, log=False, num_layers=2, hidden_size=32, num_heads=4),
     "bigru_mha-attention": lambda: ser_fast.BiGRUMHA(5, 32, pooling="attention", reset_after=True),
-    "crnn": lambda: CRNN(5),
-    "crnn-mean": lambda: CRNN(5, channels=(4, 6, 5), hidden_size=7, n_mels=21, pooling="mean", reset_after=False),
+    "functionals": lambda: Functionals(5),
+    "functionals-small": lambda: Functionals(5, n_mels=13, n_cepstra=4, n_lags=9, hop_length=320),
     "baseline-cnn-attention": lambda: Baseline(5, encoder="cnn", num_heads=4, pooling="attention"),
     "baseline-lstm-pool": lambda: Baseline(5, encoder="lstm", pooling="attention"),
     # A bound loop variable: every function makes its own system.

@@ -36,12 +36,12 @@ SCALES: dict[str, dict[str, dict]] = {
     "full": {},
     "quick": {
         "training": _SHORT | {"epochs": 12},
-        "model": {"hidden_size": 64, "hop_length": 320, "channels": (8, 16, 32), "log": True},
+        "model": {"hidden_size": 64, "hop_length": 320, "channels": (8, 16), "log": True},
     },
     "tiny": {
         "training": _SHORT | {"epochs": 1},
-        "model": {"hidden_size": 16, "hop_length": 640, "win_length": 640, "n_fft": 640, "n_mels": 16, "log": True,
-                  "channels": (4, 4, 4)},
+        "model": {"hidden_size": 16, "hop_length": 640, "win_length": 640, "n_fft": 1024, "log": True,
+                  "channels": (4, 4), "n_mels": 16, "n_cepstra": 4},
         "folds": {"protocol": "speakers", "folds": 2},
     },
 }  # fmt: skip
@@ -142,8 +142,6 @@ class Lab:
         has = inspect.signature(MODELS[system.model]).parameters
         wanted = shared | self.scale.get("model", {}) | self.settings.options
         options = {name: value for name, value in wanted.items() if name in has}
-        if "channels" in options:
-            options["channels"] = options["channels"][: len(has["channels"].default)]
         return config, options | system.options
 
     def cross_validate(self, name: str, folds: Folds | None = None, **training) -> dict:

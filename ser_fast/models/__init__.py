@@ -3,9 +3,9 @@
 from ser_fast.models.baselines import Baseline
 from ser_fast.models.bigru_mha import BiGRUMHA
 from ser_fast.models.cgru import CGRU
-from ser_fast.models.crnn import CRNN
 from ser_fast.models.frame_model import FrameModel
+from ser_fast.models.functionals import Functionals
 
-MODELS = {"cgru": CGRU, "bigru_mha": BiGRUMHA, "baseline": Baseline, "crnn": CRNN}
+MODELS = {"cgru": CGRU, "bigru_mha": BiGRUMHA, "baseline": Baseline, "functionals": Functionals}
 
-__all__ = ["CGRU", "CRNN", "MODELS", "Baseline", "BiGRUMHA", "FrameModel"]
+__all__ = ["CGRU", "MODELS", "Baseline", "BiGRUMHA", "FrameModel", "Functionals"]
