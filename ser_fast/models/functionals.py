@@ -193,7 +193,7 @@ class Functionals(nn.Module):
         centroid = first / total
         spread = (second / total - centroid.square()).clamp(min=0).sqrt()
         shares = total[..., None] * torch.tensor([0.25, 0.5, 0.75, 0.9], device=x.device, dtype=x.dtype)
-        rolloffs = torch.searchsorted(x.cumsum(2), shares) / power.shape[2]
+        rolloffs = (torch.searchsorted(x.cumsum(2), shares) + low) / power.shape[2]
         peaks = [log(power[..., at(a) : at(b)].amax(2)) for a, b in ((LOWEST, 500), (500, 1000), (1000, 2000))]
         root = x.sqrt()
         alike = (root[:, 1:] * root[:, :-1]).sum(2) / (total[:, 1:] * total[:, :-1]).sqrt()

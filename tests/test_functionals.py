@@ -1,0 +1,128 @@
+"""Statistics over masked frames, and what the functionals hear in sounds that are known."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from samples import assert_exact
+
+from ser_fast.models.functionals import PITCH, VOICED, Functionals
+from ser_fast.models.statistics import QUANTILES, distribution, moments, slopes, trend
+
+RATE = 16000
+
+
+def masked() -> tuple[torch.Tensor, torch.Tensor]:
+    """Random frames under masks with holes, of one frame and of none; what is masked out is infinite."""
+    x, mask = torch.randn(5, 40, 3, dtype=torch.float64), torch.rand(5, 40) < 0.6
+    mask[3], mask[4] = False, False
+    mask[3, 17] = True
+    return x.masked_fill(~mask[..., None], torch.inf), mask
+
+
+def test_moments_and_distributions_are_numpys():
+    x, mask = masked()
+    found = distribution(x, mask).unflatten(1, (-1, 3))[:4]  # the quantiles lie by feature, the moments do not
+    mean, std = moments(x, mask)
+    quantiles = distribution(x, mask)[:, 6:].unflatten(1, (3, len(QUANTILES)))
+    for row in range(4):
+        values = x[row][mask[row]].numpy()
+        np.testing.assert_allclose(mean[row], values.mean(0), rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(std[row], values.std(0), rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(quantiles[row], np.quantile(values, QUANTILES, axis=0).T, rtol=1e-12)
+        assert_exact(found[row, 0], mean[row])
+    assert not distribution(x, mask)[4].any() and not mean[4].any() and not std[4].any()
+
+
+def test_a_trend_is_the_regression_lines_rise():
+    x, mask = masked()
+    x = x.masked_fill(~mask[..., None], 1e3)
+    found = trend(x, mask)
+    for row in range(3):
+        time = mask[row].nonzero()[:, 0].numpy()
+        for feature in range(3):
+            rate = np.polyfit(time, x[row, mask[row], feature].numpy(), 1)[0]
+            assert float(found[row, feature]) == pytest.approx(rate * len(time), rel=1e-9)
+    assert not found[3:].any()
+
+
+def test_slopes_of_a_line_are_its_own():
+    line = torch.arange(9.0)[None, :, None] * 0.25 + 3
+    assert_exact(slopes(line), torch.full((1, 5, 1), 0.25))
+    assert slopes(line[:, :3]).shape == (1, 0, 1)
+
+
+def voice(f0: float, seconds: float = 0.6) -> torch.Tensor:
+    """Harmonics of ``f0`` that fall by 6 dB an octave."""
+    time = torch.arange(int(seconds * RATE)) / RATE
+    numbers = torch.arange(1, int(4000 / f0))
+    return (0.3 / numbers[:, None] * torch.sin(2 * math.pi * f0 * numbers[:, None] * time)).sum(0)
+
+
+@pytest.mark.parametrize("f0", [75.0, 120.0, 233.0, 410.0])
+def test_the_pitch_of_a_voice_is_heard_within_a_lag(f0):
+    model = Functionals(2)
+    power, lengths = model.spectrogram(voice(f0)[None], torch.tensor([int(0.6 * RATE)]))
+    voicing, pitch, level, _ = model._voice(power, torch.ones(1, int(lengths), dtype=torch.bool))
+    step = math.log2(PITCH[1] / PITCH[0]) / 63
+    assert voicing.min() > 0.9 and (pitch - math.log2(f0 / PITCH[0])).abs().max() < 1.5 * step
+    assert level.max() == 0 and level.min() > -0.5
+
+
+def test_noise_and_silence_have_no_voice():
+    model = Functionals(2)
+    wave = torch.stack([torch.randn(RATE) * 0.1, torch.zeros(RATE)])
+    power, lengths = model.spectrogram(wave, torch.tensor([RATE, RATE]))
+    valid = torch.ones(2, int(lengths[0]), dtype=torch.bool)
+    voicing = model._voice(power, valid)[0]
+    # A correlation of about sixty independent bins of noise stays near 1 / √60, the largest of many lags too.
+    assert (voicing[0] > VOICED).float().mean() < 0.1 and not (voicing[1] > VOICED).any()
+    assert torch.isfinite(model.statistics(power, lengths)).all()
+
+
+def test_the_shape_of_a_tone_lies_at_its_frequency():
+    model = Functionals(2)
+    time = torch.arange(RATE) / RATE
+    power, _ = model.spectrogram((0.5 * torch.sin(2 * math.pi * 2500 * time))[None], torch.tensor([RATE]))
+    shape = model._shape(power)[0]
+    centroid, spread, _, tilt, *_ = shape.T
+    bin_width = RATE / 1024
+    assert torch.allclose(centroid * 513 * bin_width, torch.tensor(2500.0), atol=bin_width)
+    assert (spread < 0.01).all() and (tilt > 5).all()
+    for rolloff in shape.T[-4:]:  # the window spreads a tone over two bins to either side
+        assert torch.allclose(rolloff * 513 * bin_width, torch.tensor(2500.0), atol=2 * bin_width)
+    flux = shape.T[6]
+    assert flux[1:].abs().max() < 1e-3
+
+
+def test_a_batch_of_one_utterance_can_be_trained_on():
+    model = Functionals(2).train()
+    before = model.normalize.running_mean.clone()
+    model(voice(120.0)[None]).sum().backward()
+    assert torch.equal(model.normalize.running_mean, before) and model.classifier.weight.grad.isfinite().all()
+    model(torch.stack([voice(120.0), voice(240.0)]))
+    assert not torch.equal(model.normalize.running_mean, before)
+
+
+def test_loudness_alone_changes_nothing():
+    """The mels are standardised and the rest are ratios; a fourfold amplitude is exact in floating point."""
+    model = Functionals(2)
+    wave = torch.stack([voice(150.0) + 0.01 * torch.randn(9600), 4 * (voice(150.0))])
+    wave[1] = 4 * wave[0]
+    found = model.statistics(*model.spectrogram(wave, torch.tensor([9600, 9600])))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"n_cepstra": 65}, "Functionals: n_cepstra is 65; it must be at most n_mels, 64"),
+        ({"n_fft": 640}, "Functionals: n_fft is 640; it must be at least 907"),
+        ({"sample_rate": 8000}, "Functionals: sample_rate is 8000; it must be at least 10000 hertz"),
+        ({"n_lags": 0}, "Functionals: n_lags is 0; it must be at least 1"),
+    ],
+)
+def test_bad_options_get_one_clear_error(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Functionals(2, **options)
