@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import os
 import statistics
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
@@ -163,7 +164,7 @@ def _results(
         return
     threads = max(1, (os.cpu_count() or 1) // jobs)
     spawn = multiprocessing.get_context("spawn")  # a fork would copy torch's threads half
-    with ProcessPoolExecutor(jobs, spawn, torch.set_num_threads, (threads,)) as pool:
+    with ProcessPoolExecutor(jobs, spawn, _begin, (threads,)) as pool:
         futures = {
             pool.submit(_run_elsewhere, run.config, options, sample_rate): number for number, run in enumerate(runs)
         }
@@ -176,6 +177,17 @@ def _results(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _begin(threads: int) -> None:
+    """What a worker does first: it takes its cores, and sees to it that it ends when its parent does."""
+    torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _run(config: TrainConfig, options: dict, dataset: Dataset) -> dict:

@@ -1,8 +1,14 @@
 """Cross-validation: every fold is a run of its own, what they say together, and that an interruption loses nothing."""
 
+import contextlib
 import csv
 import json
+import os
+import signal
 import statistics
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +18,7 @@ from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 from ser_fast import crossval, runs
 from ser_fast.corpora.synthetic import synthesize
 from ser_fast.crossval import Folds, cross_validate
+from ser_fast.run_folder import RunFolder
 from ser_fast.training import TrainConfig, Trainer
 
 EMOTIONS = ("anger", "sadness")
@@ -97,6 +104,27 @@ def test_folds_in_processes_of_their_own_give_the_same(voices, tmp_path):
     for first, second in zip(one["runs"], two["runs"]):
         assert first["metrics"]["loss"] == pytest.approx(second["metrics"]["loss"], rel=1e-4)
     assert "2 random folds, speakers shared" in two["protocol"]
+
+
+def test_killed_it_leaves_no_fold_at_work_and_goes_on(voices, tmp_path):
+    options = {"data": voices / "classes.csv", "model": "cgru", "epochs": 10_000, "batch_size": 2, "protocol": "speakers",
+               "folds": 2, "jobs": 2, "valid_fraction": 0.2, "out": tmp_path / "cv", "cgru.channels": "[2,2]"}  # fmt: skip
+    command = [sys.executable, "-m", "ser_fast", "cv", *(f"--{name}={value}" for name, value in options.items())]
+    parent = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    folds = [tmp_path / "cv" / "seed0" / f"fold0{number}" for number in (1, 2)]
+    deadline = time.monotonic() + 100
+    while not all((fold / "last.safetensors").exists() for fold in folds) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(parent.pid, signal.SIGKILL)
+    assert parent.wait() == -signal.SIGKILL
+    for fold in folds:  # a fold's folder is locked as long as its process lives
+        kept = json.loads((fold / "config.json").read_text())
+        while time.monotonic() < deadline:
+            with contextlib.suppress(ValueError), RunFolder(fold, kept):
+                break
+            time.sleep(0.05)
+        else:
+            pytest.fail(f"{fold} is still at work")
 
 
 def test_values_are_cross_validated_with_their_measures(voices, tmp_path):
