@@ -90,7 +90,7 @@ def _with_recipe(argv: list[str]) -> list[str]:
         before, option, name = word.rpartition("--config=")
         file = RECIPES / f"{name or word}.yaml"
         named = (option and not before) or (found and found[-1] == "--config")
-        found.append(f"{option}{file}" if named and file.is_file() and not Path(name or word).exists() else word)
+        found.append(f"{option}{file}" if named and file.is_file() and not Path(name or word).is_file() else word)
     return found
 
 

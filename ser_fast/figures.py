@@ -24,7 +24,7 @@ _FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Micr
 
 
 @contextmanager
-def _style():
+def style():
     """Names are shown as they are, dollar signs too, in whatever fonts there are."""
     available = set(font_manager.get_font_names())
     fonts = [name for name in _FONTS if name in available]
@@ -33,7 +33,7 @@ def _style():
         yield
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=130, format="png", bbox_inches="tight")
@@ -41,13 +41,13 @@ def _save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def _plain(axes) -> None:
+def plain_axes(axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e4e6ea", linewidth=0.8)
     axes.set_axisbelow(True)
 
 
-@_style()
+@style()
 def loss_curves(runs: dict[str, list[dict]], path: Path) -> Path:
     """Training and validation loss, and validation UA or MAE, of one or more runs: rows of metrics.jsonl by name."""
     figure = Figure(figsize=(9, 3.4))
@@ -68,13 +68,13 @@ def loss_curves(runs: dict[str, list[dict]], path: Path) -> Path:
     measured, top = ("validation UA (%)", 100) if share else ("validation MAE", None)
     right.set(xlabel="epoch", ylabel=measured, ylim=(0, top))
     for axes in (left, right):
-        _plain(axes)
+        plain_axes(axes)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
-    return _save(figure, path)
+    return save(figure, path)
 
 
-@_style()
+@style()
 def confusion(matrix: list[list[int]], classes: list[str], path: Path, title: str = "") -> Path:
     """Confusion matrix: rows are the truth, shaded by the row's share, with the counts written in."""
     counts = np.asarray(matrix)
@@ -88,13 +88,13 @@ def confusion(matrix: list[list[int]], classes: list[str], path: Path, title: st
         axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=9)
     axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right")
     axes.set_yticks(range(len(classes)), classes)
-    axes.set(xlabel="predicted", ylabel="true", title=_wrapped(title, 12 * size))
+    axes.set(xlabel="predicted", ylabel="true", title=wrapped(title, 12 * size))
     axes.title.set_fontsize(10)
     figure.colorbar(image, fraction=0.046, label="share of the true class")
-    return _save(figure, path)
+    return save(figure, path)
 
 
-def _wrapped(title: str, letters: float) -> str:
+def wrapped(title: str, letters: float) -> str:
     return "\n".join(textwrap.fill(line, int(letters)) for line in title.splitlines())
 
 
@@ -104,7 +104,7 @@ def frame_attention(weights: Tensor) -> Tensor:
     return weights if weights.dim() == 1 else weights.mean((0, 1))
 
 
-@_style()
+@style()
 def attention(model: nn.Module, wave: Tensor, path: Path, title: str = "") -> Path:
     """Spectrogram of one utterance ``[N]`` above the attention over its frames."""
     front = model.spectrogram
@@ -113,8 +113,8 @@ def attention(model: nn.Module, wave: Tensor, path: Path, title: str = "") -> Pa
     with torch.no_grad():
         _, weights = model.eval()(wave[None].to(device), return_weights=True)
     top_frequency = (front.bins[1] - 1) * rate / front.n_fft
-    plain = PowerSpectrogram(rate, front.n_fft, front.win_length, front.hop_length, f_max=top_frequency, log=True)
-    decibel = plain(wave[None].float())[0] * (10 / math.log(10))
+    front_end = PowerSpectrogram(rate, front.n_fft, front.win_length, front.hop_length, f_max=top_frequency, log=True)
+    decibel = front_end(wave[None].float())[0] * (10 / math.log(10))
     seconds, step = len(wave) / rate, front.hop_length / rate
     # A frame is drawn one hop wide around the middle of its window.
     first = (front.win_length - front.hop_length) / 2 / rate
@@ -125,13 +125,13 @@ def attention(model: nn.Module, wave: Tensor, path: Path, title: str = "") -> Pa
         decibel.T.numpy(), origin="lower", aspect="auto", cmap="magma",
         extent=(first, first + len(decibel) * step, 0, top_frequency / 1000), vmin=float(decibel.max()) - 80,
     )  # fmt: skip
-    top.set(ylabel="frequency (kHz)", title=_wrapped(title, 90), facecolor="black", xlim=(0, seconds))
+    top.set(ylabel="frequency (kHz)", title=wrapped(title, 90), facecolor="black", xlim=(0, seconds))
     top.title.set_fontsize(10)
     for bottom in below:
         share = 100 * frame_attention(weights[0].cpu())
         times = (first + torch.arange(len(share) + 1) * model.weights_hop / rate).tolist()
         bottom.stairs(share.tolist(), times, color=BLUE, fill=True, alpha=0.85)
         bottom.set(ylabel="attention (%)", xlim=(0, seconds), ylim=(0, None))
-        _plain(bottom)
+        plain_axes(bottom)
     (below or [top])[-1].set(xlabel="time (s)")
-    return _save(figure, path)
+    return save(figure, path)

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ser_fast.figures import BLUE, ORANGE, _plain, _save, _style, _wrapped
+from ser_fast.figures import BLUE, ORANGE, plain_axes, save, style, wrapped
 
 COLORS = (BLUE, ORANGE, "#3a8f5c", "#8a5fb0", "#8c8c8c")
 
@@ -20,7 +20,7 @@ def _bars(axes, groups: Sequence[str], series: dict[str, Sequence[float]], error
         look = {"yerr": errors, "capsize": 3, "ecolor": "#444444"} if len(errors) else {}
         axes.bar(places, values, width * 0.92, label=name, color=COLORS[number % len(COLORS)], **look)
     axes.set_xticks(range(len(groups)), groups, rotation=30, ha="right")
-    _plain(axes)
+    plain_axes(axes)
 
 
 def _marks(axes, values: Sequence[float | None], name: str, marker: str) -> None:
@@ -32,10 +32,10 @@ def _marks(axes, values: Sequence[float | None], name: str, marker: str) -> None
 
 def _finish(figure: Figure, axes, title: str, path: Path) -> Path:
     """Title and legend above the axes."""
-    figure.suptitle(_wrapped(title, 12 * figure.get_figwidth()), fontsize=10)
+    figure.suptitle(wrapped(title, 12 * figure.get_figwidth()), fontsize=10)
     axes.legend(frameon=False, fontsize=8, loc="lower center",
                 bbox_to_anchor=(0.5, 1.0), ncols=3)  # fmt: skip
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _cells(axes, values: np.ndarray, texts: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> None:
@@ -49,7 +49,7 @@ def _cells(axes, values: np.ndarray, texts: np.ndarray, rows: Sequence[str], col
     axes.set_yticks(range(len(rows)), rows)
 
 
-@_style()
+@style()
 def bars(
     path: Path,
     groups: Sequence[str],
@@ -73,14 +73,14 @@ def bars(
     return _finish(figure, axes, title, path)
 
 
-@_style()
+@style()
 def attention(
     path: Path, classes: list[str], measures: dict[str, dict[str, list[float]]],
     matrices: dict[str, list[list[int]]], title: str,
 ) -> Path:  # fmt: skip
     """Bars of each measure with and without attention, and both confusion matrices."""
     figure = Figure(figsize=(13, 9), layout="constrained")
-    figure.suptitle(_wrapped(title, 140), fontsize=10)
+    figure.suptitle(wrapped(title, 140), fontsize=10)
     top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.4))
     for axes, (measure, series) in zip(top.subplots(1, len(measures), sharey=True), measures.items()):
         _bars(axes, classes, series)
@@ -90,10 +90,10 @@ def attention(
         counts = np.asarray(matrix)
         _cells(axes, counts / np.maximum(counts.sum(1, keepdims=True), 1), counts.astype(str), classes, classes)
         axes.set(xlabel="predicted", ylabel="true", title=name)
-    return _save(figure, path)
+    return save(figure, path)
 
 
-@_style()
+@style()
 def heat_maps(
     path: Path, panels: dict[str, list[list[float]]], rows: Sequence[str], columns: Sequence[str], title: str
 ) -> Path:
@@ -104,11 +104,11 @@ def heat_maps(
         texts = np.vectorize(lambda value: f"{value:.1f}" if np.isfinite(value) else "diverged")(array)
         _cells(axes, array, texts, rows, columns)
         axes.set(xlabel="learning rate", title=name)
-    figure.suptitle(_wrapped(title, 110), fontsize=10)
-    return _save(figure, path)
+    figure.suptitle(wrapped(title, 110), fontsize=10)
+    return save(figure, path)
 
 
-@_style()
+@style()
 def intervals(
     path: Path, names: Sequence[str], found: Sequence[dict], label: str, title: str, *,
     curves: dict[str, Sequence[float]] | None = None, points: Sequence[Sequence[float]] = (), zero: bool = False,
@@ -134,11 +134,11 @@ def intervals(
         axes.axhline(0, color="#222222", linewidth=1)
     axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
     axes.set(ylabel=label)
-    _plain(axes)
+    plain_axes(axes)
     return _finish(figure, axes, title, path)
 
 
-@_style()
+@style()
 def spectrograms(path: Path, images: dict[str, tuple[np.ndarray, float]], top: float, rows: list[dict]) -> Path:
     """Gray images ``[T, F]`` in 0..1 with their seconds, up to ``top`` hertz, over the loss of each epoch."""
     figure = Figure(figsize=(11, 6), layout="constrained")
@@ -155,5 +155,5 @@ def spectrograms(path: Path, images: dict[str, tuple[np.ndarray, float]], top: f
     axes.plot([row["epoch"] for row in rows], [row["loss"] for row in rows], color=BLUE, marker="o", markersize=3)
     axes.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    _plain(axes)
-    return _save(figure, path)
+    plain_axes(axes)
+    return save(figure, path)
