@@ -255,7 +255,8 @@ class Trainer:
         self.model.to(self.device)
         front = self.model.spectrogram
         self.augmenter = Augmenter(config.augment, front)
-        front.register_forward_hook(self._mask)
+        if config.augment.time_masks or config.augment.freq_masks:
+            front.register_forward_hook(self._mask)
         self.optimizer = OPTIMIZERS[config.optimizer](
             self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )

@@ -7,6 +7,7 @@ import pytest
 import torch
 from samples import assert_exact
 
+from ser_fast.models import functionals
 from ser_fast.models.functionals import PITCH, VOICED, Functionals
 from ser_fast.models.statistics import QUANTILES, distribution, moments, slopes, trend
 
@@ -103,6 +104,42 @@ def test_a_batch_of_one_utterance_can_be_trained_on():
     assert torch.equal(model.normalize.running_mean, before) and model.classifier.weight.grad.isfinite().all()
     model(torch.stack([voice(120.0), voice(240.0)]))
     assert not torch.equal(model.normalize.running_mean, before)
+
+
+def test_what_is_remembered_is_what_would_be_computed(monkeypatch):
+    monkeypatch.setattr(functionals, "_SEEN", {})
+    model, order = Functionals(3).eval(), [1, 3, 0, 2]
+    wave, lengths = torch.randn(4, 9000), torch.tensor([9000, 5000, 300, 0])
+    first, alone = model._remembered(wave, lengths), model._computed(wave[1:2, :5000], lengths[1:2])
+    assert torch.equal(first[1:2], alone)
+    # Sums of another number of rows are rounded in another order; quantiles and maxima hang on few of them.
+    torch.testing.assert_close(first, model._computed(wave, lengths), rtol=1e-3, atol=1e-3)
+    computed, compute = [], Functionals._computed
+    monkeypatch.setattr(Functionals, "_computed", lambda self, *given: computed.append(1) or compute(self, *given))
+    wave[1, 5000:], wave[3] = 7, 7  # behind their ends
+    assert torch.equal(model._remembered(wave[order], lengths[order]), first[order]) and not computed
+    wave[0, 17] += 1e-3  # another wave, even if by one sample
+    assert not torch.equal(model._remembered(wave, lengths)[0], first[0]) and len(computed) == 1
+    Functionals(3, hop_length=200).eval()(wave, lengths)
+    assert len(computed) == 5  # another model's statistics are others
+    monkeypatch.setattr(functionals, "KEPT_BYTES", 3 * 4 * 2257)
+    wave = torch.randn(7, 2000)
+    assert torch.equal(model(wave), model(wave)) and len(functionals._SEEN) <= 3
+
+
+def test_a_waves_gradient_is_that_of_its_statistics():
+    model = Functionals(3).eval()
+    wave = voice(130.0)[None, :4000].clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(model(wave).sum(), wave)
+    assert torch.isfinite(gradient).all() and gradient.any()
+
+
+def test_masks_are_not_remembered():
+    model = Functionals(2).eval()
+    wave = torch.randn(1, 9000)
+    plain = model(wave)
+    model.spectrogram.register_forward_hook(lambda module, _, output: (output[0] * 0.5 + 1e-3, output[1]))
+    assert not torch.equal(model(wave), plain)
 
 
 def test_loudness_alone_changes_nothing():
