@@ -98,7 +98,7 @@ def _parsers():
     from jsonargparse import ArgumentParser
 
     from ser_fast import experiments
-    from ser_fast.crossval import Folds
+    from ser_fast.crossval import HELD_OUT, Folds
     from ser_fast.models import MODELS
     from ser_fast.training import TrainConfig
 
@@ -122,8 +122,7 @@ def _parsers():
         return parser
 
     train = training("Train a model on a corpus; the same command resumes an interrupted run.", set())
-    held_out = {"test_speakers", "test_fold", "test_fraction"}
-    cv = training("Cross-validate a model; the same command resumes at the fold it lost.", held_out)
+    cv = training("Cross-validate a model; the same command resumes at the fold it lost.", set(HELD_OUT))
     cv.add_class_arguments(Folds)
 
     experiment = command("Repeat an experiment of the two papers; the same command goes on with an interrupted one.")

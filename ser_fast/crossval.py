@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import inspect
 import json
 import math
 import multiprocessing
@@ -10,9 +11,9 @@ import statistics
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -24,6 +25,7 @@ from ser_fast.splits import how_chosen
 from ser_fast.task import task_of
 from ser_fast.training import TrainConfig, Trainer, run_options
 
+HELD_OUT = ("test_speakers", "test_fold", "test_fraction")
 PROTOCOLS = ("loso", "speakers", "random")
 
 
@@ -37,15 +39,20 @@ class Folds:
         folds: of "speakers" and "random"; at least 2.
         seeds: how many, from the run's own on; they draw the weights, the batches, and the folds that are drawn.
         jobs: folds at a time, each in a process of its own with its share of the cores.
+        choose: candidates, each a dict of options that differ, such as ``{"clip": 1, "cgru.dropout": 0}``. Every fold
+            takes the one that is best on average in folds of its own training part.
+        inner_folds: how many these are: of whole speakers, where the protocol keeps speakers apart.
     """
 
     protocol: Literal["loso", "speakers", "random"] = "loso"
     folds: int = 10
     seeds: int = 1
     jobs: int = 1
+    choose: list[dict[str, Any]] = field(default_factory=list)
+    inner_folds: int = 3
 
     def __post_init__(self):
-        for name, low in (("folds", 2), ("seeds", 1), ("jobs", 1)):
+        for name, low in (("folds", 2), ("seeds", 1), ("jobs", 1), ("inner_folds", 2)):
             if getattr(self, name) < low:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {low}")
         if self.protocol not in PROTOCOLS:
@@ -104,7 +111,8 @@ def cross_validate(
     """Train and test every fold, or what an interrupted call left of them, and put the results together.
 
     Every fold is a run folder of its own, ``out/seed0/fold01``, which ``ser-fast train`` with the options in its
-    ``config.json`` repeats. Statistics, the best epoch and everything else that is fitted see its training part only.
+    ``config.json`` repeats. Statistics, the best epoch, the choice among ``folds.choose`` and everything else that is
+    fitted see its training part only.
 
     Args:
         config: the runs' options; ``out`` is the folder of all of them.
@@ -126,12 +134,14 @@ def cross_validate(
     task = task_of(corpus.classes, labels(corpus), config.loss, config.label_smoothing)
     for run in runs:
         check_split(corpus, **run.config.held_out)
+    for candidate in folds.choose:
+        MODELS[config.model](2, **changed(config, options, candidate)[1])
     # Jobs decide how long it takes; with other numbers of threads results differ by rounding.
     kept = run_options(config, options) | {name: value for name, value in asdict(folds).items() if name != "jobs"}
     with RunFolder(Path(config.out), kept) as folder:
         folder.begin()
         summaries: dict[int, dict] = {}
-        for number, summary in _results(corpus, runs, options, folds.jobs, model.spectrogram.sample_rate):
+        for number, summary in _results(corpus, runs, options, folds, model.spectrogram.sample_rate):
             summaries[number] = summary
             measure = "MAE {mae:.3f}" if not corpus.classes else "UA {recall:.1%}"
             report(
@@ -140,7 +150,7 @@ def cross_validate(
             )
         ordered = [summaries[number] for number in range(len(runs))]
         result = {
-            "protocol": f"{sentence}; {how_chosen(config.validation, config.valid_fraction)}",
+            "protocol": f"{sentence}; {how_chosen(config.validation, config.valid_fraction)}{_choice(folds)}",
             "data": corpus.name,
             "model": config.model,
             "classes": corpus.classes,
@@ -154,19 +164,20 @@ def cross_validate(
 
 
 def _results(
-    corpus: Corpus, runs: list[Fold], options: dict, jobs: int, sample_rate: int
+    corpus: Corpus, runs: list[Fold], options: dict, folds: Folds, sample_rate: int
 ) -> Iterator[tuple[int, dict]]:
     """Each run's number and summary, as they come."""
-    if jobs == 1:
+    if folds.jobs == 1:
         dataset = load_dataset(corpus, sample_rate, runs[0].config.skip_bad)
         for number, run in enumerate(runs):
-            yield number, _run(run.config, options, dataset)
+            yield number, _chosen_run(run.config, options, dataset, folds)
         return
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, (os.cpu_count() or 1) // folds.jobs)
     spawn = multiprocessing.get_context("spawn")  # a fork would copy torch's threads half
-    with ProcessPoolExecutor(jobs, spawn, _begin, (threads,)) as pool:
+    with ProcessPoolExecutor(folds.jobs, spawn, _begin, (threads,)) as pool:
         futures = {
-            pool.submit(_run_elsewhere, run.config, options, sample_rate): number for number, run in enumerate(runs)
+            pool.submit(_run_elsewhere, run.config, options, sample_rate, folds): number
+            for number, run in enumerate(runs)
         }
         try:
             left = set(futures)
@@ -198,8 +209,57 @@ def _run(config: TrainConfig, options: dict, dataset: Dataset) -> dict:
         return Trainer(config, options, dataset, folder).run()
 
 
-def _run_elsewhere(config: TrainConfig, options: dict, sample_rate: int) -> dict:
-    return _run(config, options, _dataset(config.data, sample_rate, config.skip_bad))
+def _run_elsewhere(config: TrainConfig, options: dict, sample_rate: int, folds: Folds) -> dict:
+    return _chosen_run(config, options, _dataset(config.data, sample_rate, config.skip_bad), folds)
+
+
+def changed(config: TrainConfig, options: dict, candidate: dict[str, Any]) -> tuple[TrainConfig, dict]:
+    """The options of a run and of its model with a candidate's in place of some.
+
+    Raises:
+        ValueError: a name that is no option of training, nor of the model with its name in front.
+    """
+    known = {entry.name for entry in fields(TrainConfig)} - {"data", "out", "model", "seed"} - set(HELD_OUT)
+    of_model = set(inspect.signature(MODELS[config.model].__init__).parameters) - {"self", "num_classes"}
+    training, model = {}, {}
+    for name, value in candidate.items():
+        before, _, option = name.rpartition(".")
+        if not before and name in known:
+            training[name] = value
+        elif before == config.model and option in of_model:
+            model[option] = value
+        else:
+            allowed = f"options of training, such as learning_rate, or {config.model}.OPTION of its model"
+            raise ValueError(f"choose names {name!r}; it must name {allowed}")
+    return replace(config, **training), options | model
+
+
+def _choice(folds: Folds) -> str:
+    if not folds.choose:
+        return ""
+    return (
+        f"; each takes the best of {len(folds.choose)} candidates in {folds.inner_folds} folds of its training part"
+    )
+
+
+def _chosen_run(config: TrainConfig, options: dict, dataset: Dataset, folds: Folds) -> dict:
+    """A fold's run with the candidate that is best in folds of its training part, which alone that choice sees."""
+    if not folds.choose:
+        return _run(config, options, dataset)
+    split = dataset.split(**config.held_out)
+    inner = dataset.part(sorted(split.train + split.valid))
+    task = task_of(dataset.classes, dataset.labels, config.loss, config.label_smoothing)
+    protocol = "random" if folds.protocol == "random" else "speakers"
+    scores = []
+    for number, candidate in enumerate(folds.choose, 1):
+        # Beside the fold's folder: that one is for its own run.
+        out = config.out.with_name(config.out.name.replace("fold", "choice")) / f"candidate{number}"
+        trial, model = changed(replace(config, test_speakers="", test_fold="", out=out), options, candidate)
+        runs, _ = plan(trial, Folds(protocol, folds.inner_folds), inner.speakers)
+        scores.append(statistics.fmean(task.score(_run(run.config, model, inner)["best"]) for run in runs))
+    best = max(range(len(scores)), key=scores.__getitem__)
+    chosen = {"chosen": folds.choose[best], "scores": scores}
+    return _run(*changed(config, options, folds.choose[best]), dataset) | chosen
 
 
 @functools.cache
@@ -212,6 +272,7 @@ def _together(runs: list[Fold], summaries: list[dict]) -> dict:
     rows = [
         {"seed": run.seed, "fold": run.name, "metrics": summary["best"], "epoch": summary["best_epoch"],
          "seconds_per_epoch": summary["seconds_per_epoch"]}
+        | {name: summary[name] for name in ("chosen", "scores") if name in summary}
         for run, summary in zip(runs, summaries)
     ]  # fmt: skip
     names = [name for name, value in rows[0]["metrics"].items() if isinstance(value, float)]

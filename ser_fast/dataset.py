@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -36,6 +36,11 @@ class Dataset:
         share = slice(distributed.rank(), None, distributed.world())
         waves, labels = [self.waves[i] for i in index], [self.labels[i] for i in index]
         return LengthSortedBatches(waves, labels, batch_size, share, **drawing)
+
+    def part(self, index: Sequence[int]) -> "Dataset":
+        """These utterances alone; a division of the corpus's own no longer fits them."""
+        lists = {name: [getattr(self, name)[i] for i in index] for name in ("waves", "labels", "speakers", "names")}
+        return replace(self, **lists, parts=[])
 
     def split(self, **held_out) -> Split:
         """:func:`split` of these utterances."""

@@ -127,6 +127,37 @@ def test_killed_it_leaves_no_fold_at_work_and_goes_on(voices, tmp_path):
             pytest.fail(f"{fold} is still at work")
 
 
+def test_each_fold_takes_the_candidate_that_is_best_on_its_training_part(voices, tmp_path):
+    # Nothing is learnt at such a rate, so wherever the other candidate learns, it is taken.
+    candidates = [{"learning_rate": 1e-30}, {"learning_rate": 5e-3, "cgru.hidden_size": 6}]
+    learning = config(voices, tmp_path, epochs=8, batch_size=3, validation="none")
+    folds = Folds("loso", choose=candidates, inner_folds=2)
+    result = cross_validate(learning, TINY, folds)
+    assert "each takes the best of 2 candidates in 2 folds of its training part" in result["protocol"]
+    for number, run in enumerate(result["runs"], 1):
+        assert run["chosen"] == candidates[run["scores"].index(max(run["scores"]))]
+        kept = json.loads((tmp_path / "seed0" / f"fold{number:02d}" / "config.json").read_text())
+        assert kept["learning_rate"] == run["chosen"]["learning_rate"]
+        assert kept["cgru"]["hidden_size"] == run["chosen"].get("cgru.hidden_size", 4)
+        tested = []
+        for table in sorted(
+            (tmp_path / "seed0" / f"choice{number:02d}").glob("candidate*/seed0/fold*/predictions.csv")
+        ):
+            with open(table, newline="") as file:
+                tested += [row["speaker"] for row in csv.DictReader(file)]
+        # Both candidates are tested on every utterance of the other speakers, and never on the fold's own.
+        assert sorted(tested) == sorted([f"s{s}" for s in range(3) if s != number - 1] * 2 * 10)
+    assert any(run["chosen"] == candidates[1] for run in result["runs"])
+    assert cross_validate(learning, TINY, folds) == result
+
+
+@pytest.mark.parametrize("name", ["learning_rat", "seed", "test_speakers", "bigru_mha.dropout", "cgru.num_classes"])
+def test_a_candidate_of_unknown_options_is_refused(name, voices, tmp_path):
+    with pytest.raises(ValueError, match=rf"choose names '{name}'; it must name options of training"):
+        cross_validate(config(voices, tmp_path / "new"), TINY, Folds(choose=[{name: 1}]))
+    assert not (tmp_path / "new").exists()
+
+
 def test_values_are_cross_validated_with_their_measures(voices, tmp_path):
     result = runs.cross_validate(
         config(voices, tmp_path, data=str(voices / "values.csv"), validation="none"), TINY, Folds("speakers", 2)
