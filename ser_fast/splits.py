@@ -87,7 +87,7 @@ def how_chosen(validation: str, valid_fraction: float) -> str:
     return {
         "random": f"best epoch chosen on a random {valid_fraction:.0%} of the training utterances",
         "speakers": f"best epoch chosen on a random {valid_fraction:.0%} of the training speakers",
-        "none": "last epoch, nothing chosen",
+        "none": "weights of the last epoch",
     }[validation]
 
 

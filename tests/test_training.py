@@ -370,7 +370,7 @@ def test_without_a_validation_the_last_epoch_is_tested(dataset, tmp_path):
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["best_epoch"] == 2 and summary["best"] == summary["last"]
     assert summary["utterances"] == {"train": 36, "valid": 0, "test": 18}
-    assert summary["protocol"] == "speakers s2 held out; last epoch, nothing chosen"
+    assert summary["protocol"] == "speakers s2 held out; weights of the last epoch"
     assert "score" not in trainer.progress.rows[0]
 
 
