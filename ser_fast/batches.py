@@ -1,6 +1,7 @@
 """Batches of utterances sorted by length, so that little of a batch is padding (the BiGRU-MHA paper's batching)."""
 
-from collections import defaultdict
+import math
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -62,7 +63,10 @@ class LengthSortedBatches:
         self.groups = self._grouped(range(len(waves)))
 
     def __len__(self) -> int:
-        return len(self.groups)
+        """Batches of an epoch that is drawn."""
+        counts = Counter(self.labels).values() if self.balance else ()
+        size = len(counts) * max(counts) if counts else len(self.waves)
+        return math.ceil(size / self.batch_size)
 
     def epoch(self, generator: torch.Generator | None = None, edit: Callable | None = None):
         """Every batch once: in the order ``generator`` draws, or from the shortest to the longest without one.

@@ -17,11 +17,12 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from ser_fast.audio import read_corpus
 from ser_fast.corpora import Corpus, load_corpus
-from ser_fast.dataset import Dataset, check_split, labels, load_dataset, speakers
+from ser_fast.dataset import Dataset, check_split, labels, load_dataset, parts, speakers
 from ser_fast.models import MODELS
 from ser_fast.run_folder import RunFolder
-from ser_fast.splits import how_chosen
+from ser_fast.splits import how_chosen, split
 from ser_fast.task import task_of
 from ser_fast.training import TrainConfig, Trainer, run_options
 
@@ -37,7 +38,7 @@ class Folds:
         protocol: "loso" leaves one speaker out at a time; "speakers" leaves out one of ``folds`` groups of whole
             speakers; "random" leaves out one of ``folds`` random parts, which share speakers.
         folds: of "speakers" and "random"; at least 2.
-        seeds: how many, from the run's own on; they draw the weights, the batches, and the folds that are drawn.
+        seeds: how many, from the run's own on, of the same folds; they draw the weights and the batches.
         jobs: folds at a time, each in a process of its own with its share of the cores.
         choose: candidates, each a dict of options that differ, such as ``{"clip": 1, "cgru.dropout": 0}``. Every fold
             takes the one that is best on average in folds of its own training part.
@@ -85,9 +86,10 @@ def plan(config: TrainConfig, folds: Folds, there: list[str]) -> tuple[list[Fold
     runs = []
     for seed in range(config.seed, config.seed + folds.seeds):
         for number in range(count):
-            held_out = _held_out(folds, there, seed, number)
+            held_out = _held_out(folds, there, config.seed, number)
+            name = ",".join(held_out.get("test_speakers", [f"{number + 1}/{count}"]))
             out = Path(config.out) / f"seed{seed}" / f"fold{number + 1:02d}"
-            runs.append(Fold(seed, ",".join(held_out.values()), replace(config, out=out, seed=seed, **held_out)))
+            runs.append(Fold(seed, name, replace(config, out=out, seed=seed, **held_out)))
     sentence = {
         "loso": f"leave one speaker out, {count} speakers",
         "speakers": f"{count} folds of whole speakers",
@@ -96,13 +98,14 @@ def plan(config: TrainConfig, folds: Folds, there: list[str]) -> tuple[list[Fold
     return runs, sentence
 
 
-def _held_out(folds: Folds, there: list[str], seed: int, number: int) -> dict[str, str]:
+def _held_out(folds: Folds, there: list[str], seed: int, number: int) -> dict[str, str | list[str]]:
+    """What a fold leaves out; every seed of a cross-validation has the same folds, so that they can be compared."""
     if folds.protocol == "random":
-        return {"test_fold": f"{number + 1}/{folds.folds}"}
+        return {"test_fold": f"{number + 1}/{folds.folds}/{seed}"}
     if folds.protocol == "loso":
-        return {"test_speakers": there[number]}
+        return {"test_speakers": [there[number]]}
     order = torch.randperm(len(there), generator=torch.Generator().manual_seed(seed)).tolist()
-    return {"test_speakers": ",".join(sorted(there[i] for i in order[number :: folds.folds]))}
+    return {"test_speakers": sorted(there[i] for i in order[number :: folds.folds])}
 
 
 def cross_validate(
@@ -129,15 +132,20 @@ def cross_validate(
         ValueError: options that do not fit the corpus, before any audio is read.
     """
     corpus = load_corpus(config.data)
-    runs, sentence = plan(config, folds, speakers(corpus))
     model = MODELS[config.model](2, **options)
+    skipped: list[str] = []
+    if config.skip_bad:  # whom it leaves to be tested is known when all is read
+        good, _, errors = read_corpus(corpus.utterances, model.spectrogram.sample_rate, True)
+        corpus, skipped = replace(corpus, utterances=good), [str(error) for error in errors]
+    runs, sentence = plan(config, folds, speakers(corpus))
     task = task_of(corpus.classes, labels(corpus), config.loss, config.label_smoothing)
-    for run in runs:
-        check_split(corpus, **run.config.held_out)
     for candidate in folds.choose:
         MODELS[config.model](2, **changed(config, options, candidate)[1])
+    for run in runs:
+        _check(corpus, run.config, folds)
     # Jobs decide how long it takes; with other numbers of threads results differ by rounding.
     kept = run_options(config, options) | {name: value for name, value in asdict(folds).items() if name != "jobs"}
+    kept = {name: value for name, value in kept.items() if name not in HELD_OUT}
     with RunFolder(Path(config.out), kept) as folder:
         folder.begin()
         summaries: dict[int, dict] = {}
@@ -154,6 +162,7 @@ def cross_validate(
             "data": corpus.name,
             "model": config.model,
             "classes": corpus.classes,
+            "skipped": skipped,
             "parameters": ordered[0]["parameters"],
             "seconds_per_epoch": statistics.median(summary["seconds_per_epoch"] for summary in ordered),
             **_together(runs, ordered),
@@ -161,6 +170,22 @@ def cross_validate(
         }
         folder.write("summary.json", json.dumps(result, indent=1) + "\n")
     return result
+
+
+def _check(corpus: Corpus, config: TrainConfig, folds: Folds) -> None:
+    """Raise what a fold's split, or the inner folds that choose for it, would, before any audio is read."""
+    found = split(speakers(corpus), labels(corpus), corpus.classes, parts(corpus), **config.held_out)
+    if folds.choose:
+        rest = [corpus.utterances[i] for i in sorted(found.train + found.valid)]
+        inner = replace(corpus, utterances=[replace(utterance, part=None) for utterance in rest])
+        for run in _inner(config, folds, speakers(inner)):
+            check_split(inner, **run.config.held_out)
+
+
+def _inner(config: TrainConfig, folds: Folds, there: list[str]) -> list[Fold]:
+    """The runs of a fold's training part that choose for it, under ``config.out``."""
+    protocol = "random" if folds.protocol == "random" else "speakers"
+    return plan(replace(config, test_speakers="", test_fold=""), Folds(protocol, folds.inner_folds), there)[0]
 
 
 def _results(
@@ -204,8 +229,9 @@ def _end_with_parent() -> None:
 def _run(config: TrainConfig, options: dict, dataset: Dataset) -> dict:
     with RunFolder(config.out, run_options(config, options)) as folder:
         finished = config.out / "summary.json"
-        if finished.is_file() and json.loads(finished.read_text())["epochs"] == config.epochs:
-            return json.loads(finished.read_text())
+        summary = json.loads(finished.read_text()) if finished.is_file() else {}
+        if (summary.get("corpus"), summary.get("epochs")) == (dataset.digest(), config.epochs):
+            return summary
         return Trainer(config, options, dataset, folder).run()
 
 
@@ -246,16 +272,15 @@ def _chosen_run(config: TrainConfig, options: dict, dataset: Dataset, folds: Fol
     """A fold's run with the candidate that is best in folds of its training part, which alone that choice sees."""
     if not folds.choose:
         return _run(config, options, dataset)
-    split = dataset.split(**config.held_out)
-    inner = dataset.part(sorted(split.train + split.valid))
+    own = dataset.split(**config.held_out)
+    inner = dataset.part(sorted(own.train + own.valid))
     task = task_of(dataset.classes, dataset.labels, config.loss, config.label_smoothing)
-    protocol = "random" if folds.protocol == "random" else "speakers"
     scores = []
     for number, candidate in enumerate(folds.choose, 1):
         # Beside the fold's folder: that one is for its own run.
         out = config.out.with_name(config.out.name.replace("fold", "choice")) / f"candidate{number}"
-        trial, model = changed(replace(config, test_speakers="", test_fold="", out=out), options, candidate)
-        runs, _ = plan(trial, Folds(protocol, folds.inner_folds), inner.speakers)
+        trial, model = changed(replace(config, out=out), options, candidate)
+        runs = _inner(trial, folds, inner.speakers)
         scores.append(statistics.fmean(task.score(_run(run.config, model, inner)["best"]) for run in runs))
     best = max(range(len(scores)), key=scores.__getitem__)
     chosen = {"chosen": folds.choose[best], "scores": scores}

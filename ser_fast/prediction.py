@@ -77,7 +77,7 @@ class Predictor:
 def _best(folder: Path) -> Path:
     """The best checkpoint of a run folder."""
     best = folder / "best.safetensors"
-    runs = sorted(str(path.parent) for path in folder.glob("*/best.safetensors"))
+    runs = sorted(str(path.parent) for path in folder.glob("**/best.safetensors"))
     if not best.is_file() and runs:
         raise CheckpointError(f"{folder} is no run folder itself; it holds {', '.join(runs)}")
     return best

@@ -88,7 +88,8 @@ class RunFolder:
         changed = {name for name in before.keys() | self.options.keys() if before.get(name) != self.options.get(name)}
         changed -= set(FREE)
         grows = isinstance(before["epochs"], int) and before["epochs"] < self.options["epochs"]
-        if grows and self.options.get("schedule", "constant") == "constant":
+        # With a choice among candidates the longer run may be another's.
+        if grows and self.options.get("schedule", "constant") == "constant" and not self.options.get("choose"):
             changed.discard("epochs")
         if changed:
             self._refuse(f", where a run with another {', '.join(sorted(changed))} lies")

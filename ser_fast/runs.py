@@ -15,9 +15,9 @@ from ser_fast.run_folder import RunFolder
 from ser_fast.training import TrainConfig, Trainer, run_options
 
 CAPTIONS = {
-    "loss": "Loss and unweighted accuracy (UA) after each epoch.",
+    "loss": "Loss of each epoch, and what the validation, or without one the training, measured.",
     "confusion": "The test's utterances by their true class (rows) and the predicted one.",
-    "attention": "A test utterance's power, the strongest 80 dB of it, and the attention of each frame.",
+    "attention": "A test utterance's power, the strongest 80 dB of it, and the attention, if any, of each frame.",
 }
 
 
@@ -66,7 +66,8 @@ def cross_validate(config: TrainConfig, options: dict, folds: Folds) -> dict:
     result = crossval.cross_validate(config, options, folds, say)
     out = Path(config.out)
     described = (
-        f"{result['data']}: {result['protocol']}; {len(result['runs'])} runs; {result['parameters']:,} parameters"
+        f"{result['data']}: {result['protocol']}; {len(result['runs'])} runs; {len(result['skipped'])} skipped; "
+        f"{result['parameters']:,} parameters"
     )
     header, rows = fold_table(result)
     parts = [report.note(described), report.table(header, rows)]

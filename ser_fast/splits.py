@@ -38,7 +38,7 @@ def split(
     """The utterances of the test, and of what is left those of the validation.
 
     The test is the first of these that is asked for or there: ``test_speakers``; fold ``k`` of ``K`` random ones,
-    which ``test_fold`` names as "k/K"; the corpus's own ``parts``, its validation included; a random
+    which ``test_fold`` names; the corpus's own ``parts``, its validation included unless that is "none"; a random
     ``test_fraction``. Random draws keep the classes in proportion. The validation is a random ``valid_fraction`` of
     the other utterances, those of about that fraction of the other speakers ("speakers"), or nothing ("none").
 
@@ -60,7 +60,7 @@ def split(
         test = _draw(everything, strata, classes, "test_fraction", test_fraction, seed)
         sentence = f"a random {test_fraction:.0%} of the utterances held out, speakers shared"
     rest = sorted(set(range(len(labels))) - set(test))
-    if "valid" in parts and not (test_speakers or test_fold):
+    if "valid" in parts and validation != "none" and not (test_speakers or test_fold):
         valid = _own(parts, "valid")
         sentence += "; best epoch chosen on its validation part"
     else:
@@ -91,17 +91,17 @@ def how_chosen(validation: str, valid_fraction: float) -> str:
     }[validation]
 
 
-def parse_fold(text: str) -> tuple[int, int]:
-    """``(k, K)`` of "k/K", 1 ≤ k ≤ K and K at least 2.
+def parse_fold(text: str) -> tuple[int, int, int | None]:
+    """``(k, K, S)`` of "k/K/S" or, without S, of "k/K"; 1 ≤ k ≤ K and K at least 2.
 
     Raises:
         ValueError: anything else.
     """
-    match = re.fullmatch(r"([0-9]{1,4})/([0-9]{1,4})", text)
-    number, count = map(int, match.groups()) if match else (0, 0)
+    match = re.fullmatch(r"([0-9]{1,4})/([0-9]{1,4})(?:/([0-9]{1,9}))?", text)
+    number, count, seed = (None if part is None else int(part) for part in match.groups()) if match else (0, 0, None)
     if not 1 <= number <= count or count < 2:
         raise ValueError(f"test_fold is {text!r}; it must be like 3/10, the third of ten folds")
-    return number, count
+    return number, count, seed
 
 
 def _speakers_held_out(speakers: Sequence[str], test_speakers: Sequence[str]) -> tuple[list[int], str]:
@@ -115,9 +115,13 @@ def _speakers_held_out(speakers: Sequence[str], test_speakers: Sequence[str]) ->
 
 
 def _fold(strata: Sequence[int], classes: Sequence[str], text: str, seed: int) -> tuple[list[int], str]:
-    number, count = parse_fold(text)
-    if len(strata) < count:
-        raise ValueError(f"test_fold is {text}, of {len(strata)} utterances; it must name at most as many folds")
+    number, count, own = parse_fold(text)
+    seed = seed if own is None else own
+    most = max(Counter(strata).values())
+    if most < count:
+        raise ValueError(
+            f"test_fold is {text}, but the largest class has {most} utterances; it must name at most as many folds"
+        )
     folds = StratifiedKFold if classes else KFold
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class")  # the protocol's sentence tells who is absent

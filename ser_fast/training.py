@@ -41,11 +41,12 @@ class TrainConfig:
         out: run folder; an interrupted run with the same options goes on where it was.
         model: which model; its own options are under its name.
         test_speakers: speakers held out for the test, separated by commas or as a list; in YAML '03' needs quotes.
-        test_fold: without test_speakers, "k/K" holds out the k-th of K random folds, which share speakers.
+        test_fold: without test_speakers, "k/K" holds out the k-th of K random folds, which share speakers; "k/K/S"
+            draws the folds by S instead of the seed.
         test_fraction: without either, and without parts of the corpus's own, the part of the utterances drawn for the
             test, in 0..1.
         validation: what chooses the best epoch: "random" training utterances, those of training "speakers" alone, or
-            "none", where the last epoch is the best.
+            "none", where the last epoch is the best and a validation part of the corpus's own is trained on.
         valid_fraction: how much of the training utterances, or speakers, that is, in 0..1.
         epochs: passes over the training part.
         patience: stop after so many epochs without a better one; 0 never stops.
@@ -110,8 +111,9 @@ class TrainConfig:
         _require(self.device == "cpu" or not 0 < gpus <= distributed.local_rank(), "device", self.device,
                  f"cpu, or --nproc-per-node at most {gpus}: torch sees no more GPUs here")  # fmt: skip
         _require(Path(self.out).resolve() != Path.cwd(), "out", f"'{self.out}'", "a folder of its own")
-        given = self.test_speakers if isinstance(self.test_speakers, list) else str(self.test_speakers).split(",")
-        self.test_speakers = ",".join(sorted({str(name).strip() for name in given} - {""}))
+        given = self.test_speakers
+        names = given if isinstance(given, list) else [name.strip() for name in str(given).split(",")]
+        self.test_speakers = sorted({str(name) for name in names} - {""})
         if self.test_fold:
             parse_fold(self.test_fold)
             _require(not self.test_speakers, "test_fold", self.test_fold, "left out where test_speakers are named")
@@ -121,9 +123,8 @@ class TrainConfig:
     @property
     def held_out(self) -> dict:
         """What :func:`ser_fast.splits.split` takes of these options."""
-        names = self.test_speakers.split(",") if self.test_speakers else []
-        same = ("test_fold", "test_fraction", "validation", "valid_fraction", "seed")
-        return {"test_speakers": names} | {name: getattr(self, name) for name in same}
+        names = ("test_speakers", "test_fold", "test_fraction", "validation", "valid_fraction", "seed")
+        return {name: getattr(self, name) for name in names}
 
 
 def _require(good: bool, name: str, value, allowed: str) -> None:
@@ -252,6 +253,7 @@ class Trainer:
         self.model = MODELS[config.model](self.task.outputs, **options)
         if self.model.corpus_statistics:
             fit_statistics(self.model, self.batches["train"])
+        self._refuse_shares()
         self.model.to(self.device)
         front = self.model.spectrogram
         self.augmenter = Augmenter(config.augment, front)
@@ -272,6 +274,15 @@ class Trainer:
             self._train_epoch()
             self._keep()
         return self._finish()
+
+    def _refuse_shares(self) -> None:
+        """Batch normalisation sees whole batches or it is another one in every process."""
+        normalizes = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.model.modules())
+        if normalizes and distributed.world() > 1:
+            distributed.refuse(ValueError(
+                f"model is {self.config.model}, which normalises over batches; in {distributed.world()} processes it "
+                "must be one that does not"
+            ))  # fmt: skip
 
     def _stale(self) -> bool:
         patience = self.config.patience
@@ -422,6 +433,7 @@ class Trainer:
             "skipped": self.dataset.skipped,
             "parameters": sum(weight.numel() for weight in self.model.parameters()),
             "seconds_per_epoch": sorted(row["seconds"] for row in rows)[len(rows) // 2],
+            "corpus": self.progress.corpus,
             "epochs": self.config.epochs,
             "best_epoch": self.progress.best_epoch,
             "last": self._evaluate("test")[0],

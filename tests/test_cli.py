@@ -94,7 +94,7 @@ def test_the_saved_config_starts_the_same_run_and_the_line_overrides_it(run, voi
     assert result.returncode == 0, result.stderr
     first, second = (json.loads((folder / "config.json").read_text()) for folder in (run, tmp_path / "b"))
     assert first | {"out": 0, "epochs": 0} == second | {"out": 0, "epochs": 0} and second["epochs"] == 1
-    assert first["test_speakers"] == "01"
+    assert first["test_speakers"] == ["01"]
 
 
 def test_cv_tests_every_speaker_and_its_folds_are_runs(voices, tmp_path):

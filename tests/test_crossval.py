@@ -177,5 +177,43 @@ def test_other_options_are_refused_and_leave_the_folder_alone(voices, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_another_corpus_under_the_same_name_is_refused(voices, tmp_path):
+    cross_validate(config(voices, tmp_path / "cv"), TINY, Folds("speakers", 2))
+    table = (voices / "classes.csv").read_text().replace("anger_0_0.wav,s0,anger", "anger_0_0.wav,s0,sadness")
+    other = voices / "other.csv"
+    other.write_text(table)
+    with pytest.raises(ValueError, match="which is not, or no longer, the corpus that the run in"):
+        cross_validate(config(voices, tmp_path / "cv", data=str(other)), TINY, Folds("speakers", 2))
+
+
+def test_seeds_share_their_folds_and_names_may_hold_commas(voices, tmp_path):
+    table = (voices / "classes.csv").read_text().replace(",s1,", ',"Doe, J",')
+    (voices / "commas.csv").write_text(table)
+    there = ["Doe, J", "s0", "s2"]
+    for folds in (Folds("speakers", 2, seeds=3), Folds("random", 2, seeds=3)):
+        runs, _ = crossval.plan(config(voices, tmp_path, seed=5), folds, there)
+        held_out = [(run.config.test_speakers, run.config.test_fold) for run in runs]
+        assert held_out[:2] == held_out[2:4] == held_out[4:] and len({run.seed for run in runs}) == 3
+    result = cross_validate(config(voices, tmp_path, data=str(voices / "commas.csv")), TINY, Folds("loso"))
+    assert [run["fold"] for run in result["runs"]] == there
+
+
+def test_speakers_who_cannot_be_read_are_left_out_and_counted(voices, tmp_path):
+    rows = (voices / "classes.csv").read_text().splitlines()
+    rows = [rows[0], *(f"{voices}/{row}" for row in rows[1:]), "absent.wav,s9,anger"]
+    (tmp_path / "some.csv").write_text("\n".join(rows) + "\n")
+    result = cross_validate(
+        config(voices, tmp_path / "cv", data=str(tmp_path / "some.csv"), skip_bad=True), TINY, Folds("loso")
+    )
+    assert [run["fold"] for run in result["runs"]] == ["s0", "s1", "s2"] and len(result["skipped"]) == 1
+
+
+def test_what_the_inner_folds_cannot_part_is_refused_before_anything_is_made(voices, tmp_path):
+    folds = Folds("loso", choose=[{"clip": 1.0}], inner_folds=3)
+    with pytest.raises(ValueError, match="protocol is speakers in 3 folds, but data has 2 speakers"):
+        cross_validate(config(voices, tmp_path / "cv"), TINY, folds)
+    assert not (tmp_path / "cv").exists()
+
+
 def test_one_value_has_no_deviation():
     assert crossval.mean_and_deviation([0.5]) == [0.5, None]

@@ -68,9 +68,11 @@ def test_folds_of_values_need_no_classes():
 
 def test_a_corpus_with_parts_of_its_own_keeps_them():
     parts = ["train"] * 40 + ["valid"] * 8 + ["test"] * 12
-    found = split(SPEAKERS, LABELS, CLASSES, parts, validation="none")
+    found = split(SPEAKERS, LABELS, CLASSES, parts)
     assert (found.train, found.valid, found.test) == (list(range(40)), list(range(40, 48)), list(range(48, 60)))
     assert found.protocol == "the corpus's own test part; best epoch chosen on its validation part"
+    unchosen = split(SPEAKERS, LABELS, CLASSES, parts, validation="none")
+    assert (unchosen.train, unchosen.valid, unchosen.test) == (list(range(48)), [], list(range(48, 60)))
     held_out = split(SPEAKERS, LABELS, CLASSES, parts, test_speakers=["s0"])
     assert {SPEAKERS[i] for i in held_out.test} == {"s0"}
     with pytest.raises(ValueError, match="data names parts but none is 'test'"):
@@ -118,7 +120,7 @@ def test_a_part_without_a_class_is_said():
         ({"labels": [0] + [1] * 59}, r"data has a single utterance of \['anger'\] to draw test_fraction from"),
         ({"labels": [0] * 2 + [1] * 52, "test_speakers": ["s0"], "speakers": ["s0"] * 2 + ["s1"] * 52},
          r"data leaves no training utterance of \['anger'\]; it must leave some of every class"),
-        ({"test_fold": "1/61"}, "test_fold is 1/61, of 60 utterances; it must name at most as many folds"),
+        ({"test_fold": "1/21"}, "test_fold is 1/21, but the largest class has 20 utterances; it must name at most as many"),
         ({"test_fold": "x"}, "test_fold is 'x'; it must be like 3/10, the third of ten folds"),
         ({"test_speakers": ["s0", "s1", "s2", "s3"], "validation": "speakers"},
          "validation is speakers, but data leaves the training 1 of them; it must leave two or more"),

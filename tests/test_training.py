@@ -345,6 +345,19 @@ def test_balanced_epochs_have_as_many_of_every_class(bucket):
     assert sorted(i for batch in batches.epoch() for i in batch.index) == list(range(15))
 
 
+def test_a_balanced_epoch_ends_where_its_schedule_does(dataset, tmp_path, monkeypatch):
+    rates = []
+    step = Trainer._step
+    monkeypatch.setattr(
+        Trainer, "_step", lambda self, batch: rates.append(self.optimizer.param_groups[0]["lr"]) or step(self, batch)
+    )
+    uneven = dataset.part([i for i, label in enumerate(dataset.labels) if label != 1 or i % 3 == 0])
+    train(config(tmp_path, epochs=2, schedule="cosine", balance=True, bucket=1), uneven)
+    assert rates[-1] == min(rates[1:]) and len(set(rates)) == len(rates)  # the first is the warm-up
+    shares = LengthSortedBatches([torch.zeros(9)] * 10, [0] * 7 + [1] * 3, 4, balance=True)
+    assert len(shares) == len(list(shares.epoch(torch.Generator().manual_seed(0)))) == 4
+
+
 def test_the_cosine_schedule_rises_and_falls_to_nothing():
     config = TrainConfig(schedule="cosine", learning_rate=2.0)
     rates = [learning_rate(config, step / 100) for step in range(101)]

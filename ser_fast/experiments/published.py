@@ -8,7 +8,6 @@ ATTENTION_GAIN = {"fear": 8.0}
 TIME_OF_LSTM = 60.0
 # Paper 1, experiment 3: the best, and the one that it calls unsuited.
 BEST_OPTIMIZER = ("adam", 0.005)
-UNSUITED_OPTIMIZER = "sgd"
 
 # Paper 2, table 3 and figure 4: UA by heads, 0 being the Bi-GRU alone.
 HEADS = {

@@ -102,7 +102,16 @@ def load_recipe(name: str) -> dict:
     if path is None:
         known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
         raise ValueError(f"recipe is {name!r}; it must be one of {known}, or a YAML file")
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    return {"model": TrainConfig.model} | yaml.load(path.read_text(encoding="utf-8"), _Loader)
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's, which takes 1e-3 for a number as YAML 1.2 and ``--config`` do."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 class Lab:
@@ -133,7 +142,7 @@ class Lab:
         base = {name: value for name, value in recipe.items() if name in known}
         changed = self.scale.get("training", {}) | self.settings.training | training
         if not self.corpus.classes:
-            changed["loss"] = "auto"  # the recipes' losses are those of classes
+            changed |= {"loss": "auto", "label_smoothing": 0.0}  # the recipes' are those of classes
         config = TrainConfig(**base | changed | {"data": self.data, "model": system.model})
         # The other systems of a paper share what its own model's recipe says, but for the heads, which name a system.
         shared = dict(recipe.get(recipe["model"], {}))
@@ -202,11 +211,11 @@ class Lab:
         config, options = self.configured(system, **training)
         recipe = self._recipe_of(system)
         wanted = load_recipe(recipe)
-        default = asdict(TrainConfig())
+        theirs = asdict(TrainConfig(**{key: value for key, value in wanted.items() if key in asdict(config)}))
         changed = [
-            f"{key} {value} (recipe: {wanted.get(key, default[key])})"
+            f"{key} {value} (recipe: {theirs[key]})"
             for key, value in asdict(config).items()
-            if key not in ("data", "out", "model", *training) and value != wanted.get(key, default[key])
+            if key not in ("data", "out", "model", *training) and value != theirs[key]
         ]
         has = inspect.signature(MODELS[system.model]).parameters
         own = wanted.get(wanted["model"], {})

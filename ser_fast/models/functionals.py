@@ -148,7 +148,8 @@ class Functionals(nn.Module):
 
     def _remembers(self, wave: Tensor, lengths: Tensor) -> bool:
         """Whether the statistics are those of a wave alone: plain values on a CPU, which no hook changes."""
-        plain = not (wave.requires_grad or checks.transforming() or self.spectrogram._forward_hooks)
+        rounds = torch.is_autocast_enabled("cpu")
+        plain = not (rounds or wave.requires_grad or checks.transforming() or self.spectrogram._forward_hooks)
         return plain and wave.device.type == "cpu" and checks.readable(lengths) and checks.readable(wave)
 
     def _remembered(self, wave: Tensor, lengths: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-DISTRIBUTION = 2 + len(QUANTILES)  # numbers that describe one
 
 
 def moments(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
