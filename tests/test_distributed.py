@@ -302,3 +302,13 @@ def test_a_refusal_is_said_once_and_ends_all(corpus, tmp_path):
     sentence = f"ser-fast: out is {tmp_path}, which holds other files; it must be a new folder\n"
     assert refused.stderr.count(sentence) == refused.stderr.count("ser-fast: ") == 1, refused.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_model_that_normalises_over_batches_is_refused(corpus, tmp_path):
+    out = tmp_path / "out"
+    refused = torchrun("-m", "ser_fast", "train", f"--data=folders:{corpus}", f"--out={out}", "--model=functionals")
+    sentence = (
+        "ser-fast: model is functionals, which normalises over batches; in 2 processes it must be one that does not"
+    )
+    assert refused.returncode != 0 and refused.stderr.count(sentence) == 1, refused.stderr
+    assert not out.exists()
