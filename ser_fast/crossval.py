@@ -49,7 +49,7 @@ class Folds:
     folds: int = 10
     seeds: int = 1
     jobs: int = 1
-    choose: list[dict[str, Any]] = field(default_factory=list)
+    choose: list[dict] = field(default_factory=list)
     inner_folds: int = 3
 
     def __post_init__(self):

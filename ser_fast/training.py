@@ -214,8 +214,8 @@ class Trainer:
 
     The processes of one group (:mod:`ser_fast.distributed`) train together on the batches of one process: each takes
     its share of every batch, and the gradients' sum is that of the mean loss over the whole batch. Without dropout
-    and augmentation the result is one process's to rounding; with them, each process draws its own. Rank 0 alone reads and
-    writes the run folder, and a run may go on in another number of processes.
+    and augmentation the result is one process's to rounding; with them, each process draws its own. Rank 0 alone
+    reads and writes the run folder, and a run may go on in another number of processes.
 
     Args:
         config: the run's options.
