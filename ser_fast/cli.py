@@ -10,9 +10,7 @@ import sys
 from pathlib import Path
 
 import ser_fast
-from ser_fast import distributed, info
-
-RECIPES = Path(__file__).parent / "recipes"
+from ser_fast import distributed, info, recipes
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -87,10 +85,10 @@ def _with_recipe(argv: list[str]) -> list[str]:
     """``--config NAME`` means the recipe of that name that comes with ser_fast, unless there is such a file."""
     found = []
     for word in argv:
-        before, option, name = word.rpartition("--config=")
-        file = RECIPES / f"{name or word}.yaml"
-        named = (option and not before) or (found and found[-1] == "--config")
-        found.append(f"{option}{file}" if named and file.is_file() and not Path(name or word).is_file() else word)
+        option = "--config=" if word.startswith("--config=") else ""
+        named = option or found[-1:] == ["--config"]
+        path = recipes.find(word.removeprefix(option)) if named else None
+        found.append(word if path is None else f"{option}{path}")
     return found
 
 
@@ -112,8 +110,8 @@ def _parsers():
 
     def training(description: str, skip: set[str]) -> ArgumentParser:
         parser = command(description)
-        recipes = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
-        described = f"options in a YAML or JSON file, or one of the recipes {recipes}; the line overrides it"
+        known = ", ".join(recipes.names())
+        described = f"options in a YAML or JSON file, or one of the recipes {known}; the line overrides it"
         parser.add_argument("--config", action="config", help=described)
         parser.add_class_arguments(TrainConfig, skip={"skip_bad", *skip})
         parser.add_argument("--skip_bad", action="store_true", help="skip and count unreadable files, do not stop")

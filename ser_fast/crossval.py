@@ -19,10 +19,10 @@ import torch
 
 from ser_fast.audio import read_corpus
 from ser_fast.corpora import Corpus, load_corpus
-from ser_fast.dataset import Dataset, check_split, labels, load_dataset, parts, speakers
+from ser_fast.dataset import Dataset, labels, load_dataset, speakers, split_corpus
 from ser_fast.models import MODELS
 from ser_fast.run_folder import RunFolder
-from ser_fast.splits import how_chosen, split
+from ser_fast.splits import how_chosen
 from ser_fast.task import task_of
 from ser_fast.training import TrainConfig, Trainer, run_options
 
@@ -174,12 +174,12 @@ def cross_validate(
 
 def _check(corpus: Corpus, config: TrainConfig, folds: Folds) -> None:
     """Raise what a fold's split, or the inner folds that choose for it, would, before any audio is read."""
-    found = split(speakers(corpus), labels(corpus), corpus.classes, parts(corpus), **config.held_out)
+    found = split_corpus(corpus, **config.held_out)
     if folds.choose:
         rest = [corpus.utterances[i] for i in sorted(found.train + found.valid)]
         inner = replace(corpus, utterances=[replace(utterance, part=None) for utterance in rest])
         for run in _inner(config, folds, speakers(inner)):
-            check_split(inner, **run.config.held_out)
+            split_corpus(inner, **run.config.held_out)
 
 
 def _inner(config: TrainConfig, folds: Folds, there: list[str]) -> list[Fold]:
@@ -243,7 +243,8 @@ def changed(config: TrainConfig, options: dict, candidate: dict[str, Any]) -> tu
     """The options of a run and of its model with a candidate's in place of some.
 
     Raises:
-        ValueError: a name that is no option of training, nor of the model with its name in front.
+        ValueError: a name that is no option of training, nor of the model with its name in front; a value that
+            training does not take.
     """
     known = {entry.name for entry in fields(TrainConfig)} - {"data", "out", "model", "seed"} - set(HELD_OUT)
     of_model = set(inspect.signature(MODELS[config.model].__init__).parameters) - {"self", "num_classes"}
@@ -257,7 +258,10 @@ def changed(config: TrainConfig, options: dict, candidate: dict[str, Any]) -> tu
         else:
             allowed = f"options of training, such as learning_rate, or {config.model}.OPTION of its model"
             raise ValueError(f"choose names {name!r}; it must name {allowed}")
-    return replace(config, **training), options | model
+    try:
+        return replace(config, **training), options | model
+    except TypeError as error:
+        raise ValueError(f"choose has {training}; its values must be of their options' types ({error})") from error
 
 
 def _choice(folds: Folds) -> str:

@@ -79,6 +79,6 @@ def parts(corpus: Corpus) -> list[str]:
     return found if all(found) else []
 
 
-def check_split(corpus: Corpus, **held_out) -> None:
-    """Raise what :func:`ser_fast.splits.split` would of this corpus, before any audio is read."""
-    split(speakers(corpus), labels(corpus), corpus.classes, parts(corpus), **held_out)
+def split_corpus(corpus: Corpus, **held_out) -> Split:
+    """:func:`ser_fast.splits.split` of a corpus, before any audio is read."""
+    return split(speakers(corpus), labels(corpus), corpus.classes, parts(corpus), **held_out)

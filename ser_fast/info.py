@@ -72,6 +72,12 @@ def _triton() -> str:
     return f"triton {found}; SER_FAST_BACKEND=triton selects them for CUDA tensors"
 
 
+def sentence() -> str:
+    """What figures were measured with, in a line."""
+    found = info()
+    return f"ser_fast {found['ser_fast']}, torch {found['torch']}, {found['processor']}; GPU: {found['gpu']}"
+
+
 def text() -> str:
     values = info()
     chosen = values.pop("backends")

@@ -65,8 +65,7 @@ def picture(path: Path, caption: str) -> str:
 
 def machine() -> str:
     """Where the figures come from."""
-    found = info.info()
-    return note(f"ser_fast {found['ser_fast']}, torch {found['torch']}, {found['processor']}; GPU: {found['gpu']}")
+    return note(info.sentence())
 
 
 def write(path: Path, title: str, parts: list[str]) -> Path:

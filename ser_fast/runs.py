@@ -8,7 +8,7 @@ from pathlib import Path
 from ser_fast import crossval, distributed, figures, report
 from ser_fast.corpora import load_corpus
 from ser_fast.crossval import Folds
-from ser_fast.dataset import Dataset, check_split, load_dataset
+from ser_fast.dataset import Dataset, load_dataset, split_corpus
 from ser_fast.display import TrainingDisplay, print_table, say
 from ser_fast.models import MODELS
 from ser_fast.run_folder import RunFolder
@@ -32,7 +32,7 @@ def train(config: TrainConfig, options: dict) -> dict:
             # What does not fit fails before any audio is read and before the folder is made.
             model = MODELS[config.model](2, **options)
             corpus = load_corpus(config.data)
-            check_split(corpus, **config.held_out)
+            split_corpus(corpus, **config.held_out)
             if distributed.rank() == 0:
                 held.enter_context(folder)
         with distributed.agreed():

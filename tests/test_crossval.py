@@ -158,6 +158,13 @@ def test_a_candidate_of_unknown_options_is_refused(name, voices, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_a_candidates_value_of_another_type_is_refused(voices, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"choose has {'learning_rate': 'fast'}; its values must be of their options'"
+    ):
+        cross_validate(config(voices, tmp_path / "new"), TINY, Folds(choose=[{"learning_rate": "fast"}]))
+
+
 def test_values_are_cross_validated_with_their_measures(voices, tmp_path):
     result = runs.cross_validate(
         config(voices, tmp_path, data=str(voices / "values.csv"), validation="none"), TINY, Folds("speakers", 2)

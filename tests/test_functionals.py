@@ -138,6 +138,10 @@ def test_masks_are_not_remembered():
     model = Functionals(2).eval()
     wave = torch.randn(1, 9000)
     plain = model(wave)
+    other = Functionals(2).eval()
+    other.load_state_dict(model.state_dict())
+    other.spectrogram.set_statistics(torch.full((513,), 1e-3), torch.ones(513))
+    assert not torch.equal(other(wave), plain)  # nor what a normalised spectrogram gives
     model.spectrogram.register_forward_hook(lambda module, _, output: (output[0] * 0.5 + 1e-3, output[1]))
     assert not torch.equal(model(wave), plain)
 

@@ -39,9 +39,13 @@ def attention(lab: Lab) -> Result:
     rows = []
     for number, emotion in enumerate(classes):
         cells = [
-            f"{value:+.1f}" if value is gains[key][number] else f"{value:.1f}"
+            cell
             for key in measures
-            for value in (of(without, key)[number], of(with_it, key)[number], gains[key][number])
+            for cell in (
+                f"{of(without, key)[number]:.1f}",
+                f"{of(with_it, key)[number]:.1f}",
+                f"{gains[key][number]:+.1f}",
+            )
         ]
         paper = published.ATTENTION_GAIN.get(emotion)
         rows.append([emotion, *cells, "above 0, " + (published.NOT_GIVEN if paper is None else f"{paper:+.1f}")])
@@ -165,7 +169,8 @@ def optimizers(lab: Lab) -> Result:
 def spectrograms(lab: Lab) -> Result:
     """One sentence of one speaker under four emotions, and the loss of one run."""
     trainer, summary = lab.train("CGRU", fold=True)
-    chosen, sentence = four_emotions(lab.corpus.utterances)
+    readable = set(trainer.dataset.names)
+    chosen, sentence = four_emotions([utterance for utterance in lab.corpus.utterances if utterance.name in readable])
     front = trainer.model.spectrogram
     top = (front.bins[1] - 1) * front.sample_rate / front.n_fft
     images, rows = {}, []

@@ -11,19 +11,18 @@ from typing import Any, Literal
 
 import yaml
 
-from ser_fast import crossval
+from ser_fast import crossval, recipes
 from ser_fast.corpora import Corpus, load_corpus
 from ser_fast.corpora.manifest import write_manifest
 from ser_fast.corpora.synthetic import synthetic, synthetic_sentiment
 from ser_fast.crossval import Folds
-from ser_fast.dataset import check_split, load_dataset, speakers
+from ser_fast.dataset import load_dataset, speakers, split_corpus
 from ser_fast.display import say
 from ser_fast.models import MODELS
 from ser_fast.models.systems import SYSTEMS, System
 from ser_fast.run_folder import RunFolder
 from ser_fast.training import TrainConfig, Trainer, run_options
 
-RECIPES = Path(__file__).parents[1] / "recipes"
 EMBEDDED = {"synthetic": synthetic, "synthetic-sentiment": synthetic_sentiment}
 CGRU_LSTM = "CGRU with an LSTM"
 # CGRU's own LSTM version, with its attention, which paper 1 does not name.
@@ -98,10 +97,9 @@ def load_recipe(name: str) -> dict:
     Raises:
         ValueError: neither a recipe that comes with ser_fast nor a file.
     """
-    path = next((path for path in (RECIPES / f"{name}.yaml", Path(name)) if path.is_file()), None)
+    path = recipes.find(name)
     if path is None:
-        known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
-        raise ValueError(f"recipe is {name!r}; it must be one of {known}, or a YAML file")
+        raise ValueError(f"recipe is {name!r}; it must be one of {', '.join(recipes.names())}, or a YAML file")
     return {"model": TrainConfig.model} | yaml.load(path.read_text(encoding="utf-8"), _Loader)
 
 
@@ -180,7 +178,7 @@ class Lab:
         if fold:
             config = crossval.plan(config, self.folds, speakers(self.corpus))[0][0].config
         config = replace(config, out=out)
-        check_split(self.corpus, **config.held_out)
+        split_corpus(self.corpus, **config.held_out)
         dataset = load_dataset(
             self.corpus, MODELS[config.model](2, **options).spectrogram.sample_rate, config.skip_bad
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ser_fast import metrics
-from ser_fast.info import info
+from ser_fast.info import sentence
 from ser_fast.run_folder import write_atomically
 
 
@@ -61,15 +61,15 @@ def percent(value: float | None) -> str:
     return "none" if value is None else f"{100 * value:.1f}"
 
 
-def spread(summary: dict, measure: str, over: str = "folds") -> str:
+def spread(summary: dict, measure: str) -> str:
     """Mean ± standard deviation in percent."""
-    mean, std = summary[over][measure]
+    mean, std = summary["folds"][measure]
     return percent(mean) + ("" if std is None else f" ± {percent(std)}")
 
 
-def ends(found: dict, scale: float = 100.0) -> str:
+def ends(found: dict) -> str:
     """The ends of an interval, in percent."""
-    return "one fold" if found["low"] is None else f"{scale * found['low']:.1f} to {scale * found['high']:.1f}"
+    return "one fold" if found["low"] is None else f"{100 * found['low']:.1f} to {100 * found['high']:.1f}"
 
 
 def verdict(found: dict) -> str:
@@ -96,8 +96,7 @@ def write(name: str, title: str, said: dict[str, list[str]], result: Result, des
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows([result.table.header, *result.table.rows])
     write_atomically(out / f"{name}.csv", text.getvalue().encode())
-    found = info()
-    machine = f"ser_fast {found['ser_fast']}, torch {found['torch']}, {found['processor']}; GPU: {found['gpu']}"
+    machine = sentence()
     numbers = described | {"protocol": result.protocol, "machine": machine, "said": said} | result.numbers
     write_atomically(out / f"{name}.json", (json.dumps(numbers, indent=1) + "\n").encode())
     parts = [f"# {title}\n", markdown(result.table)]

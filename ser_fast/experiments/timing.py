@@ -126,7 +126,7 @@ def race(name: str, lab: Lab) -> tuple[dict[str, list[float]], float, str]:
     task = task_of(lab.corpus.classes, labels(lab.corpus), config.loss)
     torch.manual_seed(config.seed)
     model, after = (build(task.outputs, **options | {"reset_after": form}) for form in (False, True))
-    dataset = load_dataset(lab.corpus, model.spectrogram.sample_rate)
+    dataset = load_dataset(lab.corpus, model.spectrogram.sample_rate, config.skip_bad)
     split = dataset.split(**config.held_out)
     batches = dataset.batches(split.train, config.batch_size)
     if model.corpus_statistics:

@@ -34,9 +34,8 @@ LOWEST = 50.0  # hertz, where the shape of the spectrum begins
 FAR = 5.0  # standard deviations
 SHORTER = 0.02  # correlation by which the shortest lag goes before the longest
 
-_SEEN: dict[
-    bytes, Tensor
-] = {}  # of every model in the process, for the folds of a cross-validation share their waves
+# Of every model in the process, for the folds of a cross-validation share their waves.
+_SEEN: dict[bytes, Tensor] = {}
 
 
 class Functionals(nn.Module):
@@ -148,8 +147,9 @@ class Functionals(nn.Module):
 
     def _remembers(self, wave: Tensor, lengths: Tensor) -> bool:
         """Whether the statistics are those of a wave alone: plain values on a CPU, which no hook changes."""
-        rounds = torch.is_autocast_enabled("cpu")
-        plain = not (rounds or wave.requires_grad or checks.transforming() or self.spectrogram._forward_hooks)
+        front = self.spectrogram
+        edited = front.normalize or front._forward_hooks or torch.is_autocast_enabled("cpu")
+        plain = not (edited or wave.requires_grad or checks.transforming())
         return plain and wave.device.type == "cpu" and checks.readable(lengths) and checks.readable(wave)
 
     def _remembered(self, wave: Tensor, lengths: Tensor) -> Tensor:
