@@ -8,8 +8,9 @@ import torch
 from samples import assert_exact
 
 from ser_fast.models import functionals
-from ser_fast.models.functionals import PITCH, VOICED, Functionals
-from ser_fast.models.statistics import QUANTILES, distribution, moments, slopes, trend
+from ser_fast.models.descriptors import PITCH, VOICED
+from ser_fast.models.functionals import Functionals
+from ser_fast.models.statistics import GROUPS, QUANTILES, SPAN, distribution, modulation, moments, slopes, trend
 
 RATE = 16000
 
@@ -54,6 +55,30 @@ def test_slopes_of_a_line_are_its_own():
     assert slopes(line[:, :3]).shape == (1, 0, 1)
 
 
+def test_modulations_are_those_of_the_whole_however_long_it_is():
+    frames = SPAN + 700  # folded: the spectrum of the whole at the frequencies of one span
+    x = torch.zeros(2, frames + 50, 1, dtype=torch.float64)
+    x[:, :frames, 0] = 5 + torch.randn(2, frames, dtype=torch.float64)
+    x[1, :frames, 0] += 3 * torch.sin(2 * math.pi * 30 / SPAN * torch.arange(frames))
+    mask = torch.arange(frames + 50).expand(2, -1) < frames
+    found = modulation(x, mask)
+    centred = x[:, :frames, 0] - x[:, :frames, 0].mean(1, keepdim=True)
+    angles = 2 * math.pi * torch.arange(25, 45, dtype=torch.float64)[:, None] * torch.arange(frames) / SPAN
+    power = (torch.exp(1j * angles) @ centred.T.to(torch.complex128)).abs().square().mean(0) / frames
+    torch.testing.assert_close(found[:, 0, 3], power.log(), rtol=1e-9, atol=1e-9)
+    assert found[1, 0].argmax() == 3 and found[1, 0, 3] - found[0, 0, 3] > 3
+    torch.testing.assert_close(modulation(x[:, :frames], mask[:, :frames]), found)
+
+
+def test_every_group_is_taken_and_stays_where_it_is():
+    power, lengths = torch.rand(3, 30, 513), torch.tensor([30, 17, 0])
+    whole = Functionals(2, groups=list(GROUPS)).statistics(power, lengths)
+    parts = [Functionals(2, groups=(name,)).statistics(power, lengths) for name in GROUPS]
+    assert torch.equal(torch.cat(parts, 1), whole) and whole.isfinite().all()
+    default = Functionals(2, groups=Functionals(2).groups[::-1])  # in any order
+    assert torch.equal(default.statistics(power, lengths), whole[:, : default.classifier.in_features])
+
+
 def voice(f0: float, seconds: float = 0.6) -> torch.Tensor:
     """Harmonics of ``f0`` that fall by 6 dB an octave."""
     time = torch.arange(int(seconds * RATE)) / RATE
@@ -65,7 +90,7 @@ def voice(f0: float, seconds: float = 0.6) -> torch.Tensor:
 def test_the_pitch_of_a_voice_is_heard_within_a_lag(f0):
     model = Functionals(2)
     power, lengths = model.spectrogram(voice(f0)[None], torch.tensor([int(0.6 * RATE)]))
-    voicing, pitch, level, _ = model._voice(power, torch.ones(1, int(lengths), dtype=torch.bool))
+    voicing, pitch, level, _ = model.descriptors._voice(power, torch.ones(1, int(lengths), dtype=torch.bool))
     step = math.log2(PITCH[1] / PITCH[0]) / 63
     assert voicing.min() > 0.9 and (pitch - math.log2(f0 / PITCH[0])).abs().max() < 1.5 * step
     assert level.max() == 0 and level.min() > -0.5
@@ -76,7 +101,7 @@ def test_noise_and_silence_have_no_voice():
     wave = torch.stack([torch.randn(RATE) * 0.1, torch.zeros(RATE)])
     power, lengths = model.spectrogram(wave, torch.tensor([RATE, RATE]))
     valid = torch.ones(2, int(lengths[0]), dtype=torch.bool)
-    voicing = model._voice(power, valid)[0]
+    voicing = model.descriptors._voice(power, valid)[0]
     # A correlation of about sixty independent bins of noise stays near 1 / √60, the largest of many lags too.
     assert (voicing[0] > VOICED).float().mean() < 0.1 and not (voicing[1] > VOICED).any()
     assert torch.isfinite(model.statistics(power, lengths)).all()
@@ -86,7 +111,7 @@ def test_the_shape_of_a_tone_lies_at_its_frequency():
     model = Functionals(2)
     time = torch.arange(RATE) / RATE
     power, _ = model.spectrogram((0.5 * torch.sin(2 * math.pi * 2500 * time))[None], torch.tensor([RATE]))
-    shape = model._shape(power)[0]
+    shape = model.descriptors._shape(power)[0]
     centroid, spread, _, tilt, *_ = shape.T
     bin_width = RATE / 1024
     assert torch.allclose(centroid * 513 * bin_width, torch.tensor(2500.0), atol=bin_width)
@@ -109,18 +134,23 @@ def test_a_batch_of_one_utterance_can_be_trained_on():
 def test_what_is_remembered_is_what_would_be_computed(monkeypatch):
     monkeypatch.setattr(functionals, "_SEEN", {})
     model, order = Functionals(3).eval(), [1, 3, 0, 2]
+    other = Functionals(3, hop_length=200).eval()
     wave, lengths = torch.randn(4, 9000), torch.tensor([9000, 5000, 300, 0])
     first, alone = model._remembered(wave, lengths), model._computed(wave[1:2, :5000], lengths[1:2])
     assert torch.equal(first[1:2], alone)
+    # A model of other groups computes those alone that no model had, and leaves the rest as they are.
+    wider = Functionals(3, groups=[*model.groups, "levels"]).eval()
+    assert torch.equal(wider._remembered(wave, lengths)[:, : first.shape[1]], first)
+    assert torch.equal(wider._remembered(wave, lengths)[1:2], wider._computed(wave[1:2, :5000], lengths[1:2]))
     # Sums of another number of rows are rounded in another order; quantiles and maxima hang on few of them.
     torch.testing.assert_close(first, model._computed(wave, lengths), rtol=1e-3, atol=1e-3)
-    computed, compute = [], Functionals._computed
-    monkeypatch.setattr(Functionals, "_computed", lambda self, *given: computed.append(1) or compute(self, *given))
+    computed, compute = [], Functionals._grouped
+    monkeypatch.setattr(Functionals, "_grouped", lambda self, *given: computed.append(1) or compute(self, *given))
     wave[1, 5000:], wave[3] = 7, 7  # behind their ends
     assert torch.equal(model._remembered(wave[order], lengths[order]), first[order]) and not computed
     wave[0, 17] += 1e-3  # another wave, even if by one sample
     assert not torch.equal(model._remembered(wave, lengths)[0], first[0]) and len(computed) == 1
-    Functionals(3, hop_length=200).eval()(wave, lengths)
+    other(wave, lengths)
     assert len(computed) == 5  # another model's statistics are others
     monkeypatch.setattr(functionals, "KEPT_BYTES", 3 * 4 * 2257)
     wave = torch.randn(7, 2000)
@@ -161,6 +191,9 @@ def test_loudness_alone_changes_nothing():
         ({"n_cepstra": 65}, "Functionals: n_cepstra is 65; it must be at most n_mels, 64"),
         ({"n_fft": 640}, "Functionals: n_fft is 640; it must be at least 907"),
         ({"sample_rate": 8000}, "Functionals: sample_rate is 8000; it must be at least 10000 hertz"),
+        ({"groups": ["shape", "mels"]}, "Functionals: groups is .'shape', 'mels'.; it must be some of dis"),
+        ({"groups": ["shape", "shape"]}, "each once"),
+        ({"groups": []}, "Functionals: groups is ..; it must be some of"),
         ({"n_lags": 0}, "Functionals: n_lags is 0; it must be at least 1"),
     ],
 )

@@ -8,34 +8,25 @@ utterance. Training at several speeds keeps the layer from learning the speakers
 
 import ctypes
 import hashlib
-import math
-from itertools import pairwise
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ser_fast import checks
-from ser_fast.mel import mel_filters
 from ser_fast.models import options
-from ser_fast.models.masking import frame_mask, full_lengths, standardize
-from ser_fast.models.statistics import distribution, moments, slopes, trend
+from ser_fast.models.descriptors import PITCH, Descriptors
+from ser_fast.models.masking import full_lengths
+from ser_fast.models.statistics import GROUPS
 from ser_fast.power_spectrogram import PowerSpectrogram
 
-FLOOR = 1e-8  # of a mel's power, some 90 dB below a loud voice
-PITCH = (60.0, 600.0)  # hertz; the lags of the correlogram are evenly spaced in its logarithm
-VOICE_BAND = 2000.0  # hertz, below which harmonics are looked for
-VOICED = 0.6  # of a frame's power that repeats with the period
-QUIET = math.log(1e-4)  # of the loudest frame's power; what lies below is no voice
-LEAP = 0.3  # octaves from frame to frame that no voice moves
 ROWS = 8  # at a time, whose spectrograms stay in the cache where those of a batch would not
 KEPT_BYTES = 1 << 28  # of statistics that were seen, about those of 30 000 utterances
-LOWEST = 50.0  # hertz, where the shape of the spectrum begins
 FAR = 5.0  # standard deviations
-SHORTER = 0.02  # correlation by which the shortest lag goes before the longest
 
-# Of every model in the process, for the folds of a cross-validation share their waves.
-_SEEN: dict[bytes, Tensor] = {}
+# A wave's groups, of every model in the process: folds and candidates of a cross-validation share their waves.
+_SEEN: dict[bytes, dict[str, Tensor]] = {}
 
 
 class Functionals(nn.Module):
@@ -51,15 +42,24 @@ class Functionals(nn.Module):
     mean), the logarithm of the power of 1–5 kHz over that below, of the strongest bin below 0.5 kHz over those of
     0.5–1 and of 1–2 kHz, and the squared distance of the square roots of this and the last frame's spectrum.
 
-    Over the utterance, a distribution being mean, standard deviation and five quantiles: the distributions of mels,
-    cepstra, voicing and level, of the shape, and of its changes; over the voiced frames those of mels, their slopes,
-    pitch, its steps, and the shape; mean and deviation of the correlogram; deviation and mean size of the changes of
-    mels and cepstra; the trends of mels, cepstra, level, voicing and pitch; the mean mels of the first and the last
-    third less the middle one's; the share of voiced frames, how often voicing begins or ends, and the logarithm of
-    the number of frames.
+    Over the utterance, in groups, a distribution being mean, standard deviation and five quantiles:
+
+    - ``distributions``: of mels, cepstra, voicing and level;
+    - ``voiced``: those of mels, pitch and its steps over the voiced frames;
+    - ``correlogram``: its mean and deviation;
+    - ``changes``: deviation and mean size of those of mels and cepstra;
+    - ``shape``: the distributions of the shape, of its changes, and of the shape over the voiced frames;
+    - ``slopes``: the distributions of the mels' over the voiced frames;
+    - ``trends``: of mels, cepstra, level, voicing and pitch;
+    - ``thirds``: the mean mels of the first and the last third less the middle one's;
+    - ``rhythm``: the share of voiced frames, how often voicing begins or ends, the logarithm of the number of frames;
+    - ``unvoiced``: the distributions of mels over the other frames;
+    - ``levels``: mean and deviation of mels and cepstra over the loud frames and over the quiet ones;
+    - ``modulation``: power of the modulations of 16 bands, voicing and level.
 
     Args:
         num_classes: classes, or 1 for a regression.
+        groups: of statistics, of those above.
         n_mels: bands of the mel spectrogram.
         n_cepstra: cepstral coefficients.
         n_lags: lags of the correlogram.
@@ -78,6 +78,9 @@ class Functionals(nn.Module):
         self,
         num_classes: int,
         *,
+        groups: Sequence[str] = (
+            "distributions", "voiced", "correlogram", "changes", "shape", "slopes", "trends", "thirds", "rhythm",
+        ),
         n_mels: int = 64,
         n_cepstra: int = 20,
         n_lags: int = 64,
@@ -88,33 +91,24 @@ class Functionals(nn.Module):
         hop_length: int = 160,
         f_min: float = 50.0,
         f_max: float = 8000.0,
-    ):
+    ):  # fmt: skip
         super().__init__()
         options.check("Functionals", num_classes, f_max, dropout=dropout)
         for name, value in (("n_mels", n_mels), ("n_cepstra", n_cepstra), ("n_lags", n_lags)):
             options.require(value >= 1, "Functionals", name, value, "at least 1")
         options.require(n_cepstra <= n_mels, "Functionals", "n_cepstra", n_cepstra, f"at most n_mels, {n_mels}")
+        known = bool(groups) and len(set(groups) & GROUPS.keys()) == len(groups)
+        options.require(known, "Functionals", "groups", groups, f"some of {', '.join(GROUPS)}, each once")
         longest = sample_rate / PITCH[0]
         options.require(sample_rate >= 10000, "Functionals", "sample_rate", sample_rate, "at least 10000 hertz")
         options.require(n_fft >= win_length + longest, "Functionals", "n_fft", n_fft,
                         f"at least {win_length + longest:.0f}, the frame and the longest period")  # fmt: skip
         self.spectrogram = PowerSpectrogram(sample_rate, n_fft, win_length, hop_length, 0.0, sample_rate / 2,
                                             window_fn=torch.hann_window)  # fmt: skip
-        window = self.spectrogram.window.double()
-        lags = sample_rate / torch.logspace(*map(math.log10, PITCH), n_lags, dtype=torch.float64)
-        filters = mel_filters(n_mels, n_fft, sample_rate, f_min, f_max, dtype=torch.float64)
-        level = torch.arange(n_mels, dtype=torch.float64) + 0.5
-        cosines = (torch.arange(n_cepstra)[:, None] * level * (math.pi / n_mels)).cos() * math.sqrt(2 / n_mels)
-        for name, value in (
-            ("filters", filters),  # [F, n_mels]
-            ("cosines", cosines.T),  # [n_mels, n_cepstra]
-            ("correlation", _correlation(window, n_fft, sample_rate, lags)),  # [F, n_lags]
-            ("sums", _sums(n_fft, sample_rate)),  # [F, 5]
-            ("pitches", (lags[0] / lags).log2()),  # octaves above the lowest
-            ("preference", torch.linspace(0, SHORTER, n_lags)),
-        ):
-            self.register_buffer(name, value.float().contiguous(), persistent=False)
         self.cut = n_mels, n_cepstra, n_lags, f_min, f_max
+        self.descriptors = Descriptors(self.spectrogram.window, n_fft, sample_rate, *self.cut)
+        # In one order, whatever the option's: weights belong to statistics.
+        self.groups = tuple(name for name in GROUPS if name in groups)
         count = self.statistics(torch.zeros(1, 1, n_fft // 2 + 1), torch.ones(1, dtype=torch.long)).shape[1]
         self.normalize = nn.BatchNorm1d(count, affine=False)
         self.dropout = nn.Dropout(dropout)
@@ -159,111 +153,27 @@ class Functionals(nn.Module):
         """
         checks.lengths("Functionals", lengths, wave, *wave.shape)
         front = self.spectrogram
-        options = (front.sample_rate, front.n_fft, front.win_length, front.hop_length, self.cut, self.filters.dtype)
+        options = front.sample_rate, front.n_fft, front.win_length, front.hop_length, self.cut
         rows = []
         for row, size in zip(wave, lengths.tolist()):
             row = row[: max(size, 1)].contiguous()
             content = ctypes.string_at(row.data_ptr(), size * row.itemsize)
-            key = repr((options, row.dtype, size)).encode() + hashlib.blake2b(content, digest_size=16).digest()
-            if key not in _SEEN:
-                found = self._computed(row[None], torch.tensor([size]))[0]
-                if len(_SEEN) * found.nbytes >= KEPT_BYTES:
+            what = repr((options, self.descriptors.filters.dtype, row.dtype, size))
+            key = what.encode() + hashlib.sha256(content).digest()
+            known = _SEEN.get(key, {})
+            missing = [name for name in self.groups if name not in known]
+            if missing:
+                if len(_SEEN) * self.classifier.weight[0].nbytes >= KEPT_BYTES:
                     _SEEN.clear()
-                _SEEN[key] = found
-            rows.append(_SEEN[key])
-        return torch.stack(rows)
+                spec, frames = self.spectrogram(row[None], torch.tensor([size]))
+                _SEEN[key] = known = known | self._grouped(spec, frames, missing)
+            rows.append(torch.cat([known[name] for name in self.groups], 1))
+        return torch.cat(rows)
+
+    def _grouped(self, power: Tensor, lengths: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        frames = self.descriptors(power, lengths)
+        return {name: torch.cat(GROUPS[name](frames), 1) for name in names}
 
     def statistics(self, power: Tensor, lengths: Tensor) -> Tensor:
         """``[B, count]`` of power spectrograms ``[B, T, F]`` with lengths ``[B]`` in frames."""
-        valid = frame_mask(lengths, power.shape[1])
-        mels = standardize((power @ self.filters).clamp(min=FLOOR).log(), lengths)
-        spectrum = torch.cat([mels, mels @ self.cosines], 2)
-        voicing, pitch, level, correlogram = self._voice(power, valid)
-        voiced = valid & (voicing > VOICED) & (level > QUIET)
-        shape = self._shape(power)
-        frame_wise = torch.cat([spectrum, voicing[..., None], level[..., None]], 2)
-        changes, inside = spectrum[:, 2:] - spectrum[:, :-2], valid[:, 2:]
-        steps = (pitch[:, 1:] - pitch[:, :-1])[..., None]
-        small = voiced[:, 1:] & voiced[:, :-1] & (steps[..., 0].abs() < LEAP)
-        first, middle, last = (moments(mels, third)[0] for third in _thirds(lengths, valid))
-        turns = (voiced[:, 1:] != voiced[:, :-1]) & valid[:, 1:]
-        frames = lengths.clamp(min=1).to(power.dtype)
-        return torch.cat(
-            [
-                distribution(frame_wise, valid),
-                distribution(shape, valid),
-                distribution(shape[:, 2:] - shape[:, :-2], inside),
-                distribution(torch.cat([mels, shape, pitch[..., None]], 2), voiced),
-                distribution(slopes(mels), voiced[:, 2:-2] & valid[:, 4:]),
-                distribution(steps, small),
-                *moments(correlogram, valid),
-                moments(changes, inside)[1],
-                moments(changes.abs(), inside)[0],
-                trend(frame_wise, valid),
-                trend(pitch[..., None], voiced),
-                first - middle,
-                last - middle,
-                torch.stack([voiced.sum(1) / frames, turns.sum(1) / frames, frames.log()], 1),
-            ],
-            1,
-        )
-
-    def _voice(self, power: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Voicing, pitch in octaves and level in nepers below the loudest frame, ``[B, T]``, and the correlogram."""
-        # Bin 0 is left out: an offset would correlate at every lag.
-        band = power[..., 1 : 1 + len(self.correlation)]
-        energy = band.sum(2).masked_fill(~valid, 0)
-        peak = F.pad(energy, (0, 1)).amax(1, keepdim=True).clamp(min=FLOOR)  # there may be no frame
-        correlogram = (band @ self.correlation / (energy + 1e-6 * peak)[..., None]).clamp(-1, 1)
-        # The multiples of a period correlate as it does itself; the shortest is meant.
-        voicing, lag = (correlogram + self.preference).max(2)
-        return voicing, self.pitches[lag], (energy / peak).clamp(min=FLOOR).log(), correlogram
-
-    def _shape(self, power: Tensor) -> Tensor:
-        """What the docstring says of each frame's spectrum, ``[B, T, 11]``; frequencies as shares of the highest."""
-
-        def at(hertz: float) -> int:
-            return round(hertz * self.spectrogram.n_fft / self.spectrogram.sample_rate)
-
-        def log(x: Tensor) -> Tensor:
-            return x.clamp(min=FLOOR).log()
-
-        low = at(LOWEST)
-        x = power[..., low:].clamp(min=FLOOR)
-        # Total, first and second moment of the frequency, and two bands: one product instead of many passes.
-        total, first, second, bass, treble = (x @ self.sums[low:]).unbind(2)
-        centroid = first / total
-        spread = (second / total - centroid.square()).clamp(min=0).sqrt()
-        shares = total[..., None] * torch.tensor([0.25, 0.5, 0.75, 0.9], device=x.device, dtype=x.dtype)
-        rolloffs = (torch.searchsorted(x.cumsum(2), shares) + low) / power.shape[2]
-        peaks = [log(power[..., at(a) : at(b)].amax(2)) for a, b in ((LOWEST, 500), (500, 1000), (1000, 2000))]
-        root = x.sqrt()
-        alike = (root[:, 1:] * root[:, :-1]).sum(2) / (total[:, 1:] * total[:, :-1]).sqrt()
-        flux = F.pad(2 - 2 * alike, (1, 0))[:, : x.shape[1]]
-        flatness = x.log().mean(2) - x.mean(2).log()
-        shape = [centroid, spread, flatness, log(treble) - log(bass), peaks[0] - peaks[1], peaks[0] - peaks[2], flux]
-        return torch.cat([torch.stack(shape, 2), rolloffs], 2)
-
-
-def _sums(n_fft: int, sample_rate: int) -> Tensor:
-    """``[F, 5]``: ones, each bin's frequency as a share of the highest and its square, the bass, the treble."""
-    bins = torch.arange(n_fft // 2 + 1, dtype=torch.float64)
-    hertz, share = bins * sample_rate / n_fft, bins / len(bins)
-    bass, treble = ((hertz >= low) & (hertz < high) for low, high in ((0, 1000), (1000, 5000)))
-    return torch.stack([torch.ones_like(bins), share, share.square(), bass.double(), treble.double()], 1)
-
-
-def _thirds(lengths: Tensor, valid: Tensor) -> list[Tensor]:
-    """The masks of the first, the middle and the last third of the valid frames."""
-    time = torch.arange(valid.shape[1], device=valid.device)
-    ends = [(lengths * part // 3)[:, None] for part in range(4)]
-    return [valid & (time >= begin) & (time < end) for begin, end in pairwise(ends)]
-
-
-def _correlation(window: Tensor, n_fft: int, sample_rate: int, lags: Tensor) -> Tensor:
-    """``[K, L]`` that takes bins 1 to K of a power spectrum to an autocorrelation as of an unwindowed frame."""
-    angles = 2 * math.pi * torch.arange(n_fft, dtype=torch.float64)[:, None] * lags / n_fft
-    own = torch.fft.fft(window, n_fft).abs().square()
-    own_bins = torch.fft.fftfreq(n_fft, 1 / n_fft, dtype=torch.float64)[:, None] * lags * (2 * math.pi / n_fft)
-    correlation = (own[:, None] * own_bins.cos()).sum(0) / own.sum()
-    return angles[1 : 1 + int(VOICE_BAND * n_fft / sample_rate)].cos() / correlation
+        return torch.cat(list(self._grouped(power, lengths, self.groups).values()), 1)

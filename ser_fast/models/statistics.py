@@ -1,10 +1,21 @@
-"""Statistics over the frames of padded batches that a mask selects; 0 where it selects none."""
+"""Statistics over the frames of padded batches that a mask selects, 0 where it selects none, and groups of them."""
+
+from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ser_fast.models.descriptors import Frames
+
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+LEAP = 0.3  # octaves from frame to frame that no voice moves
+LOUD = -2.3  # nepers of power below the loudest frame, 10 dB
+SOFT = -4.6  # 20 dB
+BANDS = 16  # whose modulations are heard
+MODULATIONS = 8  # ranges of frequency, evenly spaced in its logarithm, up to half the frame rate
+SPAN = 1024  # frames of the DFT that finds modulations
 
 
 def moments(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,3 +48,92 @@ def trend(x: Tensor, mask: Tensor) -> Tensor:
 def slopes(x: Tensor) -> Tensor:
     """The usual regression slope over two frames to either side, ``[B, T - 4, D]``: of frames 2 to T - 3."""
     return (2 * (x[:, 4:] - x[:, :-4]) + x[:, 3:-1] - x[:, 1:-3]) / 10
+
+
+def modulation(x: Tensor, mask: Tensor) -> Tensor:
+    """Logarithm of the power of modulations ``[B, D, MODULATIONS]`` of ``[B, T, D]`` less its mean over the mask."""
+    x = (x - moments(x, mask)[0][:, None]).masked_fill(~mask[..., None], 0)
+    # The sum over spans has the spectrum of the whole at the frequencies of one span, however long the whole is.
+    spans = F.pad(x, (0, 0, 0, -x.shape[1] % SPAN)).unflatten(1, (-1, SPAN)).sum(1)
+    power = torch.fft.rfft(spans, dim=1).abs().square() / mask.sum(1).clamp(min=1)[:, None, None]
+    edges = torch.logspace(2, SPAN.bit_length() - 2, MODULATIONS + 1, base=2).round().long().tolist()
+    return torch.stack([power[:, a:b].mean(1) for a, b in pairwise(edges)], 2).clamp(min=1e-6).log()
+
+
+def _distributions(x: Frames) -> list[Tensor]:
+    return [distribution(torch.cat([x.mels, x.cepstra, x.voicing, x.level], 2), x.valid)]
+
+
+def _voiced(x: Frames) -> list[Tensor]:
+    steps = x.pitch[:, 1:] - x.pitch[:, :-1]
+    small = x.voiced[:, 1:] & x.voiced[:, :-1] & (steps[..., 0].abs() < LEAP)
+    return [distribution(torch.cat([x.mels, x.pitch], 2), x.voiced), distribution(steps, small)]
+
+
+def _correlogram(x: Frames) -> list[Tensor]:
+    return [*moments(x.correlogram, x.valid)]
+
+
+def _changes(x: Frames) -> list[Tensor]:
+    spectrum, inside = torch.cat([x.mels, x.cepstra], 2), x.valid[:, 2:]
+    changes = spectrum[:, 2:] - spectrum[:, :-2]
+    return [moments(changes, inside)[1], moments(changes.abs(), inside)[0]]
+
+
+def _shape(x: Frames) -> list[Tensor]:
+    changes = x.shape[:, 2:] - x.shape[:, :-2]
+    return [distribution(x.shape, x.valid), distribution(changes, x.valid[:, 2:]), distribution(x.shape, x.voiced)]
+
+
+def _slopes(x: Frames) -> list[Tensor]:
+    return [distribution(slopes(x.mels), x.voiced[:, 2:-2] & x.valid[:, 4:])]
+
+
+def _trends(x: Frames) -> list[Tensor]:
+    every = torch.cat([x.mels, x.cepstra, x.level, x.voicing], 2)
+    return [trend(every, x.valid), trend(x.pitch, x.voiced)]
+
+
+def _thirds(x: Frames) -> list[Tensor]:
+    time = torch.arange(x.valid.shape[1], device=x.valid.device)
+    ends = [(x.lengths * part // 3)[:, None] for part in range(4)]
+    thirds = [x.valid & (time >= begin) & (time < end) for begin, end in pairwise(ends)]
+    first, middle, last = (moments(x.mels, third)[0] for third in thirds)
+    return [first - middle, last - middle]
+
+
+def _rhythm(x: Frames) -> list[Tensor]:
+    frames = x.lengths.clamp(min=1).to(x.mels.dtype)
+    turns = (x.voiced[:, 1:] != x.voiced[:, :-1]) & x.valid[:, 1:]
+    return [torch.stack([x.voiced.sum(1) / frames, turns.sum(1) / frames, frames.log()], 1)]
+
+
+def _unvoiced(x: Frames) -> list[Tensor]:
+    return [distribution(x.mels, x.valid & ~x.voiced)]
+
+
+def _levels(x: Frames) -> list[Tensor]:
+    spectrum, level = torch.cat([x.mels, x.cepstra], 2), x.level[..., 0]
+    return [*moments(spectrum, x.valid & (level > LOUD)), *moments(spectrum, x.valid & (level <= SOFT))]
+
+
+def _modulation(x: Frames) -> list[Tensor]:
+    bands = F.adaptive_avg_pool1d(x.mels, BANDS)
+    return [modulation(torch.cat([bands, x.voicing, x.level], 2), x.valid).flatten(1)]
+
+
+# Each group of Functionals, which says what it is of.
+GROUPS: dict[str, Callable[[Frames], list[Tensor]]] = {
+    "distributions": _distributions,
+    "voiced": _voiced,
+    "correlogram": _correlogram,
+    "changes": _changes,
+    "shape": _shape,
+    "slopes": _slopes,
+    "trends": _trends,
+    "thirds": _thirds,
+    "rhythm": _rhythm,
+    "unvoiced": _unvoiced,
+    "levels": _levels,
+    "modulation": _modulation,
+}
