@@ -6,13 +6,11 @@ times that in training, at the rate of a large float32 matrix product; ragged ba
 
 import pytest
 import torch
-import torch.nn.functional as F
 from harness import EMODB_FRAMES, MODES, check, step
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import ser_fast
-import ser_fast.gru
+from ser_fast.models.peers import packed, reference
 
 DENSE = [(64, 200, 128, 128, 1), (32, 300, 401, 128, 2), (64, 300, 256, 256, 2), (64, 300, 128, 512, 1)]
 SWEEPS = {"T": (50, 100, 200, 400, 800), "B": (1, 4, 16, 64, 128), "H": (32, 64, 128, 256, 512)}
@@ -35,20 +33,6 @@ def modules(width: int, hidden: int, directions: int) -> dict[str, nn.Module]:
         "nn.LSTM": nn.LSTM(width, hidden, **options),
         "ours, reset_after=False": ser_fast.GRU(width, hidden, reset_after=False, **options),
     }
-
-
-def reference(module: ser_fast.GRU, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-    """What a batch-first layer must compute, by the op's reference."""
-    w_ih, w_hh, b_ih, b_hh = zip(*module.all_weights)
-    gx = F.linear(x, torch.cat(w_ih), torch.cat(b_ih)).unflatten(-1, (len(w_ih), -1)).transpose(0, 1)
-    y, *_ = ser_fast.gru.reference(gx, torch.stack(w_hh), torch.stack(b_hh), None, lengths, module.reset_after)
-    return y.transpose(0, 1).flatten(2)
-
-
-def packed(module: nn.Module, x: Tensor, lengths: Tensor) -> Tensor:
-    """A ragged batch through torch's layer as torch wants it, packed before and padded again after."""
-    y, _ = module(pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False))
-    return pad_packed_sequence(y, batch_first=True, total_length=x.shape[1])[0]
 
 
 def operations(frames: int, width: int, hidden: int, directions: int, mode: str) -> int:

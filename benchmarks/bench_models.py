@@ -14,12 +14,12 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from bench_gru import packed, reference
 from harness import EMODB_FRAMES, check
 from torch import Tensor, nn
 
 import ser_fast
 from ser_fast.models.masking import frame_mask
+from ser_fast.models.peers import ReferenceRecurrence, with_recurrence, with_torch
 
 MODELS = {"CGRU": ser_fast.CGRU, "BiGRU-MHA": ser_fast.BiGRUMHA}
 BATCHES = (64, 32)  # the papers' sizes, CGRU's first
@@ -46,30 +46,6 @@ class TorchSpectrogram(nn.Module):
         return x.masked_fill(~frame_mask(lengths, x.shape[1])[..., None], 0), lengths
 
 
-class TorchRecurrence(nn.Module):
-    """nn.GRU or nn.LSTM of our layer's size on a ragged batch."""
-
-    def __init__(self, ours: ser_fast.GRU, cell: str, way: str):
-        super().__init__()
-        options = {"batch_first": True, "bidirectional": ours.bidirectional}
-        self.rnn = {"GRU": nn.GRU, "LSTM": nn.LSTM}[cell](ours.input_size, ours.hidden_size, **options)
-        self.way = way
-
-    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, None]:
-        return (packed(self.rnn, x, lengths) if self.way == "packed" else self.rnn(x)[0]), None
-
-
-class ReferenceRecurrence(nn.Module):
-    """Our layer by its op's reference."""
-
-    def __init__(self, ours: ser_fast.GRU):
-        super().__init__()
-        self.ours = ours
-
-    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, None]:
-        return reference(self.ours, x, lengths), None
-
-
 class EagerPool(nn.Module):
     """Attention pooling in eager torch."""
 
@@ -83,15 +59,12 @@ class EagerPool(nn.Module):
         return (weights[:, None] @ h).squeeze(1), weights
 
 
-def baseline(model: nn.Module, recurrence: Callable, *arguments) -> nn.Module:
-    """A copy of the model with torch's ops in the place of ours."""
+def eager(model: nn.Module) -> nn.Module:
+    """A copy of the model with torch's ops in the place of ours, but for the recurrence."""
     twin = copy.deepcopy(model)
     twin.spectrogram = TorchSpectrogram(twin.spectrogram)
-    twin.rnn = recurrence(twin.rnn, *arguments)
     if twin.pool is not None:
         twin.pool = EagerPool(twin.pool)
-    if isinstance(twin, ser_fast.CGRU):
-        twin._recur = lambda x, lengths: twin.rnn(x, lengths)  # CGRU itself gives lengths to our GRU only
     return twin
 
 
@@ -189,15 +162,12 @@ def bench_training_step(race, name, batch):
         valid = spectrogram[frame_mask(frames, spectrogram.shape[1])]
         ours.spectrogram.set_statistics(valid.mean(0), valid.std(0))
     case = f"{name}, B={batch}, {min(EMODB_FRAMES) / 100:.1f}..{max(EMODB_FRAMES) / 100:.1f} s"
-    found, truth = (logits_and_gradients(m, *arguments) for m in (ours, baseline(ours, ReferenceRecurrence)))
+    by_reference = with_recurrence(eager(ours), ReferenceRecurrence(ours.rnn))
+    found, truth = (logits_and_gradients(model, *arguments) for model in (ours, by_reference))
     error = check(case, found[0], truth[0], TOLERANCE)
     check(f"{case}, gradients", found[1:], truth[1:], GRADIENTS)
 
-    models = {"ours": ours} | {
-        f"torch {cell}, {way}": baseline(ours, TorchRecurrence, cell, way)
-        for cell in ("GRU", "LSTM")
-        for way in ("padded", "packed")
-    }
+    models = {"ours": ours} | with_torch(eager(ours))
     clocks = {kind: Clock(model) for kind, model in models.items()}
     steps = {kind: training_step(models[kind], clock, *arguments) for kind, clock in clocks.items()}
     info = race(case, steps.pop("ours"), steps, fewest=3, error=error, tolerance=TOLERANCE)

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 from bench_attention_pool import eager, one_query
-from bench_gru import modules, packed, reference
+from bench_gru import modules
 from bench_power_spectrogram import BINS, HOP, N_FFT, WINDOW, chain, error_against_float64, torchaudio_chain
 from harness import EMODB_FRAMES, check, machine, step
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ from torch import Tensor, nn
 import ser_fast.gru
 from ser_fast import backends
 from ser_fast.functional import attention_pool, power_spectrogram
+from ser_fast.models.peers import packed, reference
 from ser_fast.run_folder import write_atomically
 
 TESTS = Path(__file__).parents[1] / "tests"

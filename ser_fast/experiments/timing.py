@@ -1,6 +1,5 @@
 """Training time: whole epochs with our GRU, torch's GRU and torch's LSTM in the same models on the same data."""
 
-import copy
 import os
 import platform
 import statistics
@@ -9,20 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from ser_fast import gru
 from ser_fast.batches import LengthSortedBatches
 from ser_fast.crossval import plan
 from ser_fast.dataset import labels, load_dataset, speakers
 from ser_fast.experiments import figures, published
 from ser_fast.experiments.settings import Lab
 from ser_fast.experiments.tables import Result, Table
-from ser_fast.gru_module import GRU
 from ser_fast.info import info
-from ser_fast.models import CGRU, MODELS
+from ser_fast.models import MODELS
+from ser_fast.models.peers import ReferenceRecurrence, with_recurrence, with_torch
 from ser_fast.task import Task, task_of
 from ser_fast.training import OPTIMIZERS, TrainConfig, fit_statistics
 
@@ -30,54 +26,6 @@ SYSTEMS = {"CGRU": "CGRU", "BiGRU-MHA": "Bi-GRU + MHA"}
 OURS, OURS_AFTER = "ours, reset_after=False", "ours, reset_after=True"
 TOLERANCE = 1e-4  # of the largest logit: some thousand float32 roundings, added up in another order
 ROUNDS = {"full": 3, "quick": 3, "tiny": 1}
-
-
-class TorchRecurrence(nn.Module):
-    """nn.GRU or nn.LSTM of our layer's size: over the padding too ("padded"), or packed around it ("packed")."""
-
-    def __init__(self, ours: GRU, cell: type[nn.RNNBase], way: str):
-        super().__init__()
-        self.rnn = cell(ours.input_size, ours.hidden_size, batch_first=True, bidirectional=ours.bidirectional)
-        self.way = way
-
-    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, None]:
-        if self.way == "padded":
-            return self.rnn(x)[0], None
-        y, _ = self.rnn(pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False))
-        return pad_packed_sequence(y, batch_first=True, total_length=x.shape[1])[0], None
-
-
-class ReferenceRecurrence(nn.Module):
-    """Our layer by its op's reference in torch."""
-
-    def __init__(self, ours: GRU):
-        super().__init__()
-        self.ours = ours
-
-    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, None]:
-        w_ih, w_hh, b_ih, b_hh = zip(*self.ours.all_weights)
-        gx = F.linear(x, torch.cat(w_ih), torch.cat(b_ih)).unflatten(-1, (len(w_ih), -1)).transpose(0, 1)
-        y, *_ = gru.reference(gx, torch.stack(w_hh), torch.stack(b_hh), None, lengths, self.ours.reset_after)
-        return y.transpose(0, 1).flatten(2), None
-
-
-def with_recurrence(model: nn.Module, recurrence: nn.Module) -> nn.Module:
-    """A copy of the model with another recurrence; everything else is shared in kind and in weights."""
-    twin = copy.deepcopy(model)
-    twin.rnn = copy.deepcopy(recurrence)
-    if isinstance(twin, CGRU):
-        twin._recur = lambda x, lengths: twin.rnn(x, lengths)  # CGRU itself gives lengths to our GRU only
-    return twin
-
-
-def variants(model: nn.Module, after: nn.Module) -> dict[str, nn.Module]:
-    """The model as it is, its other form ``after``, and with torch's layers."""
-    cells = {"GRU": nn.GRU, "LSTM": nn.LSTM}
-    return {OURS: model, OURS_AFTER: after} | {
-        f"torch {name}, {way}": with_recurrence(model, TorchRecurrence(model.rnn, cell, way))
-        for name, cell in cells.items()
-        for way in ("padded", "packed")
-    }
 
 
 @torch.inference_mode()
@@ -134,7 +82,8 @@ def race(name: str, lab: Lab) -> tuple[dict[str, list[float]], float, str]:
             fit_statistics(each, batches)
     few = next(iter(batches.epoch()))
     error = max(check(name, each, few.wave[:4], few.lengths[:4]) for each in (model, after))
-    return _timed(variants(model, after), config, batches, task, ROUNDS[lab.settings.scale]), error, split.protocol
+    models = {OURS: model, OURS_AFTER: after} | with_torch(model)
+    return _timed(models, config, batches, task, ROUNDS[lab.settings.scale]), error, split.protocol
 
 
 def _timed(
