@@ -93,67 +93,80 @@ def _with_recipe(argv: list[str]) -> list[str]:
 
 
 def _parsers():
+    """The parser of everything, and by name those of the commands that train."""
     from jsonargparse import ArgumentParser
 
-    from ser_fast import experiments
     from ser_fast.crossval import HELD_OUT, Folds
-    from ser_fast.models import MODELS
-    from ser_fast.training import TrainConfig
 
-    def command(description: str) -> ArgumentParser:
-        return ArgumentParser(description=description, exit_on_error=False)
-
-    demo = command("Train CGRU and its LSTM version on synthetic voices, in minutes, without data.")
-    demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the two runs and the report")
-    demo.add_argument("--epochs", type=int, default=25, help="passes over the training voices")
-    demo.add_argument("--seed", type=int, default=0, help="of the initial weights, the batch order and the dropout")
-
-    def training(description: str, skip: set[str]) -> ArgumentParser:
-        parser = command(description)
-        known = ", ".join(recipes.names())
-        described = f"options in a YAML or JSON file, or one of the recipes {known}; the line overrides it"
-        parser.add_argument("--config", action="config", help=described)
-        parser.add_class_arguments(TrainConfig, skip={"skip_bad", *skip})
-        parser.add_argument("--skip_bad", action="store_true", help="skip and count unreadable files, do not stop")
-        for name, model in MODELS.items():
-            parser.add_class_arguments(model, name, skip={"num_classes"})
-        return parser
-
-    train = training("Train a model on a corpus; the same command resumes an interrupted run.", set())
-    cv = training("Cross-validate a model; the same command resumes at the fold it lost.", set(HELD_OUT))
-    cv.add_class_arguments(Folds)
-
-    experiment = command("Repeat an experiment of the two papers; the same command goes on with an interrupted one.")
-    experiment.add_argument("name", help=f"one of {', '.join(experiments.EXPERIMENTS)}")
-    experiments.settings.add_options(experiment)
-
-    predict = command("Print the class probabilities of audio files.")
-    predict.add_argument("checkpoint", type=Path, help="a .safetensors file, or a run folder for its best epoch")
-    predict.add_argument("files", type=Path, nargs="+", help="audio files, or folders that hold some")
-    predict.add_argument("--json", action="store_true", help="print one JSON object a line instead of a table")
-    predict.add_argument("--batch_size", type=int, default=32, help="files that go through the model together")
-
-    convert = command("Write a corpus as a manifest, from the form in which its owners ship it.")
-    convert.add_argument("corpus", choices=["iemocap", "ch_sims", "mosi"], help="whose labels to read")
-    convert.add_argument("path", type=Path, help="its folder as its owners ship it")
-    convert.add_argument("--out", type=Path, required=True, help="the manifest, a .csv that does not exist yet")
-    convert.add_argument("--excited_as_happy", action="store_true", help="of IEMOCAP, count excitement as happiness")
-    convert.add_argument("--improvised_only", action="store_true", help="of IEMOCAP, leave out the scripted dialogs")
-
+    about = {
+        "demo": "train CGRU and its LSTM version on synthetic voices, in minutes, without data",
+        "train": "train a model on a corpus; the same command resumes an interrupted run",
+        "cv": "cross-validate a model; the same command resumes at the fold it lost",
+        "experiment": "repeat an experiment of the two papers; the same command goes on with an interrupted one",
+        "convert": "write a corpus as a manifest, from the form in which its owners ship it",
+        "predict": "print the class probabilities of audio files",
+        "info": "what was built, what loaded, which backend runs",
+    }
+    parsers = {
+        name: ArgumentParser(description=f"{words[0].upper()}{words[1:]}.", exit_on_error=False)
+        for name, words in about.items()
+    }
+    _add_demo(parsers["demo"])
+    _add_training(parsers["train"], set())
+    _add_training(parsers["cv"], set(HELD_OUT))
+    parsers["cv"].add_class_arguments(Folds)
+    _add_experiment(parsers["experiment"])
+    _add_convert(parsers["convert"])
+    _add_predict(parsers["predict"])
     parser = ArgumentParser(
         prog="ser-fast", description="Speech emotion recognition on fused kernels.", exit_on_error=False,
         version=f"ser_fast {ser_fast.__version__}",
     )  # fmt: skip
     commands = parser.add_subcommands(dest="command")
-    commands.add_subcommand("demo", demo, help="train two small models on synthetic voices and compare them")
-    commands.add_subcommand("train", train, help="train a model on a corpus, or go on with a run")
-    commands.add_subcommand("cv", cv, help="cross-validate a model, or go on with it")
-    commands.add_subcommand("experiment", experiment, help="repeat an experiment of the two papers")
-    commands.add_subcommand("convert", convert, help="write IEMOCAP, CH-SIMS or MOSI as a manifest")
-    commands.add_subcommand("predict", predict, help="print the class probabilities of audio files")
-    information = command("What was built, what loaded, which backend runs.")
-    commands.add_subcommand("info", information, help="what was built, what loaded, which backend runs")
-    return parser, {"train": train, "cv": cv}
+    for name, words in about.items():
+        commands.add_subcommand(name, parsers[name], help=words.partition(";")[0])
+    return parser, {name: parsers[name] for name in ("train", "cv")}
+
+
+def _add_demo(parser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the two runs and the report")
+    parser.add_argument("--epochs", type=int, default=25, help="passes over the training voices")
+    parser.add_argument("--seed", type=int, default=0, help="of the initial weights, the batch order and the dropout")
+
+
+def _add_training(parser, skip: set[str]) -> None:
+    from ser_fast.models import MODELS
+    from ser_fast.training import TrainConfig
+
+    known = ", ".join(recipes.names())
+    described = f"options in a YAML or JSON file, or one of the recipes {known}; the line overrides it"
+    parser.add_argument("--config", action="config", help=described)
+    parser.add_class_arguments(TrainConfig, skip={"skip_bad", *skip})
+    parser.add_argument("--skip_bad", action="store_true", help="skip and count unreadable files, do not stop")
+    for name, model in MODELS.items():
+        parser.add_class_arguments(model, name, skip={"num_classes"})
+
+
+def _add_experiment(parser) -> None:
+    from ser_fast import experiments
+
+    parser.add_argument("name", help=f"one of {', '.join(experiments.EXPERIMENTS)}")
+    experiments.settings.add_options(parser)
+
+
+def _add_convert(parser) -> None:
+    parser.add_argument("corpus", choices=["iemocap", "ch_sims", "mosi"], help="whose labels to read")
+    parser.add_argument("path", type=Path, help="its folder as its owners ship it")
+    parser.add_argument("--out", type=Path, required=True, help="the manifest, a .csv that does not exist yet")
+    parser.add_argument("--excited_as_happy", action="store_true", help="of IEMOCAP, count excitement as happiness")
+    parser.add_argument("--improvised_only", action="store_true", help="of IEMOCAP, leave out the scripted dialogs")
+
+
+def _add_predict(parser) -> None:
+    parser.add_argument("checkpoint", type=Path, help="a .safetensors file, or a run folder for its best epoch")
+    parser.add_argument("files", type=Path, nargs="+", help="audio files, or folders that hold some")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a line instead of a table")
+    parser.add_argument("--batch_size", type=int, default=32, help="files that go through the model together")
 
 
 def _demo(options) -> int:
