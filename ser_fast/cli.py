@@ -12,6 +12,8 @@ from pathlib import Path
 import ser_fast
 from ser_fast import distributed, info, recipes
 
+INFO = "what was built, what loaded, which backend runs"
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; 0 if it did all it was asked for, 1 after a message if not, 2 for wrong options."""
@@ -99,13 +101,13 @@ def _parsers():
     from ser_fast.crossval import HELD_OUT, Folds
 
     about = {
-        "demo": "train CGRU and its LSTM version on synthetic voices, in minutes, without data",
+        "demo": "train CGRU and its LSTM version on synthetic voices and compare them; it takes minutes and no data",
         "train": "train a model on a corpus; the same command resumes an interrupted run",
         "cv": "cross-validate a model; the same command resumes at the fold it lost",
         "experiment": "repeat an experiment of the two papers; the same command goes on with an interrupted one",
-        "convert": "write a corpus as a manifest, from the form in which its owners ship it",
+        "convert": "write IEMOCAP, CH-SIMS or MOSI as a manifest; it reads the form in which their owners ship them",
         "predict": "print the class probabilities of audio files",
-        "info": "what was built, what loaded, which backend runs",
+        "info": INFO,
     }
     parsers = {
         name: ArgumentParser(description=f"{words[0].upper()}{words[1:]}.", exit_on_error=False)
@@ -124,7 +126,7 @@ def _parsers():
     )  # fmt: skip
     commands = parser.add_subcommands(dest="command")
     for name, words in about.items():
-        commands.add_subcommand(name, parsers[name], help=words.partition(";")[0])
+        commands.add_subcommand(name, parsers[name], help=words.partition(";")[0])  # the rest is for its own --help
     return parser, {name: parsers[name] for name in ("train", "cv")}
 
 
@@ -248,7 +250,7 @@ def _answer(classes: list[str], result: dict[str, float]) -> dict:
 
 
 def _info(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser("ser-fast info", description="What was built, what loaded, which backend runs.")
+    parser = argparse.ArgumentParser("ser-fast info", description=f"{INFO.capitalize()}.")
     described = "frames, rows, directions and units of a GRU: how the CUDA kernels would run it"
     parser.add_argument("--shape", type=int, nargs=4, metavar=("T", "B", "D", "H"), help=described)
     shape = parser.parse_args(argv).shape

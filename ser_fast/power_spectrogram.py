@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ser_fast import backends, checks, onnx
+from ser_fast.precision import FullPrecision
 from ser_fast.streaming import SpectrogramStream
 
 PAD_MODES = ("reflect", "constant", "replicate", "circular")
@@ -369,7 +370,7 @@ def power_spectrogram(
     return out
 
 
-class PowerSpectrogram(nn.Module):
+class PowerSpectrogram(FullPrecision):
     """:func:`power_spectrogram` with its window and statistics as buffers, in the field's units.
 
     The defaults are the BiGRU-MHA paper's: 16 kHz, 40 ms Hamming frames every 10 ms, DFT of 1600, 0 to 4 kHz. The
@@ -458,16 +459,6 @@ class PowerSpectrogram(nn.Module):
             self.mean.copy_(mean)
             self.std.copy_(std)
         self.normalize = True
-
-    def _apply(self, fn, recurse=True):
-        """Moves and casts the buffers, but never to half precision, in which a power spectrogram overflows."""
-        before = dict(self.named_buffers())
-        super()._apply(fn, recurse)
-        for name, value in before.items():
-            now = getattr(self, name)
-            if now.dtype in checks.HALF:
-                setattr(self, name, value.to(now.device))
-        return self
 
     def get_extra_state(self) -> Tensor:
         return torch.tensor(self.normalize, device="cpu")

@@ -118,6 +118,14 @@ def test_cv_tests_every_speaker_and_its_folds_are_runs(voices, tmp_path):
     assert table.startswith("name,speaker,truth,predicted\n") and table.count(",01,") == 10
 
 
+def test_printed_options_are_read_again(tmp_path):
+    printed = ser_fast_command("train", "--model=cgru", "--print_config")
+    assert (printed.returncode, printed.stderr) == (0, "")
+    (tmp_path / "options.yaml").write_text(printed.stdout)
+    again = ser_fast_command("train", f"--config={tmp_path / 'options.yaml'}", "--data=nowhere")
+    assert again.returncode == 1 and again.stderr.startswith("ser-fast: corpus 'nowhere'"), again.stderr
+
+
 def test_a_recipe_is_known_by_its_name(voices, tmp_path):
     options = (f"--data={voices / 'all.csv'}", "--epochs=1", *TINY[:2], "--test_speakers=01")
     result = ser_fast_command("train", "--config=paper1", f"--out={tmp_path / 'a'}", *options)

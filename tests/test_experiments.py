@@ -1,5 +1,6 @@
 """The papers' experiments: what each leaves, what it takes up again, and that the papers' numbers are the papers'."""
 
+import copy
 import csv
 import json
 from pathlib import Path
@@ -15,7 +16,7 @@ from ser_fast.experiments import EXPERIMENTS, Settings, published, settings, tim
 from ser_fast.experiments.claims import compare, speaker_uas
 from ser_fast.experiments.paper1 import four_emotions
 from ser_fast.experiments.settings import Lab, from_options
-from ser_fast.models import CGRU, MODELS
+from ser_fast.models import CGRU, MODELS, BiGRUMHA
 from ser_fast.models.systems import PAPER_2, PAPER_2_HEADS, SYSTEMS, System
 
 EMOTIONS = ("anger", "fear", "happiness", "sadness")
@@ -190,6 +191,23 @@ def test_what_differs_from_the_reference_is_not_timed(monkeypatch):
     monkeypatch.setattr(timing.ReferenceRecurrence, "forward", lambda self, x, lengths: (x[..., :8] * 0, None))
     with pytest.raises(RuntimeError, match=r"CGRU differs from the reference by .* not timed"):
         timing.check("CGRU", model, wave, lengths)
+
+
+def test_peers_are_of_as_many_layers_as_ours():
+    model = BiGRUMHA(3, num_layers=2, hidden_size=8, num_heads=2, hop_length=320).eval()
+    wave, lengths = torch.randn(3, 8000), torch.tensor([8000, 5000, 3001])
+    assert timing.check("BiGRU-MHA", model, wave, lengths) < timing.TOLERANCE
+    twins = timing.with_torch(model)
+    assert list(twins) == ["torch GRU, padded", "torch GRU, packed", "torch LSTM, padded", "torch LSTM, packed"]
+    # torch's GRU with our weights, in its own form, gives what ours gives.
+    after = BiGRUMHA(3, num_layers=2, hidden_size=8, num_heads=2, hop_length=320, reset_after=True).eval()
+    twin = timing.with_torch(after)["torch GRU, packed"].eval()
+    twin.rnn.rnn.load_state_dict(after.rnn.state_dict())
+    torch.testing.assert_close(twin(wave, lengths), after(wave, lengths))
+    copied = copy.deepcopy(timing.with_torch(CGRU(3, channels=(2, 2), hidden_size=8))["torch LSTM, padded"])
+    copied.rnn = None  # a copy's recurrence is its own
+    with pytest.raises(TypeError):
+        copied(wave, lengths)
 
 
 def test_four_emotions_are_of_one_sentence_where_names_tell_it():

@@ -1,5 +1,6 @@
 """Statistics over masked frames, and what the functionals hear in sounds that are known."""
 
+import copy
 import math
 
 import numpy as np
@@ -124,15 +125,15 @@ def test_the_shape_of_a_tone_lies_at_its_frequency():
 
 def test_a_batch_of_one_utterance_can_be_trained_on():
     model = Functionals(2).train()
-    before = model.normalize.running_mean.clone()
+    before = model.norm.running_mean.clone()
     model(voice(120.0)[None]).sum().backward()
-    assert torch.equal(model.normalize.running_mean, before) and model.classifier.weight.grad.isfinite().all()
+    assert torch.equal(model.norm.running_mean, before) and model.classifier.weight.grad.isfinite().all()
     model(torch.stack([voice(120.0), voice(240.0)]))
-    assert not torch.equal(model.normalize.running_mean, before)
+    assert not torch.equal(model.norm.running_mean, before)
 
 
 def test_what_is_remembered_is_what_would_be_computed(monkeypatch):
-    monkeypatch.setattr(functionals, "_SEEN", {})
+    monkeypatch.setattr(functionals, "_SEEN", functionals.Memory())
     model, order = Functionals(3).eval(), [1, 3, 0, 2]
     other = Functionals(3, hop_length=200).eval()
     wave, lengths = torch.randn(4, 9000), torch.tensor([9000, 5000, 300, 0])
@@ -152,9 +153,11 @@ def test_what_is_remembered_is_what_would_be_computed(monkeypatch):
     assert not torch.equal(model._remembered(wave, lengths)[0], first[0]) and len(computed) == 1
     other(wave, lengths)
     assert len(computed) == 5  # another model's statistics are others
-    monkeypatch.setattr(functionals, "KEPT_BYTES", 3 * 4 * 2257)
+    a_wave = 4 * 2257 + len(model.groups) * functionals.TENSOR_BYTES
+    monkeypatch.setattr(functionals, "KEPT_BYTES", 3 * a_wave)
     wave = torch.randn(7, 2000)
-    assert torch.equal(model(wave), model(wave)) and len(functionals._SEEN) <= 3
+    assert torch.equal(model(wave), model(wave)) and len(functionals._SEEN.seen) <= 3
+    assert functionals._SEEN.bytes == len(functionals._SEEN.seen) * a_wave
 
 
 def test_a_waves_gradient_is_that_of_its_statistics():
@@ -174,6 +177,21 @@ def test_masks_are_not_remembered():
     assert not torch.equal(other(wave), plain)  # nor what a normalised spectrogram gives
     model.spectrogram.register_forward_hook(lambda module, _, output: (output[0] * 0.5 + 1e-3, output[1]))
     assert not torch.equal(model(wave), plain)
+    third = Functionals(2).eval()
+    third.load_state_dict(model.state_dict())
+    third.descriptors.register_forward_pre_hook(lambda module, given: (given[0] * 0.5 + 1e-3, given[1]))
+    assert not torch.equal(third(wave), plain)
+
+
+def test_half_precision_is_that_of_the_layer_alone():
+    model = Functionals(2).eval()
+    wave = torch.randn(2, 9000)
+    half = copy.deepcopy(model).bfloat16()
+    assert {value.dtype for value in half.descriptors.buffers()} == {torch.float32}
+    assert half(wave).dtype == torch.bfloat16
+    # 2257 products of numbers up to 5 with 8 bits each, and weights of some 0.01.
+    torch.testing.assert_close(half(wave).float(), model(wave), rtol=0.05, atol=0.1)
+    assert torch.equal(half.float().descriptors.filters, model.descriptors.filters)
 
 
 def test_loudness_alone_changes_nothing():
@@ -194,6 +212,8 @@ def test_loudness_alone_changes_nothing():
         ({"groups": ["shape", "mels"]}, "Functionals: groups is .'shape', 'mels'.; it must be some of dis"),
         ({"groups": ["shape", "shape"]}, "each once"),
         ({"groups": []}, "Functionals: groups is ..; it must be some of"),
+        ({"groups": 3}, "Functionals: groups is 3; it must be some of"),
+        ({"groups": [["shape"]]}, "it must be some of"),
         ({"n_lags": 0}, "Functionals: n_lags is 0; it must be at least 1"),
     ],
 )

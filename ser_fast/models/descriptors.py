@@ -5,10 +5,11 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ser_fast.mel import mel_filters
 from ser_fast.models.masking import frame_mask, standardize
+from ser_fast.precision import FullPrecision
 
 FLOOR = 1e-8  # of a mel's power, some 90 dB below a loud voice
 PITCH = (60.0, 600.0)  # hertz; the lags of the correlogram are evenly spaced in its logarithm
@@ -23,8 +24,8 @@ class Frames(NamedTuple):
     """Descriptors of each frame.
 
     ``lengths`` ``[B]``; masks ``valid``, ``voiced`` ``[B, T]``; ``mels`` ``[B, T, n_mels]``; ``cepstra`` ``[B, T,
-    n_cepstra]``; ``voicing``, ``pitch`` (octaves above the lowest) and ``level`` (nepers of power below the loudest
-    frame) ``[B, T, 1]``; ``correlogram`` ``[B, T, n_lags]``; ``shape`` ``[B, T, 11]``.
+    n_cepstra]``; ``voicing``, ``pitch`` (octaves above the lowest) and ``level`` (logarithm of the power over the
+    loudest frame's) ``[B, T, 1]``; ``correlogram`` ``[B, T, n_lags]``; ``shape`` ``[B, T, 11]``.
     """
 
     lengths: Tensor
@@ -39,7 +40,7 @@ class Frames(NamedTuple):
     shape: Tensor
 
 
-class Descriptors(nn.Module):
+class Descriptors(FullPrecision):
     """Power spectrograms of windowed frames to their :class:`Frames`; :class:`Functionals` says what each is."""
 
     def __init__(

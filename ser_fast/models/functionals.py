@@ -8,7 +8,6 @@ utterance. Training at several speeds keeps the layer from learning the speakers
 
 import ctypes
 import hashlib
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +21,34 @@ from ser_fast.models.statistics import GROUPS
 from ser_fast.power_spectrogram import PowerSpectrogram
 
 ROWS = 8  # at a time, whose spectrograms stay in the cache where those of a batch would not
-KEPT_BYTES = 1 << 28  # of statistics that were seen, about those of 30 000 utterances
+KEPT_BYTES = 1 << 28  # of statistics that were seen, about those of 20 000 utterances
+TENSOR_BYTES = 512  # that a tensor takes beside its values
 FAR = 5.0  # standard deviations
 
-# A wave's groups, of every model in the process: folds and candidates of a cross-validation share their waves.
-_SEEN: dict[bytes, dict[str, Tensor]] = {}
+
+class Memory:
+    """Groups of statistics of waves that were seen, emptied before it passes :data:`KEPT_BYTES`."""
+
+    def __init__(self):
+        self.seen: dict[bytes, dict[str, Tensor]] = {}
+        self.bytes = 0
+
+    def of(self, key: bytes) -> dict[str, Tensor]:
+        return self.seen.get(key, {})
+
+    def add(self, key: bytes, groups: dict[str, Tensor]) -> dict[str, Tensor]:
+        """All groups of the wave."""
+        known = self.of(key) | groups
+        size = sum(values.nbytes + TENSOR_BYTES for values in groups.values())
+        if self.bytes + size > KEPT_BYTES:
+            self.seen, self.bytes = {}, 0
+        self.seen[key] = known
+        self.bytes += size
+        return known
+
+
+# Of every model in the process: folds and candidates of a cross-validation share their waves.
+_SEEN = Memory()
 
 
 class Functionals(nn.Module):
@@ -35,17 +57,19 @@ class Functionals(nn.Module):
     In each frame, from one power spectrogram P: the logarithm of ``n_mels`` mels, standardised over the utterance;
     the first ``n_cepstra`` coefficients of its cosine transform; and the correlogram, the frame's autocorrelation
     r(τ) = Σ_k P_k cos(2π f_k τ) over r(0) and over the window's own, at ``n_lags`` lags. Its maximum over the lags
-    is the voicing, and 1/τ there the pitch; a frame whose voicing is above 0.6 is voiced.
+    is the voicing, and 1/τ there the pitch; a frame whose voicing is above 0.6 is voiced, unless it is 40 dB below
+    the loudest. The level is the logarithm of its power over the loudest's.
 
     The spectrum's shape, also in each frame, above 50 Hz: centroid and spread, the frequencies below which a quarter,
     half, three quarters and nine tenths of the power lie, flatness (the mean logarithm less the logarithm of the
     mean), the logarithm of the power of 1–5 kHz over that below, of the strongest bin below 0.5 kHz over those of
     0.5–1 and of 1–2 kHz, and the squared distance of the square roots of this and the last frame's spectrum.
 
-    Over the utterance, in groups, a distribution being mean, standard deviation and five quantiles:
+    Over the utterance, in groups, of which the last three are none of the default's; a distribution is mean, standard
+    deviation and five quantiles:
 
     - ``distributions``: of mels, cepstra, voicing and level;
-    - ``voiced``: those of mels, pitch and its steps over the voiced frames;
+    - ``voiced``: those of mels and pitch over the voiced frames, and of its steps below 0.3 octaves between them;
     - ``correlogram``: its mean and deviation;
     - ``changes``: deviation and mean size of those of mels and cepstra;
     - ``shape``: the distributions of the shape, of its changes, and of the shape over the voiced frames;
@@ -54,8 +78,10 @@ class Functionals(nn.Module):
     - ``thirds``: the mean mels of the first and the last third less the middle one's;
     - ``rhythm``: the share of voiced frames, how often voicing begins or ends, the logarithm of the number of frames;
     - ``unvoiced``: the distributions of mels over the other frames;
-    - ``levels``: mean and deviation of mels and cepstra over the loud frames and over the quiet ones;
-    - ``modulation``: power of the modulations of 16 bands, voicing and level.
+    - ``levels``: mean and deviation of mels and cepstra over the frames within 10 dB of the loudest, and over those
+      20 dB or more below it;
+    - ``modulation``: the logarithm of the modulations' power per frame, in 8 ranges below half the frame rate, of 16
+      bands of mels, voicing and level.
 
     Args:
         num_classes: classes, or 1 for a regression.
@@ -78,7 +104,7 @@ class Functionals(nn.Module):
         self,
         num_classes: int,
         *,
-        groups: Sequence[str] = (
+        groups: tuple[str, ...] = (
             "distributions", "voiced", "correlogram", "changes", "shape", "slopes", "trends", "thirds", "rhythm",
         ),
         n_mels: int = 64,
@@ -97,8 +123,9 @@ class Functionals(nn.Module):
         for name, value in (("n_mels", n_mels), ("n_cepstra", n_cepstra), ("n_lags", n_lags)):
             options.require(value >= 1, "Functionals", name, value, "at least 1")
         options.require(n_cepstra <= n_mels, "Functionals", "n_cepstra", n_cepstra, f"at most n_mels, {n_mels}")
-        known = bool(groups) and len(set(groups) & GROUPS.keys()) == len(groups)
-        options.require(known, "Functionals", "groups", groups, f"some of {', '.join(GROUPS)}, each once")
+        names = isinstance(groups, (list, tuple)) and all(isinstance(name, str) for name in groups)
+        known = names and groups and len(set(groups) & GROUPS.keys()) == len(groups)
+        options.require(bool(known), "Functionals", "groups", groups, f"some of {', '.join(GROUPS)}, each once")
         longest = sample_rate / PITCH[0]
         options.require(sample_rate >= 10000, "Functionals", "sample_rate", sample_rate, "at least 10000 hertz")
         options.require(n_fft >= win_length + longest, "Functionals", "n_fft", n_fft,
@@ -110,7 +137,7 @@ class Functionals(nn.Module):
         # In one order, whatever the option's: weights belong to statistics.
         self.groups = tuple(name for name in GROUPS if name in groups)
         count = self.statistics(torch.zeros(1, 1, n_fft // 2 + 1), torch.ones(1, dtype=torch.long)).shape[1]
-        self.normalize = nn.BatchNorm1d(count, affine=False)
+        self.norm = nn.BatchNorm1d(count, affine=False)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(count, num_classes)
 
@@ -127,7 +154,7 @@ class Functionals(nn.Module):
         lengths = full_lengths(wave) if lengths is None else lengths
         x = self._remembered(wave, lengths) if self._remembers(wave, lengths) else self._computed(wave, lengths)
         x = x.to(self.classifier.weight.dtype)
-        norm = self.normalize
+        norm = self.norm
         # A single utterance has no variance to be normalised by.
         alone = self.training and len(x) == 1
         x = F.batch_norm(x, norm.running_mean, norm.running_var, eps=norm.eps) if alone else norm(x)
@@ -141,10 +168,11 @@ class Functionals(nn.Module):
 
     def _remembers(self, wave: Tensor, lengths: Tensor) -> bool:
         """Whether the statistics are those of a wave alone: plain values on a CPU, which no hook changes."""
-        front = self.spectrogram
-        edited = front.normalize or front._forward_hooks or torch.is_autocast_enabled("cpu")
-        plain = not (edited or wave.requires_grad or checks.transforming())
-        return plain and wave.device.type == "cpu" and checks.readable(lengths) and checks.readable(wave)
+        watched = (self.spectrogram, self.descriptors)
+        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in watched)
+        edited = hooked or self.spectrogram.normalize or torch.is_autocast_enabled("cpu")
+        plain = wave.numel() and not (edited or wave.requires_grad or checks.transforming())
+        return bool(plain) and wave.device.type == "cpu" and checks.readable(lengths) and checks.readable(wave)
 
     def _remembered(self, wave: Tensor, lengths: Tensor) -> Tensor:
         """The same row by row, looked up where a row was seen before: a training meets its waves in every epoch.
@@ -153,24 +181,22 @@ class Functionals(nn.Module):
         """
         checks.lengths("Functionals", lengths, wave, *wave.shape)
         front = self.spectrogram
-        options = front.sample_rate, front.n_fft, front.win_length, front.hop_length, self.cut
+        given = front.sample_rate, front.n_fft, front.win_length, front.hop_length, self.cut
         rows = []
         for row, size in zip(wave, lengths.tolist()):
             row = row[: max(size, 1)].contiguous()
             content = ctypes.string_at(row.data_ptr(), size * row.itemsize)
-            what = repr((options, self.descriptors.filters.dtype, row.dtype, size))
+            what = repr((given, self.descriptors.filters.dtype, row.dtype, size))
             key = what.encode() + hashlib.sha256(content).digest()
-            known = _SEEN.get(key, {})
+            known = _SEEN.of(key)
             missing = [name for name in self.groups if name not in known]
             if missing:
-                if len(_SEEN) * self.classifier.weight[0].nbytes >= KEPT_BYTES:
-                    _SEEN.clear()
                 spec, frames = self.spectrogram(row[None], torch.tensor([size]))
-                _SEEN[key] = known = known | self._grouped(spec, frames, missing)
+                known = _SEEN.add(key, self._grouped(spec, frames, missing))
             rows.append(torch.cat([known[name] for name in self.groups], 1))
         return torch.cat(rows)
 
-    def _grouped(self, power: Tensor, lengths: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+    def _grouped(self, power: Tensor, lengths: Tensor, names: list[str] | tuple[str, ...]) -> dict[str, Tensor]:
         frames = self.descriptors(power, lengths)
         return {name: torch.cat(GROUPS[name](frames), 1) for name in names}
 

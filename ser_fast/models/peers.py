@@ -1,6 +1,7 @@
 """torch's layers in the place of ours, in the same models: what benchmarks and the experiment `time` race against."""
 
 import copy
+from types import MethodType
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +14,14 @@ from ser_fast.models.cgru import CGRU
 
 
 def reference(layer: GRU, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-    """What a batch-first layer must compute, by its op's reference."""
-    w_ih, w_hh, b_ih, b_hh = zip(*layer.all_weights)
-    gx = F.linear(x, torch.cat(w_ih), torch.cat(b_ih)).unflatten(-1, (len(w_ih), -1)).transpose(0, 1)
-    y, *_ = gru.reference(gx, torch.stack(w_hh), torch.stack(b_hh), None, lengths, layer.reset_after)
-    return y.transpose(0, 1).flatten(2)
+    """What batch-first layers with biases must compute without dropout, by their op's reference."""
+    directions = 1 + layer.bidirectional
+    for first in range(0, len(layer.all_weights), directions):
+        w_ih, w_hh, b_ih, b_hh = zip(*layer.all_weights[first : first + directions])
+        gx = F.linear(x, torch.cat(w_ih), torch.cat(b_ih)).unflatten(-1, (directions, -1)).transpose(0, 1)
+        y, *_ = gru.reference(gx, torch.stack(w_hh), torch.stack(b_hh), None, lengths, layer.reset_after)
+        x = y.transpose(0, 1).flatten(2)
+    return x
 
 
 def packed(layer: nn.RNNBase, x: Tensor, lengths: Tensor) -> Tensor:
@@ -31,7 +35,8 @@ class TorchRecurrence(nn.Module):
 
     def __init__(self, ours: GRU, cell: type[nn.RNNBase], way: str):
         super().__init__()
-        self.rnn = cell(ours.input_size, ours.hidden_size, batch_first=True, bidirectional=ours.bidirectional)
+        self.rnn = cell(ours.input_size, ours.hidden_size, ours.num_layers, batch_first=True,
+                        dropout=ours.dropout, bidirectional=ours.bidirectional)  # fmt: skip
         self.way = way
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, None]:
@@ -49,12 +54,16 @@ class ReferenceRecurrence(nn.Module):
         return reference(self.ours, x, lengths), None
 
 
+def _recur(model: CGRU, x: Tensor, lengths: Tensor) -> tuple[Tensor, None]:
+    return model.rnn(x, lengths)
+
+
 def with_recurrence(model: nn.Module, recurrence: nn.Module) -> nn.Module:
-    """A copy of the model with another recurrence; everything else is shared in kind and in weights."""
+    """A copy of the model with another recurrence; everything else is alike in kind and in weights."""
     twin = copy.deepcopy(model)
     twin.rnn = copy.deepcopy(recurrence)
     if isinstance(twin, CGRU):
-        twin._recur = lambda x, lengths: twin.rnn(x, lengths)  # CGRU itself gives lengths to our GRU only
+        twin._recur = MethodType(_recur, twin)  # CGRU itself gives lengths to our GRU only
     return twin
 
 

@@ -11,10 +11,10 @@ from ser_fast.models.descriptors import Frames
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 LEAP = 0.3  # octaves from frame to frame that no voice moves
-LOUD = -2.3  # nepers of power below the loudest frame, 10 dB
-SOFT = -4.6  # 20 dB
+LOUD = -2.3  # logarithm of the power over the loudest frame's, 10 dB below it
+SOFT = -4.6  # 20 dB below it
 BANDS = 16  # whose modulations are heard
-MODULATIONS = 8  # ranges of frequency, evenly spaced in its logarithm, up to half the frame rate
+MODULATIONS = 8  # ranges of frequency, evenly spaced in its logarithm, from 1/256 of the frame rate to below its half
 SPAN = 1024  # frames of the DFT that finds modulations
 
 
@@ -51,7 +51,7 @@ def slopes(x: Tensor) -> Tensor:
 
 
 def modulation(x: Tensor, mask: Tensor) -> Tensor:
-    """Logarithm of the power of modulations ``[B, D, MODULATIONS]`` of ``[B, T, D]`` less its mean over the mask."""
+    """Logarithm of each range's mean power per frame, ``[B, D, MODULATIONS]``, of ``[B, T, D]`` less its mean."""
     x = (x - moments(x, mask)[0][:, None]).masked_fill(~mask[..., None], 0)
     # The sum over spans has the spectrum of the whole at the frequencies of one span, however long the whole is.
     spans = F.pad(x, (0, 0, 0, -x.shape[1] % SPAN)).unflatten(1, (-1, SPAN)).sum(1)
@@ -118,11 +118,11 @@ def _levels(x: Frames) -> list[Tensor]:
 
 
 def _modulation(x: Frames) -> list[Tensor]:
-    bands = F.adaptive_avg_pool1d(x.mels, BANDS)
+    bands = F.adaptive_avg_pool1d(x.mels, min(BANDS, x.mels.shape[2]))
     return [modulation(torch.cat([bands, x.voicing, x.level], 2), x.valid).flatten(1)]
 
 
-# Each group of Functionals, which says what it is of.
+# By their names; the docstring of Functionals says what each holds.
 GROUPS: dict[str, Callable[[Frames], list[Tensor]]] = {
     "distributions": _distributions,
     "voiced": _voiced,
