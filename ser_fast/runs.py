@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,6 +72,8 @@ def cross_validate(config: TrainConfig, options: dict, folds: Folds) -> dict:
     )
     header, rows = fold_table(result)
     parts = [report.note(described), report.table(header, rows)]
+    if folds.choose:
+        parts += [report.heading("What each fold chose"), report.table(*choice_table(result, folds.choose))]
     if result["classes"]:
         pooled, path = result["pooled"], out / "figures" / "confusion.png"
         title = (
@@ -105,6 +108,17 @@ def fold_table(result: dict) -> tuple[list[str], list[list[str]]]:
             rows.append([f"{name} ± std", *spread])
     pooled = [report.number(key, result["pooled"][key]) for key in shown]
     return ["", *shown.values()], [*rows, ["all predictions together", *pooled]]
+
+
+def choice_table(result: dict, candidates: list[dict]) -> tuple[list[str], list[list[str]]]:
+    """For each candidate its mean score in every run's inner folds, and the runs that took it."""
+    rows = []
+    for number, candidate in enumerate(candidates):
+        words = "; ".join(f"{name}: {value}" for name, value in candidate.items()) or "the options as they are"
+        scores = [run["scores"][number] for run in result["runs"]]
+        taken = [f"seed {run['seed']}, without {run['fold']}" for run in result["runs"] if run["chosen"] == candidate]
+        rows.append([words, f"{statistics.fmean(scores):.3f}", "; ".join(taken) or "none"])
+    return ["candidate", "mean score in the inner folds", "taken by"], rows
 
 
 def demo(out: Path, epochs: int, seed: int) -> dict[str, dict]:

@@ -148,7 +148,12 @@ def test_each_fold_takes_the_candidate_that_is_best_on_its_training_part(voices,
         # Both candidates are tested on every utterance of the other speakers, and never on the fold's own.
         assert sorted(tested) == sorted([f"s{s}" for s in range(3) if s != number - 1] * 2 * 10)
     assert any(run["chosen"] == candidates[1] for run in result["runs"])
-    assert cross_validate(learning, TINY, folds) == result
+    assert runs.cross_validate(learning, TINY, folds) == result
+    _, rows = runs.choice_table(result, candidates)
+    assert [row[0] for row in rows] == ["learning_rate: 1e-30", "learning_rate: 0.005; cgru.hidden_size: 6"]
+    assert sum(row[2].count("seed 0, without s") for row in rows) == 3
+    page = (tmp_path / "report.html").read_text()
+    assert "What each fold chose" in page and all(cell in page for row in rows for cell in row)
 
 
 @pytest.mark.parametrize("name", ["learning_rat", "seed", "test_speakers", "bigru_mha.dropout", "cgru.num_classes"])
