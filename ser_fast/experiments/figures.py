@@ -12,13 +12,12 @@ from ser_fast.figures import BLUE, ORANGE, plain_axes, save, style, wrapped
 COLORS = (BLUE, ORANGE, "#3a8f5c", "#8a5fb0", "#8c8c8c")
 
 
-def _bars(axes, groups: Sequence[str], series: dict[str, Sequence[float]], errors: Sequence[float] = ()) -> None:
-    """Bars side by side in each group; ``errors`` are those of a single series."""
+def _bars(axes, groups: Sequence[str], series: dict[str, Sequence[float]]) -> None:
+    """Bars side by side in each group."""
     width = 0.8 / len(series)
     for number, (name, values) in enumerate(series.items()):
         places = np.arange(len(groups)) + (number - (len(series) - 1) / 2) * width
-        look = {"yerr": errors, "capsize": 3, "ecolor": "#444444"} if len(errors) else {}
-        axes.bar(places, values, width * 0.92, label=name, color=COLORS[number % len(COLORS)], **look)
+        axes.bar(places, values, width * 0.92, label=name, color=COLORS[number % len(COLORS)])
     axes.set_xticks(range(len(groups)), groups, rotation=30, ha="right")
     plain_axes(axes)
 
@@ -31,10 +30,10 @@ def _marks(axes, values: Sequence[float | None], name: str, marker: str) -> None
 
 
 def _finish(figure: Figure, axes, title: str, path: Path) -> Path:
-    """Title and legend above the axes."""
+    """Title and, where there is more than one thing to tell apart, a legend above the axes."""
     figure.suptitle(wrapped(title, 12 * figure.get_figwidth()), fontsize=10)
-    axes.legend(frameon=False, fontsize=8, loc="lower center",
-                bbox_to_anchor=(0.5, 1.0), ncols=3)  # fmt: skip
+    if len(axes.get_legend_handles_labels()[1]) > 1:
+        axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     return save(figure, path)
 
 
@@ -57,14 +56,13 @@ def bars(
     label: str,
     title: str,
     *,
-    errors: Sequence[float] = (),
     marks: dict[str, Sequence[float | None]] | None = None,
     lines: dict[str, float] | None = None,
 ) -> Path:
     """Bars of each group, with the paper's ``marks`` over the groups and ``lines`` across."""
     figure = Figure(figsize=(max(6.0, 1.6 + 0.9 * len(groups)), 4.4), layout="constrained")
     axes = figure.subplots()
-    _bars(axes, groups, series, errors)
+    _bars(axes, groups, series)
     for (name, values), marker in zip((marks or {}).items(), "Dv"):
         _marks(axes, values, name, marker)
     for (name, value), look in zip((lines or {}).items(), ("--", ":", "-.")):
@@ -111,9 +109,10 @@ def heat_maps(
 @style()
 def intervals(
     path: Path, names: Sequence[str], found: Sequence[dict], label: str, title: str, *,
-    curves: dict[str, Sequence[float]] | None = None, points: Sequence[Sequence[float]] = (), zero: bool = False,
+    curves: dict[str, Sequence[float]] | None = None, marks: dict[str, Sequence[float | None]] | None = None,
+    points: Sequence[Sequence[float]] = (), zero: bool = False,
 ) -> Path:  # fmt: skip
-    """Means with their intervals in percent, the papers' ``curves`` and every run's ``points``, side by side."""
+    """Means with their intervals in percent, the papers' ``curves`` or ``marks``, and every run's ``points``."""
     figure = Figure(figsize=(max(6.0, 1.6 + 0.8 * len(names)), 4.6), layout="constrained")
     axes = figure.subplots()
     means = [100 * entry["mean"] for entry in found]
@@ -130,6 +129,8 @@ def intervals(
     )
     for (name, values), look in zip((curves or {}).items(), ("--", ":")):
         axes.plot(range(len(names)), values, marker="D", linestyle=look, color=ORANGE, label=name)
+    for name, values in (marks or {}).items():
+        _marks(axes, values, name, "D")
     if zero:
         axes.axhline(0, color="#222222", linewidth=1)
     axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
