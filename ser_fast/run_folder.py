@@ -30,7 +30,7 @@ class RunFolder:
     Args:
         path: a folder that does not exist, is empty or holds this very run.
         options: what the run depends on; ``config.json`` keeps it. A run may go on with more ``epochs`` where its
-            ``schedule`` does not count them.
+            ``schedule`` does not count them, a cross-validation with more ``seeds``.
 
     Raises:
         ValueError: on entering, if something else lies there, another process holds it or it cannot be written.
@@ -87,12 +87,17 @@ class RunFolder:
             self._refuse(", whose config.json is not of a run")
         changed = {name for name in before.keys() | self.options.keys() if before.get(name) != self.options.get(name)}
         changed -= set(FREE)
-        grows = isinstance(before["epochs"], int) and before["epochs"] < self.options["epochs"]
-        # With a choice among candidates the longer run may be another's.
-        if grows and self.options.get("schedule", "constant") == "constant" and not self.options.get("choose"):
-            changed.discard("epochs")
+        changed -= {name for name in ("epochs", "seeds") if name in changed and self._grows(name, before.get(name))}
         if changed:
             self._refuse(f", where a run with another {', '.join(sorted(changed))} lies")
+
+    def _grows(self, name: str, before) -> bool:
+        now = self.options.get(name)
+        if not (isinstance(before, int) and isinstance(now, int) and before < now):
+            return False
+        # With a choice among candidates the longer run may be another's.
+        counted = self.options.get("schedule", "constant") != "constant" or self.options.get("choose")
+        return name == "seeds" or not counted
 
     def _hold(self) -> None:
         """The system lets go of the lock however the process ends."""

@@ -96,6 +96,17 @@ def test_an_interrupted_cross_validation_goes_on_at_the_fold_it_lost(voices, tmp
     assert [run["metrics"] for run in parts["runs"]] == [run["metrics"] for run in whole["runs"]]
 
 
+def test_more_seeds_are_added_to_those_that_are_there(voices, tmp_path, monkeypatch):
+    one = cross_validate(config(voices, tmp_path), TINY, Folds("speakers", 2))
+    calls = []
+    monkeypatch.setattr(Trainer, "_train_epoch", lambda self, old=Trainer._train_epoch: (calls.append(1), old(self)))
+    two = cross_validate(config(voices, tmp_path), TINY, Folds("speakers", 2, seeds=2))
+    assert len(calls) == 2 and [run["seed"] for run in two["runs"]] == [0, 0, 1, 1]
+    assert [run["metrics"] for run in two["runs"][:2]] == [run["metrics"] for run in one["runs"]]
+    with pytest.raises(ValueError, match="where a run with another seeds lies"):  # its summary would lose some
+        cross_validate(config(voices, tmp_path), TINY, Folds("speakers", 2))
+
+
 def test_folds_in_processes_of_their_own_give_the_same(voices, tmp_path):
     # One thread in both, since the number of threads changes roundings.
     one = cross_validate(config(voices, tmp_path / "one"), TINY, Folds("random", 2))
