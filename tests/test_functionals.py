@@ -158,6 +158,15 @@ def test_what_is_remembered_is_what_would_be_computed(monkeypatch):
     wave = torch.randn(7, 2000)
     assert torch.equal(model(wave), model(wave)) and len(functionals._SEEN.seen) <= 3
     assert functionals._SEEN.bytes == len(functionals._SEEN.seen) * a_wave
+    wider(wave)  # waves of which some groups are known grow, whatever is forgotten meanwhile
+    kept = [values for known in functionals._SEEN.seen.values() for values in known.values()]
+    assert functionals._SEEN.bytes == sum(values.nbytes + functionals.TENSOR_BYTES for values in kept)
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 0), (2, 3, 400)])
+def test_a_wave_of_another_shape_gets_one_clear_error(shape):
+    with pytest.raises(RuntimeError, match=r"wave has shape"):
+        Functionals(2).eval()(torch.zeros(shape), torch.zeros(2, dtype=torch.long))
 
 
 def test_a_waves_gradient_is_that_of_its_statistics():

@@ -38,13 +38,18 @@ class Memory:
 
     def add(self, key: bytes, groups: dict[str, Tensor]) -> dict[str, Tensor]:
         """All groups of the wave."""
-        known = self.of(key) | groups
-        size = sum(values.nbytes + TENSOR_BYTES for values in groups.values())
-        if self.bytes + size > KEPT_BYTES:
+        known = self.seen.pop(key, {})
+        self.bytes -= _size(known)
+        known = known | groups
+        if self.bytes + _size(known) > KEPT_BYTES:
             self.seen, self.bytes = {}, 0
         self.seen[key] = known
-        self.bytes += size
+        self.bytes += _size(known)
         return known
+
+
+def _size(groups: dict[str, Tensor]) -> int:
+    return sum(values.nbytes + TENSOR_BYTES for values in groups.values())
 
 
 # Of every model in the process: folds and candidates of a cross-validation share their waves.
@@ -171,7 +176,7 @@ class Functionals(nn.Module):
         watched = (self.spectrogram, self.descriptors)
         hooked = any(module._forward_hooks or module._forward_pre_hooks for module in watched)
         edited = hooked or self.spectrogram.normalize or torch.is_autocast_enabled("cpu")
-        plain = wave.numel() and not (edited or wave.requires_grad or checks.transforming())
+        plain = wave.dim() == 2 and wave.numel() and not (edited or wave.requires_grad or checks.transforming())
         return bool(plain) and wave.device.type == "cpu" and checks.readable(lengths) and checks.readable(wave)
 
     def _remembered(self, wave: Tensor, lengths: Tensor) -> Tensor:
