@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import importlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import torch
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import soundfile
 
     from ser_fast.corpora.utterance import Utterance
+    from ser_fast.wav import PcmWav
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
 
@@ -69,7 +71,7 @@ def read_audio(
     their headers do not have to tell how long they are.
 
     Args:
-        path: a file that libsndfile can read.
+        path: a file that libsndfile can read; without soundfile, a PCM WAV file of up to 32 bits.
         sample_rate: of the result, in hertz.
         start: seconds, ``None`` for the beginning.
         end: seconds, ``None`` for the end; up to 10 ms beyond it are forgiven.
@@ -80,9 +82,8 @@ def read_audio(
     Raises:
         AudioError: the file is missing, not audio, empty or truncated, holds NaN or infinite samples, or
             does not hold ``start`` to ``end``.
-        ImportError: soundfile or soxr is not installed.
+        ImportError: soundfile is not installed and the file is not PCM WAV, or soxr is not and the rates differ.
     """
-    soundfile = _import_extra("soundfile")
     path = Path(path)
     if path.suffix.lower() == ".raw":
         raise AudioError(f"{path}: not readable as audio: a .raw file has no header")
@@ -95,16 +96,13 @@ def read_audio(
     if missing:
         raise AudioError(f"{path}: truncated, {missing} bytes less than its header tells")
 
-    try:
-        with soundfile.SoundFile(path) as file:
-            rate = file.samplerate
-            first, last = _span(str(path), file.frames, rate, start, end)
-            file.seek(first)
-            samples = _read_mono(file, last - first)
-            # Where an MP3 has no Xing header, libsndfile estimates its length.
-            estimated = file.format == "MP3" and end is None
-    except soundfile.LibsndfileError as error:
-        raise AudioError(f"{path}: not readable as audio: {error.error_string}") from error
+    with _open(path) as file:
+        rate = file.samplerate
+        first, last = _span(str(path), file.frames, rate, start, end)
+        file.seek(first)
+        samples = _read_mono(file, last - first)
+        # Where an MP3 has no Xing header, libsndfile estimates its length.
+        estimated = file.format == "MP3" and end is None
     if len(samples) < last - first and not (estimated and len(samples)):
         raise AudioError(f"{path}: truncated, {len(samples)} of {last - first} frames are there")
     return _at_rate(str(path), samples, rate, sample_rate)
@@ -164,36 +162,69 @@ def read_corpus(
     return [utterance for utterance, _ in good], [samples for _, samples in good], errors
 
 
-def _import_extra(name: str) -> ModuleType:
+def import_extra(name: str, purpose: str) -> ModuleType:
+    """A package of the extra ``train``.
+
+    Raises:
+        ImportError: it is missing; the message says what needs it, and what to type.
+    """
     try:
         return importlib.import_module(name)
     except (ImportError, OSError) as error:  # OSError: soundfile without the libsndfile library
-        raise ImportError(f"reading audio needs {name}: pip install 'ser_fast[train]'") from error
+        raise ImportError(f"{purpose} needs {name}: pip install 'ser_fast[train]'") from error
+
+
+def riff_chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
+    """Name, first byte and size of each chunk of a WAV or AIFF file from its beginning; of any other file none."""
+    head = file.read(12)
+    order = _BYTE_ORDERS.get(head[:4])
+    if order is None or head[8:] not in (b"WAVE", b"AIFF", b"AIFC"):
+        return
+    long_size = _UNKNOWN_SIZE
+    while len(header := file.read(8)) == 8:
+        name, size = header[:4], int.from_bytes(header[4:], order)
+        begin = file.tell()
+        if name == b"ds64":
+            long_size = int.from_bytes(file.read(16)[8:], "little")
+        if name == b"data" and size == _UNKNOWN_SIZE:
+            size = long_size
+        yield name, begin, size
+        file.seek(begin + size + size % 2)
 
 
 def _missing_bytes(path: Path) -> int:
     """How many bytes of samples a WAV or AIFF header tells of beyond the file's end; libsndfile hides it."""
-    length = path.stat().st_size
     with open(path, "rb") as file:
-        head = file.read(12)
-        order = _BYTE_ORDERS.get(head[:4])
-        if order is None or head[8:] not in (b"WAVE", b"AIFF", b"AIFC"):
-            return 0
-        long_size = _UNKNOWN_SIZE
-        while len(header := file.read(8)) == 8:
-            chunk, size = header[:4], int.from_bytes(header[4:], order)
-            begin = file.tell()
-            if chunk in (b"data", b"SSND"):
-                if size == _UNKNOWN_SIZE:
-                    size = long_size
-                return 0 if size in _STREAMED_SIZES else max(0, begin + size - length)
-            if chunk == b"ds64":
-                long_size = int.from_bytes(file.read(16)[8:], "little")
-            file.seek(begin + size + size % 2)
+        for name, begin, size in riff_chunks(file):
+            if name in (b"data", b"SSND"):
+                return 0 if size in _STREAMED_SIZES else max(0, begin + size - path.stat().st_size)
     return 0
 
 
-def _read_mono(file: soundfile.SoundFile, frames: int) -> torch.Tensor:
+def _open(path: Path) -> contextlib.AbstractContextManager[soundfile.SoundFile | PcmWav]:
+    """The file by soundfile, or where that is missing by our own reader of PCM WAV."""
+    try:
+        soundfile = import_extra("soundfile", "reading audio")
+    except ImportError as error:
+        from ser_fast.wav import open_pcm
+
+        wav = open_pcm(path)
+        if wav is None:
+            raise ImportError(f"{error}; without it only PCM WAV can be read, which {path} is not") from error
+        return contextlib.nullcontext(wav)
+    return _by_libsndfile(soundfile, path)
+
+
+@contextlib.contextmanager
+def _by_libsndfile(soundfile: ModuleType, path: Path) -> Iterator[soundfile.SoundFile]:
+    try:
+        with soundfile.SoundFile(path) as file:
+            yield file
+    except soundfile.LibsndfileError as error:
+        raise AudioError(f"{path}: not readable as audio: {error.error_string}") from error
+
+
+def _read_mono(file: soundfile.SoundFile | PcmWav, frames: int) -> torch.Tensor:
     """At most ``frames`` frames, averaged over the channels: ``[N]``."""
     blocks = [torch.empty(0)]
     # In blocks, for soundfile allocates all it is asked for, and a damaged header may tell of billions.
@@ -227,7 +258,7 @@ def _at_rate(name: str, samples: torch.Tensor, rate: int, sample_rate: int) -> t
         raise AudioError(f"{name}: holds NaN or infinite samples")
     if rate == sample_rate:
         return samples
-    resampled = _import_extra("soxr").resample(samples.numpy(), rate, sample_rate, quality="HQ")
+    resampled = import_extra("soxr", "resampling audio").resample(samples.numpy(), rate, sample_rate, quality="HQ")
     if len(resampled) == 0:
         raise AudioError(f"{name}: {len(samples)} samples at {rate} Hz are none at {sample_rate} Hz")
     return torch.from_numpy(resampled)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Beta
 
+from ser_fast.audio import import_extra
 from ser_fast.power_spectrogram import PowerSpectrogram
 
 # What an Augmenter keeps of resampled utterances, about 4.6 hours at 16 kHz; later ones are resampled every time.
@@ -67,10 +68,15 @@ class Augmenter:
     Args:
         augmentation: what is done.
         spectrogram: what makes the spectrograms; its ``sample_rate`` and ``hop_length`` turn seconds into frames.
+
+    Raises:
+        ImportError: soxr, which changes speeds, is not installed.
     """
 
     def __init__(self, augmentation: Augmentation, spectrogram: PowerSpectrogram):
         self.augmentation = augmentation
+        if any(speed != 1 for speed in augmentation.speeds):
+            import_extra("soxr", "changing the speed")  # now, not when an epoch has begun
         self.longest_mask = int(augmentation.time_mask * spectrogram.sample_rate / spectrogram.hop_length)
         self._kept: dict[tuple[int, float], Tensor] = {}
         self._kept_bytes = 0
@@ -150,10 +156,9 @@ class Augmenter:
 
 def change_speed(wave: Tensor, speed: float) -> Tensor:
     """The float32 wave ``[n]`` resampled to ``[n / speed]``, never to nothing unless it is empty."""
-    import soxr
-
     if speed == 1:
         return wave
+    soxr = import_extra("soxr", "changing the speed")
     # soxr's lower qualities take as long as this one.
     return torch.from_numpy(soxr.resample(wave.numpy(), speed, 1, quality="HQ"))
 

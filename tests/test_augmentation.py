@@ -1,6 +1,7 @@
 """Augmentation: what it does to a batch, what it leaves alone, and that a seed decides all of it."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -81,6 +82,14 @@ def test_speed_scales_length_and_pitch(speed):
 def test_no_speed_empties_an_utterance(length, speed):
     changed = change_speed(torch.ones(length), speed)
     assert (len(changed) > 0) == (length > 0) and torch.isfinite(changed).all()
+
+
+def test_speeds_say_that_they_need_soxr_before_an_epoch_begins(monkeypatch):
+    monkeypatch.setitem(sys.modules, "soxr", None)
+    with pytest.raises(ImportError, match=r"changing the speed needs soxr: pip install 'ser_fast\[train\]'"):
+        augmenter(speeds=[1.0, 0.9])
+    same = augmenter(speeds=[1.0]).waves(random_waves(), range(6))
+    assert all(torch.equal(after, before) for after, before in zip(same, random_waves()))
 
 
 def test_speeds_are_all_drawn_and_resampled_once(monkeypatch):
