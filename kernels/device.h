@@ -422,8 +422,12 @@ template <class Args>
 int launch(void (*kernel)(Args), int blocks, int threads, size_t shared, Stream stream, const Args& args, int cluster = 1) {
 #ifdef __CUDACC__
   if (shared > 48 * 1024) {
-    const auto failed = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
-    if (failed != cudaSuccess) return failed;
+    // All that there is: the attribute is the kernel's, and less would refuse what another host thread launches.
+    int device = 0, most = 0;
+    cudaError_t failed = cudaGetDevice(&device);
+    if (!failed) failed = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    if (!failed) failed = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+    if (failed) return failed;
   }
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeClusterDimension;
