@@ -251,6 +251,17 @@ def host_compiler(compiler: str) -> str:
     return f"-ccbin {shlex.quote(words[0])}" if len(words) == 1 else ""
 
 
+def commit() -> str | None:
+    """Of the checkout that this is, or None: sources may lie in somebody else's repository."""
+    if not (ROOT / ".git").exists():
+        return None
+    command = ["git", "-C", ROOT, "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
 def record(command, info: dict) -> None:
     """Writes build_info.json into the package being built; an editable install has it in the source tree."""
     package = ROOT / "ser_fast" if command.editable_mode else Path(command.build_lib) / "ser_fast"
@@ -259,7 +270,7 @@ def record(command, info: dict) -> None:
         print(f"ser_fast: {info['reason']}", file=sys.stderr)
         for stale in package.glob("_C.*so"):
             stale.unlink()
-    (package / "build_info.json").write_text(json.dumps(info, indent=1) + "\n")
+    (package / "build_info.json").write_text(json.dumps(info | {"commit": commit()}, indent=1) + "\n")
 
 
 class BuildPython(build_py):

@@ -1,10 +1,8 @@
 """The Triton kernels against the references: on the GPU where there is one, else on CPU tensors in the interpreter."""
 
-import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -391,21 +389,3 @@ print("served")
     environment = os.environ | {"SER_FAST_BACKEND": "reference", "TRITON_INTERPRET": "1"}
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
     assert result.stdout.strip() == "served", result.stderr
-
-
-def test_the_run_on_a_gpu_can_be_rehearsed(tmp_path):
-    script, out = Path(__file__).parents[1] / "benchmarks/device.py", tmp_path / "run.json"
-
-    def rehearse(*parts: str) -> dict:
-        command = [sys.executable, script, "--rehearse", "--out", out, *(f"--part={part}" for part in parts)]
-        result = subprocess.run(command, capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr
-        return json.loads(out.read_text())
-
-    first = rehearse("pool", "spectrogram")
-    run = rehearse("spectrogram")  # replaces its own part and keeps the other
-    assert list(run) == ["pool", "spectrogram"] and run["pool"] == first["pool"]
-    assert run["spectrogram"]["took, s"] != first["spectrogram"]["took, s"]
-    for part in run.values():
-        assert "failed" not in part and all(case.keys() >= {"seconds", "ratios"} for case in part["cases"])
-    assert run["pool"]["machine"]["gpu"] == "none: a rehearsal on the CPU"

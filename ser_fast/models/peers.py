@@ -35,8 +35,9 @@ class TorchRecurrence(nn.Module):
 
     def __init__(self, ours: GRU, cell: type[nn.RNNBase], way: str):
         super().__init__()
-        self.rnn = cell(ours.input_size, ours.hidden_size, ours.num_layers, batch_first=True,
-                        dropout=ours.dropout, bidirectional=ours.bidirectional)  # fmt: skip
+        like = ours.weight_hh_l0
+        self.rnn = cell(ours.input_size, ours.hidden_size, ours.num_layers, batch_first=True, dropout=ours.dropout,
+                        bidirectional=ours.bidirectional, device=like.device, dtype=like.dtype)  # fmt: skip
         self.way = way
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, None]:

@@ -37,13 +37,14 @@ class MultiHeadSelfAttention(nn.Module):
         weights = None
         drops = self.training and self.dropout > 0
         # scaled_dot_product_attention forgets its fast path on CPU when it drops out, and never gives the weights.
-        if drops and not return_weights and checks.readable(lengths):
+        slow = drops and not x.is_cuda
+        if slow and not return_weights and checks.readable(lengths):
             mixed = self._attend_by_rows(q, k, v, lengths)
-        elif drops or return_weights:
+        elif slow or return_weights:
             weights = torch.softmax((_scaled(q) @ k.mT).masked_fill(~valid, -torch.inf), dim=-1)
             mixed = F.dropout(weights, self.dropout, self.training) @ v
         else:
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=valid)
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=valid, dropout_p=self.dropout if drops else 0.0)
         y = self.out_proj(mixed.transpose(1, 2).reshape(batch, frames, width))
         return (y, weights) if return_weights else y
 

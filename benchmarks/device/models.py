@@ -1,0 +1,178 @@
+"""Whole training steps of both models, whole epochs of them on Emo-DB, and the papers' experiments."""
+
+import functools
+import json
+import os
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+import torch
+from bench_models import (
+    BATCHES,
+    GRADIENTS,
+    MODELS,
+    TOLERANCE,
+    Clock,
+    by_reference,
+    eager,
+    fresh,
+    logits_and_gradients,
+    training_step,
+    voices,
+)
+from harness import check
+
+from device.bench import Bench, Case, by
+from device.ops import allow
+from device.proofs import call
+from ser_fast import backends, experiments
+from ser_fast.experiments.settings import Settings
+from ser_fast.models.peers import with_torch
+
+STEPS = 5  # whose parts are timed
+# The papers' experiments, those first whose runs the others share.
+EXPERIMENTS = (
+    "claims",
+    "comparison",
+    "anova",
+    "emotions",
+    "attention",
+    "lstm",
+    "protocols",
+    "heads",
+    "spectrograms",
+    "optimizers",
+)
+JOBS = 8  # folds at once, which share the GPU
+RUN = """
+import json, sys
+from ser_fast import experiments
+from ser_fast.experiments.settings import Settings
+if __name__ == "__main__":
+    experiments.run(sys.argv[1], Settings(**json.loads(sys.argv[2])))
+"""
+
+
+def models(bench: Bench) -> list[Case]:
+    """A training step from waveforms to updated weights, with torch's GRU and LSTM in the same model beside ours.
+
+    Ours has the papers' GRU and, beside it, torch's form of it.
+    """
+    batches, options = ((4,), {"hidden_size": 16}) if bench.rehearse else (BATCHES, {})
+    return [
+        Case(f"{name}, B={batch}, 1.6..5.3 s", functools.partial(model_case, bench, name, batch, options))
+        for batch in batches
+        for name in MODELS
+    ]
+
+
+def model_case(bench: Bench, name: str, batch: int, options: dict) -> dict:
+    allow("tf32")
+    waves = voices(batch)
+    papers = fresh(name, *waves[:2], **options)
+    torchs = fresh(name, *waves[:2], **options, reset_after=True)
+    given = [tensor.to(bench.device) for tensor in waves]
+    ours = {"": papers.to(bench.device), ", reset_after=True": torchs.to(bench.device)}
+    twins = {f"ours, {kernels}{form}": (kernels, model) for form, model in ours.items() for kernels in bench.kernels}
+    peers = {kind: (None, model) for kind, model in with_torch(eager(papers)).items()}
+    steps, parts = {}, {}
+    for kind, (kernels, model) in (twins | peers).items():
+        call = training_step(model, None, *given)
+        steps[kind] = by(kernels, call) if kernels in ("cuda", "triton") else call
+    # tf32 rounds to 10 bits; on the CPU there is none.
+    tolerance = TOLERANCE if bench.rehearse else 100 * TOLERANCE
+    checks = {
+        kind: functools.partial(check_model, model, kernels, given, tolerance)
+        for kind, (kernels, model) in twins.items()
+    }
+    found = bench.race(steps, checks, tolerance=tolerance)
+    for kind in found["seconds"].keys() & (twins | peers).keys():
+        kernels, model = (twins | peers)[kind]
+        parts[kind] = parts_of(model, kernels, given)
+    return found | {"parts": parts, "predicted": predicted(parts, found["seconds"])}
+
+
+def check_model(model: torch.nn.Module, kernels: str, given: list, tolerance: float) -> float:
+    truth = logits_and_gradients(by_reference(model), *given)
+    if kernels in ("cuda", "triton"):
+        backends.on_cuda = kernels
+    found = logits_and_gradients(model, *given)
+    error = check("logits", found[0], truth[0], tolerance)
+    check("gradients", found[1:], truth[1:], max(GRADIENTS, 10 * tolerance))
+    return error
+
+
+def parts_of(model: torch.nn.Module, kernels: str | None, given: list) -> dict[str, float]:
+    """Seconds of each part, waited for, so that their sum is above the step's own time."""
+    clock = Clock(model)
+    step = training_step(model, clock, *given)
+    if kernels in ("cuda", "triton"):
+        step = by(kernels, step)
+    for _ in range(STEPS + 1):
+        step()
+    return clock.medians()
+
+
+def predicted(parts: dict[str, dict[str, float]], seconds: dict[str, float]) -> dict[str, list[float]]:
+    """The step's time over that of the LSTM's model, as the parts have it and as it was measured."""
+    lstm = "torch LSTM, padded"
+    if lstm not in parts:
+        return {}
+    whole = {kind: sum(found.values()) for kind, found in parts.items()}
+    return {kind: [whole[kind] / whole[lstm], seconds[kind] / seconds[lstm]] for kind in parts if "ours" in kind}
+
+
+def epochs(bench: Bench) -> list[Case]:
+    """Whole epochs on Emo-DB: the experiment ``time`` at the papers' sizes, by each backend's kernels."""
+    if not bench.data and not bench.rehearse:
+        return [Case("Emo-DB", lambda: {"state": "not run", "error": "--data names no folder of Emo-DB"})]
+    return [Case(f"time, {kernels}", functools.partial(epochs_case, bench, kernels)) for kernels in bench.kernels]
+
+
+def epochs_case(bench: Bench, kernels: str) -> dict:
+    allow("tf32")
+    if not bench.rehearse:
+        backends.use(kernels)
+    with tempfile.TemporaryDirectory() as out:
+        result = experiments.run("time", Settings(out=Path(out), **_given(bench)))
+    numbers = result.numbers
+    return {"backend": kernels, "epochs": numbers["seconds"], "ratios": numbers["ratios"], "notes": result.notes}
+
+
+def _given(bench: Bench) -> dict:
+    """What the experiments run on, and how much of it."""
+    data = {"data": f"emodb:{bench.data}"} if bench.data else {}
+    return data | {"scale": "tiny" if bench.rehearse else "full"}
+
+
+def papers(bench: Bench) -> list[Case]:
+    """The papers' experiments at their own sizes, on the kernels that SER_FAST_BACKEND chooses.
+
+    What is done is in ``papers.tar.gz`` without the weights; a further run goes on from there.
+    """
+    if not bench.data and not bench.rehearse:
+        return [Case("Emo-DB", lambda: {"state": "not run", "error": "--data names no folder of Emo-DB"})]
+    archive, folder = bench.out / "papers.tar.gz", Path(tempfile.mkdtemp(prefix="ser_fast-")) / "papers"
+    if archive.is_file():
+        with tarfile.open(archive) as file:
+            file.extractall(folder.parent, filter="data")
+    names = EXPERIMENTS[5:6] if bench.rehearse else EXPERIMENTS
+    return [Case(name, functools.partial(papers_case, bench, name, folder, archive)) for name in names]
+
+
+def papers_case(bench: Bench, name: str, folder: Path, archive: Path) -> dict:
+    """In a process of its own, which ends when time runs out; then all is packed."""
+    settings = {"out": str(folder), **_given(bench)} | ({} if bench.rehearse else {"folds": {"jobs": JOBS}})
+    code, output = call([sys.executable, "-c", RUN, name, json.dumps(settings)], bench, bench.out)
+    whole = archive.with_suffix(".new")
+    with tarfile.open(whole, "w:gz") as file:
+        file.add(folder, "papers", filter=lambda member: None if member.name.endswith(".safetensors") else member)
+    whole.replace(archive)
+    about = {"backend": os.environ.get("SER_FAST_BACKEND", "auto")}
+    if code is None:
+        return about | {"state": "not run", "error": "time ran out; what was done is in papers.tar.gz"}
+    if code:
+        return about | {"state": "failed", "error": output}
+    return about | {"table": (folder / f"{name}.md").read_text(encoding="utf-8")}

@@ -1,0 +1,245 @@
+"""The run's tables and figure: ``python -m device.report FOLDER/run.json`` writes run.md and run.png beside it."""
+
+import json
+import sys
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from report import DPI, colour, milliseconds, table
+
+from device.aims import AIMS, CUDA, TRITON, reached
+from ser_fast.run_folder import write_atomically
+
+TITLES = {
+    "recurrence": "The GRU's recurrence alone",
+    "gru": "GRU layers",
+    "pool": "Attention pooling",
+    "spectrogram": "Power spectrogram, 0 to 4 kHz of a DFT of 1600",
+    "models": "Training steps, from waveforms to updated weights",
+}
+EXTRAS = ("us a step", "% of the copy bandwidth", "ns a frame")
+PANELS = ("tf32", "bfloat16", "float32", "float16")
+
+
+def markdown(run: dict) -> str:
+    machine, found = run["machine"], run["parts"]
+    rows = [
+        [aim.what, f"{'at least' if aim.at_least else 'at most'} {aim.bound:g} {aim.unit}", *reached(aim, found)]
+        for aim in AIMS
+    ]
+    text = [
+        f"# {machine['gpu']}",
+        *(["A rehearsal on the CPU at small sizes: no time in it means anything."] if run["rehearsal"] else []),
+        f"Installed: {run['install']['how']}.",
+        ", ".join(f"{name} {value}" for name, value in machine.items()) + ".",
+        "## Aims",
+        table(["aim", "wanted", "reached", ""], rows),
+        "## Parts",
+        table(
+            ["part", "state", "seconds", "cases", "commit", "date"],
+            [part_row(name, part) for name, part in found.items()],
+        ),
+    ]
+    text += [section(name, found[name]) for name in (*proofs, *TITLES, "epochs", "papers") if name in found]
+    return "\n\n".join(text) + "\n"
+
+
+def part_row(name: str, part: dict) -> list[str]:
+    seconds, cases = f"{part.get('seconds', 0):.0f}", str(len(part["cases"]))
+    return [name, part["state"], seconds, cases, part["commit"], part["date"]]
+
+
+def section(name: str, part: dict) -> str:
+    if name in proofs:
+        text = proofs[name](part["cases"])
+    elif name == "epochs":
+        text = epochs(part["cases"])
+    elif name == "papers":
+        text = "## The papers' experiments\n\n" + "\n\n".join(
+            case["table"] for case in part["cases"] if "table" in case
+        )
+    else:
+        text = timings(name, part["cases"])
+    open_cases = [
+        f"- {case['case']}: {case.get('error', '').strip()[-1500:]}"
+        for case in part["cases"]
+        if case.get("state") == "failed"
+    ]
+    not_run = [case["case"] for case in part["cases"] if case.get("state") == "not run"]
+    if part.get("error"):
+        open_cases.append(f"- {part['error'][-1500:]}")
+    if open_cases:
+        text += "\n\nFailed:\n\n" + "\n".join(open_cases)
+    if not_run:
+        text += f"\n\nNot run: {'; '.join(not_run)}."
+    return text
+
+
+def tests(cases: list[dict]) -> str:
+    rows = [[case["case"], *(str(case.get(name, "")) for name in ("passed", "failed", "skipped"))] for case in cases]
+    text = "## Tests\n\n" + table(["tests", "passed", "failed", "skipped"], rows)
+    failures = {name: error for case in cases for name, error in case.get("failures", {}).items()}
+    return text + "".join(f"\n\n`{name}`\n\n```\n{error[-1500:]}\n```" for name, error in failures.items())
+
+
+def sanitizer(cases: list[dict]) -> str:
+    rows = [
+        [case["tool"], case["backend"], case.get("state", "passed"), case.get("said", "")]
+        for case in cases
+        if "tool" in case
+    ]
+    return "## compute-sanitizer\n\n" + table(["tool", "kernels", "state", "it said"], rows)
+
+
+proofs = {"tests": tests, "sanitizer": sanitizer}
+
+
+def timings(name: str, cases: list[dict]) -> str:
+    """Milliseconds one by one, then as CUDA graphs; in brackets the time over the first one's."""
+    text = [f"## {TITLES[name]}"]
+    ways = {} if name == "recurrence" else {"": "Called one by one, ms", ", graph": "Replayed as a CUDA graph, ms"}
+    for way, title in ways.items():
+        names = list(
+            dict.fromkeys(
+                column
+                for case in cases
+                for column in case.get("seconds", {})
+                if column.endswith(", graph") == bool(way)
+            )
+        )
+        rows = [
+            timing_row(case, names) for case in cases if any(column in case.get("seconds", {}) for column in names)
+        ]
+        if rows:
+            heads = [column.removesuffix(", graph") for column in names]
+            text += [f"{title}:", table(["case", *heads], rows)]
+    for extra in EXTRAS:
+        if any(extra in case for case in cases):
+            names = list(dict.fromkeys(column for case in cases for column in case.get(extra, {})))
+            rows = [numbers(case["case"], case[extra], names) for case in cases if extra in case]
+            text += [f"{extra}:", table(["case", *names], rows)]
+    text += [by_part(case) for case in cases if case.get("parts")]
+    reasons: dict[str, list[str]] = {}
+    for case in cases:
+        for column, why in case.get("left out", {}).items():
+            reasons.setdefault(f"{column} ({why})", []).append(case["case"])
+    text += [f"Left out: {what}, in {len(where)} cases, first {where[0]}." for what, where in reasons.items()]
+    return "\n\n".join(text)
+
+
+def numbers(first: str, values: dict[str, float], names: list[str]) -> list[str]:
+    return [first, *(f"{values[name]:.3g}" if name in values else "" for name in names)]
+
+
+def timing_row(case: dict, names: list[str]) -> list[str]:
+    seconds = case["seconds"]
+    first = next((seconds[name] for name in names if name in seconds), None)
+    return [
+        case["case"],
+        *(
+            f"{milliseconds(seconds[name])} ({seconds[name] / first:.2f})" if name in seconds else ""
+            for name in names
+        ),
+    ]
+
+
+def by_part(case: dict) -> str:
+    """Where a training step's time goes; each part is waited for."""
+    names = list(dict.fromkeys(name for found in case["parts"].values() for name in found))
+    rows = [
+        [kind, *(milliseconds(found.get(name, 0.0)) for name in names), milliseconds(case["seconds"][kind])]
+        for kind, found in case["parts"].items()
+    ]
+    said = "; ".join(
+        f"{kind}: {100 * parts:.0f} % of the LSTM version's time by the parts, {100 * whole:.0f} % measured"
+        for kind, (parts, whole) in case.get("predicted", {}).items()
+    )
+    return f"{table([case['case'], *names, 'whole step'], rows)}\n\n{said}"
+
+
+def epochs(cases: list[dict]) -> str:
+    text = ["## Whole epochs on Emo-DB"]
+    for case in cases:
+        if "epochs" not in case:
+            continue
+        rows = [
+            [model, kind, f"{sorted(values)[len(values) // 2]:.3f}", f"{min(values):.3f} to {max(values):.3f}"]
+            for model, kinds in case["epochs"].items()
+            for kind, values in kinds.items()
+        ]
+        shares = [
+            [model, kind, f"{100 * value:.0f} %"]
+            for model, kinds in case["ratios"].items()
+            for kind, value in kinds.items()
+        ]
+        text += [
+            f"Kernels: {case['backend']}. {case['notes'][0]}",
+            table(["model", "recurrence", "seconds", "fastest to slowest"], rows),
+            table(["model", "ratio of epochs", ""], shares),
+        ]
+    return "\n\n".join(text)
+
+
+def draw(run: dict, path: Path) -> None:
+    """GRU training in both directions, padded and ragged: the peers' time over ours, by precision and hidden size."""
+    cases = [
+        case
+        for case in run["parts"].get("gru", {}).get("cases", [])
+        if case.get("directions") == 2 and case.get("mode") == "training" and case.get("seconds")
+    ]
+    shown = [name for name in PANELS if any(case["precision"] == name for case in cases)]
+    if not shown:
+        return
+    figure = Figure(figsize=(3.4 * len(shown) + 0.6, 6.4), layout="constrained")
+    panels = figure.subplots(2, len(shown), squeeze=False, sharey=True)
+    for column, precision in enumerate(shown):
+        for row, (ragged, peers) in enumerate(
+            ((False, ("nn.GRU", "nn.LSTM")), (True, ("nn.GRU, packed", "nn.LSTM, packed")))
+        ):
+            some = [case for case in cases if case["precision"] == precision and case.get("ragged", False) == ragged]
+            largest = max((case["batch"] * case["frames"] * case["width"] for case in some), default=0)
+            some = [case for case in some if case["batch"] * case["frames"] * case["width"] == largest]
+            bars(panels[row][column], sorted(some, key=lambda case: case["hidden_size"]), peers)
+            panels[row][column].set_title(f"{precision}, {'ragged' if ragged else 'padded'}", fontsize=10)
+    for row in panels:
+        row[0].set_ylabel("peer's time over ours")
+        row[0].legend(frameon=False, fontsize=8)
+    figure.suptitle(f"{run['machine']['gpu']}: GRU, both directions, forward and backward; above 1 ours is faster")
+    figure.savefig(path, dpi=DPI)
+
+
+def bars(panel, cases: list[dict], peers: tuple[str, ...]) -> None:
+    kernels = [name for name in (CUDA, TRITON, "ours, compiled") if any(name in case["seconds"] for case in cases)]
+    kinds = [(ours, peer) for ours in kernels for peer in peers]
+    width = 0.8 / max(len(kinds), 1)
+    for number, (ours, peer) in enumerate(kinds):
+        points = [
+            (position, case["seconds"][peer] / case["seconds"][ours])
+            for position, case in enumerate(cases)
+            if ours in case["seconds"] and peer in case["seconds"]
+        ]
+        places = [position + (number - (len(kinds) - 1) / 2) * width for position, _ in points]
+        drawn = panel.bar(
+            places,
+            [ratio for _, ratio in points],
+            width,
+            color=colour(peer),
+            hatch=None if ours != TRITON else "///",
+            edgecolor="white",
+            label=f"{peer} / {ours.removeprefix('ours, ')}",
+        )
+        panel.bar_label(drawn, fmt="%.1f", fontsize=7)
+    panel.set_xticks(range(len(cases)), [f"H={case['hidden_size']}" for case in cases])
+    panel.axhline(1, color="black", linewidth=0.8)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def main() -> None:
+    path = Path(sys.argv[1])
+    run = json.loads(path.read_text(encoding="utf-8"))
+    write_atomically(path.with_suffix(".md"), markdown(run).encode())
+    draw(run, path.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""The acceptance run on a GPU, as far as it can be tried without one, and what it makes of a GPU's results."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+GPU = {"gpu": "a GPU of this test", "capability": "9.0", "torch": "2.11.0", "commit": "abc1234"}
+
+
+@pytest.fixture(scope="module")
+def driver():
+    """The module that ``python -m benchmarks.device`` runs."""
+    spec = importlib.util.spec_from_file_location("device_main", ROOT / "benchmarks/device/__main__.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["device_main"] = module  # where its dataclass looks itself up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["device_main"]
+
+
+@pytest.fixture
+def imported(monkeypatch):
+    """Imports a module of the run as its parts do, which are started in benchmarks/."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module
+
+
+def rehearse(out: Path, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "benchmarks.device", "--rehearse", "--installed", "--out", str(out), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+def test_the_run_can_be_rehearsed_and_a_part_repeated(tmp_path):
+    result = rehearse(tmp_path, "--part=pool", "--part=spectrogram", "--part=gru", "--part=sanitizer")
+    assert result.returncode == 0, result.stdout + result.stderr
+    first = json.loads((tmp_path / "run.json").read_text())
+    assert {name: part["state"] for name, part in first["parts"].items()} == {
+        "pool": "passed", "spectrogram": "passed", "gru": "passed", "sanitizer": "cut short",
+    }  # fmt: skip
+    assert all(case["seconds"] for name in ("pool", "spectrogram", "gru") for case in first["parts"][name]["cases"])
+    assert first["machine"]["gpu"] == "none: a rehearsal on the CPU"
+
+    result = rehearse(tmp_path, "--part=spectrogram")
+    assert result.returncode == 0, result.stdout + result.stderr
+    again = json.loads((tmp_path / "run.json").read_text())
+    assert again["parts"]["pool"] == first["parts"]["pool"]
+    assert again["parts"]["spectrogram"]["seconds"] != first["parts"]["spectrogram"]["seconds"]
+    shown = (tmp_path / "run.md").read_text()
+    assert "A rehearsal on the CPU at small sizes: no time in it means anything." in shown
+    assert shown.count("| not measured | not measured |") == len(importlib_aims())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.txt", "run.json", "run.md", "run.png"]
+
+    (tmp_path / "run.json").write_text(json.dumps(again | {"machine": again["machine"] | {"gpu": "another"}}))
+    result = rehearse(tmp_path, "--part=pool")
+    assert "which holds a run of another" in result.stderr and result.returncode == 1
+
+
+def importlib_aims() -> list:
+    spec = importlib.util.spec_from_file_location("aims_alone", ROOT / "benchmarks/device/aims.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.AIMS
+
+
+@pytest.mark.parametrize(
+    "arguments,sentence",
+    [
+        (["--minutes=0"], "--minutes is 0.0; it must be above 0"),
+        (["--wheel=missing.whl"], "--wheel is missing.whl; it must be a file"),
+        (["--data=missing"], "--data is missing; it must be the folder of Emo-DB"),
+        (["--part=everything"], "invalid choice: 'everything'"),
+    ],
+)
+def test_bad_options_get_one_sentence(tmp_path, arguments, sentence):
+    result = rehearse(tmp_path / "out", *arguments)
+    assert sentence in result.stderr and result.returncode == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_part_that_fails_or_hangs_takes_no_other_with_it(driver, tmp_path, monkeypatch):
+    place = driver.Place(tmp_path, tmp_path / "site", [])
+    wrote = "import json; open(r'{}', 'a').write(json.dumps({{'case': 'first', 'seconds': {{}}}}) + '\\n'); "
+
+    def run(rest: str, seconds: float = 30.0) -> dict:
+        script = wrote.format(tmp_path / "gru.jsonl") + rest
+        monkeypatch.setattr(driver.sys, "executable", "/bin/true")
+        call = place.__class__.call
+        monkeypatch.setattr(
+            place, "call", lambda command, limit: call(place, [PYTHON, "-c", script], min(limit, 5 if seconds > 15 else 60)),
+            raising=False,
+        )  # fmt: skip
+        return driver.run_part("gru", place, seconds)
+
+    failed = run("raise SystemExit('the device is lost')")
+    assert failed["state"] == "failed" and "the device is lost" in failed["error"]
+    assert [case["case"] for case in failed["cases"]] == ["first"]
+    hung = run("import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)'])")
+    assert hung["state"] == "cut short" and "time ran out" in hung["error"] and len(hung["cases"]) == 1
+    assert run("")["state"] == "passed"
+    assert driver.run_part("gru", place, 3)["state"] == "not run"
+
+
+PYTHON = sys.executable
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_wheel_that_fails_is_built_instead_and_said_to_be(driver, tmp_path, monkeypatch, works):
+    place, wheel = driver.Place(tmp_path, tmp_path / "site", []), tmp_path / "ser_fast-9.whl"
+    commands = []
+
+    def call(command, seconds, where=None):
+        commands.append(command)
+        wrong = str(wheel) in command and not works
+        return (1, "is not a supported wheel") if wrong else (0, "")
+
+    monkeypatch.setattr(place, "call", call)
+    how = driver.install(place, wheel, tmp_path / "machine.jsonl")["how"]
+    built = any(str(ROOT) in command for command in commands)
+    if works:
+        assert how == "the wheel ser_fast-9.whl, as it is" and not built
+    else:
+        assert "is not a supported wheel" in how and how.startswith("built here, because") and built
+
+
+def test_outcomes_of_tests_are_kept_as_they_come(imported, tmp_path, monkeypatch):
+    """By backend; those of a file that cannot be collected too; and what was known when time ran out."""
+    proofs, bench = imported("device.proofs"), imported("device.bench")
+    (tmp_path / "test_some.py").write_text(
+        "import pytest, time\n"
+        "@pytest.mark.parametrize('backend', ['cuda', 'triton'])\n"
+        "def test_all(backend): assert backend == 'triton', 'cuda is wrong'\n"
+        "def test_skips(): pytest.skip('why')\n"
+        "def test_both(): pass\n"
+    )
+    (tmp_path / "test_broken.py").write_text("import does_not_exist\n")
+    (tmp_path / "test_hangs.py").write_text("import time\ndef test_fast(): pass\ndef test_slow(): time.sleep(600)\n")
+    monkeypatch.setattr(proofs, "TESTS", tmp_path)
+    here = bench.Bench(True, tmp_path, 60, None)
+    here.rehearse = False
+    cuda, triton = proofs.tested(here, "both", ["test_some.py"], 1)
+    assert (cuda["passed"], cuda["failed"], cuda["skipped"]) == (1, 1, 1) and cuda["state"] == "failed"
+    assert "cuda is wrong" in cuda["failures"]["test_some.py::test_all[cuda]"]
+    assert (triton["passed"], triton["failed"], triton["skipped"]) == (2, 0, 1) and "state" not in triton
+    broken = proofs.tested(here, "cuda", ["test_broken.py"], 1)[0]
+    assert broken["state"] == "failed" and "does_not_exist" in broken["failures"]["test_broken.py"]
+    here.end = bench.time.monotonic() + 6
+    hung = proofs.tested(here, "triton", ["test_hangs.py"], 1)[0]
+    assert hung["passed"] == 1 and hung["state"] == "not run" and "time ran out" in hung["error"]
+
+
+def on_a_gpu() -> dict:
+    """A run as a GPU would leave it, with made-up times."""
+    gru = {"op": "gru", "precision": "tf32", "hidden_size": 128, "mode": "training", "batch": 64, "width": 401,
+           "directions": 2, "errors": {"ours, cuda": 1e-4}}  # fmt: skip
+    seconds = {"ours, cuda": 1e-3, "ours, cuda, graph": 9e-4, "ours, triton": 2e-3, "nn.GRU": 4e-3, "nn.LSTM": 5e-3}
+    slow = seconds | {"nn.GRU": 2e-3}
+    step = {"recurrence": 1e-3, "other": 1e-3}
+    cases = {
+        "tests": [
+            {"case": "test_gpu.py, cuda", "backend": "cuda", "passed": 9, "failed": 1, "skipped": 0, "state": "failed",
+             "failures": {"test_gpu.py::test_a": "assert 1 == 2"}, "error": "test_gpu.py::test_a"},
+            {"case": "test_gpu.py, triton", "backend": "triton", "passed": 10, "failed": 0, "skipped": 0},
+        ],
+        "sanitizer": [{"case": "racecheck, cuda", "backend": "cuda", "tool": "racecheck", "said": "0 hazards"}],
+        "recurrence": [
+            {"case": "tf32 T=1000 B=64 D=2 H=128 reset_after=True", "seconds": {"ours, cuda, forward": 8e-4},
+             "us a step": {"ours, cuda, forward": 0.8}},
+            {"case": "tf32 T=1000 B=64 D=2 H=256 reset_after=True", "seconds": {"ours, cuda, forward": 3e-3},
+             "us a step": {"ours, cuda, forward": 3.0}},
+        ],
+        "gru": [
+            gru | {"case": "long", "frames": 1000, "seconds": seconds},
+            gru | {"case": "short", "frames": 300, "seconds": slow, "left out": {"nn.LSTM, graph": "no capture"}},
+            gru | {"case": "wrong", "frames": 300, "seconds": {"nn.GRU": 1e-3}, "state": "failed",
+                   "error": "ours, cuda: differs"},
+            gru | {"case": "long, ragged", "frames": 1000, "ragged": True,
+                   "seconds": {"ours, cuda": 1e-3, "nn.GRU, packed": 3e-2, "nn.LSTM, packed": 3e-2}},
+            {"case": "late", "state": "not run", "error": "no time was left"},
+        ],
+        "models": [{"case": "CGRU, B=64", "seconds": {"ours, cuda": 2e-3, "torch LSTM, padded": 4e-3},
+                    "parts": {"ours, cuda": step, "torch LSTM, padded": {"recurrence": 3e-3, "other": 1e-3}},
+                    "predicted": {"ours, cuda": [0.5, 0.5]}}],
+    }  # fmt: skip
+    part = {"state": "passed", "seconds": 9.0, "commit": "abc1234", "date": "2026-01-01"}
+    return {"machine": GPU, "install": {"how": "the wheel"}, "rehearsal": False,
+            "parts": {name: part | {"cases": found} for name, found in cases.items()}}  # fmt: skip
+
+
+def test_aims_are_met_by_their_worst_case_or_missed(imported):
+    aims, run = imported("device.aims"), on_a_gpu()
+    found = {aim.what: aims.reached(aim, run["parts"]) for aim in aims.AIMS}
+    assert found["recurrence forward, tf32, H=128, B=64 D=2"] == ("0.8 µs a step", "met")
+    assert found["recurrence forward, tf32, H=256, B=64 D=2"] == ("3 µs a step", "**missed**")
+    assert found["recurrence forward, bfloat16, H=128, B=64 D=2"] == ("not measured", "not measured")
+    # A case that is not measured, for its result was wrong, does not meet an aim.
+    assert found["GRU forward and backward, H=128, CUDA, against nn.GRU"] == (
+        "2 × at worst (short), 1 of 2 meet it; 1 not measured", "**missed**",
+    )  # fmt: skip
+    assert found["the same ragged, H=128, CUDA, against packed nn.GRU"] == ("30 ×", "met")
+    assert found["a model's whole step over its LSTM version's, off what the parts predict"] == ("0 %", "met")
+
+
+def test_the_report_shows_what_was_found_failed_and_left_out(imported, tmp_path):
+    report, run = imported("device.report"), on_a_gpu()
+    shown = report.markdown(run)
+    assert shown.startswith("# a GPU of this test\n") and "rehearsal" not in shown
+    assert "| GRU forward and backward, H=128, CUDA, against nn.GRU | at least 3 × | 2 × at worst (short)" in shown
+    assert "| test_gpu.py, cuda | 9 | 1 | 0 |" in shown and "assert 1 == 2" in shown
+    assert "| racecheck | cuda | passed | 0 hazards |" in shown
+    assert "| long | 1 (1.00) | 2 (2.00) | 4 (4.00) | 5 (5.00) |" in shown
+    assert "- wrong: ours, cuda: differs" in shown and "Not run: late." in shown
+    assert "Left out: nn.LSTM, graph (no capture), in 1 cases, first short." in shown
+    assert "ours, cuda: 50 % of the LSTM version's time by the parts, 50 % measured" in shown
+    report.draw(run, tmp_path / "run.png")
+    assert (tmp_path / "run.png").stat().st_size > 10_000
+    report.draw(run | {"parts": {}}, tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
