@@ -4,10 +4,12 @@ A backend is a function with the op's signature. Every op has its reference, in 
 device; the compiled CPU kernels replace it for CPU tensors when they load. ``SER_FAST_BACKEND=reference`` keeps
 them out. ``SER_FAST_CPU`` chooses their instruction set: avx512_bf16, avx512, avx2 or portable.
 
-CUDA tensors run on torch's own operators until ``SER_FAST_BACKEND`` or :func:`use` chooses the CUDA C++ kernels,
-``"cuda"``, or the Triton kernels, ``"triton"``; no GPU has proven either yet.
+CUDA tensors run on what was measured fastest on GPUs of the same compute capability, as ``measured`` has it, and on
+torch's own operators where nothing was, until ``SER_FAST_BACKEND`` or :func:`use` chooses the CUDA C++ kernels,
+``"cuda"``, or the Triton kernels, ``"triton"``.
 """
 
+import functools
 import importlib.util
 import itertools
 import json
@@ -17,8 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
-from ser_fast import gpus
+from ser_fast import gpus, measured
 
 library = torch.library.Library("ser_fast", "FRAGMENT")
 cuda_library = torch.library.Library("ser_fast_cuda", "FRAGMENT")  # the CUDA C++ kernels, as csrc/ takes them
@@ -40,8 +43,8 @@ CUDA_DTYPES = {
 
 loaded = False
 on_cuda = "auto"  # or "cuda" or "triton"
-gru_kernels = None  # the module, once Triton is chosen: a traced graph may not import it
-widest = [0, 0, 0]  # H for which W_hh fits on every GPU's chip, by GRU_PRODUCTS, once the CUDA kernels are chosen
+gru_kernels = None  # the module, once Triton may be chosen: a traced graph may not import it
+widest = [0, 0, 0]  # H for which W_hh fits on every GPU's chip, by GRU_PRODUCTS, once the CUDA kernels may be chosen
 GRU_PRODUCTS = ("half precision", "tf32", "float32 as three tf32 products")
 reason: str | None = None
 instruction_set: str | None = None  # of the compiled CPU kernels; SER_FAST_CPU chooses a lesser one
@@ -78,12 +81,17 @@ def register(
 
 
 def on_cuda_tensors(name: str, reference: Callable, cuda: Callable | None = None) -> Callable:
-    """The op's kernel of the chosen backend where there is one, the reference otherwise."""
+    """The op's kernel of the chosen backend where there is one, the reference otherwise.
+
+    A forward and its backward may differ in theirs: all save and read the same gates, r, z, n and q.
+    """
     op = next(op for op in OPS if name.startswith(op))
+    parts = 3 if name == "gru" else 1  # of hidden_size in the last axis of its first tensor, gx or the gradient of y
 
     def call(*args):
-        dtype = next(arg.dtype for arg in args if isinstance(arg, torch.Tensor))
-        chosen, kernel = select(op, "cuda", dtype=dtype), reference
+        first = next(arg for arg in args if isinstance(arg, torch.Tensor))
+        hidden_size = first.shape[-1] // parts if op == "gru" and first.dim() else None
+        chosen, kernel = _on_gpu(op, first.device.index, first.dtype, hidden_size, alone=True), reference
         if chosen == "cuda":
             kernel = cuda or reference
         elif chosen == "triton":
@@ -176,28 +184,35 @@ def load() -> None:
 
 
 def use(backend: str) -> None:
-    """What CUDA tensors run on from now on: "cuda", "triton", or "auto", which is torch until ours have met a GPU.
+    """What CUDA tensors run on from now on: "cuda", "triton", or "auto", what was measured fastest, else torch.
 
     Raises:
         ValueError: another name, "cuda" where it was not built or did not load, "triton" where it is not installed,
             or one of them where a visible GPU is AMD's or one that :func:`ser_fast.gpus.refusal` refuses.
     """
-    global on_cuda, gru_kernels
+    global on_cuda
     if backend not in ("auto", "cuda", "triton"):
         raise ValueError(f"backend is '{backend}'; it must be 'auto', 'cuda' or 'triton', for CUDA tensors")
     if backend != "auto":
-        visible = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
-        why = missing(backend) or next(filter(None, (refused(backend, gpu) for gpu in visible)), None)
+        why = missing(backend) or next(filter(None, (refused(backend, gpu) for gpu in _visible())), None)
         if why:
             raise ValueError(f"backend is '{backend}', but {why}")
+        _make_ready(backend)
+    on_cuda = backend
+
+
+def _visible() -> range:
+    return range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+
+
+def _make_ready(backend: str) -> None:
+    """What choosing by size needs to know: Triton's plans, or what fits on the chips of the GPUs that run "cuda"."""
+    global gru_kernels
     if backend == "triton":
         gru_kernels = importlib.import_module("ser_fast.kernels.gru")
-    if backend == "cuda":
-        fitting = [
-            widest_gru(torch.ops.ser_fast_cuda.gru_limits(torch.empty(0, device=f"cuda:{gpu}"))) for gpu in visible
-        ]
-        widest[:] = map(min, zip(*fitting)) if fitting else (0, 0, 0)
-    on_cuda = backend
+        return
+    fitting = [widest_gru(gru_limits(gpu)) for gpu in _visible() if not refused("cuda", gpu)]
+    widest[:] = map(min, zip(*fitting)) if fitting else (0, 0, 0)
 
 
 def missing(backend: str) -> str | None:
@@ -217,6 +232,11 @@ def refused(backend: str, gpu: int) -> str | None:
     built = info.get("cuda_archs", ()), info.get("nvcc", "0.0")
     why = gpus.refusal(backend, capability, torch._C._cuda_getDriverVersion(), *built)
     return why and f"cuda:{gpu} is {torch.cuda.get_device_name(gpu)}: {why}"
+
+
+def gru_limits(gpu: int) -> torch.Tensor:
+    """What :func:`widest_gru` needs to know of the GPU of this number."""
+    return torch.ops.ser_fast_cuda.gru_limits(torch.empty(0, device=f"cuda:{gpu}"))
 
 
 def widest_gru(limits: torch.Tensor) -> list[int]:
@@ -253,7 +273,68 @@ RULES = {
     "GRU without kernels of ours": "torch, on CPU where they were not built and on any other device: the reference "
     "is slower",
     "GRU on CUDA, cuda or triton": "torch where W_hh does not fit on chip: nothing was measured there",
+    "CUDA, none chosen": "the fastest that was measured on GPUs of its compute capability and is here; torch for what"
+    " was not measured, and for a GRU with T = 1 or larger than any that was",
 }
+
+
+def capability(gpu: int | None) -> str | None:
+    """As "9.0"; None where torch sees no GPU."""
+    return "{}.{}".format(*torch.cuda.get_device_capability(gpu)) if torch.cuda.is_available() else None
+
+
+@functools.cache
+def measured_on(gpu: int | None) -> tuple[dict, tuple[str, ...]]:
+    """What was measured on GPUs of this one's compute capability, and whose kernels it can run of those here.
+
+    None is torch's current GPU. ``SER_FAST_BACKEND=reference`` keeps these kernels out too.
+    """
+    table = {} if os.environ.get("SER_FAST_BACKEND") == "reference" else measured.read(measured.FILE)
+    entry = table.get(capability(gpu), {}) if table else {}
+    here = tuple(name for name in measured.BACKENDS if entry and not (missing(name) or refused(name, gpu)))
+    with _disable_current_modes():  # what is asked here is no part of a graph that is being exported
+        for name in here:
+            _make_ready(name)
+    return entry, here
+
+
+@torch.compiler.assume_constant_result  # a compiled graph cannot hold what asks a GPU
+def _fastest(*call) -> str:
+    return _measured_path(*call)
+
+
+@functools.cache
+def _measured_path(
+    op: str, gpu: int | None, dtype: torch.dtype, tf32: bool, hidden_size: int | None, alone: bool
+) -> str:
+    entry, here = measured_on(gpu)
+    name = "float32" if dtype == torch.int16 else str(dtype).removeprefix("torch.")
+    order = measured.order(entry, op, "tf32" if tf32 else name, hidden_size)
+    return _first_of([path for path in order if path in ("torch", *here)], op, dtype, hidden_size, alone)
+
+
+def _on_gpu(op: str, gpu: int | None, dtype: torch.dtype, hidden_size: int | None, alone: bool = False) -> str:
+    """ "cuda", "triton" or "torch"; ``alone`` is the op by itself, whose "torch" is the reference."""
+    if on_cuda == "auto":
+        tf32 = op == "gru" and dtype == torch.float32 and tf32_allowed()
+        return _fastest(op, gpu, dtype, tf32, hidden_size, alone)
+    return _first_of([on_cuda], op, dtype, hidden_size, alone)
+
+
+def _first_of(paths: list[str], op: str, dtype: torch.dtype, hidden_size: int | None, alone: bool) -> str:
+    """The first that serves the call. The GRU's op alone has no path of torch's; Triton's streams W_hh if it must."""
+    for path in paths:
+        if path == "torch":
+            serves = not (alone and op == "gru")
+        elif path == "triton":
+            fits = alone or hidden_size is None or gru_kernels.plan(hidden_size, dtype, tf32_allowed()).resident
+            serves = fits and dtype in TRITON_DTYPES
+        else:
+            fits = hidden_size is None or hidden_size <= widest[gru_product(dtype)]
+            serves = fits and dtype in CUDA_DTYPES[op]
+        if serves:
+            return path
+    return "torch"
 
 
 def select(
@@ -267,21 +348,18 @@ def select(
     """Which backend runs ``op`` on tensors of ``device``: "compiled", "cuda", "triton", "torch" or "reference".
 
     "torch" is ``nn.GRU``'s own path. ``ser_fast.GRU(reset_after=True)`` takes it by ``RULES`` for a single step and
-    where no kernel was built, and on a GPU unless kernels of ours are chosen and W_hh fits on chip: nothing of ours
-    has been measured there yet.
+    where no kernel was built, and on a GPU unless kernels of ours are chosen, or were measured to be faster for this
+    precision and hidden size, and W_hh fits on chip.
     A frame or a transform too large for a block of the CUDA kernels is the reference's all the same.
     """
     if op not in OPS:
         raise ValueError(f"op is '{op}'; it must be one of {', '.join(OPS)}")
-    kind = torch.device(device).type
-    triton = kind == "cuda" and on_cuda == "triton" and dtype in TRITON_DTYPES
-    if triton and hidden_size is not None:
-        triton = gru_kernels.plan(hidden_size, dtype, tf32_allowed()).resident
-    if triton:
-        return "triton"
-    cuda = kind == "cuda" and on_cuda == "cuda" and dtype in CUDA_DTYPES[op]
-    if cuda and (hidden_size is None or hidden_size <= widest[gru_product(dtype)]):
-        return "cuda"
+    device = torch.device(device)
+    kind = device.type
+    if kind == "cuda" and not (on_cuda == "auto" and steps == 1):
+        path = _on_gpu(op, device.index, dtype, hidden_size)
+        if path != "torch":
+            return path
     if op == "gru" and (kind != "cpu" or steps == 1 or not loaded):
         return "torch"
     return "compiled" if kind == "cpu" and loaded else "reference"

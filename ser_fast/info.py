@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 import ser_fast
-from ser_fast import backends
+from ser_fast import backends, measured
 
 
 def info() -> dict:
@@ -26,10 +26,11 @@ def info() -> dict:
         "built": f"with {build['compiler']}" if build["compiled"] else f"no: {build['reason']}",
         "loaded": "yes" if backends.loaded else f"no: {backends.reason}",
         "cuda kernels": _cuda(build),
-        "triton kernels": f"{backends.UNPROVEN}; {_triton()}",
+        "triton kernels": f"{_standing('triton')}; {_triton()}",
         "SER_FAST_CPU": os.environ.get("SER_FAST_CPU", "unset (the best)"),
         "SER_FAST_BACKEND": os.environ.get("SER_FAST_BACKEND", "unset (auto)"),
         "backends": {f"{op} on {device}": backends.select(op, device) for op in backends.OPS for device in devices},
+        "measured": measured.described(measured.read(measured.FILE)),
     }
 
 
@@ -45,23 +46,38 @@ def what_runs() -> dict[str, str]:
 
 def _on_gpu(gpu: int) -> str:
     if backends.on_cuda != "auto":
-        return f"the {backends.on_cuda} kernels, {backends.UNPROVEN}; torch's operators for what they leave out"
-    reasons: dict[str | None, list[str]] = {}
-    for backend in ("cuda", "triton"):
+        standing = _standing(backends.on_cuda, gpu)
+        return f"the {backends.on_cuda} kernels, {standing}; torch's operators for what they leave out"
+    reasons: dict[tuple, list[str]] = {}
+    for backend in measured.BACKENDS:
         why = backends.missing(backend) or backends.refused(backend, gpu)
-        reasons.setdefault(why and why.removesuffix("."), []).append(backend)
+        reasons.setdefault((why and why.removesuffix("."), _standing(backend, gpu)), []).append(backend)
     said = [
         f"{' and '.join(names)} refused, {why}" if why else
-        f"SER_FAST_BACKEND={' or '.join(names)} chooses kernels, {backends.UNPROVEN}"
-        for why, names in reasons.items()
+        f"SER_FAST_BACKEND={' or '.join(names)} chooses kernels, {standing}"
+        for (why, standing), names in reasons.items()
     ]  # fmt: skip
-    return f"torch's operators: {'; '.join(said)}"
+    entry, here = backends.measured_on(gpu)
+    fastest = f"by size what was fastest on {entry['gpu']}, {', '.join(here)} or " if here else ""
+    return f"{fastest}torch's operators: {'; '.join(said)}"
+
+
+def _standing(backend: str, gpu: int | None = None) -> str:
+    """Which ops the backend's kernels are proven for, and where: on all that was measured, or on GPUs like this."""
+    said = []
+    for capability, ops in measured.proven(measured.read(measured.FILE), backend).items():
+        if gpu is not None and capability != backends.capability(gpu):
+            continue
+        rest = [op for op in backends.OPS if op not in ops]
+        said.append(f"proven on {capability} for {', '.join(ops)}")
+        said += [f"{backends.UNPROVEN} for {', '.join(rest)}"] if rest else []
+    return ", ".join(said) or backends.UNPROVEN
 
 
 def _cuda(build: dict) -> str:
     if not build.get("cuda_archs"):
         return build["cuda"]
-    return f"{backends.UNPROVEN}; {build['cuda']}; SER_FAST_BACKEND=cuda selects them for CUDA tensors"
+    return f"{_standing('cuda')}; {build['cuda']}; SER_FAST_BACKEND=cuda selects them for CUDA tensors"
 
 
 def _triton() -> str:
@@ -80,10 +96,12 @@ def sentence() -> str:
 
 def text() -> str:
     values = info()
-    chosen = values.pop("backends")
+    chosen, fastest = values.pop("backends"), values.pop("measured")
     lines = [f"{name:<24} {value}" for name, value in values.items()]
     chosen |= backends.RULES
-    return "\n".join([*lines, "", "which backend runs", *(f"{name:<24} {value}" for name, value in chosen.items())])
+    for title, rows in (("which backend runs", chosen), ("what was measured fastest on a GPU", fastest)):
+        lines += ["", title, *(f"{name:<24} {value}" for name, value in rows.items())]
+    return "\n".join(lines)
 
 
 # Bytes of shared memory that a block may have, and clusters of 1, 2, 4 and 8 blocks that run at once, as the data
@@ -118,15 +136,12 @@ def plans(shape: tuple[int, int, int, int]) -> str:
     if torch.cuda.is_available() and backends.build_info().get("cuda_archs"):
         devices = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
         gpus = {
-            f"{device}, {torch.cuda.get_device_name(device)}": torch.ops.ser_fast_cuda.gru_limits(
-                torch.empty(0, device=device)
-            )
-            for device in devices
+            f"{device}, {torch.cuda.get_device_name(device)}": backends.gru_limits(device.index) for device in devices
         }
     else:
         gpus = {f"{name}, as its data sheet has it": torch.tensor(limits) for name, limits in KNOWN_GPUS.items()}
     lines = [
-        f"GRU of T={frames} B={batch} D={directions} H={hidden} by the CUDA kernels, {backends.UNPROVEN}.",
+        f"GRU of T={frames} B={batch} D={directions} H={hidden} by the CUDA kernels, {_standing('cuda')}.",
         "A step's time is estimated from counts of products, reads and exchanges; it is no measurement.",
     ]
     for name, limits in gpus.items():

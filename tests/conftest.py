@@ -13,6 +13,16 @@ def seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def nothing_measured(tmp_path_factory):
+    """What is expected does not hang on the table that ships; tests of tables bring theirs."""
+    from ser_fast import measured
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measured, "FILE", tmp_path_factory.getbasetemp() / "measured.json")
+        yield
+
+
 @pytest.fixture(scope="session")
 def native(tmp_path_factory):
     """The library of host_gpu.py."""

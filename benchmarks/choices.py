@@ -1,0 +1,137 @@
+"""What CUDA tensors run on by default: ``python benchmarks/choices.py RUN.json [--out ser_fast/measured.json]``.
+
+Writes what the acceptance run on a GPU has found, by op, precision and for the GRU hidden size: torch and the
+backends that are proven, the fastest first. A backend is proven for an op if its tests ran and nothing of it failed,
+in them, in compute-sanitizer or beside a benchmark of the op. It stands before torch only if in no case of that
+precision and size it was slower than what the module runs without it. Other compute capabilities in the file stay.
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+from ser_fast import measured
+from ser_fast.run_folder import write_atomically
+
+FILE = Path(__file__).parents[1] / "ser_fast" / "measured.json"
+# The run's parts in which an op may fail, the first of which has its times, and what its module runs without ours.
+PARTS = {"gru": ("gru", "recurrence"), "attention_pool": ("pool",), "power_spectrogram": ("spectrogram",)}
+RIVALS = {
+    "gru": ("nn.GRU", "nn.GRU, packed"),
+    "attention_pool": ("eager torch",),
+    "power_spectrogram": ("torch.stft chain", "torch stft chain"),
+}
+MODES = {"training", "inference"}
+TOOLS = ("memcheck", "racecheck", "synccheck")
+
+
+def cases(run: dict, part: str) -> list[dict]:
+    return run["parts"].get(part, {}).get("cases", [])
+
+
+def state(case: dict) -> str:
+    return "failed" if case.get("failed") else case.get("state", "passed")
+
+
+def concerns(case: dict, backend: str) -> bool:
+    """Whether a case, or its failure, is this backend's; one that names none is everyone's."""
+    named = [name for name in measured.BACKENDS
+             if case.get("backend") == name or f"ours, {name}" in case.get("error", "")]  # fmt: skip
+    return not named or backend in named
+
+
+def doubt(run: dict, op: str, backend: str) -> str | None:
+    """Why the backend is not proven for the op; None if it is."""
+    tests = [case for case in cases(run, "tests") if concerns(case, backend)]
+    for case in tests:
+        if state(case) != "passed":
+            return f"{case['case']}: {state(case)}"
+    whole = state(run["parts"].get("tests", {}))
+    if whole != "passed" and all(state(case) == "passed" for case in cases(run, "tests")):
+        return f"the part tests: {whole}"  # which of them were lost is not known
+    if not any(case.get("passed") for case in tests):
+        return "none of its tests has passed"
+    for part in ("tests", "sanitizer", *PARTS[op]):
+        failed = [case for case in cases(run, part) if state(case) == "failed"]
+        if state(run["parts"].get(part, {})) == "failed" and not failed:
+            return f"the part {part}: failed"
+        for case in failed:
+            if concerns(case, backend):
+                return f"{case.get('case') or case['tool']}: failed"
+    return None
+
+
+def unchecked(run: dict) -> list[str]:
+    """What has not run, which is no proof against a backend."""
+    said = [f"the part {part}: {state(found)}" for part, found in run["parts"].items() if state(found) != "passed"]
+    for backend in measured.BACKENDS:
+        done = {case.get("tool") for case in cases(run, "sanitizer")
+                if concerns(case, backend) and state(case) in ("passed", "failed")}  # fmt: skip
+        said += [f"{tool} by {backend}: not run" for tool in TOOLS if tool not in done]
+    return said
+
+
+def ordered(op: str, timed: list[dict], backends: list[str]) -> list[str]:
+    """torch and the backends, the fastest first; ``timed`` are the seconds of all cases of a precision and size."""
+    rivals = [next((seconds[name] for name in RIVALS[op] if name in seconds), 0) for seconds in timed]
+    ours = {name: [seconds[f"ours, {name}"] for seconds in timed] for name in backends}
+    by_mean = sorted(backends, key=lambda name: statistics.geometric_mean(ours[name]))
+    ahead = [name for name in by_mean if all(mine <= rival for mine, rival in zip(ours[name], rivals))]
+    return [*ahead, "torch", *(name for name in by_mean if name not in ahead)]
+
+
+def choices(run: dict, op: str) -> tuple[dict, list[str]]:
+    """The op's orders, by precision and hidden size if it has one, and what is left out of them and why."""
+    doubts = {backend: doubt(run, op, backend) for backend in measured.BACKENDS}
+    left_out = [f"{op} by {backend}: {why}" for backend, why in doubts.items() if why]
+    found: dict[tuple, list[dict]] = {}
+    for case in cases(run, PARTS[op][0]):
+        if case.get("op") == op:
+            found.setdefault((case["precision"], case.get("hidden_size", 0)), []).append(case)
+    chosen: dict = {}
+    for (precision, size), same in sorted(found.items()):
+        what = f"{op} {precision}" + (f" H={size}" if size else "")
+        modes = {case["mode"] for case in same if "mode" in case}
+        if modes and modes != MODES:
+            left_out.append(f"{what}: {' and '.join(modes)} alone was timed")
+            continue
+        timed, whole = [case.get("seconds", {}) for case in same], []
+        for backend in (name for name, why in doubts.items() if not why):
+            if all(f"ours, {backend}" in seconds for seconds in timed):
+                whole.append(backend)
+            else:
+                left_out.append(f"{what} by {backend}: not timed in every case")
+        order = ordered(op, timed, whole)
+        chosen[precision] = chosen.get(precision, {}) | {str(size): order} if size else order
+    return chosen, left_out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, metavar="RUN.json")
+    parser.add_argument("--out", type=Path, default=FILE)
+    options = parser.parse_args()
+    try:
+        run = json.loads(options.run.read_text(encoding="utf-8"))
+        if not {"machine", "parts"} <= run.keys():
+            raise ValueError("it has no machine or no parts; it must be of the acceptance run on a GPU")
+        left_out, found = unchecked(run), {}
+        for op in PARTS:
+            found[op], why = choices(run, op)
+            left_out += why
+        if not any(found.values()):
+            raise ValueError("no op was timed in it, in both modes; nothing is written")
+        entry = {name: run["machine"].get(name) for name in measured.ABOUT} | found
+        table = measured.read(options.out) | {str(run["machine"].get("capability")): entry}
+        measured.check(table)
+    except (OSError, ValueError) as error:
+        parser.error(f"{options.run}: {error}")
+    write_atomically(options.out, f"{json.dumps(table, indent=1)}\n".encode())
+    for name, value in measured.described(table).items():
+        print(f"{name:<32} {value}")
+    print("\nleft out:", *(left_out or ["nothing"]), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Which path was measured fastest on a GPU: ``measured.json``, which ``benchmarks/choices.py`` writes from a run.
+
+By compute capability it tells what was measured and, by op, precision and for the GRU hidden size, the paths::
+
+    {"9.0": {"gpu": "NVIDIA H100 80GB HBM3", "date": "2026-12-01", "torch": "2.13.0", "commit": "0123abc",
+             "gru": {"tf32": {"128": ["cuda", "torch", "triton"], "512": ["torch", "cuda"]}},
+             "attention_pool": {"float32": ["triton", "cuda", "torch"]}}}
+
+The fastest comes first; "torch" is ``nn.GRU``'s own path, or the reference of another op. A backend that is not
+listed was not proven there and is never taken. Without the file nothing was measured.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+FILE = Path(__file__).with_name("measured.json")
+BACKENDS = ("cuda", "triton")
+ABOUT = ("gpu", "date", "torch", "commit")
+HALF = ("float16", "bfloat16")
+PRECISIONS = {  # tf32 is float32 where torch's switch for RNNs allows it
+    "gru": ("float32", "tf32", *HALF),
+    "attention_pool": ("float32", *HALF),
+    "power_spectrogram": ("float32",),
+}
+
+
+def read(path: Path) -> dict:
+    """The table of the file, {} if there is none.
+
+    Raises:
+        ValueError: it is no such table; the sentence says where.
+    """
+    if not path.exists():
+        return {}
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); remove it, or let benchmarks/choices.py write it") from error
+    try:
+        check(table)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return table
+
+
+def check(table: dict) -> None:
+    """Raises ValueError where this is no table of choices."""
+    for capability, entry in _items(table, "the table"):
+        _require(re.fullmatch(r"\d+\.\d", capability), "a compute capability", capability, "one such as '9.0'")
+        rest = dict(_items(entry, capability))
+        for name in ABOUT:
+            found = rest.pop(name, None)
+            _require(isinstance(found, str), f"{capability} {name}", found, "a text")
+        for op, found in rest.items():
+            _require(op in PRECISIONS, f"an op of {capability}", op, f"one of {', '.join(PRECISIONS)}")
+            for precision, _ in _items(found, f"{capability} {op}"):
+                allowed = PRECISIONS[op]
+                _require(precision in allowed, f"a precision of {op}", precision, f"one of {', '.join(allowed)}")
+        for op, precision, size, order in orders(entry):
+            _require(re.fullmatch(r"[1-9]\d*", size or "1"), "a hidden size", size, "a positive integer")
+            good = isinstance(order, list) and "torch" in order
+            good = good and all(path in ("torch", *BACKENDS) and order.count(path) == 1 for path in order)
+            where = " ".join(filter(None, (capability, op, precision, size)))
+            _require(good, where, order, "'torch' and, once each, any of 'cuda' and 'triton'")
+
+
+def _items(found, where: str):
+    _require(isinstance(found, dict), where, found, "an object")
+    return found.items()
+
+
+def _require(good, where: str, found, allowed: str) -> None:
+    if not good:
+        raise ValueError(f"{where} is {found!r}; it must be {allowed}")
+
+
+def orders(entry: dict) -> Iterator[tuple[str, str, str | None, list[str]]]:
+    """Op, precision, hidden size (the GRU's alone) and paths of everything that was measured."""
+    for op in PRECISIONS:
+        for precision, found in entry.get(op, {}).items():
+            for size, order in _items(found, f"{op} {precision}") if op == "gru" else [(None, found)]:
+                yield op, precision, size, order
+
+
+def order(entry: dict, op: str, precision: str, hidden_size: int | None = None) -> list[str]:
+    """The paths of an op, the fastest first; [] where nothing was measured.
+
+    A hidden size takes the row of the next larger one that was measured, None that of the smallest.
+    """
+    rows = {int(size or 0): order for name, kind, size, order in orders(entry) if (name, kind) == (op, precision)}
+    return rows.get(min((size for size in rows if not size or size >= (hidden_size or 0)), default=None), [])
+
+
+def proven(table: dict, backend: str) -> dict[str, list[str]]:
+    """The ops that a backend is proven for, by compute capability."""
+    found = {name: [op for op, *_, order in orders(entry) if backend in order] for name, entry in table.items()}
+    return {name: list(dict.fromkeys(ops)) for name, ops in found.items() if ops}
+
+
+def described(table: dict) -> dict[str, str]:
+    """What was measured, and what was fastest, by lines' names."""
+    lines = {}
+    for capability, entry in table.items():
+        lines[f"on {capability}"] = "{gpu}, {date}, torch {torch}, commit {commit}".format(**entry)
+        for op, precision, size, order in orders(entry):
+            name, path = f"{capability} {op} {precision}", f"{order[0]} for H={size}" if size else order[0]
+            lines[name] = ", ".join(filter(None, (lines.get(name), path)))
+    return lines or {"nothing": "CUDA tensors run on torch's operators unless kernels are chosen"}
