@@ -241,7 +241,7 @@ GruProduct product_of(ScalarType type, bool tf32) {
 GruPlan plan_of(const Checks& checks, const Launch& launch, const GruShape& shape, GruProduct product, bool backward) {
   GruLimits limits = {};
   launch.check(gru_limits(&limits));
-  const GruPlan plan = gru_plan(shape, product, backward, limits);
+  const GruPlan plan = gru_plan(shape, product, backward, gru_restricted(limits));
   checks.require(plan.width > 0, "H is " + std::to_string(shape.hidden),
                  "so small that W_hh fits on this GPU's chip; `ser-fast info --shape` shows what does");
   return plan;
@@ -316,6 +316,7 @@ Tensor gru_limits_of(const Tensor& like) {
   const Launch launch(checks, like);
   GruLimits limits = {};
   launch.check(gru_limits(&limits));
+  limits = gru_restricted(limits);
   const Tensor out = torch::stable::empty(Sizes{5}, ScalarType::Long);
   int64_t* to = mutable_pointer<int64_t>(out);
   *to++ = limits.shared;
@@ -323,7 +324,15 @@ Tensor gru_limits_of(const Tensor& like) {
   return out;
 }
 
+// Plans take no more than these limits from now on, in the form of gru_limits; what they may take then.
+Tensor gru_restrict_to(const Tensor& like, const Tensor& most) {
+  const int64_t* limit = pointer<int64_t>(most);
+  gru_restrict({limit[0], {limit[1], limit[2], limit[3], limit[4]}});
+  return gru_limits_of(like);
+}
+
 STABLE_TORCH_LIBRARY_IMPL(ser_fast_cuda, SER_FAST_CUDA_KEY, m) {
+  m.impl("gru_restrict", TORCH_BOX(&gru_restrict_to));
   m.impl("gru_limits", TORCH_BOX(&gru_limits_of));
   m.impl("gru", TORCH_BOX(&gru_on_cuda));
   m.impl("gru_backward", TORCH_BOX(&gru_backward_on_cuda));

@@ -116,6 +116,10 @@ struct GruPlan {
 // Of the current device; 0 or the driver's error.
 int gru_limits(GruLimits* limits);
 
+// From now on plans take no more than this of a device: what tests and measurements choose a cluster by.
+void gru_restrict(const GruLimits& most);
+GruLimits gru_restricted(const GruLimits& limits);
+
 GruPlan gru_plan(const GruShape& shape, GruProduct product, bool backward, const GruLimits& limits);
 
 // Bytes of W_hh as the kernels of this width read it.

@@ -1,8 +1,15 @@
 // Which of the compiled kernels of the GRU a GPU runs, and how: arithmetic on the shape and the device's limits alone.
 #include "gru_plan.h"
 
+#include <algorithm>
+#include <atomic>
+#include <limits>
+
 namespace ser_fast {
 namespace {
+
+constexpr int64_t kAny = std::numeric_limits<int64_t>::max();
+std::atomic<int64_t> most_shared = kAny, most_active[4] = {kAny, kAny, kAny, kAny};
 
 // Clocks of a step at the least. The constants are estimates: a product's issue and latency, a store into another block.
 float clocks(const GruSize& size, int bytes, int cluster, bool backward, bool reset_after) {
@@ -17,6 +24,17 @@ float clocks(const GruSize& size, int bytes, int cluster, bool backward, bool re
 }
 
 }  // namespace
+
+void gru_restrict(const GruLimits& most) {
+  most_shared = most.shared;
+  for (int power = 0; power < 4; ++power) most_active[power] = most.active[power];
+}
+
+GruLimits gru_restricted(const GruLimits& limits) {
+  GruLimits found = {std::min(limits.shared, most_shared.load()), {}};
+  for (int power = 0; power < 4; ++power) found.active[power] = std::min(limits.active[power], most_active[power].load());
+  return found;
+}
 
 GruPlan gru_plan(const GruShape& shape, GruProduct product, bool backward, const GruLimits& limits) {
   constexpr float kClocks = 1700;  // of a microsecond

@@ -296,6 +296,7 @@ def backward_on_cuda(grad_y, grad_h_n, y, gates, w_hh, h0, lengths, reset_after)
 backends.cuda_library.define(f"gru({_ARGUMENTS}, bool tf32) -> {_OUTPUTS}")
 backends.cuda_library.define(f"gru_backward({_BACKWARD_ARGUMENTS}, bool tf32) -> {_GRADIENTS}")
 backends.cuda_library.define("gru_limits(Tensor like) -> Tensor")
+backends.cuda_library.define("gru_restrict(Tensor like, Tensor most) -> Tensor")
 backends.library.define(
     "gru_plan(Tensor limits, int batch, int directions, int hidden, bool reset_after, int product, bool backward)"
     " -> Tensor"

@@ -1,6 +1,6 @@
 """The CUDA kernels of the GRU through their ops, in every dtype, form and cluster size; and their plan.
 
-On the GPU where there is one; otherwise on the host, where the GPU that is played decides the plan.
+On the GPU where there is one, otherwise on the host; what a plan may take of it is restricted.
 """
 
 import ctypes
@@ -18,16 +18,19 @@ PRODUCTS = {  # a dtype, and torch's switch for tf32
     "float16": (torch.float16, False),
     "bfloat16": (torch.bfloat16, False),
 }
-ALONE = (132, 0, 0, 0)  # GPUs, by how many clusters of 1, 2, 4 and 8 blocks run at once
-H100 = (132, 66, 32, 15)
+ALONE = (132, 0, 0, 0)  # how many clusters of 1, 2, 4 and 8 blocks may run at once
+ANY = 5 * [torch.iinfo(torch.int64).max]
 
 
 @pytest.fixture
 def gpu(native):
-    """Chooses the GPU that is played."""
+    """Restricts what plans may take."""
 
-    def play(active=H100, shared=227 * 1024):
-        native.ser_fast_limits(ctypes.c_int64(shared), (ctypes.c_int64 * 4)(*active))
+    def play(active=ANY[1:], shared=ANY[0]):
+        left = ops.gru_restrict(to(torch.empty(0)), torch.tensor([shared, *active])).tolist()
+        if not any(left[1:]):
+            pytest.skip(f"this GPU has no clusters of {active}")
+        return left
 
     yield play
     play()
@@ -80,6 +83,15 @@ SHAPES = [  # T, B, D, H, the GPU, what is given besides
     ((2, 3, 1, 129), (0, 0, 99, 0), {"ragged_rows": True}),
     ((2, 17, 1, 200), (0, 0, 0, 1), {"ragged_rows": True, "batch_first": True}),
 ]
+
+
+def test_plans_take_no_more_than_they_may(gpu):
+    whole = gpu()
+    assert gpu((9, 0, 1, 10**6), 50_000) == [50_000, 9, 0, 1, whole[4]]
+    with pytest.raises(RuntimeError, match="H is 256; it must be so small that W_hh fits on this GPU's chip"):
+        gpu(ALONE)
+        ops.gru(*to(gru_arguments(1, 1, 1, 256, ragged_rows=False, reset_after=True), torch.float16), False)
+    assert gpu() == whole
 
 
 @pytest.mark.parametrize("product", PRODUCTS)
@@ -174,7 +186,7 @@ def test_what_does_not_fit_is_refused(gpu):
 
 
 GPUS = {
-    "H100": (227, H100),
+    "H100": (227, (132, 66, 32, 15)),
     "A100": (163, (108, 0, 0, 0)),
     "RTX 4090": (99, (128, 0, 0, 0)),
     "RTX 5090": (99, (170, 85, 42, 20)),

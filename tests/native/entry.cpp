@@ -9,11 +9,9 @@ namespace ser_fast {
 
 size_t host_seed = 0;  // csrc/boundary.h hands it to the runner
 
-// Of the GPU that is played: an H100 unless a test says otherwise.
-GruLimits played = {227 * 1024, {132, 66, 32, 15}};
-
+// Of the GPU that is played, an H100; a test may restrict it.
 int gru_limits(GruLimits* limits) {
-  *limits = played;
+  *limits = {227 * 1024, {132, 66, 32, 15}};
   return 0;
 }
 
@@ -22,11 +20,6 @@ int gru_limits(GruLimits* limits) {
 extern "C" {
 
 void ser_fast_seed(size_t seed) { ser_fast::host_seed = seed; }
-
-// How many clusters of 1, 2, 4 and 8 blocks run at once.
-void ser_fast_limits(int64_t shared, const int64_t* active) {
-  ser_fast::played = {shared, {active[0], active[1], active[2], active[3]}};
-}
 
 // The plan of every H and B from 1 to ``most``, two directions, into out [H, B].
 void gru_plans(const int64_t* limits, int product, int backward, int reset_after, int most, ser_fast::GruPlan* out) {
