@@ -298,9 +298,13 @@ def measured_on(gpu: int | None) -> tuple[dict, tuple[str, ...]]:
     return entry, here
 
 
-@torch.compiler.assume_constant_result  # a compiled graph cannot hold what asks a GPU
 def _fastest(*call) -> str:
     return _measured_path(*call)
+
+
+# A compiled graph cannot hold what asks a GPU. torch.compiler.assume_constant_result sets this too, but imports the
+# compiler first, which takes seconds.
+_fastest._dynamo_marked_constant = True
 
 
 @functools.cache

@@ -305,6 +305,14 @@ for model in (ser_fast.CGRU(3), ser_fast.BiGRUMHA(3)):
     assert (result.returncode, result.stderr) == (0, "")
 
 
+def test_importing_the_package_does_not_import_the_compiler():
+    """Which takes seconds."""
+    script = "import sys, torch; assert 'torch._dynamo' not in sys.modules; import ser_fast; print([*sys.modules])"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "'ser_fast.backends'" in result.stdout and "'torch._dynamo'" not in result.stdout
+
+
 def test_backend_names_are_checked():
     with pytest.raises(ValueError, match="op is 'fft'; it must be one of gru"):
         backends.select("fft")

@@ -36,7 +36,7 @@ PARTS = {
     "models": 50,
     "epochs": 60,
 }
-ASKED = {"papers": 0}  # runs only by its name, and takes all the time there is
+ASKED = ("plans", "papers")  # run only by their names, and take all the time there is
 MINUTES = 10
 LAST = 20  # seconds that the tables and the figure may take
 SAME = ("gpu", "torch")  # what all parts of a run must have met
@@ -176,7 +176,7 @@ def parsed() -> argparse.Namespace:
         choices=[*PARTS, *ASKED],
         action="append",
         default=[],
-        help="repeat this part alone, as often as wanted; papers runs only so",
+        help="repeat this part alone, as often as wanted; plans and papers run only so",
     )
     parser.add_argument("--wheel", type=Path, default=newest_wheel(), help="by default the newest in dist/")
     parser.add_argument(

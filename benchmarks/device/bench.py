@@ -17,6 +17,24 @@ KERNELS = ("cuda", "triton")  # whose kernels are measured, side by side
 FEWEST, MOST = 5, 30  # calls that are timed
 
 
+# What torch's switch for RNNs says, and the tolerance of outputs: float32 with tf32 on and off, then half precision.
+PRECISIONS = {
+    "tf32": (torch.float32, "tf32", 5e-3),
+    "bfloat16": (torch.bfloat16, "ieee", 5e-2),
+    "float32": (torch.float32, "ieee", 1e-5),
+    "float16": (torch.float16, "ieee", 1e-2),
+}
+
+
+def precisions(bench: "Bench") -> list[str]:
+    return [name for name, (dtype, *_) in PRECISIONS.items() if not bench.rehearse or dtype != torch.float16]
+
+
+def allow(switch: str) -> None:
+    """tf32, or not, in cuDNN's recurrences, in ours, and in the products beside them."""
+    torch.backends.cudnn.rnn.fp32_precision = torch.backends.cuda.matmul.fp32_precision = switch
+
+
 @dataclass
 class Case:
     """What is run, by name; ``run`` returns what it found, one dict or several."""

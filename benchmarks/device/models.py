@@ -24,8 +24,7 @@ from bench_models import (
 )
 from harness import check
 
-from device.bench import Bench, Case, by
-from device.ops import allow
+from device.bench import Bench, Case, allow, by
 from device.proofs import call
 from ser_fast import backends, experiments
 from ser_fast.experiments.settings import Settings

@@ -14,13 +14,16 @@ from pathlib import Path
 
 import torch
 
-from device import models, ops, proofs
+from device import attention_pool, gru, models, power_spectrogram, proofs
 from device.bench import Bench, Case, machine
 
 PARTS: dict[str, Callable[[Bench], list[Case]]] = {
     "machine": lambda bench: [Case("machine", lambda: machine(bench))],
     **{part.__name__: part for part in (proofs.tests, proofs.sanitizer)},
-    **{part.__name__: part for part in (ops.recurrence, ops.gru, ops.pool, ops.spectrogram)},
+    **{
+        part.__name__: part
+        for part in (gru.recurrence, gru.gru, gru.plans, attention_pool.pool, power_spectrogram.spectrogram)
+    },
     **{part.__name__: part for part in (models.models, models.epochs, models.papers)},
 }
 AT_ONCE = ("tests", "sanitizer")  # nothing is timed there

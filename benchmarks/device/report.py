@@ -12,11 +12,13 @@ from ser_fast.run_folder import write_atomically
 
 TITLES = {
     "recurrence": "The GRU's recurrence alone",
+    "plans": "The recurrence on clusters of one to eight blocks",
     "gru": "GRU layers",
     "pool": "Attention pooling",
     "spectrogram": "Power spectrogram, 0 to 4 kHz of a DFT of 1600",
     "models": "Training steps, from waveforms to updated weights",
 }
+WAYS = {"": "Called one by one, ms", ", graph": "Replayed as a CUDA graph, ms"}
 EXTRAS = ("us a step", "% of the copy bandwidth", "ns a frame")
 PANELS = ("tf32", "bfloat16", "float32", "float16")
 
@@ -97,7 +99,11 @@ proofs = {"tests": tests, "sanitizer": sanitizer}
 def timings(name: str, cases: list[dict]) -> str:
     """Milliseconds one by one, then as CUDA graphs; in brackets the time over the first one's."""
     text = [f"## {TITLES[name]}"]
-    ways = {} if name == "recurrence" else {"": "Called one by one, ms", ", graph": "Replayed as a CUDA graph, ms"}
+    ways = (
+        {}
+        if name in ("recurrence", "plans")
+        else {"": "Called one by one, ms", ", graph": "Replayed as a CUDA graph, ms"}
+    )
     for way, title in ways.items():
         names = list(
             dict.fromkeys(

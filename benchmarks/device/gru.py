@@ -1,43 +1,23 @@
-"""Every op against cuDNN, torch, torchaudio, torch.compile and scaled dot-product attention.
+"""The GRU against cuDNN's GRU and LSTM: the recurrence alone, by its plans, and layers with their projection."""
 
-Nothing is timed that has not just matched its reference.
-"""
-
+import contextlib
 import copy
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from bench_attention_pool import eager, one_query
 from bench_gru import modules
-from bench_power_spectrogram import BINS, HOP, N_FFT, WINDOW, chain, error_against_float64, torchaudio_chain
 from harness import EMODB_FRAMES, check, step
 from torch import Tensor, nn
 
 import ser_fast.gru
-from device.bench import Bench, Case, by
-from ser_fast.functional import attention_pool, power_spectrogram
+from device.bench import PRECISIONS, Bench, Case, allow, by, precisions
+from ser_fast import backends, info
 from ser_fast.models.peers import packed, reference
 
-# What torch's switch for RNNs says, and the tolerance of outputs: float32 with tf32 on and off, then half precision.
-PRECISIONS = {
-    "tf32": (torch.float32, "tf32", 5e-3),
-    "bfloat16": (torch.bfloat16, "ieee", 5e-2),
-    "float32": (torch.float32, "ieee", 1e-5),
-    "float16": (torch.float16, "ieee", 1e-2),
-}
 HIDDEN = (128, 256, 512, 64)
-
-
-def precisions(bench: Bench) -> list[str]:
-    return [name for name, (dtype, *_) in PRECISIONS.items() if not bench.rehearse or dtype != torch.float16]
-
-
-def allow(switch: str) -> None:
-    """tf32, or not, in cuDNN's recurrences, in ours, and in the products beside them."""
-    torch.backends.cudnn.rnn.fp32_precision = torch.backends.cuda.matmul.fp32_precision = switch
 
 
 def recurrence(bench: Bench) -> list[Case]:
@@ -87,6 +67,62 @@ def recurrence_case(bench: Bench, precision: str, frames: int, batch: int, hidde
     about = {"op": "gru", "precision": precision, "hidden_size": hidden, "tolerance": tolerance}
     found = bench.race(steps, checks, graphs=False, **about)  # two launches for a thousand steps
     return found | {"us a step": {name: 1e6 * value / frames for name, value in found["seconds"].items()}}
+
+
+def plans(bench: Bench) -> list[Case]:
+    """The recurrence on clusters of one to eight blocks: by what the constants of the plan's estimate are tuned."""
+    hiddens, sizes = ((16,), (5, 3)) if bench.rehearse else (HIDDEN, (300, 64))
+    return [
+        Case(
+            f"{precision} T={sizes[0]} B={sizes[1]} D=2 H={hidden}, clusters of {1 << power}",
+            partial(plan_case, bench, precision, *sizes, hidden, power),
+        )
+        for hidden, precision, power in itertools.product(hiddens, precisions(bench), range(4))
+    ]
+
+
+def plan_case(bench: Bench, precision: str, frames: int, batch: int, hidden: int, power: int) -> dict:
+    dtype, switch, tolerance = PRECISIONS[precision]
+    allow(switch)
+    shape, product = (frames, batch, 2, hidden), backends.gru_product(dtype)
+    gx = torch.randn(frames, batch, 2, 3 * hidden, device=bench.device, dtype=dtype)
+    w_hh = torch.randn(2, 3 * hidden, hidden, device=bench.device, dtype=dtype) / hidden**0.5
+    with restricted(bench, power) as limits:
+        estimates = {way: info.gru_plan(limits, shape, product, way == "backward") for way in ("forward", "backward")}
+        if None in estimates.values():
+            return {"fits": False}
+        if not bench.rehearse:
+            backends.use("cuda")
+        ops, few = torch.ops.ser_fast, gx[:16]
+        truth = ser_fast.gru.reference(few.double(), w_hh.double(), None, None, None, True, True)
+        y, h_n, gates = ops.gru(gx, w_hh, None, None, None, True, True)
+        steps = {
+            "forward": lambda: ops.gru(gx, w_hh, None, None, None, True, True),
+            "backward": lambda: ops.gru_backward(y, h_n, y, gates, w_hh, None, None, True),
+        }
+        checks = dict.fromkeys(
+            steps,
+            lambda: check("the first frames", ops.gru(few, w_hh, None, None, None, True, True), truth, tolerance),
+        )
+        found = bench.race(steps, checks, graphs=False)
+    steps_of = {way: 1e6 * value / frames for way, value in found["seconds"].items()}
+    return found | {"us a step": steps_of | {f"{way}, estimated": plan["step"] for way, plan in estimates.items()}}
+
+
+@contextlib.contextmanager
+def restricted(bench: Bench, power: int) -> Iterator[Tensor]:
+    """Plans take clusters of this power of two alone; the limits that they have then."""
+    if bench.rehearse:
+        whole = info.KNOWN_GPUS["H100"]
+        yield torch.tensor([whole[0], *(count if place == power else 0 for place, count in enumerate(whole[1:]))])
+        return
+    like, most = torch.empty(0, device=bench.device), torch.iinfo(torch.int64).max
+    try:
+        yield torch.ops.ser_fast_cuda.gru_restrict(
+            like, torch.tensor([most, *(most if place == power else 0 for place in range(4))])
+        )
+    finally:
+        torch.ops.ser_fast_cuda.gru_restrict(like, torch.tensor([most] * 5))
 
 
 def gru(bench: Bench) -> list[Case]:
@@ -198,79 +234,3 @@ class Layers:
         found = step("training", lambda: layer(x)[0], [x, *layer.parameters()], grad)()
         check("gradients", found, gradients, 2 * self.tolerance)
         return error
-
-
-def pool(bench: Bench) -> list[Case]:
-    """Attention pooling, and the share of a copy's bandwidth it reaches."""
-    sizes = [(3, 20, 16)] if bench.rehearse else [(64, 1000, 512), (64, 300, 256)]
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    source = torch.randn((1 << 20 if bench.rehearse else 1 << 30) // 4, device=bench.device)
-    target = torch.empty_like(source)
-    bandwidth = 2 * source.nbytes / bench.time(lambda: target.copy_(source))
-    return [
-        Case(
-            f"{name} B={size[0]} T={size[1]} D={size[2]}, {mode}",
-            partial(pool_case, bench, size, name, dtype, mode, bandwidth),
-        )
-        for (name, dtype), size, mode in itertools.product(dtypes.items(), sizes, ("training", "inference"))
-    ]
-
-
-def pool_case(
-    bench: Bench, size: tuple[int, int, int], precision: str, dtype: torch.dtype, mode: str, bandwidth: float
-) -> dict:
-    batch, frames, width = size
-    h = torch.randn(batch, frames, width, device=bench.device, dtype=dtype, requires_grad=mode == "training")
-    w = (torch.randn(width, device=bench.device) / width**0.5).to(dtype).requires_grad_(mode == "training")
-    grad = torch.randn(batch, width, device=bench.device, dtype=dtype)
-    calls = bench.ours(lambda: attention_pool(h, w)[0]) | {
-        "eager torch": lambda: eager(h, w, None),
-        "one-query SDPA": lambda: one_query(h, w, None),
-    }
-    if not bench.rehearse:
-        compiled = torch.compile(eager, dynamic=False)
-        calls["torch.compile"] = lambda: compiled(h, w, None)
-    steps = {name: step(mode, call, [h, w], grad) for name, call in calls.items()}
-    wide = [tensor.detach().double().requires_grad_(mode == "training") for tensor in (h, w)]
-    truth = step(mode, lambda: eager(*wide, None), wide, grad.double())()
-    tolerance = 1e-4 if dtype == torch.float32 else 5e-2
-    names = bench.ours(lambda: None)
-    checks = {name: lambda name=name: check("all", steps[name](), truth, tolerance) for name in names}
-    found = bench.race(steps, checks, op="attention_pool", precision=precision, tolerance=tolerance, mode=mode)
-    moved = (3 if mode == "training" else 1) * h.nbytes
-    shares = {name: 100 * moved / value / bandwidth for name, value in found["seconds"].items() if "ours" in name}
-    return found | {"% of the copy bandwidth": shares, "copy, bytes a second": bandwidth}
-
-
-def spectrogram(bench: Bench) -> list[Case]:
-    """The normalised power spectrogram, whatever the tf32 switches say."""
-    sizes = [(2, 1)] if bench.rehearse else [(64, 10), (32, 3)]
-    return [
-        Case(f"{batch} x {seconds} s, {what}", partial(spectrogram_case, bench, batch, seconds, what == "normalised"))
-        for what in ("normalised", "power")
-        for batch, seconds in sizes
-    ]
-
-
-def spectrogram_case(bench: Bench, batch: int, seconds: int, normalised: bool) -> dict:
-    allow("tf32")
-    wave = torch.randn(batch, 16000 * seconds, device=bench.device)
-    window = torch.hamming_window(WINDOW, device=bench.device)
-    plain = chain(wave, window, None, None)
-    mean, std = (plain.mean((0, 1)), plain.std((0, 1))) if normalised else (None, None)
-    calls = bench.ours(
-        lambda: power_spectrogram(wave, window, N_FFT, HOP, (0, BINS), mean=mean, std=std, center=True)
-    ) | {"torch.stft chain": lambda: chain(wave, window, mean, std)}
-    if (transform := torchaudio_chain(mean, std)) is not None:
-        calls["torchaudio"] = lambda: transform(wave)
-    wanted = chain(wave, window, mean, std)
-
-    def matches(call: Callable) -> float:
-        found = call()
-        check("all", found, wanted, 1e-5)
-        return error_against_float64(found, (wave, window, mean, std))
-
-    checks = {name: partial(matches, call) for name, call in calls.items()}
-    found = bench.race(calls, checks, op="power_spectrogram", precision="float32", tolerance=1e-5)
-    frames = batch * plain.shape[1]
-    return found | {"ns a frame": {name: 1e9 * value / frames for name, value in found["seconds"].items()}}
