@@ -1,12 +1,18 @@
 """The acceptance run on a GPU, as far as it can be tried without one, and what it makes of a GPU's results."""
 
+import contextlib
 import importlib.util
 import json
 import subprocess
 import sys
+import time
+import types
 from pathlib import Path
 
 import pytest
+import torch
+
+from ser_fast import backends
 
 ROOT = Path(__file__).parents[1]
 GPU = {"gpu": "a GPU of this test", "capability": "9.0", "torch": "2.11.0", "commit": "abc1234"}
@@ -220,3 +226,128 @@ def test_the_report_shows_what_was_found_failed_and_left_out(imported, tmp_path)
     assert (tmp_path / "run.png").stat().st_size > 10_000
     report.draw(run | {"parts": {}}, tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
+
+
+class PlayedEvent:
+    """Of a GPU that is played: the CPU's clock."""
+
+    def __init__(self, enable_timing=False):
+        assert enable_timing
+
+    def record(self):
+        self.time = time.perf_counter()
+
+    def elapsed_time(self, end):
+        return 1e3 * (end.time - self.time)
+
+
+class PlayedGraph:
+    def replay(self):
+        pass
+
+
+@pytest.fixture
+def played(imported, native, monkeypatch, tmp_path):
+    """A part's Bench as on a GPU, whose tensors are the CPU's; the CUDA ops are the runner's."""
+    bench = imported("device.bench")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "Event", PlayedEvent)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", PlayedGraph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    stream = types.SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "played")
+    monkeypatch.setattr(backends, "on_cuda", "auto")
+    monkeypatch.setattr(backends, "use", lambda name: monkeypatch.setattr(backends, "on_cuda", name))
+    monkeypatch.setattr(torch, "compile", lambda call, **options: call)
+    switches = {switch: switch.fp32_precision for switch in (torch.backends.cudnn.rnn, torch.backends.cuda.matmul)}
+    here = bench.Bench(False, tmp_path, 600, None)
+    here.device = torch.device("cpu")
+    yield here
+    for switch, before in switches.items():
+        switch.fp32_precision = before
+
+
+def some(cases: list, *starts: str) -> list[dict]:
+    """What the first cases find whose names start so."""
+    found = []
+    for start in starts:
+        case = next(case for case in cases if case.name.startswith(start))
+        result = case.run()
+        found += [{"case": case.name} | each for each in (result if isinstance(result, list) else [result])]
+    return found
+
+
+def whole(case: dict, *names: str) -> None:
+    """Ours by both kernels and these peers were timed, one by one and, but for what packs, as graphs."""
+    assert "state" not in case and "left out" not in case, case.get("error", case.get("left out"))
+    for name in ("ours, cuda", "ours, triton", *names):
+        assert name in case["seconds"] and ("packed" in name) != (f"{name}, graph" in case["seconds"]), name
+
+
+def test_what_only_a_gpu_runs_runs_on_one_that_is_played(played, imported, monkeypatch):
+    """Every line but the kernels' own, at small sizes."""
+    gru, pool, spectrogram = (imported(f"device.{name}") for name in ("gru", "attention_pool", "power_spectrogram"))
+    for module, name, value in (
+        (gru, "HIDDEN", (16, 32, 600)), (gru, "RECURRENCE", (20, 3)), (gru, "PLANNED", (20, 3)), (gru, "LAYERS", [(5, 20, 6)]),
+        (gru, "CORNERS", [(1, 18, 6)]), (gru, "MORE", []), (pool, "SIZES", [(3, 20, 16)]), (pool, "COPIED", 1 << 12),
+        (spectrogram, "SIZES", [(2, 1)]),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, value)
+    dense, ragged, single, alone = some(
+        gru.gru(played), "tf32 B=5 T=20 I=6 H=16 D=2, training", "float32 B=5 T=20 I=6 H=32 D=1, training",
+        "bfloat16 B=1 T=18 I=6 H=16 D=2, inference",
+    )  # fmt: skip
+    assert ragged["case"].endswith(", ragged") and ragged["ragged"]
+    for case in (dense, single, alone):
+        whole(case, "nn.GRU", "nn.LSTM", "ours, cuda, reset_after=False")
+    whole(ragged, "nn.GRU, packed", "nn.LSTM, packed", "nn.GRU, padded")
+    for case in some(gru.recurrence(played), "tf32 T=20 B=3 D=2 H=16 reset_after=True", "bfloat16"):
+        ways = {
+            f"ours, {kernels}, {way}"
+            for kernels in ("cuda", "triton")
+            for way in ("inference", "forward", "backward")
+        }
+        assert case["seconds"].keys() == case["us a step"].keys() == ways
+    planned = some(
+        gru.plans(played), "bfloat16 T=20 B=3 D=2 H=32, clusters of 2", "float32 T=20 B=3 D=2 H=600, clusters of 1"
+    )
+    assert planned[0]["us a step"].keys() == {"forward", "backward", "forward, estimated", "backward, estimated"}
+    assert planned[1]["fits"] is False
+    for case in some(pool.pool(played), "bfloat16 B=3 T=20 D=16, training", "float32 B=3 T=20 D=16, inference"):
+        whole(case, "eager torch", "one-query SDPA")
+        assert case["% of the copy bandwidth"]["ours, triton"] > 0
+    for case in some(spectrogram.spectrogram(played), "2 x 1 s, normalised", "2 x 1 s, power"):
+        whole(case, "torch.stft chain")
+
+
+def test_whole_steps_of_the_models_on_a_gpu_that_is_played(played, imported, monkeypatch):
+    models, bench_models = imported("device.models"), imported("bench_models")
+    monkeypatch.setattr(models, "BATCHES", (2,))
+    monkeypatch.setattr(bench_models, "EMODB_FRAMES", [40, 30])
+    case = some(models.models(played), "BiGRU-MHA, B=2")[0]
+    whole(case, "torch LSTM, padded", "torch GRU, packed", "ours, triton, reset_after=True")
+    assert (
+        case["parts"]["ours, cuda"].keys() >= {"recurrence", "optimiser"}
+        and len(case["predicted"]["ours, cuda"]) == 2
+    )
+
+
+@pytest.mark.parametrize("wrong", [None, "ours, cuda"])
+def test_what_is_wrong_is_not_timed_and_the_rest_is(played, wrong):
+    def matches(name: str) -> float:
+        if name == wrong:
+            raise AssertionError("differs by 1")
+        return 0.0
+
+    names = ("ours, cuda", "ours, triton", "a peer")
+    steps = dict.fromkeys(names, lambda: None) | {"a broken peer": lambda: 1 / 0}
+    found = played.race(steps, {name: lambda name=name: matches(name) for name in names[:2]}, graphs=False)
+    assert found["left out"] == {"a broken peer": "ZeroDivisionError: division by zero"}
+    assert found["seconds"].keys() == set(names) - {wrong}
+    assert (found.get("state"), found.get("error")) == (
+        ("failed", "ours, cuda: AssertionError: differs by 1") if wrong else (None, None)
+    )  # fmt: skip

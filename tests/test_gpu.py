@@ -52,7 +52,13 @@ def inputs(small: bool = DEVICE == "cpu") -> dict[str, tuple]:
     torch.manual_seed(1)
     rows, frames = (17, 3) if small else (40, 200)
     # On a GPU the states of one block, and of clusters.
-    sizes = [(64, torch.float16), (200, torch.float16), (480, torch.bfloat16), (64, torch.float32), (200, torch.float32)]
+    sizes = [
+        (64, torch.float16),
+        (200, torch.float16),
+        (480, torch.bfloat16),
+        (64, torch.float32),
+        (200, torch.float32),
+    ]
     if DEVICE == "cpu":
         sizes = [(16, torch.float16)]
     return {

@@ -18,11 +18,15 @@ from ser_fast import backends, info
 from ser_fast.models.peers import packed, reference
 
 HIDDEN = (128, 256, 512, 64)
+RECURRENCE, PLANNED = (1000, 64), (300, 64)  # T and B
+LAYERS = [(64, 1000, 401), (32, 300, 128)]  # B, T and I
+CORNERS = [(1, 100, 128), (128, 50, 128)]  # where cuDNN, or launching, has its best chances
+MORE = [(64, 300, 401), (32, 1000, 128)]
 
 
 def recurrence(bench: Bench) -> list[Case]:
     """The recurrence alone, without its input's projection: microseconds a time step."""
-    hiddens, sizes = ((16,), (5, 3)) if bench.rehearse else (HIDDEN, (1000, 64))
+    hiddens, sizes = ((16,), (5, 3)) if bench.rehearse else (HIDDEN, RECURRENCE)
     return [
         Case(
             f"{precision} T={sizes[0]} B={sizes[1]} D=2 H={hidden} reset_after={reset_after}",
@@ -71,7 +75,7 @@ def recurrence_case(bench: Bench, precision: str, frames: int, batch: int, hidde
 
 def plans(bench: Bench) -> list[Case]:
     """The recurrence on clusters of one to eight blocks: by what the constants of the plan's estimate are tuned."""
-    hiddens, sizes = ((16,), (5, 3)) if bench.rehearse else (HIDDEN, (300, 64))
+    hiddens, sizes = ((16,), (5, 3)) if bench.rehearse else (HIDDEN, PLANNED)
     return [
         Case(
             f"{precision} T={sizes[0]} B={sizes[1]} D=2 H={hidden}, clusters of {1 << power}",
@@ -131,14 +135,12 @@ def gru(bench: Bench) -> list[Case]:
         sizes = [(3, 5, 8, 16, 2), (2, 4, 8, 16, 1)]
         return [gru_case(bench, *size, "float32", mode) for size in sizes for mode in ("training", "inference")]
     names = precisions(bench)
-    batches = [(64, 1000, 401), (32, 300, 128)]
     ordered = [
-        *itertools.product(batches, HIDDEN, (2,), names, ("training",)),
-        *itertools.product(batches[:1], HIDDEN, (2,), names, ("inference",)),
-        # Where cuDNN, or launching, has its best chances.
-        *itertools.product([(1, 100, 128), (128, 50, 128)], HIDDEN, (2,), names[:2], ("training", "inference")),
-        *itertools.product(batches[:1], HIDDEN, (1,), names, ("training",)),
-        *itertools.product([(64, 300, 401), (32, 1000, 128)], HIDDEN, (2,), names, ("training",)),
+        *itertools.product(LAYERS, HIDDEN, (2,), names, ("training",)),
+        *itertools.product(LAYERS[:1], HIDDEN, (2,), names, ("inference",)),
+        *itertools.product(CORNERS, HIDDEN, (2,), names[:2], ("training", "inference")),
+        *itertools.product(LAYERS[:1], HIDDEN, (1,), names, ("training",)),
+        *itertools.product(MORE, HIDDEN, (2,), names, ("training",)),
     ]
     return [
         gru_case(bench, *size, hidden, directions, precision, mode)

@@ -1,5 +1,6 @@
 """Whole training steps of both models, whole epochs of them on Emo-DB, and the papers' experiments."""
 
+import copy
 import functools
 import json
 import os
@@ -74,7 +75,11 @@ def model_case(bench: Bench, name: str, batch: int, options: dict) -> dict:
     torchs = fresh(name, *waves[:2], **options, reset_after=True)
     given = [tensor.to(bench.device) for tensor in waves]
     ours = {"": papers.to(bench.device), ", reset_after=True": torchs.to(bench.device)}
-    twins = {f"ours, {kernels}{form}": (kernels, model) for form, model in ours.items() for kernels in bench.kernels}
+    twins = {  # each with weights of its own, for timing trains them
+        f"ours, {kernels}{form}": (kernels, copy.deepcopy(model))
+        for form, model in ours.items()
+        for kernels in bench.kernels
+    }
     peers = {kind: (None, model) for kind, model in with_torch(eager(papers)).items()}
     steps, parts = {}, {}
     for kind, (kernels, model) in (twins | peers).items():
@@ -87,9 +92,9 @@ def model_case(bench: Bench, name: str, batch: int, options: dict) -> dict:
         for kind, (kernels, model) in twins.items()
     }
     found = bench.race(steps, checks, tolerance=tolerance)
-    for kind in found["seconds"].keys() & (twins | peers).keys():
-        kernels, model = (twins | peers)[kind]
-        parts[kind] = parts_of(model, kernels, given)
+    for kind, (kernels, model) in (twins | peers).items():
+        if kind in found["seconds"]:
+            parts[kind] = parts_of(model, kernels, given)
     return found | {"parts": parts, "predicted": predicted(parts, found["seconds"])}
 
 

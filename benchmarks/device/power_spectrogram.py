@@ -10,10 +10,12 @@ from harness import check
 from device.bench import Bench, Case, allow
 from ser_fast.functional import power_spectrogram
 
+SIZES = [(64, 10), (32, 3)]  # utterances, seconds
+
 
 def spectrogram(bench: Bench) -> list[Case]:
     """The normalised power spectrogram, whatever the tf32 switches say."""
-    sizes = [(2, 1)] if bench.rehearse else [(64, 10), (32, 3)]
+    sizes = [(2, 1)] if bench.rehearse else SIZES
     return [
         Case(f"{batch} x {seconds} s, {what}", partial(spectrogram_case, bench, batch, seconds, what == "normalised"))
         for what in ("normalised", "power")
