@@ -177,5 +177,5 @@ def machine(bench: Bench) -> dict:
         "driver": torch._C._cuda_getDriverVersion(),
         "triton": triton.__version__,
         "built for": ", ".join(backends.build_info()["cuda_archs"]),
-        "limits": json.dumps(torch.ops.ser_fast_cuda.gru_limits(torch.empty(0, device="cuda")).tolist()),
+        "shared memory, and clusters of 1, 2, 4 and 8 blocks at once": json.dumps(torch.ops.ser_fast_cuda.gru_limits(torch.empty(0, device="cuda")).tolist()),
     }
