@@ -151,6 +151,7 @@ def test_a_second_process(backend):
         assert_same([tensor.cpu() for tensor in wanted], torch.load(path))
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's compilers and exporters warn of themselves
 @on_a_gpu
 @pytest.mark.parametrize("reset_after", [True, False])
 @pytest.mark.parametrize("dtype", [None, *HALVES], ids=str)
@@ -198,6 +199,7 @@ def test_a_training_step_is_captured(backend, packed):
     assert_same(captured, eager)
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's compilers and exporters warn of themselves
 @on_a_gpu
 def test_models_compile_with_cuda_graphs(backend):
     """The spectrogram's tables outlive the call that makes them, the first one inside a compiled graph's warm-up."""
@@ -210,6 +212,7 @@ def test_models_compile_with_cuda_graphs(backend):
         assert (found - model(wave)).abs().max() < 1e-4
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's compilers and exporters warn of themselves
 @on_a_gpu
 def test_a_module_on_a_gpu_goes_to_onnx(backend):
     """Whatever runs it here, ONNX gets its own GRU."""

@@ -1,7 +1,6 @@
 """Where the parts run, at what sizes, and how they time."""
 
 import itertools
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -32,7 +31,9 @@ def precisions(bench: "Bench") -> list[str]:
 
 def allow(switch: str) -> None:
     """tf32, or not, in cuDNN's recurrences, in ours, and in the products beside them."""
-    torch.backends.cudnn.rnn.fp32_precision = torch.backends.cuda.matmul.fp32_precision = switch
+    # By torch's older names, for its compiler asks by them and fails where the newer ones were set.
+    torch.set_float32_matmul_precision("high" if switch == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = switch == "tf32"
 
 
 @dataclass
@@ -134,7 +135,7 @@ class Bench:
                     errors[name] = checks[name]()
                 seconds[name] = self.time(call)
             except Exception as error:
-                (wrong if "ours" in name else left_out)[name] = _first_line(error)
+                (wrong if name in checks else left_out)[name] = _first_line(error)
                 continue
             if graphs and not self.rehearse and "packed" not in name:
                 try:
@@ -177,5 +178,5 @@ def machine(bench: Bench) -> dict:
         "driver": torch._C._cuda_getDriverVersion(),
         "triton": triton.__version__,
         "built for": ", ".join(backends.build_info()["cuda_archs"]),
-        "shared memory, and clusters of 1, 2, 4 and 8 blocks at once": json.dumps(torch.ops.ser_fast_cuda.gru_limits(torch.empty(0, device="cuda")).tolist()),
+        "shared memory, and clusters of 1, 2, 4, 8 at once": str(backends.gru_limits(0).tolist()),
     }

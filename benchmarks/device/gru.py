@@ -13,7 +13,7 @@ from harness import EMODB_FRAMES, check, step
 from torch import Tensor, nn
 
 import ser_fast.gru
-from device.bench import PRECISIONS, Bench, Case, allow, by, precisions
+from device.bench import PRECISIONS, Bench, Case, allow, precisions
 from ser_fast import backends, info
 from ser_fast.models.peers import packed, reference
 
@@ -25,52 +25,55 @@ MORE = [(64, 300, 401), (32, 1000, 128)]
 
 
 def recurrence(bench: Bench) -> list[Case]:
-    """The recurrence alone, without its input's projection: microseconds a time step."""
+    """The recurrence alone, without its input's projection: microseconds a time step.
+
+    One backend after the other: what Triton compiles takes longer than what is timed.
+    """
     hiddens, sizes = ((16,), (5, 3)) if bench.rehearse else (HIDDEN, RECURRENCE)
     return [
         Case(
-            f"{precision} T={sizes[0]} B={sizes[1]} D=2 H={hidden} reset_after={reset_after}",
-            partial(recurrence_case, bench, precision, *sizes, hidden, reset_after),
+            f"{precision} T={sizes[0]} B={sizes[1]} D=2 H={hidden} reset_after={reset_after}, {ours}",
+            partial(recurrence_case, bench, ours, precision, *sizes, hidden, reset_after),
         )
+        for ours in bench.ours(lambda: None)
         for reset_after, hidden, precision in itertools.product((True, False), hiddens, precisions(bench))
     ]
 
 
-def recurrence_case(bench: Bench, precision: str, frames: int, batch: int, hidden: int, reset_after: bool) -> dict:
+def recurrence_case(
+    bench: Bench, ours: str, precision: str, frames: int, batch: int, hidden: int, reset_after: bool
+) -> dict:
     dtype, switch, tolerance = PRECISIONS[precision]
     allow(switch)
+    bench.ours(lambda: None)[ours]()
     gx = torch.randn(frames, batch, 2, 3 * hidden, device=bench.device, dtype=dtype)
     w_hh = torch.randn(2, 3 * hidden, hidden, device=bench.device, dtype=dtype) / hidden**0.5
-    ops, few = torch.ops.ser_fast, gx[:16]
+    found = race_op(bench, gx, w_hh, reset_after, tolerance)
+    about = {"op": "gru", "backend": ours.removeprefix("ours, "), "precision": precision, "hidden_size": hidden}
+    return found | about | {"tolerance": tolerance}
+
+
+def race_op(bench: Bench, gx: Tensor, w_hh: Tensor, reset_after: bool, tolerance: float) -> dict:
+    """The op in inference, forward and backward, after its first frames have matched the reference."""
+    op, few = torch.ops.ser_fast.gru, gx[:16]
     truth = ser_fast.gru.reference(few.double(), w_hh.double(), None, None, None, reset_after, True)
-    steps, checks = {}, {}
-    for name, chosen in bench.ours(lambda: None).items():
-        forward = functools.cache(lambda: ops.gru(gx, w_hh, None, None, None, reset_after, True))
+    forward = functools.cache(lambda: op(gx, w_hh, None, None, None, reset_after, True))
 
-        def backward(forward=forward) -> tuple:
-            y, h_n, gates = forward()
-            return ops.gru_backward(y, h_n, y, gates, w_hh, None, None, reset_after)
+    def backward() -> tuple:
+        y, h_n, gates = forward()
+        return torch.ops.ser_fast.gru_backward(y, h_n, y, gates, w_hh, None, None, reset_after)
 
-        ways = {
-            "inference": lambda: ops.gru(gx, w_hh, None, None, None, reset_after, False),
-            "forward": lambda: ops.gru(gx, w_hh, None, None, None, reset_after, True),
-            "backward": backward,
-        }
-        steps |= {
-            f"{name}, {way}": call if bench.rehearse else by(name.removeprefix("ours, "), call)
-            for way, call in ways.items()
-        }
+    def matches() -> float:
+        return check("the first frames", op(few, w_hh, None, None, None, reset_after, True), truth, tolerance)
 
-        def matches(chosen=chosen) -> float:
-            chosen()
-            return check(
-                "the first frames", ops.gru(few, w_hh, None, None, None, reset_after, True), truth, tolerance
-            )
-
-        checks |= {f"{name}, {way}": matches for way in ways}
-    about = {"op": "gru", "precision": precision, "hidden_size": hidden, "tolerance": tolerance}
-    found = bench.race(steps, checks, graphs=False, **about)  # two launches for a thousand steps
-    return found | {"us a step": {name: 1e6 * value / frames for name, value in found["seconds"].items()}}
+    steps = {
+        "inference": lambda: op(gx, w_hh, None, None, None, reset_after, False),
+        "forward": lambda: op(gx, w_hh, None, None, None, reset_after, True),
+        "backward": backward,
+    }
+    # Two launches for all the steps: a graph would change nothing.
+    found = bench.race(steps, dict.fromkeys(steps, matches), graphs=False)
+    return found | {"us a step": {way: 1e6 * value / len(gx) for way, value in found["seconds"].items()}}
 
 
 def plans(bench: Bench) -> list[Case]:
@@ -97,20 +100,9 @@ def plan_case(bench: Bench, precision: str, frames: int, batch: int, hidden: int
             return {"fits": False}
         if not bench.rehearse:
             backends.use("cuda")
-        ops, few = torch.ops.ser_fast, gx[:16]
-        truth = ser_fast.gru.reference(few.double(), w_hh.double(), None, None, None, True, True)
-        y, h_n, gates = ops.gru(gx, w_hh, None, None, None, True, True)
-        steps = {
-            "forward": lambda: ops.gru(gx, w_hh, None, None, None, True, True),
-            "backward": lambda: ops.gru_backward(y, h_n, y, gates, w_hh, None, None, True),
-        }
-        checks = dict.fromkeys(
-            steps,
-            lambda: check("the first frames", ops.gru(few, w_hh, None, None, None, True, True), truth, tolerance),
-        )
-        found = bench.race(steps, checks, graphs=False)
-    steps_of = {way: 1e6 * value / frames for way, value in found["seconds"].items()}
-    return found | {"us a step": steps_of | {f"{way}, estimated": plan["step"] for way, plan in estimates.items()}}
+        found = race_op(bench, gx, w_hh, True, tolerance)
+    estimated = {f"{way}, estimated": plan["step"] for way, plan in estimates.items()}
+    return found | {"us a step": found["us a step"] | estimated}
 
 
 @contextlib.contextmanager
