@@ -23,7 +23,7 @@ def info() -> dict:
         f"{torch.get_num_threads()} threads",
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can see",
         **{f"tensors on {device}": what for device, what in what_runs().items()},
-        "built": f"with {build['compiler']}" if build["compiled"] else f"no: {build['reason']}",
+        "built": f"with {build['compiler']}{_of(build)}" if build["compiled"] else f"no: {build['reason']}",
         "loaded": "yes" if backends.loaded else f"no: {backends.reason}",
         "cuda kernels": _cuda(build),
         "triton kernels": f"{_standing('triton')}; {_triton()}",
@@ -72,6 +72,10 @@ def _standing(backend: str, gpu: int | None = None) -> str:
         said.append(f"proven on {capability} for {', '.join(ops)}")
         said += [f"{backends.UNPROVEN} for {', '.join(rest)}"] if rest else []
     return ", ".join(said) or backends.UNPROVEN
+
+
+def _of(build: dict) -> str:
+    return f", from commit {build['commit']}" if build.get("commit") else ""
 
 
 def _cuda(build: dict) -> str:

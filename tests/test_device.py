@@ -14,6 +14,9 @@ import torch
 
 from ser_fast import backends
 
+pytest.importorskip("triton")  # which `pip install '.[test]'` brings
+from ser_fast.kernels import gru as gru_kernels
+
 ROOT = Path(__file__).parents[1]
 GPU = {"gpu": "a GPU of this test", "capability": "9.0", "torch": "2.11.0", "commit": "abc1234"}
 
@@ -262,6 +265,8 @@ def played(imported, native, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "played")
     monkeypatch.setattr(backends, "on_cuda", "auto")
     monkeypatch.setattr(backends, "use", lambda name: monkeypatch.setattr(backends, "on_cuda", name))
+    monkeypatch.setattr(backends, "widest", [512, 256, 256])
+    monkeypatch.setattr(backends, "gru_kernels", gru_kernels)
     monkeypatch.setattr(torch, "compile", lambda call, **options: call)
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     here = bench.Bench(False, tmp_path, 600, None)
@@ -305,6 +310,11 @@ def test_what_only_a_gpu_runs_runs_on_one_that_is_played(played, imported, monke
     for case in (dense, single, alone):
         whole(case, "nn.GRU", "nn.LSTM", "ours, cuda, reset_after=False")
     whole(ragged, "nn.GRU, packed", "nn.LSTM, packed", "nn.GRU, padded")
+    large = some(gru.recurrence(played), "float32 T=20 B=3 D=2 H=600 reset_after=True, ours, cuda")[0]
+    assert "seconds" not in large and large["left out"] == {"ours, cuda": gru.NOT_ON_CHIP}
+    wide = some(gru.gru(played), "tf32 B=5 T=20 I=6 H=600 D=1, training")[0]
+    assert wide["left out"].keys() == {"ours, cuda", "ours, cuda, reset_after=False", "ours, triton"}
+    assert wide["seconds"].keys() >= {"nn.GRU", "ours, triton, reset_after=False"}
     named = "T=20 B=3 D=2 H=16 reset_after"
     for case in some(
         gru.recurrence(played), f"tf32 {named}=True, ours, cuda", f"bfloat16 {named}=False, ours, triton"

@@ -21,7 +21,17 @@ HIDDEN = (128, 256, 512, 64)
 RECURRENCE, PLANNED = (1000, 64), (300, 64)  # T and B
 LAYERS = [(64, 1000, 401), (32, 300, 128)]  # B, T and I
 CORNERS = [(1, 100, 128), (128, 50, 128)]  # where cuDNN, or launching, has its best chances
+NOT_ON_CHIP = "W_hh does not fit on the chip, so that torch's path runs"
 MORE = [(64, 300, 401), (32, 1000, 128)]
+
+
+def fits(ours: str, dtype: torch.dtype, hidden: int, streams: bool) -> bool:
+    """Whether this backend has W_hh on the chip, or may stream it: another path would be timed under its name."""
+    if ours == "ours, cuda":
+        return hidden <= backends.widest[backends.gru_product(dtype)]
+    if ours == "ours, triton":
+        return streams or backends.gru_kernels.plan(hidden, dtype, backends.tf32_allowed()).resident
+    return True
 
 
 def recurrence(bench: Bench) -> list[Case]:
@@ -45,6 +55,8 @@ def recurrence_case(
 ) -> dict:
     dtype, switch, tolerance = PRECISIONS[precision]
     allow(switch)
+    if not fits(ours, dtype, hidden, streams=True):
+        return {"left out": {ours: NOT_ON_CHIP}}
     bench.ours(lambda: None)[ours]()
     gx = torch.randn(frames, batch, 2, 3 * hidden, device=bench.device, dtype=dtype)
     w_hh = torch.randn(2, 3 * hidden, hidden, device=bench.device, dtype=dtype) / hidden**0.5
@@ -140,6 +152,11 @@ def gru(bench: Bench) -> list[Case]:
     ]
 
 
+def left(out: dict[str, str], found: dict) -> dict:
+    """What a race found, and what did not take part in it and why."""
+    return found | ({"left out": found.get("left out", {}) | out} if out else {})
+
+
 def gru_case(
     bench: Bench, batch: int, frames: int, width: int, hidden: int, directions: int, precision: str, mode: str
 ) -> Case:
@@ -179,31 +196,40 @@ class Layers:
         return found
 
     def padded(self) -> dict:
-        steps, checks = {}, {}
+        steps, checks, left_out = {}, {}, {}
         for form in ("ours", "ours, reset_after=False"):
             layer, wanted = self.layers[form], self.truth(self.layers[form])
-            for name, call in self.bench.ours(lambda layer=layer: layer(self.x)[0]).items():
-                name += form.removeprefix("ours")
+            for ours, call in self.bench.ours(lambda layer=layer: layer(self.x)[0]).items():
+                name = ours + form.removeprefix("ours")
+                if not self.fits(ours, streams=not layer.reset_after):
+                    left_out[name] = NOT_ON_CHIP
+                    continue
                 steps[name] = self.step(layer, call)
                 checks[name] = partial(self.check, layer, call, wanted)
         for peer in ("nn.GRU", "nn.LSTM"):
             layer = self.layers[peer]
             steps[peer] = self.step(layer, lambda layer=layer: layer(self.x)[0])
-        return self.bench.race(steps, checks, **self.about)
+        return left(left_out, self.bench.race(steps, checks, **self.about))
 
     def ragged(self) -> dict:
         ours, on_device = self.layers["ours"], self.lengths.to(self.bench.device)
         with torch.no_grad():
             wanted = reference(copy.deepcopy(ours).double(), self.x.detach().double(), on_device)
-        steps, checks = {}, {}
+        steps, checks, left_out = {}, {}, {}
         for name, call in self.bench.ours(lambda: ours(self.x, lengths=on_device)[0]).items():
+            if not self.fits(name, streams=False):
+                left_out[name] = NOT_ON_CHIP
+                continue
             steps[name] = self.step(ours, call)
             checks[name] = lambda call=call: check("ragged", call(), wanted, self.tolerance)
         for peer in ("nn.GRU", "nn.LSTM"):
             layer = self.layers[peer]
             steps[f"{peer}, packed"] = self.step(layer, lambda layer=layer: packed(layer, self.x, self.lengths))
             steps[f"{peer}, padded"] = self.step(layer, lambda layer=layer: layer(self.x)[0])
-        return self.bench.race(steps, checks, **self.about | {"ragged": True})
+        return left(left_out, self.bench.race(steps, checks, **self.about | {"ragged": True}))
+
+    def fits(self, ours: str, streams: bool) -> bool:
+        return fits(ours, self.x.dtype, self.about["hidden_size"], streams)
 
     def step(self, layer: nn.Module, call: Callable[[], Tensor]) -> Callable:
         return step(self.mode, call, [self.x, *layer.parameters()], self.grad)

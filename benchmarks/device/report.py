@@ -196,22 +196,28 @@ def draw(run: dict, path: Path) -> None:
     shown = [name for name in PANELS if any(case["precision"] == name for case in cases)]
     if not shown:
         return
-    figure = Figure(figsize=(3.4 * len(shown) + 0.6, 6.4), layout="constrained")
-    panels = figure.subplots(2, len(shown), squeeze=False, sharey=True)
-    for column, precision in enumerate(shown):
-        for row, (ragged, peers) in enumerate(
-            ((False, ("nn.GRU", "nn.LSTM")), (True, ("nn.GRU, packed", "nn.LSTM, packed")))
-        ):
-            some = [case for case in cases if case["precision"] == precision and case.get("ragged", False) == ragged]
-            largest = max((case["batch"] * case["frames"] * case["width"] for case in some), default=0)
-            some = [case for case in some if case["batch"] * case["frames"] * case["width"] == largest]
-            bars(panels[row][column], sorted(some, key=lambda case: case["hidden_size"]), peers)
-            panels[row][column].set_title(f"{precision}, {'ragged' if ragged else 'padded'}", fontsize=10)
-    for row in panels:
-        row[0].set_ylabel("peer's time over ours")
-        row[0].legend(frameon=False, fontsize=8)
+    figure = Figure(figsize=(3.4 * len(shown) + 0.6, 7), layout="constrained")
     figure.suptitle(f"{run['machine']['gpu']}: GRU, both directions, forward and backward; above 1 ours is faster")
+    for half, ragged in zip(figure.subfigures(2, 1), (False, True)):
+        peers = tuple(f"{peer}{', packed' if ragged else ''}" for peer in ("nn.GRU", "nn.LSTM"))
+        panels = half.subplots(1, len(shown), squeeze=False, sharey=True)[0]
+        for panel, precision in zip(panels, shown):
+            some = [case for case in cases if (case["precision"], case.get("ragged", False)) == (precision, ragged)]
+            largest = max(map(size, some), default=0)
+            bars(panel, sorted(filter(lambda case: size(case) == largest, some), key=hidden_size), peers)
+            panel.set_title(f"{precision}, {'ragged' if ragged else 'padded'}", fontsize=10)
+        panels[0].set_ylabel("peer's time over ours")
+        keys, names = panels[0].get_legend_handles_labels()
+        half.legend(keys, names, loc="outside upper center", ncols=4, frameon=False, fontsize=9)
     figure.savefig(path, dpi=DPI)
+
+
+def size(case: dict) -> int:
+    return case["batch"] * case["frames"] * case["width"]
+
+
+def hidden_size(case: dict) -> int:
+    return case["hidden_size"]
 
 
 def bars(panel, cases: list[dict], peers: tuple[str, ...]) -> None:
