@@ -9,6 +9,7 @@ torch's own operators where nothing was, until ``SER_FAST_BACKEND`` or :func:`us
 ``"cuda"``, or the Triton kernels, ``"triton"``.
 """
 
+import ctypes
 import functools
 import importlib.util
 import itertools
@@ -226,11 +227,18 @@ def missing(backend: str) -> str | None:
     return None if build_info().get("cuda_archs") else f"its kernels are {build_info()['cuda']}"
 
 
+def driver_version() -> int:
+    """The latest CUDA that the driver serves, as ``cuDriverGetVersion`` has it; torch itself does not tell."""
+    version = ctypes.c_int()
+    ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    return version.value
+
+
 def refused(backend: str, gpu: int) -> str | None:
     """Why the GPU of this number, which torch sees, cannot run them; None if it can."""
     info, capability = build_info(), torch.cuda.get_device_capability(gpu)
     built = info.get("cuda_archs", ()), info.get("nvcc", "0.0")
-    why = gpus.refusal(backend, capability, torch._C._cuda_getDriverVersion(), *built)
+    why = gpus.refusal(backend, capability, driver_version(), *built)
     return why and f"cuda:{gpu} is {torch.cuda.get_device_name(gpu)}: {why}"
 
 

@@ -1,7 +1,9 @@
 """What is said and what runs where the kernels do not: old GPUs and drivers, other makers' devices, other systems."""
 
+import ctypes
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
@@ -66,11 +68,18 @@ def machine(monkeypatch):
     monkeypatch.setattr(backends, "loaded", True)
 
     def with_gpu(name: str, capability: tuple[int, int], driver: int = 13000, **built) -> None:
+        def libraries(name: str):
+            assert name == ("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+            return types.SimpleNamespace(
+                cuDriverGetVersion=lambda version: setattr(version.contents, "value", driver)
+            )
+
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: name)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
-        monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: driver, raising=False)
+        played = types.SimpleNamespace(CDLL=libraries, c_int=ctypes.c_int, byref=ctypes.pointer)
+        monkeypatch.setattr(backends, "ctypes", played)
         known = {"compiled": True, "reason": None, "compiler": "g++", "cuda": "built", "cuda_archs": list(BUILT)}
         monkeypatch.setattr(backends, "build_info", lambda: known | {"nvcc": "13.0.88"} | built)
 

@@ -175,7 +175,7 @@ def machine(bench: Bench) -> dict:
         "memory, GB": f"{free / 1e9:.0f} of {total / 1e9:.0f} free",
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
-        "driver": torch._C._cuda_getDriverVersion(),
+        "driver": backends.driver_version(),
         "triton": triton.__version__,
         "built for": ", ".join(backends.build_info()["cuda_archs"]),
         "shared memory, and clusters of 1, 2, 4, 8 at once": str(backends.gru_limits(0).tolist()),
