@@ -91,30 +91,49 @@ def test_bad_options_get_one_sentence(tmp_path, arguments, sentence):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_part_that_fails_or_hangs_takes_no_other_with_it(driver, tmp_path, monkeypatch):
-    place = driver.Place(tmp_path, tmp_path / "site", [])
-    wrote = "import json; open(r'{}', 'a').write(json.dumps({{'case': 'first', 'seconds': {{}}}}) + '\\n'); "
-
-    def run(rest: str, seconds: float = 30.0) -> dict:
-        script = wrote.format(tmp_path / "gru.jsonl") + rest
-        monkeypatch.setattr(driver.sys, "executable", "/bin/true")
-        call = place.__class__.call
-        monkeypatch.setattr(
-            place, "call", lambda command, limit: call(place, [PYTHON, "-c", script], min(limit, 5 if seconds > 15 else 60)),
-            raising=False,
-        )  # fmt: skip
-        return driver.run_part("gru", place, seconds)
-
-    failed = run("raise SystemExit('the device is lost')")
-    assert failed["state"] == "failed" and "the device is lost" in failed["error"]
-    assert [case["case"] for case in failed["cases"]] == ["first"]
-    hung = run("import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)'])")
-    assert hung["state"] == "cut short" and "time ran out" in hung["error"] and len(hung["cases"]) == 1
-    assert run("")["state"] == "passed"
-    assert driver.run_part("gru", place, 3)["state"] == "not run"
-
-
 PYTHON = sys.executable
+# A part of three cases, each of which does what its script says; they come after --first.
+CASES = """
+import json, os, subprocess, sys, time
+first = int(sys.argv[sys.argv.index("--first") + 1])
+with open(sys.argv[sys.argv.index("--out") + 1], "a") as file:
+    def line(number, **found):
+        file.write(json.dumps({{"number": number, "case": str(number)}} | found) + "\\n")
+        file.flush()
+    for number in range(first, 3):
+        line(number, state="begun")
+        if number == 1:
+            {script}
+        line(number)
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "states", "whole", "said"),
+    [
+        ("pass", [None, None, None], "passed", None),
+        ("sys.exit('no torch')", [None, "failed"], "failed", "no torch"),
+        ("os.abort()", [None, "failed", None], "failed", "it ended the process"),
+        ("line(1, state='failed', error='hangs'); os._exit(3)", [None, "failed", None], "failed", "hangs"),
+        ("subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)'])", [None, "not run"], "cut short", "ran out"),
+    ],
+)  # fmt: skip
+def test_a_case_that_fails_or_hangs_takes_no_other_with_it(
+    driver, tmp_path, monkeypatch, script, states, whole, said
+):
+    """A process that a case ends is followed by one that begins with the next; one that hangs ends with its time."""
+    place = driver.Place(tmp_path, tmp_path / "site", [])
+    call, script = place.call, CASES.format(script=script)
+    limit = 5 if whole == "cut short" else 60
+
+    def part(command, seconds):
+        return call([PYTHON, "-c", script, *command[3:]], min(seconds, limit))
+
+    monkeypatch.setattr(place, "call", part)
+    found = driver.run_part("gru", place, 30.0)
+    assert [case.get("state") for case in found["cases"]] == states and found["state"] == whole
+    assert said is None or said in found["cases"][1]["error"]
+    assert driver.run_part("gru", place, 3)["state"] == "not run"
 
 
 @pytest.mark.parametrize("works", [True, False])
@@ -274,6 +293,30 @@ def played(imported, native, monkeypatch, tmp_path):
     yield here
     torch.set_float32_matmul_precision(before[0])
     torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def test_a_case_that_hangs_or_breaks_the_device_ends_the_process(imported, tmp_path):
+    """After it has said so, and with the status by which the next process goes on."""
+    script = """
+import sys, time
+from device import bench, part
+part.PARTS["gru"] = lambda bench: [part.Case("fast", dict), part.Case("slow", lambda: time.sleep(60)), part.Case("next", dict)]
+part.LONG = 1
+bench.Bench.lost = lambda self: sys.argv[-1] == "1"
+sys.exit(part.main())
+"""
+    for first, states in (
+        ("0", ["begun", None, "begun", "failed"]),
+        ("2", ["begun", None]),
+        ("1", ["begun", "failed"]),
+    ):
+        out = tmp_path / f"{first}.jsonl"
+        command = [sys.executable, "-c", script, "gru", "--rehearse", "--out", str(out), "--first", first]
+        result = subprocess.run(command, cwd=ROOT / "benchmarks", capture_output=True, text=True)
+        found = [json.loads(line) for line in out.read_text().splitlines()]
+        assert [case.get("state") for case in found] == states, result.stderr
+        assert result.returncode == (0 if first == "2" else 3)
+    assert found[1]["error"] == "it did not end within 1 s"
 
 
 def some(cases: list, *starts: str) -> list[dict]:

@@ -39,6 +39,7 @@ PARTS = {
 ASKED = ("plans", "papers")  # run only by their names, and take all the time there is
 MINUTES = 10
 LAST = 20  # seconds that the tables and the figure may take
+LOST = 3  # exit status of a part that a case has taken the device from
 SAME = ("gpu", "torch")  # what all parts of a run must have met
 GPU = "import sys, torch; sys.exit(not torch.cuda.is_available())"
 
@@ -135,20 +136,35 @@ def run_part(name: str, place: Place, seconds: float) -> dict:
         return {"state": "not run", "error": "no time was left", "cases": []}
     path = place.out / f"{name}.jsonl"
     path.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "device.part", name, "--out", str(path), "--seconds", f"{seconds:.0f}"]
-    start = time.monotonic()
-    code, last = place.call([*command, *place.arguments], seconds + 5)
-    cases, result = lines(path), {}
-    if code is None:
-        result = {"state": "cut short", "error": "ended, because its time ran out"}
-    elif any(case.get("state") == "not run" for case in cases):
+    start, found, code, last, lost = time.monotonic(), [], None, "", True
+    # A process that a case has ended, or broken, is followed by one that begins with the next case.
+    while lost and (left := seconds - (time.monotonic() - start)) > 10:
+        command = [sys.executable, "-m", "device.part", name, "--out", str(path), "--seconds", f"{left:.0f}"]
+        command += ["--first", str(1 + max((case["number"] for case in found), default=-1))]
+        code, last = place.call([*command, *place.arguments], left + 5)
+        new = ended(lines(path), code, last)
+        path.unlink(missing_ok=True)
+        found += new
+        lost = bool(new) and code is not None and (code == LOST or code < 0)
+    states = [case.get("state") for case in found]
+    result = {"state": "failed" if code or "failed" in states else "passed"}
+    if result["state"] == "passed" and (code is None or "not run" in states):
         result["state"] = "cut short"
-    if code or any(case.get("state") == "failed" for case in cases):
-        result["state"] = "failed"
-    if code not in (0, None) and not any(case.get("state") == "failed" for case in cases):
+    if code is None:
+        result["error"] = "ended, because its time ran out"
+    elif code and "failed" not in states:
         result["error"] = last
-    path.unlink(missing_ok=True)
-    return {"state": "passed"} | result | {"seconds": time.monotonic() - start, "cases": cases}
+    return result | {"seconds": time.monotonic() - start, "cases": found}
+
+
+def ended(found: list[dict], code: int | None, last: str) -> list[dict]:
+    """The cases by their ends; one that has only begun was cut short, or ended the process."""
+    done = {case["number"] for case in found if case.get("state") != "begun"}
+    end = {"state": "failed", "error": f"it ended the process: {last}"}
+    if code is None:
+        end = {"state": "not run", "error": "its time ran out"}
+    open_cases = [case | end for case in found if case["number"] not in done]
+    return [case for case in found if case.get("state") != "begun"] + open_cases
 
 
 def write(path: Path, run: dict) -> None:
@@ -215,11 +231,11 @@ def prepare(options: argparse.Namespace, site: Path) -> tuple[Place, dict]:
         place.describe(described)
     else:
         installed = install(place, options.wheel, described)
-    found = lines(described)
-    if not found or found[0].get("state") == "failed":
-        raise SystemExit(f"nothing can be measured here: {found[0]['error'] if found else 'log.txt says why'}")
+    found = (lines(described) or [{}])[-1]
+    if "gpu" not in found:
+        raise SystemExit(f"nothing can be measured here: {found.get('error', 'log.txt says why')}")
     described.unlink()
-    machine = {name: value for name, value in found[0].items() if name != "case"}
+    machine = {name: value for name, value in found.items() if name not in ("case", "number")}
     path = out / "run.json"
     run = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"parts": {}}
     before = run.get("machine", machine)

@@ -14,6 +14,7 @@ from ser_fast import backends
 
 KERNELS = ("cuda", "triton")  # whose kernels are measured, side by side
 FEWEST, MOST = 5, 30  # calls that are timed
+LOST = 3  # exit status of a part whose process can no longer use the device
 
 
 # What torch's switch for RNNs says, and the tolerance of outputs: float32 with tf32 on and off, then half precision.
@@ -83,6 +84,16 @@ class Bench:
         """Seconds."""
         return self.end - time.monotonic()
 
+    def lost(self) -> bool:
+        """Whether an error has broken the device for this process, to which every further call fails."""
+        if self.rehearse:
+            return False
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            return True
+        return False
+
     def ours(self, call: Callable) -> dict[str, Callable]:
         """The call on the kernels of each backend; a rehearsal knows those of the CPU alone."""
         return {f"ours, {name}": call if self.rehearse else by(name, call) for name in self.kernels}
@@ -136,6 +147,8 @@ class Bench:
                 seconds[name] = self.time(call)
             except Exception as error:
                 (wrong if name in checks else left_out)[name] = _first_line(error)
+                if self.lost():
+                    break
                 continue
             if graphs and not self.rehearse and "packed" not in name:
                 try:
