@@ -33,7 +33,8 @@ from ser_fast.models.peers import with_torch
 
 STEPS = 5  # whose parts are timed
 # The papers' experiments, those first whose runs the others share; `protocols` resamples and is a CPU's.
-EXPERIMENTS = ("claims", "comparison", "anova", "emotions", "attention", "lstm", "heads", "spectrograms", "optimizers")
+SHARING = ("claims", "comparison", "anova", "emotions", "attention", "lstm")
+EXPERIMENTS = (*SHARING, "heads", "spectrograms", "optimizers")
 JOBS = 8  # folds at once, which share the GPU
 RUN = """
 import json, sys
