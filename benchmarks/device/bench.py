@@ -175,8 +175,12 @@ def machine(bench: Bench) -> dict:
     """
     if not backends.loaded:
         raise RuntimeError(f"the compiled kernels did not load: {backends.reason}")
-    found = harness.machine() | {"ser_fast from": str(Path(backends.__file__).parent)}
-    found["commit"] = found["commit"] or backends.build_info().get("commit") or "not known"
+    found = harness.machine()
+    here, built = found["commit"] or "not known", backends.build_info().get("commit") or "not known"
+    of_here = Path(backends.__file__).is_relative_to(
+        Path(__file__).parents[2]
+    )  # its Python may be newer than its build
+    found["commit"] = here if of_here or here == built else f"{built}, measured by the benchmarks of {here}"
     if bench.rehearse:
         return found | {"gpu": "none: a rehearsal on the CPU", "capability": "none"}
     import triton
