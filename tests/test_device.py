@@ -174,6 +174,7 @@ def test_outcomes_of_tests_are_kept_as_they_come(imported, tmp_path, monkeypatch
     assert (cuda["passed"], cuda["failed"], cuda["skipped"]) == (1, 1, 1) and cuda["state"] == "failed"
     assert "cuda is wrong" in cuda["failures"]["test_some.py::test_all[cuda]"]
     assert (triton["passed"], triton["failed"], triton["skipped"]) == (2, 0, 1) and "state" not in triton
+    assert cuda["by test"] == {"test_all": "failed", "test_skips": "skipped", "test_both": "passed"}
     broken = proofs.tested(here, "cuda", ["test_broken.py"], 1)[0]
     assert broken["state"] == "failed" and "does_not_exist" in broken["failures"]["test_broken.py"]
     here.end = bench.time.monotonic() + 6
@@ -192,7 +193,8 @@ def on_a_gpu() -> dict:
         "tests": [
             {"case": "test_gpu.py, cuda", "backend": "cuda", "passed": 9, "failed": 1, "skipped": 0, "state": "failed",
              "failures": {"test_gpu.py::test_a": "assert 1 == 2"}, "error": "test_gpu.py::test_a"},
-            {"case": "test_gpu.py, triton", "backend": "triton", "passed": 10, "failed": 0, "skipped": 0},
+            {"case": "test_gpu.py, triton", "backend": "triton", "passed": 10, "failed": 0, "skipped": 0,
+             "by test": {"test_bitwise_repeatable": "passed"}},
         ],
         "sanitizer": [{"case": "racecheck, cuda", "backend": "cuda", "tool": "racecheck", "said": "0 hazards"}],
         "recurrence": [
@@ -239,6 +241,7 @@ def test_the_report_shows_what_was_found_failed_and_left_out(imported, tmp_path)
     assert shown.startswith("# a GPU of this test\n") and "rehearsal" not in shown
     assert "| GRU forward and backward, H=128, CUDA, against nn.GRU | at least 3 × | 2 × at worst (short)" in shown
     assert "| test_gpu.py, cuda | 9 | 1 | 0 |" in shown and "assert 1 == 2" in shown
+    assert "| test_bitwise_repeatable | passed |" in shown
     assert "| racecheck | cuda | passed | 0 hazards |" in shown
     assert "| long | 1 (1.00) | 2 (2.00) | 4 (4.00) | 5 (5.00) |" in shown
     assert "- wrong: ours, cuda: differs" in shown and "Not run: late." in shown

@@ -60,7 +60,7 @@ def tested(bench: Bench, kernels: str, files: list[str], jobs: int) -> list[dict
     for backend in KERNELS if kernels == "both" else (kernels,):
         case, own = f"{' '.join(files)}, {backend}", [one for one in found if backend in _whose(one, kernels)]
         if own or not bench.rehearse:
-            results.append(_counted(case, backend, own))
+            results.append(_counted(case, backend, own) | ({"by test": _by_test(own)} if kernels == "both" else {}))
         else:
             results.append({"case": case, "backend": backend, "state": "not run", "error": "there is no GPU"})
     if code is None:
@@ -74,6 +74,16 @@ def _whose(outcome: dict, kernels: str) -> tuple[str, ...]:
     """The backends that a test is of: a test that names none in its brackets is of all."""
     named = re.findall(rf"[\[-]({'|'.join(KERNELS)})(?=[\]-])", outcome["test"])
     return (kernels,) if kernels != "both" else tuple(named) or KERNELS
+
+
+def _by_test(outcomes: list[dict]) -> dict[str, str]:
+    """A word for each test, whatever its parameters."""
+    words: dict[str, set[str]] = {}
+    for one in outcomes:
+        words.setdefault(one["test"].rpartition("::")[2].partition("[")[0], set()).add(one["outcome"])
+    return {
+        name: next(word for word in ("failed", "passed", "skipped") if word in found) for name, found in words.items()
+    }
 
 
 def _counted(case: str, backend: str, outcomes: list[dict]) -> dict:

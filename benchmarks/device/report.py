@@ -80,6 +80,11 @@ def section(name: str, part: dict) -> str:
 def tests(cases: list[dict]) -> str:
     rows = [[case["case"], *(str(case.get(name, "")) for name in ("passed", "failed", "skipped"))] for case in cases]
     text = "## Tests\n\n" + table(["tests", "passed", "failed", "skipped"], rows)
+    by_test = {case["backend"]: case["by test"] for case in cases if "by test" in case}
+    names = list(dict.fromkeys(name for found in by_test.values() for name in found))
+    if names:
+        words = [[name, *(found.get(name, "") for found in by_test.values())] for name in names]
+        text += "\n\n" + table(["what only a GPU shows", *by_test], words)
     failures = {name: error for case in cases for name, error in case.get("failures", {}).items()}
     return text + "".join(f"\n\n`{name}`\n\n```\n{error[-1500:]}\n```" for name, error in failures.items())
 
