@@ -18,7 +18,8 @@ TITLES = {
     "spectrogram": "Power spectrogram, 0 to 4 kHz of a DFT of 1600",
     "models": "Training steps, from waveforms to updated weights",
 }
-WAYS = {"": "Called one by one, ms", ", graph": "Replayed as a CUDA graph, ms"}
+GRAPH = ", graph"
+WAYS = {"": "Called one by one", GRAPH: "Replayed as a CUDA graph"}
 EXTRAS = ("us a step", "% of the copy bandwidth", "ns a frame")
 PANELS = ("tf32", "bfloat16", "float32", "float16")
 
@@ -81,7 +82,7 @@ def tests(cases: list[dict]) -> str:
     rows = [[case["case"], *(str(case.get(name, "")) for name in ("passed", "failed", "skipped"))] for case in cases]
     text = "## Tests\n\n" + table(["tests", "passed", "failed", "skipped"], rows)
     by_test = {case["backend"]: case["by test"] for case in cases if "by test" in case}
-    names = list(dict.fromkeys(name for found in by_test.values() for name in found))
+    names = columns([*by_test.values()])
     if names:
         words = [[name, *(found.get(name, "") for found in by_test.values())] for name in names]
         text += "\n\n" + table(["what only a GPU shows", *by_test], words)
@@ -102,40 +103,38 @@ proofs = {"tests": tests, "sanitizer": sanitizer}
 
 
 def timings(name: str, cases: list[dict]) -> str:
-    """Milliseconds one by one, then as CUDA graphs; in brackets the time over the first one's."""
     text = [f"## {TITLES[name]}"]
-    ways = (
-        {}
-        if name in ("recurrence", "plans")
-        else {"": "Called one by one, ms", ", graph": "Replayed as a CUDA graph, ms"}
-    )
-    for way, title in ways.items():
-        names = list(
-            dict.fromkeys(
-                column
-                for case in cases
-                for column in case.get("seconds", {})
-                if column.endswith(", graph") == bool(way)
-            )
-        )
-        rows = [
-            timing_row(case, names) for case in cases if any(column in case.get("seconds", {}) for column in names)
-        ]
-        if rows:
-            heads = [column.removesuffix(", graph") for column in names]
-            text += [f"{title}:", table(["case", *heads], rows)]
+    if name not in ("recurrence", "plans"):  # whose times are those of a step
+        text += [found for way, title in WAYS.items() for found in by_way(cases, way, title)]
     for extra in EXTRAS:
-        if any(extra in case for case in cases):
-            names = list(dict.fromkeys(column for case in cases for column in case.get(extra, {})))
-            rows = [numbers(case["case"], case[extra], names) for case in cases if extra in case]
-            text += [f"{extra}:", table(["case", *names], rows)]
+        names = columns([case.get(extra, {}) for case in cases])
+        rows = [numbers(case["case"], case[extra], names) for case in cases if extra in case]
+        text += [f"{extra}:", table(["case", *names], rows)] if rows else []
     text += [by_part(case) for case in cases if case.get("parts")]
+    return "\n\n".join([*text, *left_out(cases)])
+
+
+def columns(found: list[dict]) -> list[str]:
+    """All names, in the order in which they first appear."""
+    return list(dict.fromkeys(name for each in found for name in each))
+
+
+def by_way(cases: list[dict], way: str, title: str) -> list[str]:
+    """Milliseconds of calls that end so; in brackets the time over the first one's."""
+    names = [
+        name for name in columns([case.get("seconds", {}) for case in cases]) if name.endswith(GRAPH) == bool(way)
+    ]
+    rows = [timing_row(case, names) for case in cases if any(name in case.get("seconds", {}) for name in names)]
+    heads = [name.removesuffix(GRAPH) for name in names]
+    return [f"{title}, ms:", table(["case", *heads], rows)] if rows else []
+
+
+def left_out(cases: list[dict]) -> list[str]:
     reasons: dict[str, list[str]] = {}
     for case in cases:
-        for column, why in case.get("left out", {}).items():
-            reasons.setdefault(f"{column} ({why})", []).append(case["case"])
-    text += [f"Left out: {what}, in {len(where)} cases, first {where[0]}." for what, where in reasons.items()]
-    return "\n\n".join(text)
+        for name, why in case.get("left out", {}).items():
+            reasons.setdefault(f"{name} ({why})", []).append(case["case"])
+    return [f"Left out: {what}, in {len(where)} cases, first {where[0]}." for what, where in reasons.items()]
 
 
 def numbers(first: str, values: dict[str, float], names: list[str]) -> list[str]:
@@ -156,7 +155,7 @@ def timing_row(case: dict, names: list[str]) -> list[str]:
 
 def by_part(case: dict) -> str:
     """Where a training step's time goes; each part is waited for."""
-    names = list(dict.fromkeys(name for found in case["parts"].values() for name in found))
+    names = columns([*case["parts"].values()])
     rows = [
         [kind, *(milliseconds(found.get(name, 0.0)) for name in names), milliseconds(case["seconds"][kind])]
         for kind, found in case["parts"].items()
