@@ -98,6 +98,12 @@ def test_bitwise_repeatable(backend, poison):
         assert_same(everything(arguments), wanted)
 
 
+@pytest.fixture
+def compiler():
+    """Without what earlier tests compiled: a function is compiled eight times at most, and a failed graph stays."""
+    torch._dynamo.reset()
+
+
 on_a_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="there is no GPU")
 
 
@@ -155,7 +161,7 @@ def test_a_second_process(backend):
 @on_a_gpu
 @pytest.mark.parametrize("reset_after", [True, False])
 @pytest.mark.parametrize("dtype", [None, *HALVES], ids=str)
-def test_modules_train_on_the_kernels(backend, dtype, reset_after):
+def test_modules_train_on_the_kernels(backend, compiler, dtype, reset_after):
     """Forward and backward through the ops and autocast, eager and compiled, against the references in float64."""
     module = ser_fast.GRU(24, 64, bidirectional=True, batch_first=True, reset_after=reset_after).cuda()
     exact = copy.deepcopy(module).double()
@@ -201,7 +207,7 @@ def test_a_training_step_is_captured(backend, packed):
 
 @pytest.mark.filterwarnings("ignore")  # torch's compilers and exporters warn of themselves
 @on_a_gpu
-def test_models_compile_with_cuda_graphs(backend):
+def test_models_compile_with_cuda_graphs(backend, compiler):
     """The spectrogram's tables outlive the call that makes them, the first one inside a compiled graph's warm-up."""
     model = ser_fast.BiGRUMHA(3).cuda().eval()
     wave = torch.randn(2, 16000, device="cuda")
