@@ -210,6 +210,14 @@ def test_peers_are_of_as_many_layers_as_ours():
         copied(wave, lengths)
 
 
+def test_peers_are_laid_out_as_cudnn_wants_them(monkeypatch):
+    """After they were copied: a copy's weights lie apart, and cuDNN gathers such weights in every call."""
+    laid_out = []
+    monkeypatch.setattr(torch.nn.RNNBase, "flatten_parameters", lambda layer: laid_out.append(layer))
+    for twin in timing.with_torch(CGRU(3, channels=(2, 2), hidden_size=8)).values():
+        assert any(layer is twin.rnn.rnn for layer in laid_out)
+
+
 def test_four_emotions_are_of_one_sentence_where_names_tell_it():
     emodb = [Utterance(f"03a0{sentence}{letter}a", "03", label)
              for sentence, letters in ((1, "WF"), (2, "WFTN"))

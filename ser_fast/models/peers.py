@@ -63,6 +63,9 @@ def with_recurrence(model: nn.Module, recurrence: nn.Module) -> nn.Module:
     """A copy of the model with another recurrence; everything else is alike in kind and in weights."""
     twin = copy.deepcopy(model)
     twin.rnn = copy.deepcopy(recurrence)
+    for part in twin.modules():
+        if isinstance(part, nn.RNNBase):
+            part.flatten_parameters()  # a copy's weights lie apart, and cuDNN would gather them in every call
     if isinstance(twin, CGRU):
         twin._recur = MethodType(_recur, twin)  # CGRU itself gives lengths to our GRU only
     return twin
