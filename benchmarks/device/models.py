@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import itertools
 import json
 import os
 import sys
@@ -26,6 +27,7 @@ from bench_models import (
 from harness import check
 
 from device.bench import Bench, Case, allow, by
+from device.gru import NOT_ON_CHIP, fits, left
 from device.proofs import call
 from ser_fast import backends, experiments
 from ser_fast.experiments.settings import Settings
@@ -65,11 +67,7 @@ def model_case(bench: Bench, name: str, batch: int, options: dict) -> dict:
     torchs = fresh(name, *waves[:2], **options, reset_after=True)
     given = [tensor.to(bench.device) for tensor in waves]
     ours = {"": papers.to(bench.device), ", reset_after=True": torchs.to(bench.device)}
-    twins = {  # each with weights of its own, for timing trains them
-        f"ours, {kernels}{form}": (kernels, copy.deepcopy(model))
-        for form, model in ours.items()
-        for kernels in bench.kernels
-    }
+    twins, left_out = by_kernels(bench, ours)
     peers = {kind: (None, model) for kind, model in with_torch(eager(papers)).items()}
     steps, parts = {}, {}
     for kind, (kernels, model) in (twins | peers).items():
@@ -85,7 +83,19 @@ def model_case(bench: Bench, name: str, batch: int, options: dict) -> dict:
     for kind, (kernels, model) in (twins | peers).items():
         if kind in found["seconds"]:
             parts[kind] = parts_of(model, kernels, given)
-    return found | {"parts": parts, "predicted": predicted(parts, found["seconds"])}
+    return left(left_out, found) | {"parts": parts, "predicted": predicted(parts, found["seconds"])}
+
+
+def by_kernels(bench: Bench, ours: dict[str, torch.nn.Module]) -> tuple[dict, dict]:
+    """The models by each backend that has their recurrence, and which are left out and why."""
+    twins, left_out = {}, {}
+    for (form, model), kernels in itertools.product(ours.items(), bench.kernels):
+        layer = model.rnn
+        if fits(f"ours, {kernels}", layer.weight_hh_l0.dtype, layer.hidden_size, streams=not layer.reset_after):
+            twins[f"ours, {kernels}{form}"] = kernels, copy.deepcopy(model)  # weights of its own: timing trains them
+        else:
+            left_out[f"ours, {kernels}{form}"] = NOT_ON_CHIP
+    return twins, left_out
 
 
 def check_model(model: torch.nn.Module, kernels: str, given: list, tolerance: float) -> float:
