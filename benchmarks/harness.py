@@ -4,6 +4,7 @@ import ctypes
 import datetime
 import os
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -45,6 +46,9 @@ def _processor() -> str:
 
 
 def _commit() -> str:
+    """Empty where there is no git, or no repository."""
+    if not shutil.which("git"):
+        return ""
     command = ["git", "describe", "--always", "--dirty"]
     return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
 

@@ -182,6 +182,11 @@ def test_outcomes_of_tests_are_kept_as_they_come(imported, tmp_path, monkeypatch
     assert hung["passed"] == 1 and hung["state"] == "not run" and "time ran out" in hung["error"]
 
 
+def test_a_machine_without_git_is_measured_all_the_same(imported, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert imported("harness").machine()["commit"] == ""
+
+
 def on_a_gpu() -> dict:
     """A run as a GPU would leave it, with made-up times."""
     gru = {"op": "gru", "precision": "tf32", "hidden_size": 128, "mode": "training", "batch": 64, "width": 401,
