@@ -180,7 +180,7 @@ def said(name: str, part: dict) -> str:
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     found = [f"{name}: {part['state']} in {part.get('seconds', 0):.0f} s; cases: {counts or 'none'}"]
     failed = [case for case in part["cases"] if case.get("state") == "failed"]
-    found += [f"  {case['case']}: {case.get('error', '').strip().splitlines()[-1:]}" for case in failed[:20]]
+    found += [f"  {case['case']}: {''.join(case.get('error', '').strip().splitlines()[-1:])}" for case in failed[:20]]
     return "\n".join([*found, *part.get("error", "").splitlines()[-20:]])
 
 

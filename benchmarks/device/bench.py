@@ -45,8 +45,10 @@ class Case:
     run: Callable[[], dict | list[dict]]
 
 
-def by(backend: str, call: Callable) -> Callable:
-    """The call on this backend's kernels."""
+def by(backend: str | None, call: Callable) -> Callable:
+    """The call on this backend's kernels; as it is where the backend is none of a GPU's."""
+    if backend not in KERNELS:
+        return call
 
     def run():
         backends.on_cuda = backend
@@ -96,7 +98,7 @@ class Bench:
 
     def ours(self, call: Callable) -> dict[str, Callable]:
         """The call on the kernels of each backend; a rehearsal knows those of the CPU alone."""
-        return {f"ours, {name}": call if self.rehearse else by(name, call) for name in self.kernels}
+        return {f"ours, {name}": by(name, call) for name in self.kernels}
 
     def replayed(self, call: Callable) -> Callable:
         """The call as a CUDA graph."""

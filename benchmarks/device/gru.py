@@ -66,17 +66,24 @@ def recurrence_case(
 
 
 def race_op(bench: Bench, gx: Tensor, w_hh: Tensor, reset_after: bool, tolerance: float) -> dict:
-    """The op in inference, forward and backward, after its first frames have matched the reference."""
-    op, few = torch.ops.ser_fast.gru, gx[:16]
+    """The op in inference, forward and backward, after these have matched the reference on the first frames."""
+    op, op_backward, few = torch.ops.ser_fast.gru, torch.ops.ser_fast.gru_backward, gx[:16]
     truth = ser_fast.gru.reference(few.double(), w_hh.double(), None, None, None, reset_after, True)
     forward = functools.cache(lambda: op(gx, w_hh, None, None, None, reset_after, True))
 
     def backward() -> tuple:
         y, h_n, gates = forward()
-        return torch.ops.ser_fast.gru_backward(y, h_n, y, gates, w_hh, None, None, reset_after)
+        return op_backward(y, h_n, y, gates, w_hh, None, None, reset_after)
 
     def matches() -> float:
-        return check("the first frames", op(few, w_hh, None, None, None, reset_after, True), truth, tolerance)
+        y, h_n, gates = found = op(few, w_hh, None, None, None, reset_after, True)
+        error = check("outputs", found, truth, tolerance)
+        given = y, h_n, y, gates, w_hh
+        wide = (tensor.double() for tensor in given)
+        exact = ser_fast.gru.reference_backward(*wide, None, None, reset_after)
+        grads = op_backward(*given, None, None, reset_after)
+        check("gradients", *zip(*(pair for pair in zip(grads, exact) if pair[0].numel())), 2 * tolerance)
+        return error
 
     steps = {
         "inference": lambda: op(gx, w_hh, None, None, None, reset_after, False),
@@ -213,15 +220,14 @@ class Layers:
 
     def ragged(self) -> dict:
         ours, on_device = self.layers["ours"], self.lengths.to(self.bench.device)
-        with torch.no_grad():
-            wanted = reference(copy.deepcopy(ours).double(), self.x.detach().double(), on_device)
+        wanted = self.truth(ours, on_device)
         steps, checks, left_out = {}, {}, {}
         for name, call in self.bench.ours(lambda: ours(self.x, lengths=on_device)[0]).items():
             if not self.fits(name, streams=False):
                 left_out[name] = NOT_ON_CHIP
                 continue
             steps[name] = self.step(ours, call)
-            checks[name] = lambda call=call: check("ragged", call(), wanted, self.tolerance)
+            checks[name] = partial(self.check, ours, call, wanted, on_device)
         for peer in ("nn.GRU", "nn.LSTM"):
             layer = self.layers[peer]
             steps[f"{peer}, packed"] = self.step(layer, lambda layer=layer: packed(layer, self.x, self.lengths))
@@ -234,23 +240,27 @@ class Layers:
     def step(self, layer: nn.Module, call: Callable[[], Tensor]) -> Callable:
         return step(self.mode, call, [self.x, *layer.parameters()], self.grad)
 
-    def few(self) -> tuple[Tensor, Tensor]:
-        """The first frames and their gradient: the reference's backward takes time quadratic in T."""
-        return self.x.detach()[:, :16].clone().requires_grad_(), self.grad[:, :16]
+    def few(self, lengths: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The first frames, their gradient and lengths: the reference's backward takes time quadratic in T."""
+        x, grad = self.x.detach()[:, :16].clone().requires_grad_(), self.grad[:, :16]
+        return x, grad, None if lengths is None else lengths.clamp(max=x.shape[1])
 
-    def truth(self, layer: nn.Module) -> tuple[Tensor, tuple]:
+    def truth(self, layer: nn.Module, lengths: Tensor | None = None) -> tuple[Tensor, tuple]:
         """In float64: outputs of all frames, and outputs and gradients of the first."""
         exact = copy.deepcopy(layer).double()
         with torch.no_grad():
-            outputs = reference(exact, self.x.detach().double())
-        x, grad = (tensor.detach().double().requires_grad_() for tensor in self.few())
-        return outputs, step("training", lambda: reference(exact, x), [x, *exact.parameters()], grad.detach())()
+            outputs = reference(exact, self.x.detach().double(), lengths)
+        x, grad, lengths = self.few(lengths)
+        x = x.detach().double().requires_grad_()
+        first = step("training", lambda: reference(exact, x, lengths), [x, *exact.parameters()], grad.double())
+        return outputs, first()
 
-    def check(self, layer: nn.Module, call: Callable[[], Tensor], wanted: tuple[Tensor, tuple]) -> float:
+    def check(self, layer: nn.Module, call: Callable, wanted: tuple, lengths: Tensor | None = None) -> float:
+        """The largest error of the outputs; ``call`` is the layer on all frames, on the backend that it chooses."""
         outputs, gradients = wanted
         with torch.no_grad():
-            error = check("outputs", call(), outputs, self.tolerance)  # which also chooses the backend
-        x, grad = self.few()
-        found = step("training", lambda: layer(x)[0], [x, *layer.parameters()], grad)()
-        check("gradients", found, gradients, 2 * self.tolerance)
+            error = check("outputs", call(), outputs, self.tolerance)
+        x, grad, lengths = self.few(lengths)
+        first = step("training", lambda: layer(x, lengths=lengths)[0], [x, *layer.parameters()], grad)
+        check("gradients", first(), gradients, 2 * self.tolerance)
         return error

@@ -1,10 +1,12 @@
 """Whole training steps of both models, whole epochs of them on Emo-DB, and the papers' experiments."""
 
+import atexit
 import copy
 import functools
 import itertools
 import json
 import os
+import shutil
 import sys
 import tarfile
 import tempfile
@@ -71,8 +73,7 @@ def model_case(bench: Bench, name: str, batch: int, options: dict) -> dict:
     peers = {kind: (None, model) for kind, model in with_torch(eager(papers)).items()}
     steps, parts = {}, {}
     for kind, (kernels, model) in (twins | peers).items():
-        call = training_step(model, None, *given)
-        steps[kind] = by(kernels, call) if kernels in ("cuda", "triton") else call
+        steps[kind] = by(kernels, training_step(model, None, *given))
     # tf32 rounds to 10 bits; on the CPU there is none.
     tolerance = TOLERANCE if bench.rehearse else 100 * TOLERANCE
     checks = {
@@ -100,9 +101,7 @@ def by_kernels(bench: Bench, ours: dict[str, torch.nn.Module]) -> tuple[dict, di
 
 def check_model(model: torch.nn.Module, kernels: str, given: list, tolerance: float) -> float:
     truth = logits_and_gradients(by_reference(model), *given)
-    if kernels in ("cuda", "triton"):
-        backends.on_cuda = kernels
-    found = logits_and_gradients(model, *given)
+    found = by(kernels, lambda: logits_and_gradients(model, *given))()
     error = check("logits", found[0], truth[0], tolerance)
     check("gradients", found[1:], truth[1:], max(GRADIENTS, 10 * tolerance))
     return error
@@ -111,9 +110,7 @@ def check_model(model: torch.nn.Module, kernels: str, given: list, tolerance: fl
 def parts_of(model: torch.nn.Module, kernels: str | None, given: list) -> dict[str, float]:
     """Seconds of each part, waited for, so that their sum is above the step's own time."""
     clock = Clock(model)
-    step = training_step(model, clock, *given)
-    if kernels in ("cuda", "triton"):
-        step = by(kernels, step)
+    step = by(kernels, training_step(model, clock, *given))
     for _ in range(STEPS + 1):
         step()
     return clock.medians()
@@ -159,6 +156,7 @@ def papers(bench: Bench) -> list[Case]:
     if not bench.data and not bench.rehearse:
         return [Case("Emo-DB", lambda: {"state": "not run", "error": "--data names no folder of Emo-DB"})]
     archive, folder = bench.out / "papers.tar.gz", Path(tempfile.mkdtemp(prefix="ser_fast-")) / "papers"
+    atexit.register(shutil.rmtree, folder.parent, ignore_errors=True)
     if archive.is_file():
         with tarfile.open(archive) as file:
             file.extractall(folder.parent, filter="data")

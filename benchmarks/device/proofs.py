@@ -53,6 +53,7 @@ def tested(bench: Bench, kernels: str, files: list[str], jobs: int) -> list[dict
             bench,
             TESTS,
             SER_FAST_OUTCOMES=outcomes.name,
+            TORCHINDUCTOR_COMPILE_THREADS="2",  # for each of the processes at once
             PYTHONPATH=os.pathsep.join([os.environ.get("PYTHONPATH", ""), benchmarks]),
         )
         found = [json.loads(line) for line in outcomes if line.endswith("\n")]
