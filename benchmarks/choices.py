@@ -11,10 +11,10 @@ import json
 import statistics
 from pathlib import Path
 
-from ser_fast import measured
-from ser_fast.run_folder import write_atomically
+from ser_fast.backends import measured
+from ser_fast.data.files import write_atomically
 
-FILE = Path(__file__).parents[1] / "ser_fast" / "measured.json"
+FILE = Path(__file__).parents[1] / "ser_fast/backends/measured.json"
 # The run's parts in which an op may fail, the first of which has its times, and what its module runs without ours.
 PARTS = {"gru": ("gru", "recurrence"), "attention_pool": ("pool",), "power_spectrogram": ("spectrogram",)}
 RIVALS = {

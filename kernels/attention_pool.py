@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ser_fast import attention_pool as op
+from ser_fast.ops import attention_pool as op
 
 TILE = 4096  # elements of h that a program holds at once
 WARPS = 4

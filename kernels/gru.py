@@ -18,9 +18,9 @@ from ser_fast.kernels import gru_streamed
 from ser_fast.kernels.gru_cell import COUNTS, place, rows, saved, sigmoid, tanh, within
 from torch import Tensor
 
-from ser_fast import checks
-from ser_fast import gru as op
 from ser_fast.backends import tf32_allowed
+from ser_fast.ops import checks
+from ser_fast.ops import gru as op
 
 ROWS = 16  # the least height of a tensor core product
 

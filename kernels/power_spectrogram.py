@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ser_fast import power_spectrogram as op
+from ser_fast.ops import power_spectrogram as op
 
 _LOG_BASIS = 14  # the basis is scaled by 2^14: both halves are then normal float16 numbers
 _WINDOW_CHUNK = 1024

@@ -1,12 +1,13 @@
 """Fused GRU, attention pooling and power spectrogram kernels for speech emotion recognition."""
 
 from ser_fast import backends, functional
-from ser_fast.attention_pool import AttentionPool
-from ser_fast.gru_module import GRU, GRUCell
-from ser_fast.mel import MelSpectrogram
 from ser_fast.models import CGRU, BiGRUMHA
-from ser_fast.power_spectrogram import PowerSpectrogram
-from ser_fast.swapping import swap, unswap
+from ser_fast.nn.attention_pool import AttentionPool
+from ser_fast.nn.gru import GRU
+from ser_fast.nn.gru_cell import GRUCell
+from ser_fast.nn.mel_spectrogram import MelSpectrogram
+from ser_fast.nn.power_spectrogram import PowerSpectrogram
+from ser_fast.nn.swapping import swap, unswap
 
 __version__ = "0.1.0"
 __all__ = ["CGRU", "GRU", "AttentionPool", "BiGRUMHA", "GRUCell", "MelSpectrogram", "PowerSpectrogram", "backends",

@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 
 import ser_fast
-from ser_fast import distributed, info, recipes
+from ser_fast import recipes
+from ser_fast.backends import info
+from ser_fast.training import distributed
 
 INFO = "what was built, what loaded, which backend runs"
 
@@ -53,7 +55,8 @@ def _run(argv: list[str]) -> int:
     with distributed.agreed():
         import jsonargparse  # noqa: F401, every other command needs the extra, and this says so early
 
-        from ser_fast import checkpoint, runs  # noqa: F401
+        from ser_fast.reports import runs  # noqa: F401
+        from ser_fast.training import checkpoint  # noqa: F401
 
         options = _parse(argv)
     return _COMMANDS[options.command](options[options.command])
@@ -98,7 +101,7 @@ def _parsers():
     """The parser of everything, and by name those of the commands that train."""
     from jsonargparse import ArgumentParser
 
-    from ser_fast.crossval import HELD_OUT, Folds
+    from ser_fast.training.folds import HELD_OUT, Folds
 
     about = {
         "demo": "train CGRU and its LSTM version on synthetic voices and compare them; it takes minutes and no data",
@@ -138,7 +141,7 @@ def _add_demo(parser) -> None:
 
 def _add_training(parser, skip: set[str]) -> None:
     from ser_fast.models import MODELS
-    from ser_fast.training import TrainConfig
+    from ser_fast.training.config import TrainConfig
 
     known = ", ".join(recipes.names())
     described = f"options in a YAML or JSON file, or one of the recipes {known}; the line overrides it"
@@ -172,14 +175,14 @@ def _add_predict(parser) -> None:
 
 
 def _demo(options) -> int:
-    from ser_fast.runs import demo
+    from ser_fast.reports.runs import demo
 
     demo(options.out, options.epochs, options.seed)
     return 0
 
 
 def _train(options) -> int:
-    from ser_fast.runs import train
+    from ser_fast.reports.runs import train
 
     with distributed.agreed():
         config, model, _ = _trained(options)
@@ -188,8 +191,8 @@ def _train(options) -> int:
 
 
 def _cv(options) -> int:
-    from ser_fast.crossval import Folds
-    from ser_fast.runs import cross_validate
+    from ser_fast.reports.runs import cross_validate
+    from ser_fast.training.folds import Folds
 
     config, model, rest = _trained(options)
     cross_validate(config, model, Folds(**rest))
@@ -207,7 +210,7 @@ def _experiment(options) -> int:
 def _trained(options):
     """The run's options, the chosen model's, and what is left."""
     from ser_fast.models import MODELS
-    from ser_fast.training import TrainConfig
+    from ser_fast.training.config import TrainConfig
 
     values = options.as_dict()
     models = {name: values.pop(name) for name in MODELS}
@@ -218,15 +221,15 @@ def _trained(options):
 
 
 def _convert(options) -> int:
-    from ser_fast.corpora.convert import convert
+    from ser_fast.data.corpora.convert import convert
 
     convert(**options.as_dict())
     return 0
 
 
 def _predict(options) -> int:
-    from ser_fast.display import print_table
-    from ser_fast.prediction import Predictor
+    from ser_fast.reports.terminal import print_table
+    from ser_fast.training.predictor import Predictor
 
     predictor = Predictor(options.checkpoint, options.batch_size)
     rows, failed = [], 0

@@ -18,7 +18,7 @@ def seed():
 @pytest.fixture(scope="session", autouse=True)
 def nothing_measured(tmp_path_factory):
     """What is expected does not hang on the table that ships; tests of tables bring theirs."""
-    from ser_fast import measured
+    from ser_fast.backends import measured
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measured, "FILE", tmp_path_factory.getbasetemp() / "measured.json")

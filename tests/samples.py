@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ser_fast import attention_pool, gru, power_spectrogram
-from ser_fast.power_spectrogram import FLOOR
+from ser_fast.ops import attention_pool, gru, power_spectrogram
+from ser_fast.ops.power_spectrogram import FLOOR
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # The interpreter gets bfloat16 products wrong; without a GPU they are only compiled.

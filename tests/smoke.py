@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import ser_fast
-from ser_fast import attention_pool, backends, gru, power_spectrogram
+from ser_fast import backends
+from ser_fast.ops import attention_pool, gru, power_spectrogram
 
 
 def check_install() -> None:

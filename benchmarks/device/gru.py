@@ -12,9 +12,10 @@ from bench_gru import modules
 from harness import EMODB_FRAMES, check, step
 from torch import Tensor, nn
 
-import ser_fast.gru
+import ser_fast.ops.gru
 from device.bench import PRECISIONS, Bench, Case, allow, precisions
-from ser_fast import backends, info
+from ser_fast import backends
+from ser_fast.backends import info
 from ser_fast.models.peers import packed, reference
 
 HIDDEN = (128, 256, 512, 64)
@@ -68,7 +69,7 @@ def recurrence_case(
 def race_op(bench: Bench, gx: Tensor, w_hh: Tensor, reset_after: bool, tolerance: float) -> dict:
     """The op in inference, forward and backward, after these have matched the reference on the first frames."""
     op, op_backward, few = torch.ops.ser_fast.gru, torch.ops.ser_fast.gru_backward, gx[:16]
-    truth = ser_fast.gru.reference(few.double(), w_hh.double(), None, None, None, reset_after, True)
+    truth = ser_fast.ops.gru.reference(few.double(), w_hh.double(), None, None, None, reset_after, True)
     forward = functools.cache(lambda: op(gx, w_hh, None, None, None, reset_after, True))
 
     def backward() -> tuple:
@@ -80,7 +81,7 @@ def race_op(bench: Bench, gx: Tensor, w_hh: Tensor, reset_after: bool, tolerance
         error = check("outputs", found, truth, tolerance)
         given = y, h_n, y, gates, w_hh
         wide = (tensor.double() for tensor in given)
-        exact = ser_fast.gru.reference_backward(*wide, None, None, reset_after)
+        exact = ser_fast.ops.gru.reference_backward(*wide, None, None, reset_after)
         grads = op_backward(*given, None, None, reset_after)
         check("gradients", *zip(*(pair for pair in zip(grads, exact) if pair[0].numel())), 2 * tolerance)
         return error

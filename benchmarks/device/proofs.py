@@ -18,17 +18,17 @@ from device.bench import KERNELS, Bench, Case
 TESTS = Path(__file__).parents[2] / "tests"
 # Files whose kernels are known, and one whose tests name theirs; processes at once where pytest-xdist is installed.
 FILES = {
-    "cuda": (["test_native.py", "test_native_gru.py"], 1),
-    "triton": (["test_triton.py"], 6),
-    "both": (["test_gpu.py"], 8),
+    "cuda": (["native/test_native.py", "native/test_native_gru.py"], 1),
+    "triton": (["triton/test_triton.py"], 6),
+    "both": (["integration/test_gpu.py"], 8),
 }
 REHEARSED = {
-    "cuda": ["test_native.py", "-k", "clamped or schemas"],
-    "triton": ["test_triton.py", "-k", "clamped or row_are_zero"],
-    "both": ["test_gpu.py", "-k", "bitwise"],
+    "cuda": ["native/test_native.py", "-k", "clamped or schemas"],
+    "triton": ["triton/test_triton.py", "-k", "clamped or row_are_zero"],
+    "both": ["integration/test_gpu.py", "-k", "bitwise"],
 }
 TOOLS = ("memcheck", "racecheck", "synccheck")
-SANITIZED = "import test_gpu as t; t.everything(t.inputs(small=True)); print('all kernels ran')"
+SANITIZED = "from integration import test_gpu as t; t.everything(t.inputs(small=True)); print('all kernels ran')"
 KEPT = 25  # lines of what a failure printed
 
 

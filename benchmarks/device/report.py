@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from report import DPI, colour, milliseconds, table
 
 from device.aims import AIMS, CUDA, TRITON, reached
-from ser_fast.run_folder import write_atomically
+from ser_fast.data.files import write_atomically
 
 TITLES = {
     "recurrence": "The GRU's recurrence alone",

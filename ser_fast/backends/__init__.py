@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from ser_fast import gpus, measured
+from ser_fast.backends import gpus, measured
 
 library = torch.library.Library("ser_fast", "FRAGMENT")
 cuda_library = torch.library.Library("ser_fast_cuda", "FRAGMENT")  # the CUDA C++ kernels, as csrc/ takes them
@@ -149,7 +149,7 @@ def _cast(arg, dtype: torch.dtype):
 
 def build_info() -> dict:
     """What the install recorded: ``compiled``, ``reason`` if not, ``cuda``, ``cuda_archs`` and the compiler."""
-    path = Path(__file__).with_name("build_info.json")
+    path = Path(__file__).parents[1] / "build_info.json"
     if path.is_file():
         return json.loads(path.read_text())
     return {
@@ -189,7 +189,7 @@ def use(backend: str) -> None:
 
     Raises:
         ValueError: another name, "cuda" where it was not built or did not load, "triton" where it is not installed,
-            or one of them where a visible GPU is AMD's or one that :func:`ser_fast.gpus.refusal` refuses.
+            or one of them where a visible GPU is AMD's or one that :func:`ser_fast.backends.gpus.refusal` refuses.
     """
     global on_cuda
     if backend not in ("auto", "cuda", "triton"):

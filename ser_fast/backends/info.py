@@ -8,7 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 import ser_fast
-from ser_fast import backends, measured
+from ser_fast import backends
+from ser_fast.backends import measured
 
 
 def info() -> dict:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import importlib
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import torch
+
+from ser_fast.data.extras import import_extra
+from ser_fast.data.wav import UNKNOWN_SIZE, AudioError, PcmWav, open_pcm, riff_chunks
 
 if TYPE_CHECKING:
     import soundfile
 
-    from ser_fast.corpora.utterance import Utterance
-    from ser_fast.wav import PcmWav
+    from ser_fast.data.corpora.utterance import Utterance
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
 
@@ -27,14 +28,8 @@ _END_SLACK_SECONDS = 0.01
 
 _BLOCK_FRAMES = 1 << 20
 
-_BYTE_ORDERS = {b"RIFF": "little", b"RF64": "little", b"RIFX": "big", b"FORM": "big"}
-_UNKNOWN_SIZE = 0xFFFFFFFF
 # What ffmpeg and SoX write for the size of the samples when the output is a pipe.
-_STREAMED_SIZES = (_UNKNOWN_SIZE, 0x7FFFF000)
-
-
-class AudioError(ValueError):
-    """Audio that cannot be read; the message names the file and the reason."""
+_STREAMED_SIZES = (UNKNOWN_SIZE, 0x7FFFF000)
 
 
 def find_audio(path: str | os.PathLike[str]) -> list[Path]:
@@ -162,36 +157,6 @@ def read_corpus(
     return [utterance for utterance, _ in good], [samples for _, samples in good], errors
 
 
-def import_extra(name: str, purpose: str) -> ModuleType:
-    """A package of the extra ``train``.
-
-    Raises:
-        ImportError: it is missing; the message says what needs it, and what to type.
-    """
-    try:
-        return importlib.import_module(name)
-    except (ImportError, OSError) as error:  # OSError: soundfile without the libsndfile library
-        raise ImportError(f"{purpose} needs {name}: pip install 'ser_fast[train]'") from error
-
-
-def riff_chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
-    """Name, first byte and size of each chunk of a WAV or AIFF file from its beginning; of any other file none."""
-    head = file.read(12)
-    order = _BYTE_ORDERS.get(head[:4])
-    if order is None or head[8:] not in (b"WAVE", b"AIFF", b"AIFC"):
-        return
-    long_size = _UNKNOWN_SIZE
-    while len(header := file.read(8)) == 8:
-        name, size = header[:4], int.from_bytes(header[4:], order)
-        begin = file.tell()
-        if name == b"ds64":
-            long_size = int.from_bytes(file.read(16)[8:], "little")
-        if name == b"data" and size == _UNKNOWN_SIZE:
-            size = long_size
-        yield name, begin, size
-        file.seek(begin + size + size % 2)
-
-
 def _missing_bytes(path: Path) -> int:
     """How many bytes of samples a WAV or AIFF header tells of beyond the file's end; libsndfile hides it."""
     with open(path, "rb") as file:
@@ -206,8 +171,6 @@ def _open(path: Path) -> contextlib.AbstractContextManager[soundfile.SoundFile |
     try:
         soundfile = import_extra("soundfile", "reading audio")
     except ImportError as error:
-        from ser_fast.wav import open_pcm
-
         wav = open_pcm(path)
         if wav is None:
             raise ImportError(f"{error}; without it only PCM WAV can be read, which {path} is not") from error

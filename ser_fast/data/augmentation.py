@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Beta
 
-from ser_fast.audio import import_extra
-from ser_fast.power_spectrogram import PowerSpectrogram
+from ser_fast.data.extras import import_extra
+from ser_fast.nn.power_spectrogram import PowerSpectrogram
 
 # What an Augmenter keeps of resampled utterances, about 4.6 hours at 16 kHz; later ones are resampled every time.
 KEPT_BYTES = 1 << 30

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from ser_fast import distributed
-from ser_fast.audio import read_corpus
-from ser_fast.batches import LengthSortedBatches
-from ser_fast.corpora import Corpus, load_corpus
-from ser_fast.splits import Split, split
+from ser_fast.data.audio import read_corpus
+from ser_fast.data.batches import LengthSortedBatches
+from ser_fast.data.corpora import Corpus, load_corpus
+from ser_fast.data.splits import Split, split
+from ser_fast.training import distributed
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Dataset:
 
 
 def load_dataset(corpus: Corpus | str, sample_rate: int, skip_bad: bool = False) -> Dataset:
-    """Read a corpus, or the one that a ``--data`` names; see :func:`ser_fast.corpora.load_corpus`."""
+    """Read a corpus, or the one that a ``--data`` names; see :func:`ser_fast.data.corpora.load_corpus`."""
     corpus = load_corpus(corpus) if isinstance(corpus, str) else corpus
     utterances, waves, errors = read_corpus(corpus.utterances, sample_rate, skip_bad)
     kept = Corpus(corpus.name, utterances, corpus.classes)
@@ -80,5 +80,5 @@ def parts(corpus: Corpus) -> list[str]:
 
 
 def split_corpus(corpus: Corpus, **held_out) -> Split:
-    """:func:`ser_fast.splits.split` of a corpus, before any audio is read."""
+    """:func:`ser_fast.data.splits.split` of a corpus, before any audio is read."""
     return split(speakers(corpus), labels(corpus), corpus.classes, parts(corpus), **held_out)

@@ -4,22 +4,47 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from ser_fast.audio import AudioError, riff_chunks
-
 # WAVE_FORMAT_PCM, and the sub-format by which WAVE_FORMAT_EXTENSIBLE says the same.
 _PCM, _EXTENSIBLE = 1, 0xFFFE
 _PCM_GUID = bytes.fromhex("0100000000001000800000aa00389b71")
 
 
+_BYTE_ORDERS = {b"RIFF": "little", b"RF64": "little", b"RIFX": "big", b"FORM": "big"}
+UNKNOWN_SIZE = 0xFFFFFFFF
+
+
+class AudioError(ValueError):
+    """Audio that cannot be read; the message names the file and the reason."""
+
+
+def riff_chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
+    """Name, first byte and size of each chunk of a WAV or AIFF file from its beginning; of any other file none."""
+    head = file.read(12)
+    order = _BYTE_ORDERS.get(head[:4])
+    if order is None or head[8:] not in (b"WAVE", b"AIFF", b"AIFC"):
+        return
+    long_size = UNKNOWN_SIZE
+    while len(header := file.read(8)) == 8:
+        name, size = header[:4], int.from_bytes(header[4:], order)
+        begin = file.tell()
+        if name == b"ds64":
+            long_size = int.from_bytes(file.read(16)[8:], "little")
+        if name == b"data" and size == UNKNOWN_SIZE:
+            size = long_size
+        yield name, begin, size
+        file.seek(begin + size + size % 2)
+
+
 @dataclass
 class PcmWav:
-    """A PCM WAV file, with what :func:`ser_fast.audio.read_audio` uses of ``soundfile.SoundFile``.
+    """A PCM WAV file, with what :func:`ser_fast.data.audio.read_audio` uses of ``soundfile.SoundFile``.
 
     Args:
         path: the file.

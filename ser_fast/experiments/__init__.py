@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
-from ser_fast.display import print_table, say
 from ser_fast.experiments import claims, paper1, paper2, published, timing
 from ser_fast.experiments.settings import EMBEDDED, Lab, Settings
 from ser_fast.experiments.tables import Result, write
+from ser_fast.reports.terminal import print_table, say
 
 __all__ = ["EXPERIMENTS", "Experiment", "Settings", "run"]
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ser_fast import metrics
 from ser_fast.experiments import figures, published
 from ser_fast.experiments.paper2 import OURS, compared
 from ser_fast.experiments.settings import CGRU_LSTM, Lab
 from ser_fast.experiments.tables import Result, Table, by_fold, ends, percent, verdict
+from ser_fast.training import metrics
 
 
 class Claim(NamedTuple):

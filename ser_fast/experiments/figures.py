@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ser_fast.figures import BLUE, ORANGE, plain_axes, save, style, wrapped
+from ser_fast.reports.figures import BLUE, ORANGE, plain_axes, save, style, wrapped
 
 COLORS = (BLUE, ORANGE, "#3a8f5c", "#8a5fb0", "#8c8c8c")
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ser_fast.audio import read_corpus
-from ser_fast.corpora import Utterance
+from ser_fast.data.audio import read_corpus
+from ser_fast.data.corpora import Utterance
 from ser_fast.experiments import figures, published
 from ser_fast.experiments.settings import Lab, cross_validate_all
 from ser_fast.experiments.tables import Result, Table, percent, spread
 from ser_fast.models.cgru import DYNAMIC_RANGE
-from ser_fast.power_spectrogram import PowerSpectrogram
+from ser_fast.nn.power_spectrogram import PowerSpectrogram
 
 POOLED = "The numbers of each emotion are of all folds' predictions together."
 OPTIMIZERS = ("sgd", "adagrad", "rmsprop", "adam")

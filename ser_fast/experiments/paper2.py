@@ -1,11 +1,12 @@
 """The BiGRU-MHA paper's experiments."""
 
-from ser_fast import metrics, report
 from ser_fast.experiments import figures, published
 from ser_fast.experiments.settings import Lab, cross_validate_all, load_recipe
 from ser_fast.experiments.tables import Result, Table, ends, interval, percent, spread
-from ser_fast.figures import confusion
 from ser_fast.models.systems import PAPER_2, PAPER_2_HEADS
+from ser_fast.reports import html
+from ser_fast.reports.figures import confusion
+from ser_fast.training import metrics
 
 CORPORA = ("IEMOCAP", "Emo-DB")
 OURS = "Bi-GRU + MHA"
@@ -137,7 +138,7 @@ def sentiment(lab: Lab) -> Result:
     else:
         summary = lab.cross_validate(name)
         runs, protocol, folds = summary["runs"], summary["protocol"], "folds"
-    shown = report.REGRESSION
+    shown = html.REGRESSION
     spans = {key: metrics.interval([run["metrics"][key] for run in runs]) for key in shown}
     paper = published.SENTIMENT
 
@@ -148,9 +149,9 @@ def sentiment(lab: Lab) -> Result:
     for key, label in shown.items():
         span = spans[key]
         between = (
-            "one run" if span["low"] is None else " to ".join(report.number(key, span[e]) for e in ("low", "high"))
+            "one run" if span["low"] is None else " to ".join(html.number(key, span[e]) for e in ("low", "high"))
         )
-        rows.append([label, report.number(key, span["mean"]), between, *(given(corpus, key) for corpus in paper)])
+        rows.append([label, html.number(key, span["mean"]), between, *(given(corpus, key) for corpus in paper)])
     shares = [key for key in shown if key not in ("mae", "corr")]
     return Result(
         Table(["measure", f"ours, mean of {len(runs)} {folds}", "95 % interval",

@@ -11,17 +11,19 @@ from typing import Any, Literal
 
 import yaml
 
-from ser_fast import crossval, recipes
-from ser_fast.corpora import Corpus, load_corpus
-from ser_fast.corpora.manifest import write_manifest
-from ser_fast.corpora.synthetic import synthetic, synthetic_sentiment
-from ser_fast.crossval import Folds
-from ser_fast.dataset import load_dataset, speakers, split_corpus
-from ser_fast.display import say
+from ser_fast import recipes
+from ser_fast.data.corpora import Corpus, load_corpus
+from ser_fast.data.corpora.manifest import write_manifest
+from ser_fast.data.corpora.synthetic import synthetic, synthetic_sentiment
+from ser_fast.data.dataset import load_dataset, speakers, split_corpus
 from ser_fast.models import MODELS
 from ser_fast.models.systems import SYSTEMS, System
-from ser_fast.run_folder import RunFolder
-from ser_fast.training import TrainConfig, Trainer, run_options
+from ser_fast.reports.terminal import say
+from ser_fast.training import cross_validation
+from ser_fast.training.config import TrainConfig, run_options
+from ser_fast.training.folds import Folds
+from ser_fast.training.run_folder import RunFolder
+from ser_fast.training.trainer import Trainer
 
 EMBEDDED = {"synthetic": synthetic, "synthetic-sentiment": synthetic_sentiment}
 CGRU_LSTM = "CGRU with an LSTM"
@@ -57,8 +59,9 @@ class Settings:
             only shows that everything runs.
         recipe: in place of the experiment's own, one that comes with ser_fast or a YAML file.
         options: options of the models, of which each system takes those that it has.
-        training: options of :class:`ser_fast.training.TrainConfig` that go before the recipe's and the scale's.
-        folds: options of :class:`ser_fast.crossval.Folds`.
+        training: options of :class:`ser_fast.training.config.TrainConfig`; they override the recipe's and the
+            scale's.
+        folds: options of :class:`ser_fast.training.folds.Folds`.
     """
 
     data: str = "synthetic"
@@ -158,7 +161,7 @@ class Lab:
         out = self.folder(name, folds, **training)
         say(f"{name}: {out}")
         self.note(name, **training)
-        return crossval.cross_validate(replace(config, out=out), options, folds, say)
+        return cross_validation.cross_validate(replace(config, out=out), options, folds, say)
 
     def folder(self, name: str, folds: Folds | None = None, **training) -> Path:
         """Of a cross-validation; systems and options that are the same have the same."""
@@ -176,7 +179,7 @@ class Lab:
         self.note(name, **training)
         out = self.runs / ("one" if fold else "parts") / slug(name) / f"seed{config.seed}"
         if fold:
-            config = crossval.plan(config, self.folds, speakers(self.corpus))[0][0].config
+            config = cross_validation.plan(config, self.folds, speakers(self.corpus))[0][0].config
         config = replace(config, out=out)
         split_corpus(self.corpus, **config.held_out)
         dataset = load_dataset(

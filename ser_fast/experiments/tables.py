@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from ser_fast import metrics
-from ser_fast.info import sentence
-from ser_fast.run_folder import write_atomically
+from ser_fast.backends.info import sentence
+from ser_fast.data.files import write_atomically
+from ser_fast.training import metrics
 
 
 class Table(NamedTuple):
@@ -53,7 +53,7 @@ def by_fold(summary: dict, measure: str) -> dict[str, float]:
 
 
 def interval(summary: dict, measure: str) -> dict:
-    """:func:`ser_fast.metrics.interval` of a measure over the folds."""
+    """:func:`ser_fast.training.metrics.interval` of a measure over the folds."""
     return metrics.interval(list(by_fold(summary, measure).values()))
 
 

@@ -10,18 +10,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ser_fast import backends, distributed
-from ser_fast.batches import LengthSortedBatches
-from ser_fast.crossval import plan
-from ser_fast.dataset import labels, load_dataset, speakers
+from ser_fast import backends
+from ser_fast.backends.info import info
+from ser_fast.data.batches import LengthSortedBatches
+from ser_fast.data.dataset import labels, load_dataset, speakers
 from ser_fast.experiments import figures, published
 from ser_fast.experiments.settings import Lab
 from ser_fast.experiments.tables import Result, Table
-from ser_fast.info import info
 from ser_fast.models import MODELS
 from ser_fast.models.peers import ReferenceRecurrence, with_recurrence, with_torch
-from ser_fast.task import Task, task_of
-from ser_fast.training import OPTIMIZERS, TrainConfig, fit_statistics
+from ser_fast.training import distributed
+from ser_fast.training.config import OPTIMIZERS, TrainConfig
+from ser_fast.training.folds import plan
+from ser_fast.training.task import Task, task_of
+from ser_fast.training.trainer import fit_statistics
 
 SYSTEMS = {"CGRU": "CGRU", "BiGRU-MHA": "Bi-GRU + MHA"}
 OURS, OURS_AFTER = "ours, reset_after=False", "ours, reset_after=True"

@@ -15,11 +15,11 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from ser_fast.gru_module import GRU
 from ser_fast.models import options
 from ser_fast.models.convolution import halve, quarter
 from ser_fast.models.frame_model import FrameModel
-from ser_fast.power_spectrogram import PowerSpectrogram
+from ser_fast.nn.gru import GRU
+from ser_fast.nn.power_spectrogram import PowerSpectrogram
 
 ENCODERS = ("cnn", "lstm", "rnn", "cnn_lstm", "bigru", "linear")
 CHANNELS = (16, 32)

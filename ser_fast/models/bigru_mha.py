@@ -10,10 +10,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from ser_fast.gru_module import GRU
 from ser_fast.models import options
 from ser_fast.models.frame_model import FrameModel
-from ser_fast.power_spectrogram import PowerSpectrogram
+from ser_fast.nn.gru import GRU
+from ser_fast.nn.power_spectrogram import PowerSpectrogram
 
 
 class BiGRUMHA(FrameModel):

@@ -15,12 +15,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ser_fast.attention_pool import AttentionPool
-from ser_fast.gru_module import GRU
 from ser_fast.models import options
 from ser_fast.models.convolution import halve, quarter
 from ser_fast.models.masking import frame_mask, full_lengths, standardize
-from ser_fast.power_spectrogram import PowerSpectrogram
+from ser_fast.nn.attention_pool import AttentionPool
+from ser_fast.nn.gru import GRU
+from ser_fast.nn.power_spectrogram import PowerSpectrogram
 
 DYNAMIC_RANGE = 80 * math.log(10) / 10  # 80 dB in natural logarithm of power
 CELLS = ("gru", "lstm")

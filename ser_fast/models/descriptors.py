@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ser_fast.mel import mel_filters
 from ser_fast.models.masking import frame_mask, standardize
-from ser_fast.precision import FullPrecision
+from ser_fast.nn.power_spectrogram import FullPrecision
+from ser_fast.ops.mel import mel_filters
 
 FLOOR = 1e-8  # of a mel's power, some 90 dB below a loud voice
 PITCH = (60.0, 600.0)  # hertz; the lags of the correlogram are evenly spaced in its logarithm

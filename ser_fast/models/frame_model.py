@@ -3,11 +3,11 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ser_fast.attention_pool import AttentionPool
 from ser_fast.models import options
 from ser_fast.models.masking import full_lengths, masked_mean
 from ser_fast.models.self_attention import MultiHeadSelfAttention
-from ser_fast.power_spectrogram import PowerSpectrogram
+from ser_fast.nn.attention_pool import AttentionPool
+from ser_fast.nn.power_spectrogram import PowerSpectrogram
 
 POOLINGS = ("mean", "attention")
 

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ser_fast import checks
 from ser_fast.models import options
 from ser_fast.models.descriptors import PITCH, Descriptors
 from ser_fast.models.masking import full_lengths
 from ser_fast.models.statistics import GROUPS
-from ser_fast.power_spectrogram import PowerSpectrogram
+from ser_fast.nn.power_spectrogram import PowerSpectrogram
+from ser_fast.ops import checks
 
 ROWS = 8  # at a time, whose spectrograms stay in the cache where those of a batch would not
 KEPT_BYTES = 1 << 28  # of statistics that were seen, about those of 20 000 utterances

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ser_fast import checks
+from ser_fast.ops import checks
 
 
 def frame_mask(lengths: Tensor, frames: int) -> Tensor:

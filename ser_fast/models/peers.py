@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from ser_fast import gru
-from ser_fast.gru_module import GRU
 from ser_fast.models.cgru import CGRU
+from ser_fast.nn.gru import GRU
+from ser_fast.ops import gru
 
 
 def reference(layer: GRU, x: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ser_fast import checks
 from ser_fast.models.masking import frame_mask
+from ser_fast.ops import checks
 
 KEPT_WEIGHTS = 1 << 27  # attention weights that a training step keeps for its backward: half a gigabyte in float32
 CHUNK_WEIGHTS = 1 << 24  # attention weights that are computed at once

@@ -1,6 +1,5 @@
-"""``GRU`` and ``GRUCell`` in the place of torch's."""
+"""``GRU`` in the place of torch's."""
 
-import math
 import numbers
 import warnings
 
@@ -9,87 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from ser_fast import backends, checks, onnx
-from ser_fast.gru import cell, gru
-
-
-def _check_type(module: str, name: str, value, kind: type) -> None:
-    """The wording is torch's, which its tests and its users' tests look for."""
-    good = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-    if not good:
-        found = f"{type(value).__name__} ({value!r})"
-        raise TypeError(f"{module}: {name} should be of type {kind.__name__}, got: {found}")
-
-
-def _check_sizes(module: str, **sizes: int) -> None:
-    for name, value in sizes.items():
-        _check_type(module, name, value, int)
-        if value < 1:
-            raise ValueError(f"{module}: {name} must be greater than zero, got: {value}")
-
-
-def _check_operands(module: str, weight: Tensor, **operands: Tensor | None) -> None:
-    """Dense tensors on the weights' device and, autocast aside, of their dtype."""
-    checks.tensors(module, **operands)
-    for name, value in operands.items():
-        if value is None:
-            continue
-        checks.require(value.device == weight.device, module, f"{name} is on {value.device}", f"on {weight.device}")
-        if value.dtype != weight.dtype and not torch.is_autocast_enabled(weight.device.type):
-            raise ValueError(
-                f"{module}: RNN {name} dtype ({value.dtype}) does not match weight dtype ({weight.dtype}). "
-                f"Convert {name}: {name}.to({weight.dtype}), or convert model: model.to({value.dtype})"
-            )
-
-
-def _init_uniform(module: nn.Module, hidden_size: int) -> None:
-    bound = 1 / math.sqrt(hidden_size)
-    for weight in module.parameters():
-        nn.init.uniform_(weight, -bound, bound)
-
-
-def _join(rows: Tensor, sizes: list[int]) -> Tensor:
-    """The first frames of each row ``[B, T, W]``, one row after the other ``[N, W]``."""
-    return torch.cat([row[:size] for row, size in zip(rows, sizes)])
-
-
-def _part(packed: Tensor, sizes: list[int], frames: int, batch_first: bool) -> Tensor:
-    """``[N, W]`` as rows with zeros behind them: ``[B, frames, W]`` with ``batch_first``, else ``[frames, B, W]``."""
-    batch, width = len(sizes), packed.shape[1]
-    shape = (batch, frames, width) if batch_first else (frames, batch, width)
-    padded = packed.new_zeros(shape)
-    rows = padded if batch_first else padded.transpose(0, 1)
-    for row, part in zip(rows, packed.split(sizes)):
-        row[: len(part)] = part
-    return padded
-
-
-class _Join(torch.autograd.Function):
-    """:func:`_join`, whose own derivative would fill a whole batch with zeros for every row."""
-
-    @staticmethod
-    def forward(ctx, rows: Tensor, sizes: list[int], batch_first: bool) -> Tensor:
-        ctx.layout = sizes, rows.shape[1], batch_first
-        return _join(rows, sizes)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
-        padded = _Part.apply(grad, *ctx.layout)
-        return padded if ctx.layout[2] else padded.transpose(0, 1), None, None
-
-
-class _Part(torch.autograd.Function):
-    """:func:`_part`, likewise."""
-
-    @staticmethod
-    def forward(ctx, packed: Tensor, sizes: list[int], frames: int, batch_first: bool) -> Tensor:
-        ctx.sizes, ctx.batch_first = sizes, batch_first
-        return _part(packed, sizes, frames, batch_first)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        rows = grad if ctx.batch_first else grad.transpose(0, 1)
-        return _Join.apply(rows, ctx.sizes, ctx.batch_first), None, None, None
+from ser_fast import backends
+from ser_fast.nn.gru_cell import init_uniform
+from ser_fast.nn.packing import Join, Part
+from ser_fast.ops import checks, onnx
+from ser_fast.ops.gru import gru
 
 
 class GRU(nn.Module):
@@ -122,9 +45,9 @@ class GRU(nn.Module):
         dtype=None,
     ):
         super().__init__()
-        _check_sizes("GRU", input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
-        _check_type("GRU", "bias", bias, bool)
-        _check_type("GRU", "batch_first", batch_first, bool)
+        checks.sizes("GRU", input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
+        checks.of_type("GRU", "bias", bias, bool)
+        checks.of_type("GRU", "batch_first", batch_first, bool)
         if isinstance(dropout, bool) or not isinstance(dropout, numbers.Number) or not 0 <= dropout <= 1:
             raise ValueError(f"GRU: dropout is {dropout!r}; it must be a probability, in 0..1")
         if dropout > 0 and num_layers == 1:
@@ -150,7 +73,7 @@ class GRU(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        _init_uniform(self, self.hidden_size)
+        init_uniform(self, self.hidden_size)
 
     def flatten_parameters(self) -> None:
         """Lay the weights out as one block, which cuDNN wants, as ``nn.GRU`` does; nothing to do off the GPU."""
@@ -204,11 +127,11 @@ class GRU(nn.Module):
         """
         if isinstance(input, PackedSequence):
             checks.require(lengths is None, "GRU", "lengths is given beside a PackedSequence", "left out")
-            _check_operands("GRU", self.weight_ih_l0, input=input.data, hx=hx)
+            checks.operands("GRU", self.weight_ih_l0, input=input.data, hx=hx)
             shape = list(input.data.shape)
             checks.require(len(shape) == 2, "GRU", f"the PackedSequence's data has shape {shape}", "[N, I]")
             return self._forward_packed(input, hx)
-        _check_operands("GRU", self.weight_ih_l0, input=input, hx=hx)
+        checks.operands("GRU", self.weight_ih_l0, input=input, hx=hx)
         checks.tensors("GRU", lengths=lengths)
         if input.dim() not in (2, 3):
             raise ValueError(f"GRU: Expected input to be 2D or 3D, got {input.dim()}D instead")
@@ -301,8 +224,8 @@ class GRU(nn.Module):
     def _ragged(self, x: Tensor, hx: Tensor | None, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """The layers on the valid frames alone, row after row."""
         rows, sizes = x if self.batch_first else x.transpose(0, 1), lengths.tolist()
-        y, h_n = self._layers(_Join.apply(rows, sizes, self.batch_first), hx, lengths)
-        return _Part.apply(y, sizes, rows.shape[1], self.batch_first), h_n
+        y, h_n = self._layers(Join.apply(rows, sizes, self.batch_first), hx, lengths)
+        return Part.apply(y, sizes, rows.shape[1], self.batch_first), h_n
 
     def _layers(self, x: Tensor, hx: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """All layers on ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, or packed ``[N, I]``."""
@@ -369,80 +292,3 @@ class GRU(nn.Module):
         empty = lengths <= 0
         h_n = torch.where(empty[:, None], hx, h_n.index_select(1, packed.unsorted_indices))
         return output.masked_fill(empty[:, None, None] if self.batch_first else empty[:, None], 0), h_n
-
-
-class GRUCell(nn.Module):
-    """``nn.GRUCell`` with ``reset_after`` as in :class:`GRU`: one step, for streaming.
-
-    It runs torch's own operators, since a kernel that lays W_hh out anew for a single step is slower: see
-    ``ser-fast info``.
-    """
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        *,
-        reset_after: bool = True,
-        device=None,
-        dtype=None,
-    ):
-        super().__init__()
-        _check_sizes("GRUCell", input_size=input_size, hidden_size=hidden_size)
-        self.input_size = input_size
-        self.hidden_size = hidden_size
-        self.bias = bias
-        self.reset_after = reset_after
-        options = {"device": device, "dtype": dtype}
-        self.weight_ih = nn.Parameter(torch.empty(3 * hidden_size, input_size, **options))
-        self.weight_hh = nn.Parameter(torch.empty(3 * hidden_size, hidden_size, **options))
-        self.bias_ih = nn.Parameter(torch.empty(3 * hidden_size, **options)) if bias else None
-        self.bias_hh = nn.Parameter(torch.empty(3 * hidden_size, **options)) if bias else None
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        _init_uniform(self, self.hidden_size)
-
-    def extra_repr(self) -> str:
-        bias = "" if self.bias else ", bias=False"
-        return f"{self.input_size}, {self.hidden_size}{bias}" + ("" if self.reset_after else ", reset_after=False")
-
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        """The next state ``[B, H]`` from the input ``[B, I]`` and the state ``hx`` ``[B, H]``; unbatched likewise.
-
-        Raises:
-            RuntimeError: an argument that does not fit, by name, before anything is computed.
-            ValueError: more than two dimensions, or another dtype than the weights', outside autocast.
-        """
-        try:
-            if self.reset_after and input.dim() == 2 and hx.dim() == 2 and input.shape[0]:
-                return torch._VF.gru_cell(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        except (AttributeError, RuntimeError, TypeError):
-            pass  # a small step takes no longer than checking it, so what does not fit is named only once it failed
-        self._check(input, hx)
-        shape = (*input.shape[:-1], self.hidden_size)
-        x = input.reshape(-1, self.input_size)
-        h = x.new_zeros(len(x), self.hidden_size) if hx is None else hx.reshape(-1, self.hidden_size)
-        if self.reset_after:
-            h = torch._VF.gru_cell(x, h, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        else:
-            h, *_ = cell(F.linear(x, self.weight_ih, self.bias_ih), h, self.weight_hh, self.bias_hh, False)
-        return h.reshape(shape)
-
-    def _check(self, x: Tensor, h: Tensor | None) -> None:
-        """In torch's words, as far as it checks the same."""
-        _check_operands("GRUCell", self.weight_ih, input=x, hx=h)
-        for name, value in (("input", x), ("hidden", h)):
-            if value is not None and value.dim() not in (1, 2):
-                raise ValueError(f"GRUCell: Expected {name} to be 1D or 2D, got {value.dim()}D instead")
-        found = x.shape[-1]
-        if found != self.input_size:
-            raise RuntimeError(f"GRUCell: input has inconsistent input_size: got {found} expected {self.input_size}")
-        if h is not None and h.shape[-1] != self.hidden_size:
-            raise RuntimeError(
-                f"GRUCell: hidden0 has inconsistent hidden_size: got {h.shape[-1]}, expected {self.hidden_size}"
-            )
-        if h is not None and h.shape[:-1] != x.shape[:-1]:
-            sizes = [tensor.shape[0] if tensor.dim() == 2 else "none (unbatched)" for tensor in (x, h)]
-            raise RuntimeError("GRUCell: Input batch size {} doesn't match hidden0 batch size {}".format(*sizes))

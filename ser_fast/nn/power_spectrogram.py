@@ -1,30 +1,156 @@
-"""Frames of audio that is still arriving: chunks of a wave in, spectrogram frames out, the same as the whole wave's.
-
-A stream and a GRU of one direction, which carries its state, make a model run while somebody speaks::
-
-    gru = ser_fast.GRU(80, 128, batch_first=True)
-    stream, state = ser_fast.MelSpectrogram().stream(), None
-    for chunk in microphone:  # [B, n], any n
-        frames = stream(chunk)  # [B, t, 80], all that became complete
-        if frames.shape[1]:
-            y, state = gru(frames, state)
-    y, state = gru(stream.finish(), state)  # here, with center=True, there is a frame or more
-
-A bidirectional GRU cannot run so: its second direction begins at the end, and every output depends on it.
-"""
+"""The power spectrogram as a module, and as a stream over audio that is still arriving."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from ser_fast import checks
+from ser_fast.ops import checks
+from ser_fast.ops.checks import HALF
+from ser_fast.ops.power_spectrogram import FLOOR, PAD_MODES, frame_counts, power_spectrogram
 
-if TYPE_CHECKING:
-    from ser_fast.power_spectrogram import PowerSpectrogram
+
+class FullPrecision(nn.Module):
+    """Moves and casts its own buffers, but never to half precision, in which a power spectrogram overflows."""
+
+    def _apply(self, fn, recurse=True):
+        before = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)
+        for name, value in before.items():
+            now = getattr(self, name)
+            if now.dtype in HALF:
+                setattr(self, name, value.to(now.device))
+        return self
+
+
+class PowerSpectrogram(FullPrecision):
+    """:func:`power_spectrogram` with its window and statistics as buffers, in the field's units.
+
+    The defaults are the BiGRU-MHA paper's: 16 kHz, 40 ms Hamming frames every 10 ms, DFT of 1600, 0 to 4 kHz. The
+    window is periodic, torch's default; ``wkwargs={"periodic": False}`` makes it symmetric.
+
+    Args:
+        sample_rate: hertz.
+        n_fft, win_length, hop_length: samples.
+        f_min, f_max: hertz; the bins from f_min to f_max, both included, are kept.
+        window_fn, wkwargs: makes the window, called as ``window_fn(win_length, **wkwargs)``.
+        center, pad_mode: as in :func:`power_spectrogram`.
+        log: natural logarithm of the power, floored at ``floor``.
+        mean, std: ``[F]`` statistics to normalise by; :meth:`set_statistics` sets them later.
+    """
+
+    def __init__(
+        self,
+        sample_rate: int = 16000,
+        n_fft: int = 1600,
+        win_length: int = 640,
+        hop_length: int = 160,
+        f_min: float = 0.0,
+        f_max: float = 4000.0,
+        window_fn: Callable[..., Tensor] = torch.hamming_window,
+        wkwargs: dict | None = None,
+        center: bool = False,
+        pad_mode: str = "reflect",
+        log: bool = False,
+        mean: Tensor | None = None,
+        std: Tensor | None = None,
+        floor: float = FLOOR,
+    ):
+        super().__init__()
+        for name, value in (("sample_rate", sample_rate), ("n_fft", n_fft), ("hop_length", hop_length)):
+            if value < 1:
+                raise ValueError(f"PowerSpectrogram: {name} is {value}; it must be at least 1")
+        if not 1 <= win_length <= n_fft:
+            raise ValueError(f"PowerSpectrogram: win_length is {win_length}; it must be in 1..n_fft = {n_fft}")
+        if not 0 <= f_min <= f_max <= sample_rate / 2:
+            raise ValueError(
+                f"PowerSpectrogram: f_min, f_max are {f_min}, {f_max}; "
+                f"they must be in order within 0..{sample_rate / 2}"
+            )
+        if pad_mode not in PAD_MODES:
+            raise ValueError(f"PowerSpectrogram: pad_mode is '{pad_mode}'; it must be one of {', '.join(PAD_MODES)}")
+        self.sample_rate = sample_rate
+        self.n_fft = n_fft
+        self.win_length = win_length
+        self.hop_length = hop_length
+        self.center = center
+        self.pad_mode = pad_mode
+        self.log = log
+        self.floor = floor
+        # A bin is kept if its frequency lies in the range; a little slack forgives the division's rounding.
+        first = math.ceil(f_min * n_fft / sample_rate - 1e-6)
+        self.bins = (first, math.floor(f_max * n_fft / sample_rate + 1e-6) + 1)
+        if self.bins[0] >= self.bins[1]:
+            raise ValueError(
+                f"PowerSpectrogram: no bin lies in {f_min}..{f_max} Hz; bins are {sample_rate / n_fft} Hz apart"
+            )
+        window = window_fn(win_length, **(wkwargs or {}))
+        if tuple(window.shape) != (win_length,):
+            raise ValueError(
+                f"PowerSpectrogram: window_fn gave shape {list(window.shape)}; "
+                f"it must be [win_length] = [{win_length}]"
+            )
+        self.register_buffer("window", window)
+        count = self.bins[1] - self.bins[0]
+        self.register_buffer("mean", torch.zeros(count))
+        self.register_buffer("std", torch.ones(count))
+        self.normalize = False
+        if (mean is None) != (std is None):
+            raise ValueError("PowerSpectrogram: mean and std are given one without the other; give both or neither")
+        if mean is not None:
+            self.set_statistics(mean, std)
+
+    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Normalise by these from now on: ``[F]`` each, finite, std above 0."""
+        for name, value in (("mean", mean), ("std", std)):
+            checks.shape("PowerSpectrogram", name, value, tuple(self.mean.shape), "[F]")
+        mean, std = (value.detach().to(self.mean) for value in (mean, std))
+        checks.require(bool(mean.isfinite().all()), "PowerSpectrogram", "mean has a value out of range", "finite")
+        good = bool((std.isfinite() & (std > 0)).all())
+        checks.require(good, "PowerSpectrogram", "std has a value out of range", "finite and above 0")
+        with torch.no_grad():
+            self.mean.copy_(mean)
+            self.std.copy_(std)
+        self.normalize = True
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self.normalize, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.normalize = bool(state)
+
+    def extra_repr(self) -> str:
+        low, high = (k * self.sample_rate / self.n_fft for k in (self.bins[0], self.bins[1] - 1))
+        return (
+            f"{self.sample_rate} Hz, n_fft={self.n_fft}, win_length={self.win_length}, hop_length={self.hop_length}, "
+            f"{low:g}-{high:g} Hz, center={self.center}, log={self.log}, normalize={self.normalize}"
+        )
+
+    def frame_lengths(self, lengths: Tensor) -> Tensor:
+        """Frames of rows of these many samples."""
+        return frame_counts(lengths, self.n_fft, self.win_length, self.hop_length, self.center)
+
+    def forward(self, wave: Tensor, lengths: Tensor | None = None):
+        """``[B, T, F]`` of ``wave`` ``[B, N]``; with ``lengths`` ``[B]`` in samples, also the lengths in frames."""
+        if isinstance(wave, Tensor) and wave.dtype == torch.int16 and self.window.dtype == torch.float64:
+            wave = wave.double() / 32768
+        spec = self._spectra(wave, lengths, self.center)
+        return spec if lengths is None else (spec, self.frame_lengths(lengths))
+
+    def _spectra(self, wave: Tensor, lengths: Tensor | None, center: bool) -> Tensor:
+        mean, std = (self.mean, self.std) if self.normalize else (None, None)
+        return power_spectrogram(
+            wave, self.window, self.n_fft, self.hop_length, self.bins, lengths, mean, std,
+            log=self.log, floor=self.floor, center=center, pad_mode=self.pad_mode,
+        )  # fmt: skip
+
+    def stream(self) -> SpectrogramStream:
+        """What takes a wave in chunks and gives each frame as soon as it is complete."""
+        return SpectrogramStream(self)
 
 
 class SpectrogramStream:

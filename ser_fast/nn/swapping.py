@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ser_fast import checks
-from ser_fast.gru_module import GRU
-from ser_fast.power_spectrogram import PAD_MODES, power_spectrogram
+from ser_fast.nn.gru import GRU
+from ser_fast.ops import checks
+from ser_fast.ops.power_spectrogram import PAD_MODES, power_spectrogram
 
 
 @dataclass

@@ -1,12 +1,11 @@
 """Frame attention pooling: a softmax over time of w·h weighs the frames' sum."""
 
-import math
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ser_fast import backends, checks, onnx
-from ser_fast.checks import HALF
+from ser_fast import backends
+from ser_fast.ops import checks, onnx
+from ser_fast.ops.checks import HALF
 
 
 def reference(h: Tensor, w: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -152,27 +151,3 @@ def attention_pool(h: Tensor, w: Tensor, lengths: Tensor | None = None) -> tuple
         pooled, weights = torch.ops.ser_fast.attention_pool(h.float(), w.float(), lengths)
         return pooled.to(dtype), weights.to(dtype)
     return torch.ops.ser_fast.attention_pool(h, w, lengths)
-
-
-class AttentionPool(nn.Module):
-    """:func:`attention_pool` with a learned ``weight`` ``[embed_dim]``."""
-
-    def __init__(self, embed_dim: int):
-        super().__init__()
-        if embed_dim < 1:
-            raise ValueError(f"AttentionPool: embed_dim is {embed_dim}; it must be at least 1")
-        self.embed_dim = embed_dim
-        self.weight = nn.Parameter(torch.empty(embed_dim))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        bound = 1 / math.sqrt(self.embed_dim)
-        nn.init.uniform_(self.weight, -bound, bound)
-
-    def extra_repr(self) -> str:
-        return f"{self.embed_dim}"
-
-    def forward(self, h: Tensor, lengths: Tensor | None = None, return_weights: bool = False):
-        """``pooled`` ``[B, D]`` of ``h`` ``[B, T, D]``, and with ``return_weights`` the weights ``[B, T]`` too."""
-        pooled, weights = attention_pool(h, self.weight, lengths)
-        return (pooled, weights) if return_weights else pooled

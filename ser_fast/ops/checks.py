@@ -77,3 +77,32 @@ def readable(tensor: Tensor) -> bool:
         return False
     fake = isinstance(tensor, torch._subclasses.FakeTensor)
     return not fake and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def of_type(module: str, name: str, value, kind: type) -> None:
+    """The wording is torch's, which its tests and its users' tests look for."""
+    good = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    if not good:
+        found = f"{type(value).__name__} ({value!r})"
+        raise TypeError(f"{module}: {name} should be of type {kind.__name__}, got: {found}")
+
+
+def sizes(module: str, **values: int) -> None:
+    for name, value in values.items():
+        of_type(module, name, value, int)
+        if value < 1:
+            raise ValueError(f"{module}: {name} must be greater than zero, got: {value}")
+
+
+def operands(module: str, weight: Tensor, **given: Tensor | None) -> None:
+    """Dense tensors on the weights' device and, autocast aside, of their dtype."""
+    tensors(module, **given)
+    for name, value in given.items():
+        if value is None:
+            continue
+        require(value.device == weight.device, module, f"{name} is on {value.device}", f"on {weight.device}")
+        if value.dtype != weight.dtype and not torch.is_autocast_enabled(weight.device.type):
+            raise ValueError(
+                f"{module}: RNN {name} dtype ({value.dtype}) does not match weight dtype ({weight.dtype}). "
+                f"Convert {name}: {name}.to({weight.dtype}), or convert model: model.to({value.dtype})"
+            )

@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ser_fast import backends, checks
-from ser_fast.checks import HALF
+from ser_fast import backends
+from ser_fast.ops import checks
+from ser_fast.ops.checks import HALF
 
 
 def reference(

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
-from ser_fast.power_spectrogram import PowerSpectrogram
-from ser_fast.run_folder import write_atomically
+from ser_fast.data.files import write_atomically
+from ser_fast.nn.power_spectrogram import PowerSpectrogram
 
 BLUE, ORANGE = "#2563a8", "#d9741a"
 # Class names may be Chinese, which matplotlib's own font has no glyphs for.

@@ -4,8 +4,8 @@ import base64
 import html
 from pathlib import Path
 
-from ser_fast import info
-from ser_fast.run_folder import write_atomically
+from ser_fast.backends import info
+from ser_fast.data.files import write_atomically
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #22262b; max-width: 60rem; margin: 2.5rem auto; padding: 0 1rem }

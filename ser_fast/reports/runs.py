@@ -6,14 +6,16 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
-from ser_fast import crossval, distributed, figures, report
-from ser_fast.corpora import load_corpus
-from ser_fast.crossval import Folds
-from ser_fast.dataset import Dataset, load_dataset, split_corpus
-from ser_fast.display import TrainingDisplay, print_table, say
+from ser_fast.data.corpora import load_corpus
+from ser_fast.data.dataset import Dataset, load_dataset, split_corpus
 from ser_fast.models import MODELS
-from ser_fast.run_folder import RunFolder
-from ser_fast.training import TrainConfig, Trainer, run_options
+from ser_fast.reports import figures, html
+from ser_fast.reports.terminal import TrainingDisplay, print_table, say
+from ser_fast.training import cross_validation, distributed
+from ser_fast.training.config import TrainConfig, run_options
+from ser_fast.training.folds import Folds
+from ser_fast.training.run_folder import RunFolder
+from ser_fast.training.trainer import Trainer
 
 CAPTIONS = {
     "loss": "Loss of each epoch, and what the validation, or without one the training, measured.",
@@ -25,7 +27,7 @@ CAPTIONS = {
 def train(config: TrainConfig, options: dict) -> dict:
     """Train, test, draw and report; returns the summary that the run folder keeps.
 
-    Of several processes (:mod:`ser_fast.distributed`), rank 0 holds the folder, and draws and reports.
+    Of several processes (:mod:`ser_fast.training.distributed`), rank 0 holds the folder, and draws and reports.
     """
     folder = RunFolder(config.out, run_options(config, options))
     with contextlib.ExitStack() as held:
@@ -46,46 +48,46 @@ def train(config: TrainConfig, options: dict) -> dict:
         distributed.finish()
         if distributed.rank() > 0:
             return summary
-        header, rows = report.scores({"best epoch": summary["best"], "last epoch": summary["last"]})
+        header, rows = html.scores({"best epoch": summary["best"], "last epoch": summary["last"]})
         parts = [
-            report.note(_described(summary)),
-            report.table(header, rows),
-            *([report.per_class(summary["best"])] if dataset.classes else []),
+            html.note(_described(summary)),
+            html.table(header, rows),
+            *([html.per_class(summary["best"])] if dataset.classes else []),
             *_pictures(trainer, summary, config.model),
-            report.heading("Options"),
-            report.preformatted(folder.config.read_text()),
-            report.machine(),
+            html.heading("Options"),
+            html.preformatted(folder.config.read_text()),
+            html.machine(),
         ]
-        page = report.write(folder.path / "report.html", f"{config.model} on {dataset.name}", parts)
+        page = html.write(folder.path / "report.html", f"{config.model} on {dataset.name}", parts)
     print_table(f"Test: {summary['protocol']}", header, rows)
     say(f"report: {page}")
     return summary
 
 
 def cross_validate(config: TrainConfig, options: dict, folds: Folds) -> dict:
-    """:func:`ser_fast.crossval.cross_validate` with a table, figures and a report in ``config.out``."""
-    result = crossval.cross_validate(config, options, folds, say)
+    """:func:`ser_fast.cross_validation.cross_validate` with a table, figures and a report in ``config.out``."""
+    result = cross_validation.cross_validate(config, options, folds, say)
     out = Path(config.out)
     described = (
         f"{result['data']}: {result['protocol']}; {len(result['runs'])} runs; {len(result['skipped'])} skipped; "
         f"{result['parameters']:,} parameters"
     )
     header, rows = fold_table(result)
-    parts = [report.note(described), report.table(header, rows)]
+    parts = [html.note(described), html.table(header, rows)]
     if folds.choose:
-        parts += [report.heading("What each fold chose"), report.table(*choice_table(result, folds.choose))]
+        parts += [html.heading("What each fold chose"), html.table(*choice_table(result, folds.choose))]
     if result["classes"]:
         pooled, path = result["pooled"], out / "figures" / "confusion.png"
         title = (
             f"{config.model} on {result['data']}, UA {pooled['recall']:.1%} of all predictions\n{result['protocol']}"
         )
         parts += [
-            report.per_class(pooled),
+            html.per_class(pooled),
             *_draw(path, CAPTIONS["confusion"],
                    lambda: figures.confusion(pooled["confusion"], result["classes"], path, title)),
         ]  # fmt: skip
-    parts += [report.heading("Options"), report.preformatted((out / "config.json").read_text()), report.machine()]
-    page = report.write(out / "report.html", f"{config.model} on {result['data']}: {result['protocol']}", parts)
+    parts += [html.heading("Options"), html.preformatted((out / "config.json").read_text()), html.machine()]
+    page = html.write(out / "report.html", f"{config.model} on {result['data']}: {result['protocol']}", parts)
     print_table(described, header, rows)
     say(f"report: {page}")
     return result
@@ -93,20 +95,20 @@ def cross_validate(config: TrainConfig, options: dict, folds: Folds) -> dict:
 
 def fold_table(result: dict) -> tuple[list[str], list[list[str]]]:
     """A cross-validation's runs, their mean and standard deviation, and the measures of all predictions together."""
-    shown = report.measures(result["pooled"])
+    shown = html.measures(result["pooled"])
     rows = [
-        [f"seed {run['seed']}, without {run['fold']}", *(report.number(key, run["metrics"][key]) for key in shown)]
+        [f"seed {run['seed']}, without {run['fold']}", *(html.number(key, run["metrics"][key]) for key in shown)]
         for run in result["runs"]
     ]
     for name, over in (("mean of the folds", "folds"), ("mean of the seeds", "seeds")):
         spread = [
-            report.number(key, mean) + ("" if std is None else f" ± {report.number(key, std)}")
+            html.number(key, mean) + ("" if std is None else f" ± {html.number(key, std)}")
             for key in shown
             for mean, std in [result[over][key]]
         ]
         if over == "folds" or result["seeds"][next(iter(shown))][1] is not None:
             rows.append([f"{name} ± std", *spread])
-    pooled = [report.number(key, result["pooled"][key]) for key in shown]
+    pooled = [html.number(key, result["pooled"][key]) for key in shown]
     return ["", *shown.values()], [*rows, ["all predictions together", *pooled]]
 
 
@@ -148,14 +150,14 @@ def demo(out: Path, epochs: int, seed: int) -> dict[str, dict]:
         header, rows = _side_by_side(summaries)
         loss = out / "figures" / "loss.png"
         parts = [
-            report.note(described),
-            report.table(header, rows),
-            report.per_class(summaries["GRU"]["best"]),
+            html.note(described),
+            html.table(header, rows),
+            html.per_class(summaries["GRU"]["best"]),
             *_draw(loss, CAPTIONS["loss"], lambda: figures.loss_curves(curves, loss)),
             *pictures,
-            report.machine(),
+            html.machine(),
         ]
-        page = report.write(out / "report.html", "CGRU on synthetic voices: GRU and LSTM", parts)
+        page = html.write(out / "report.html", "CGRU on synthetic voices: GRU and LSTM", parts)
     print_table(described, header, rows)
     ratio = summaries["GRU"]["seconds_per_epoch"] / summaries["LSTM"]["seconds_per_epoch"]
     say(f"a training epoch with our GRU takes {ratio:.0%} of the time with nn.LSTM, both in this run")
@@ -165,7 +167,7 @@ def demo(out: Path, epochs: int, seed: int) -> dict[str, dict]:
 
 def _side_by_side(summaries: dict[str, dict]) -> tuple[list[str], list[list[str]]]:
     seconds = {name: summary["seconds_per_epoch"] for name, summary in summaries.items()}
-    header, rows = report.scores({name: summary["best"] for name, summary in summaries.items()})
+    header, rows = html.scores({name: summary["best"] for name, summary in summaries.items()})
     more = [[f"{seconds[row[0]]:.2f}", f"{seconds[row[0]] / seconds['LSTM']:.2f}"] for row in rows]
     return ["CGRU with", *header[1:], "s per epoch", "time / LSTM's"], [row + end for row, end in zip(rows, more)]
 
@@ -199,10 +201,10 @@ def _pictures(trainer: Trainer, summary: dict, name: str, skip: str = "") -> lis
 def _draw(path: Path, caption: str, drawing: Callable[[], Path]) -> list[str]:
     """The picture for the report; a picture that fails costs itself, not the report of a finished run."""
     try:
-        return [report.picture(drawing(), caption)]
+        return [html.picture(drawing(), caption)]
     except Exception as error:
         say(f"{path} could not be drawn: {error}")
-        return [report.note(f"{path.name} could not be drawn: {error}")]
+        return [html.note(f"{path.name} could not be drawn: {error}")]
 
 
 def _described(summary: dict) -> str:

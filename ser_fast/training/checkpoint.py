@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from ser_fast.data.files import write_atomically
 from ser_fast.models import MODELS
-from ser_fast.run_folder import write_atomically
 
 FORMAT = "ser_fast checkpoint 1"
 _OPTIMIZER = re.compile(r"optimizer\.([0-9]{1,9})\.(\w+)")

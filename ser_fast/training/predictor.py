@@ -6,9 +6,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ser_fast.audio import AudioError, find_audio, read_audio
-from ser_fast.batches import LengthSortedBatches
-from ser_fast.checkpoint import CheckpointError, load_checkpoint
+from ser_fast.data.audio import find_audio, read_audio
+from ser_fast.data.batches import LengthSortedBatches
+from ser_fast.data.wav import AudioError
+from ser_fast.training.checkpoint import CheckpointError, load_checkpoint
 
 FILES_AT_ONCE = 256  # what is held in memory, and sorted by length, at a time
 

@@ -6,22 +6,11 @@ import os
 import re
 from pathlib import Path
 
+from ser_fast.data.files import write_atomically
+
 # Where a run reads, writes and computes may change between its parts; the trainer compares the corpus itself.
 FREE = ("data", "out", "device", "skip_bad")
 _TEMPORARY = re.compile(r"\..+\.[0-9]+\.tmp")
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: a reader, or a crash, finds the old content or the new."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class RunFolder:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ser_fast import metrics
+from ser_fast.training import metrics
 
 LOSSES = ("auto", "cross_entropy", "l1")
 

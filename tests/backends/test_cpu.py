@@ -18,14 +18,14 @@ BELOW = SETS[: SETS.index(backends.instruction_set)] if backends.instruction_set
 
 
 def run(code: list[str], cpu: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *code], capture_output=True, text=True, cwd=Path(__file__).parent,
+    return subprocess.run([sys.executable, *code], capture_output=True, text=True, cwd=Path(__file__).parents[1],
                           env=os.environ | {"SER_FAST_CPU": cpu})  # fmt: skip
 
 
 @pytest.mark.parametrize("cpu", BELOW)
 def test_lesser_instruction_sets_meet_the_same_contracts(cpu):
     wanted = "kernel_equals or gradients_equal or float32_errs or bfloat16"
-    files = ["test_contracts.py", "test_cpu.py", "test_gru.py"]
+    files = ["ops/test_contracts.py", "backends/test_cpu.py", "nn/test_gru.py"]
     result = run(["-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", wanted], cpu)
     assert result.returncode == 0 and " passed" in result.stdout, result.stdout[-2000:]
 

@@ -8,7 +8,8 @@ import types
 import pytest
 import torch
 
-from ser_fast import backends, gpus, info
+from ser_fast import backends
+from ser_fast.backends import gpus, info
 
 BUILT = ("8.0", "8.6", "8.9", "9.0a", "10.0", "12.0+PTX")
 
@@ -156,7 +157,7 @@ class NoKernels(importlib.abc.MetaPathFinder):
             raise ImportError("the kernels are absent")
 sys.meta_path.insert(0, NoKernels())
 import torch, ser_fast
-from ser_fast import info
+from ser_fast.backends import info
 assert not ser_fast.backends.loaded
 for model in (ser_fast.CGRU(3), ser_fast.BiGRUMHA(3)):
     model(torch.randn(2, 4000), torch.tensor([4000, 3000])).sum().backward()

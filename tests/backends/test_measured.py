@@ -9,13 +9,14 @@ import pytest
 import torch
 
 import ser_fast
-from ser_fast import backends, info, measured
+from ser_fast import backends
+from ser_fast.backends import info, measured
 
 pytest.importorskip("triton")
 from ser_fast.kernels import attention_pool as pool_kernels
 from ser_fast.kernels import gru as gru_kernels
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ABOUT = {"gpu": "NVIDIA H100 80GB HBM3", "date": "2026-12-01", "torch": "2.13.0", "commit": "0123abc"}
 GRU = {
     "tf32": {

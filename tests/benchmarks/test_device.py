@@ -17,7 +17,7 @@ from ser_fast import backends
 pytest.importorskip("triton")  # which `pip install '.[test]'` brings
 from ser_fast.kernels import gru as gru_kernels
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GPU = {"gpu": "a GPU of this test", "capability": "9.0", "torch": "2.11.0", "commit": "abc1234"}
 
 

@@ -14,7 +14,7 @@ import pytest
 import setuptools
 import torch
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RUNS = (
     "import ser_fast, torch; assert ser_fast.backends.loaded; print(ser_fast.GRU(3, 4)(torch.ones(2, 1, 3))[0].shape)"
 )

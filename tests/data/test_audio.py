@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ser_fast.audio import AUDIO_SUFFIXES, AudioError, find_audio, read_audio, read_corpus, read_utterance
-from ser_fast.corpora import Utterance
+from ser_fast.data.audio import AUDIO_SUFFIXES, find_audio, read_audio, read_corpus, read_utterance
+from ser_fast.data.corpora import Utterance
+from ser_fast.data.wav import AudioError
 
 np = pytest.importorskip("numpy")
 sf = pytest.importorskip("soundfile")

@@ -6,9 +6,9 @@ import sys
 import pytest
 import torch
 
-from ser_fast import augmentation
-from ser_fast.augmentation import Augmentation, Augmenter, add_noise, change_speed, masks
-from ser_fast.power_spectrogram import PowerSpectrogram
+from ser_fast.data import augmentation
+from ser_fast.data.augmentation import Augmentation, Augmenter, add_noise, change_speed, masks
+from ser_fast.nn.power_spectrogram import PowerSpectrogram
 
 pytest.importorskip("soxr")
 

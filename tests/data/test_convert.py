@@ -7,9 +7,9 @@ import pytest
 import soundfile
 import torch
 
-from ser_fast.audio import read_corpus
-from ser_fast.corpora import load_corpus
-from ser_fast.corpora.convert import convert
+from ser_fast.data.audio import read_corpus
+from ser_fast.data.corpora import load_corpus
+from ser_fast.data.corpora.convert import convert
 
 HEADER = "video_id,clip_id,text,label,label_T,label_A,label_V,annotation,mode"
 

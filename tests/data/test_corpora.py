@@ -7,15 +7,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from ser_fast.audio import read_corpus
-from ser_fast.corpora import Corpus, Utterance, load_corpus
-from ser_fast.corpora.casia import casia
-from ser_fast.corpora.emodb import emodb
-from ser_fast.corpora.folders import folders
-from ser_fast.corpora.manifest import manifest
-from ser_fast.corpora.ravdess import ravdess
+from ser_fast.data.audio import read_corpus
+from ser_fast.data.corpora import Corpus, Utterance, load_corpus
+from ser_fast.data.corpora.casia import casia
+from ser_fast.data.corpora.emodb import emodb
+from ser_fast.data.corpora.folders import folders
+from ser_fast.data.corpora.manifest import manifest
+from ser_fast.data.corpora.ravdess import ravdess
 
-DATA = Path(os.environ.get("SER_FAST_DATA") or Path(__file__).parents[2] / "shared" / "data")
+DATA = Path(os.environ.get("SER_FAST_DATA") or Path(__file__).parents[3] / "shared" / "data")
 needs_emodb = pytest.mark.skipif(not (DATA / "emodb" / "wav").is_dir(), reason=f"Emo-DB is not in {DATA}")
 
 
@@ -336,8 +336,8 @@ def test_load_corpus_synthetic(monkeypatch):
     corpus = Corpus("synthetic", [], [])
     sentiment = Corpus("synthetic-sentiment", [], [])
     stub = SimpleNamespace(synthetic=lambda: corpus, synthetic_sentiment=lambda: sentiment)
-    monkeypatch.setitem(sys.modules, "ser_fast.corpora.synthetic", stub)
-    monkeypatch.setattr("ser_fast.corpora.synthetic", stub, raising=False)
+    monkeypatch.setitem(sys.modules, "ser_fast.data.corpora.synthetic", stub)
+    monkeypatch.setattr("ser_fast.data.corpora.synthetic", stub, raising=False)
     assert load_corpus("synthetic") is corpus
     assert load_corpus("synthetic-sentiment") is sentiment
 

@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from ser_fast.crossval import Folds, plan
-from ser_fast.splits import split
-from ser_fast.training import TrainConfig
+from ser_fast.data.splits import split
+from ser_fast.training.config import TrainConfig
+from ser_fast.training.folds import Folds, plan
 
 SPEAKERS = [f"s{i // 12}" for i in range(60)]
 LABELS = [i % 3 for i in range(60)]

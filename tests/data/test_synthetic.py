@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ser_fast.corpora.synthetic import EMOTIONS, synthesize, synthetic, synthetic_sentiment
+from ser_fast.data.corpora.synthetic import EMOTIONS, synthesize, synthetic, synthetic_sentiment
 
 
 def test_the_samples_depend_on_the_arguments_alone():

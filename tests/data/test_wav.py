@@ -11,11 +11,11 @@ import pytest
 import soundfile
 import torch
 
-from ser_fast import audio
-from ser_fast.audio import AudioError, find_audio, read_audio
-from ser_fast.wav import open_pcm
+from ser_fast.data import audio
+from ser_fast.data.audio import find_audio, read_audio
+from ser_fast.data.wav import AudioError, open_pcm
 
-DATA = Path(os.environ.get("SER_FAST_DATA") or Path(__file__).parents[2] / "shared" / "data")
+DATA = Path(os.environ.get("SER_FAST_DATA") or Path(__file__).parents[3] / "shared" / "data")
 GUID = bytes.fromhex("0100000000001000800000aa00389b71")  # of PCM in WAVE_FORMAT_EXTENSIBLE
 
 

@@ -9,15 +9,16 @@ import pytest
 import soundfile
 import torch
 
-from ser_fast import crossval, experiments
-from ser_fast.corpora import Utterance
-from ser_fast.corpora.synthetic import synthesize, synthetic_sentiment
+from ser_fast import experiments
+from ser_fast.data.corpora import Utterance
+from ser_fast.data.corpora.synthetic import synthesize, synthetic_sentiment
 from ser_fast.experiments import EXPERIMENTS, Settings, published, settings, timing
 from ser_fast.experiments.claims import compare, speaker_uas
 from ser_fast.experiments.paper1 import four_emotions
 from ser_fast.experiments.settings import Lab, from_options
 from ser_fast.models import CGRU, MODELS, BiGRUMHA
 from ser_fast.models.systems import PAPER_2, PAPER_2_HEADS, SYSTEMS, System
+from ser_fast.training import cross_validation
 
 EMOTIONS = ("anger", "fear", "happiness", "sadness")
 # A number of the paper's that the experiment's table shows.
@@ -72,8 +73,8 @@ def test_experiment_leaves_its_table_its_numbers_and_its_figure(name, data, out)
 
 def test_second_call_and_experiments_with_the_same_systems_train_nothing(data, tmp_path, monkeypatch):
     trained = []
-    run = crossval.Trainer.run
-    monkeypatch.setattr(crossval.Trainer, "run", lambda self: trained.append(self.config.out) or run(self))
+    run = cross_validation.Trainer.run
+    monkeypatch.setattr(cross_validation.Trainer, "run", lambda self: trained.append(self.config.out) or run(self))
     asked = Settings(data["classes"], tmp_path, "tiny")
 
     def interrupt(self):
@@ -83,7 +84,7 @@ def test_second_call_and_experiments_with_the_same_systems_train_nothing(data, t
         return run(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(crossval.Trainer, "run", interrupt)
+        patch.setattr(cross_validation.Trainer, "run", interrupt)
         with pytest.raises(KeyboardInterrupt):
             experiments.run("heads", asked)
     experiments.run("heads", asked)

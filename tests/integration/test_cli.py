@@ -13,7 +13,7 @@ import soundfile
 
 import ser_fast
 from ser_fast.cli import main
-from ser_fast.corpora.synthetic import synthesize
+from ser_fast.data.corpora.synthetic import synthesize
 
 
 def ser_fast_command(*arguments, cwd=None, **environment) -> subprocess.CompletedProcess:
@@ -191,7 +191,7 @@ def test_a_picture_that_fails_does_not_cost_the_report(run, voices, tmp_path, mo
     def fail(*_):
         raise ValueError("no ink")
 
-    monkeypatch.setattr("ser_fast.figures.confusion", fail)
+    monkeypatch.setattr("ser_fast.reports.figures.confusion", fail)
     out = tmp_path / "out"
     assert main(["train", f"--data={voices / 'all.csv'}", f"--out={out}", "--test_speakers=01", *TINY]) == 0
     page = (out / "report.html").read_text()

@@ -19,11 +19,13 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import ser_fast
-from ser_fast import cli, distributed
-from ser_fast.corpora.synthetic import synthesize
-from ser_fast.dataset import Dataset
-from ser_fast.run_folder import RunFolder
-from ser_fast.training import TrainConfig, Trainer, run_options
+from ser_fast import cli
+from ser_fast.data.corpora.synthetic import synthesize
+from ser_fast.data.dataset import Dataset
+from ser_fast.training import distributed
+from ser_fast.training.config import TrainConfig, run_options
+from ser_fast.training.run_folder import RunFolder
+from ser_fast.training.trainer import Trainer
 
 EMOTIONS = ("anger", "neutral", "sadness")
 VOICES = [(emotion, speaker, take) for emotion in EMOTIONS for speaker in range(3) for take in range(6)]
@@ -249,7 +251,8 @@ def corpus(tmp_path_factory) -> Path:
 # Rank 1 can write no file, and is killed in the second epoch if KILLED is set.
 SCRIPT = """
 import os, signal, sys
-from ser_fast import cli, training
+from ser_fast import cli
+from ser_fast.training import trainer
 
 def step(trainer, batch, whole=training.Trainer._step):
     if "KILLED" in os.environ and trainer.progress.epoch == 1 and batch.size == 1:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).parents[1] / "docs/examples"
+EXAMPLES = Path(__file__).parents[2] / "docs/examples"
 SCRIPT = (EXAMPLES / "train_contours.py").read_text()
 # The script knows no dtype; float64 shows that what differs in float32 is rounding.
 IN_FLOAT64 = "import torch; torch.set_default_dtype(torch.float64)\n"

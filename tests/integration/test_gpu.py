@@ -23,7 +23,8 @@ from samples import (
 )  # fmt: skip
 
 import ser_fast
-from ser_fast import attention_pool, backends
+from ser_fast import backends
+from ser_fast.ops import attention_pool
 
 pytest.importorskip("triton")
 from ser_fast.kernels import attention_pool as pool_kernels
@@ -140,14 +141,14 @@ def test_two_streams_at_once(backend):
 def test_a_second_process(backend):
     """Beside this one, and to the same bits."""
     script = (
-        "import torch, test_gpu as t; torch.backends.cudnn.rnn.fp32_precision = 'ieee'; "
+        "import torch; from integration import test_gpu as t; torch.backends.cudnn.rnn.fp32_precision = 'ieee'; "
         "torch.save([x.cpu() for x in t.everything(t.inputs())], {!r})"
     )
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/other.pt"
         environment = os.environ | {"SER_FAST_BACKEND": backend}
         other = subprocess.Popen(
-            [sys.executable, "-c", script.format(path)], cwd=Path(__file__).parent, env=environment
+            [sys.executable, "-c", script.format(path)], cwd=Path(__file__).parents[1], env=environment
         )
         arguments = inputs()
         wanted = everything(arguments)

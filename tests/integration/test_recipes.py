@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-PAGE = (Path(__file__).parents[1] / "docs/recipes.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs/recipes.md").read_text()
 RECIPES = dict(re.findall(r"^## ([^\n]+)\n\n```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
 PACKAGES = {
     "Lightning": ["lightning"],

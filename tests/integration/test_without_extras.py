@@ -8,16 +8,18 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from ser_fast.corpora.synthetic import synthesize
+from ser_fast.data.corpora.synthetic import synthesize
 
 SCRIPT = """
 import importlib.util
 import sys
 from pathlib import Path
 
-from ser_fast import crossval, experiments, runs
-from ser_fast.crossval import Folds
-from ser_fast.training import TrainConfig
+from ser_fast import experiments
+from ser_fast.reports import runs
+from ser_fast.training import cross_validation
+from ser_fast.training.folds import Folds
+from ser_fast.training.config import TrainConfig
 
 root = Path(sys.argv[1])
 for name in ("soundfile", "soxr", "jsonargparse"):
@@ -27,7 +29,7 @@ tiny = {"channels": (2, 2), "hidden_size": 4, "hop_length": 640}
 options = {"data": data, "model": "cgru", "epochs": 1, "batch_size": 4, "validation": "none"}
 summary = runs.train(TrainConfig(out=out / "train", test_speakers="08", **options), tiny)
 assert summary["utterances"]["test"] == 6, summary
-for name, validated in (("plain", crossval.cross_validate), ("report", runs.cross_validate)):
+for name, validated in (("plain", cross_validation.cross_validate), ("report", runs.cross_validate)):
     result = validated(TrainConfig(out=out / name, **options), tiny, Folds("loso"))
     assert [run["fold"] for run in result["runs"]] == ["03", "08"], result
 experiments.run("attention", experiments.Settings(data, out / "experiments", "tiny"))

@@ -9,12 +9,13 @@ from samples import assert_exact
 from torch import nn
 
 import ser_fast
-from ser_fast import checks, figures
 from ser_fast.models import MODELS, Baseline, Functionals, self_attention
 from ser_fast.models.cgru import ChannelPairConv, _delta
 from ser_fast.models.masking import masked_mean
 from ser_fast.models.self_attention import MultiHeadSelfAttention, _random_bytes
 from ser_fast.models.systems import PAPER_1, PAPER_2, PAPER_2_HEADS, SYSTEMS, System
+from ser_fast.ops import checks
+from ser_fast.reports import figures
 
 SMALL = {"cgru": {"channels": (3, 4), "hidden_size": 8}, "bigru_mha": {"hidden_size": 16},
          "baseline": {"hidden_size": 16}}  # fmt: skip

@@ -58,7 +58,7 @@ def test_the_sanitizers_see_an_access_outside_a_buffer(tmp_path):
 
 def test_the_sanitizers_find_nothing_in_the_kernels():
     """In a few cases of every kernel, each at odd sizes and with what lies past the lengths left out."""
-    files = [ROOT / "tests" / name for name in ("test_native.py", "test_native_gru.py")]
+    files = [ROOT / "tests" / name for name in ("native/test_native.py", "native/test_native_gru.py")]
     wanted = "test_attention_pool or test_power_spectrogram or any_layout or clamped or bad_input or (the_recurrence and (33 or 60))"
     result = sanitized("-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", wanted)
     assert result.returncode == 0 and " passed" in result.stdout, result.stdout[-2000:] + result.stderr[-2000:]

@@ -12,7 +12,8 @@ import torch
 from host_gpu import DTYPES, assert_near, ops, seed, spoilt
 from samples import assert_as_accurate, pool_arguments, spectrogram_arguments, spread, to
 
-from ser_fast import attention_pool, backends, power_spectrogram
+from ser_fast import backends
+from ser_fast.ops import attention_pool, power_spectrogram
 
 
 class Shape(ctypes.Structure):
@@ -263,7 +264,8 @@ def test_the_ops_and_modules_run_on_the_kernels(native):
     """In a process of its own, where "cuda" is chosen and what is registered for CUDA tensors serves those of the CPU."""
     script = """
 import sys, torch, ser_fast
-from ser_fast import attention_pool, backends, gru, power_spectrogram
+from ser_fast import backends
+from ser_fast.ops import attention_pool, gru, power_spectrogram
 torch.manual_seed(0)
 torch.ops.load_library(sys.argv[1])
 backends.on_cuda, backends.widest[:] = "cuda", (512, 256, 256)

@@ -10,7 +10,8 @@ import torch
 from host_gpu import assert_near, ops, seed, spoilt
 from samples import gru_arguments, spread, to
 
-from ser_fast import backends, gru
+from ser_fast import backends
+from ser_fast.ops import gru
 
 PRODUCTS = {  # a dtype, and torch's switch for tf32
     "float32": (torch.float32, False),

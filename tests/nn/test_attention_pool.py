@@ -5,7 +5,7 @@ import torch
 from samples import assert_exact, ragged
 
 import ser_fast
-from ser_fast.attention_pool import attention_pool, reference
+from ser_fast.ops.attention_pool import attention_pool, reference
 
 
 def test_module_is_the_papers_equation():

@@ -12,14 +12,14 @@ import pytest
 import torch
 
 import ser_fast
-from ser_fast.audio import read_audio
-from ser_fast.corpora.synthetic import synthesize
+from ser_fast.data.audio import read_audio
+from ser_fast.data.corpora.synthetic import synthesize
 from ser_fast.functional import mel_filters
 
 np = pytest.importorskip("numpy")
 librosa = pytest.importorskip("librosa")
 
-DATA = Path(os.environ.get("SER_FAST_DATA") or Path(__file__).parents[2] / "shared" / "data")
+DATA = Path(os.environ.get("SER_FAST_DATA") or Path(__file__).parents[3] / "shared" / "data")
 EMODB = DATA / "emodb" / "wav"
 KINDS = [(scale, norm) for scale in ("htk", "slaney") for norm in (None, "slaney")]
 # n_mels, n_fft, sample_rate, f_min, f_max

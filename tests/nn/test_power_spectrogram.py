@@ -9,7 +9,7 @@ import torch
 from samples import assert_as_accurate
 
 import ser_fast
-from ser_fast.power_spectrogram import PAD_MODES, _reference_out, power_spectrogram
+from ser_fast.ops.power_spectrogram import PAD_MODES, _reference_out, power_spectrogram
 
 
 def stft_power(wave, window, n_fft, hop_length, center, pad_mode):

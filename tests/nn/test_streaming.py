@@ -7,7 +7,7 @@ import torch
 from samples import assert_exact
 
 import ser_fast
-from ser_fast.corpora.synthetic import synthesize
+from ser_fast.data.corpora.synthetic import synthesize
 
 
 def chunks(wave: torch.Tensor, draw: random.Random, largest: int = 300) -> list[torch.Tensor]:

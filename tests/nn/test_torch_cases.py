@@ -11,7 +11,7 @@ def test_the_module_database_of_torch_passes():
     """None is skipped: what torch's tests leave out on CPU (parity with a GPU, memory formats of images) has no case."""
     command = [sys.executable, "-m", "pytest", "-q", "-W", "ignore", "-p", "no:cacheprovider"]
     result = subprocess.run(
-        [*command, str(Path(__file__).with_name("torch_cases.py"))],
+        [*command, str(Path(__file__).parents[1] / "torch_cases.py")],
         env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]

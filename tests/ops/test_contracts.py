@@ -23,7 +23,8 @@ from samples import (
     spread,
 )
 
-from ser_fast import backends, gru, power_spectrogram
+from ser_fast import backends
+from ser_fast.ops import gru, power_spectrogram
 
 SMALL = [
     ("gru", gru_arguments(3, 3, 2, 2, ragged_rows=True, reset_after=True)),

@@ -8,7 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ser_fast.checkpoint import (
+from ser_fast.data.files import write_atomically
+from ser_fast.models import CGRU
+from ser_fast.training.checkpoint import (
     FORMAT,
     Checkpoint,
     CheckpointError,
@@ -17,8 +19,6 @@ from ser_fast.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
-from ser_fast.models import CGRU
-from ser_fast.run_folder import write_atomically
 
 TINY = {"channels": [4, 4], "hidden_size": 8}
 CLASSES = ["anger", "neutral", "sadness"]

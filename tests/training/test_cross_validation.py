@@ -15,11 +15,14 @@ import pytest
 import soundfile
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 
-from ser_fast import crossval, runs
-from ser_fast.corpora.synthetic import synthesize
-from ser_fast.crossval import Folds, cross_validate
-from ser_fast.run_folder import RunFolder
-from ser_fast.training import TrainConfig, Trainer
+from ser_fast.data.corpora.synthetic import synthesize
+from ser_fast.reports import runs
+from ser_fast.training import cross_validation
+from ser_fast.training.config import TrainConfig
+from ser_fast.training.cross_validation import cross_validate
+from ser_fast.training.folds import Folds
+from ser_fast.training.run_folder import RunFolder
+from ser_fast.training.trainer import Trainer
 
 EMOTIONS = ("anger", "sadness")
 TINY = {"channels": (2, 2), "hidden_size": 4, "hop_length": 640}
@@ -214,7 +217,7 @@ def test_seeds_share_their_folds_and_names_may_hold_commas(voices, tmp_path):
     (voices / "commas.csv").write_text(table)
     there = ["Doe, J", "s0", "s2"]
     for folds in (Folds("speakers", 2, seeds=3), Folds("random", 2, seeds=3)):
-        runs, _ = crossval.plan(config(voices, tmp_path, seed=5), folds, there)
+        runs, _ = cross_validation.plan(config(voices, tmp_path, seed=5), folds, there)
         held_out = [(run.config.test_speakers, run.config.test_fold) for run in runs]
         assert held_out[:2] == held_out[2:4] == held_out[4:] and len({run.seed for run in runs}) == 3
     result = cross_validate(config(voices, tmp_path, data=str(voices / "commas.csv")), TINY, Folds("loso"))
@@ -239,4 +242,4 @@ def test_what_the_inner_folds_cannot_part_is_refused_before_anything_is_made(voi
 
 
 def test_one_value_has_no_deviation():
-    assert crossval.mean_and_deviation([0.5]) == [0.5, None]
+    assert cross_validation.mean_and_deviation([0.5]) == [0.5, None]

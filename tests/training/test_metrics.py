@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from ser_fast.metrics import anova, classification, interval, paired, regression
+from ser_fast.training.metrics import anova, classification, interval, paired, regression
 
 stats = pytest.importorskip("scipy.stats")
 sk = pytest.importorskip("sklearn.metrics")

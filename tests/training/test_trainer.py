@@ -17,15 +17,16 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
-from ser_fast.batches import LengthSortedBatches
-from ser_fast.checkpoint import CheckpointError
-from ser_fast.corpora.synthetic import synthesize
-from ser_fast.dataset import Dataset, load_dataset
+from ser_fast.data.batches import LengthSortedBatches
+from ser_fast.data.corpora.synthetic import synthesize
+from ser_fast.data.dataset import Dataset, load_dataset
 from ser_fast.models import BiGRUMHA
-from ser_fast.prediction import Predictor
-from ser_fast.run_folder import RunFolder
-from ser_fast.task import task_of
-from ser_fast.training import TrainConfig, Trainer, fit_statistics, learning_rate, predict, run_options
+from ser_fast.training.checkpoint import CheckpointError
+from ser_fast.training.config import TrainConfig, learning_rate, run_options
+from ser_fast.training.predictor import Predictor
+from ser_fast.training.run_folder import RunFolder
+from ser_fast.training.task import task_of
+from ser_fast.training.trainer import Trainer, fit_statistics, predict
 
 EMOTIONS = ("anger", "neutral", "sadness")
 TINY = {"channels": (4, 4), "hidden_size": 8}

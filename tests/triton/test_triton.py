@@ -19,7 +19,8 @@ from samples import (
 )  # fmt: skip
 
 import ser_fast
-from ser_fast import attention_pool, backends, checks, gru, power_spectrogram
+from ser_fast import backends
+from ser_fast.ops import attention_pool, checks, gru, power_spectrogram
 
 pytest.importorskip("triton")
 from ser_fast.kernels import attention_pool as pool_kernels

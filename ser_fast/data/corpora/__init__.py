@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-from ser_fast.audio import find_audio
-from ser_fast.corpora.casia import casia as _read_casia
-from ser_fast.corpora.emodb import emodb as _read_emodb
-from ser_fast.corpora.emodb import follows_scheme as _follows_emodb
-from ser_fast.corpora.folders import folders as _read_folders
-from ser_fast.corpora.manifest import SUFFIXES as _MANIFEST_SUFFIXES
-from ser_fast.corpora.manifest import manifest as _read_manifest
-from ser_fast.corpora.ravdess import follows_scheme as _follows_ravdess
-from ser_fast.corpora.ravdess import ravdess as _read_ravdess
-from ser_fast.corpora.utterance import Corpus, Utterance
+from ser_fast.data.audio import find_audio
+from ser_fast.data.corpora.casia import casia as _read_casia
+from ser_fast.data.corpora.emodb import emodb as _read_emodb
+from ser_fast.data.corpora.emodb import follows_scheme as _follows_emodb
+from ser_fast.data.corpora.folders import folders as _read_folders
+from ser_fast.data.corpora.manifest import SUFFIXES as _MANIFEST_SUFFIXES
+from ser_fast.data.corpora.manifest import manifest as _read_manifest
+from ser_fast.data.corpora.ravdess import follows_scheme as _follows_ravdess
+from ser_fast.data.corpora.ravdess import ravdess as _read_ravdess
+from ser_fast.data.corpora.utterance import Corpus, Utterance
 
 __all__ = ["Corpus", "Utterance", "load_corpus"]
 
@@ -42,7 +42,7 @@ def load_corpus(spec: str) -> Corpus:
         ValueError: the path holds no corpus of that kind.
     """
     if spec in ("synthetic", "synthetic-sentiment"):
-        from ser_fast.corpora import synthetic
+        from ser_fast.data.corpora import synthetic
 
         return synthetic.synthetic() if spec == "synthetic" else synthetic.synthetic_sentiment()
 

@@ -4,11 +4,11 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Literal
 
-from ser_fast.corpora.iemocap import iemocap
-from ser_fast.corpora.manifest import manifest, write_manifest
-from ser_fast.corpora.sentiment import ch_sims, mosi
-from ser_fast.corpora.utterance import PARTS, Corpus
-from ser_fast.display import print_table, say
+from ser_fast.data.corpora.iemocap import iemocap
+from ser_fast.data.corpora.manifest import manifest, write_manifest
+from ser_fast.data.corpora.sentiment import ch_sims, mosi
+from ser_fast.data.corpora.utterance import PARTS, Corpus
+from ser_fast.reports.terminal import print_table, say
 
 _READERS = {"iemocap": iemocap, "ch_sims": ch_sims, "mosi": mosi}
 
@@ -30,7 +30,7 @@ def convert(
         improvised_only: of IEMOCAP, leave out the scripted dialogs, whose texts tell the emotion.
 
     Returns:
-        The corpus as :func:`ser_fast.corpora.load_corpus` reads the manifest.
+        The corpus as :func:`ser_fast.data.corpora.load_corpus` reads the manifest.
 
     Raises:
         ValueError: ``out`` is not a new ``.csv``, an option of another corpus is set, or as the corpus' own reader.

@@ -5,9 +5,9 @@ import re
 from os import PathLike
 from pathlib import Path
 
-from ser_fast.audio import find_audio
-from ser_fast.corpora.trees import refuse, repeated, require_folder
-from ser_fast.corpora.utterance import Corpus, Utterance
+from ser_fast.data.audio import find_audio
+from ser_fast.data.corpora.trees import refuse, repeated, require_folder
+from ser_fast.data.corpora.utterance import Corpus, Utterance
 
 # The letters abbreviate the German words: Wut, Langeweile, Ekel, Angst, Freude, Trauer.
 LABELS = {

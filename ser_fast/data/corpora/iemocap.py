@@ -6,8 +6,8 @@ from collections import Counter
 from os import PathLike
 from pathlib import Path
 
-from ser_fast.corpora.trees import refuse, require_folder
-from ser_fast.corpora.utterance import Corpus, Utterance
+from ser_fast.data.corpora.trees import refuse, require_folder
+from ser_fast.data.corpora.utterance import Corpus, Utterance
 
 LABELS = {"ang": "anger", "hap": "happiness", "neu": "neutral", "sad": "sadness"}
 _OTHERS = {

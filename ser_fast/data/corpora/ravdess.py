@@ -5,8 +5,8 @@ import re
 from os import PathLike
 from pathlib import Path
 
-from ser_fast.corpora.trees import refuse, repeated, wanted_files
-from ser_fast.corpora.utterance import Corpus, Utterance
+from ser_fast.data.corpora.trees import refuse, repeated, wanted_files
+from ser_fast.data.corpora.utterance import Corpus, Utterance
 
 LABELS = {
     "01": "neutral",

@@ -4,7 +4,8 @@ from collections import Counter
 from os import PathLike
 from pathlib import Path
 
-from ser_fast.audio import AudioError, find_audio
+from ser_fast.data.audio import find_audio
+from ser_fast.data.wav import AudioError
 
 _SHOWN = 5
 

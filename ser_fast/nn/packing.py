@@ -1,0 +1,48 @@
+"""Ragged batches as packed frames and back, with cheap derivatives."""
+
+import torch
+from torch import Tensor
+
+
+def join(rows: Tensor, sizes: list[int]) -> Tensor:
+    """The first frames of each row ``[B, T, W]``, one row after the other ``[N, W]``."""
+    return torch.cat([row[:size] for row, size in zip(rows, sizes)])
+
+
+def part(packed: Tensor, sizes: list[int], frames: int, batch_first: bool) -> Tensor:
+    """``[N, W]`` as rows with zeros behind them: ``[B, frames, W]`` with ``batch_first``, else ``[frames, B, W]``."""
+    batch, width = len(sizes), packed.shape[1]
+    shape = (batch, frames, width) if batch_first else (frames, batch, width)
+    padded = packed.new_zeros(shape)
+    rows = padded if batch_first else padded.transpose(0, 1)
+    for row, part in zip(rows, packed.split(sizes)):
+        row[: len(part)] = part
+    return padded
+
+
+class Join(torch.autograd.Function):
+    """:func:`join`, whose own derivative would fill a whole batch with zeros for every row."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, sizes: list[int], batch_first: bool) -> Tensor:
+        ctx.layout = sizes, rows.shape[1], batch_first
+        return join(rows, sizes)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        padded = Part.apply(grad, *ctx.layout)
+        return padded if ctx.layout[2] else padded.transpose(0, 1), None, None
+
+
+class Part(torch.autograd.Function):
+    """:func:`part`, likewise."""
+
+    @staticmethod
+    def forward(ctx, packed: Tensor, sizes: list[int], frames: int, batch_first: bool) -> Tensor:
+        ctx.sizes, ctx.batch_first = sizes, batch_first
+        return part(packed, sizes, frames, batch_first)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        rows = grad if ctx.batch_first else grad.transpose(0, 1)
+        return Join.apply(rows, ctx.sizes, ctx.batch_first), None, None, None
