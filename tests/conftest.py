@@ -1,3 +1,4 @@
+import dataclasses
 import os
 
 import pytest
@@ -23,6 +24,18 @@ def nothing_measured(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measured, "FILE", tmp_path_factory.getbasetemp() / "measured.json")
         yield
+
+
+@pytest.fixture
+def fresh_state(monkeypatch):
+    """A copy of the state of backend selection, set to "auto", which the test may change."""
+    from ser_fast.backends import state
+
+    fresh = dataclasses.replace(
+        state.current, on_cuda="auto", widest=(0, 0, 0), triton_gru_plan=None, gpus={}, paths={}
+    )
+    monkeypatch.setattr(state, "current", fresh)
+    return fresh
 
 
 @pytest.fixture(scope="session")

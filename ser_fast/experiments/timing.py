@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ser_fast import backends
+from ser_fast.backends import dispatch
 from ser_fast.backends.info import info
 from ser_fast.data.batches import LengthSortedBatches
 from ser_fast.data.dataset import labels, load_dataset, speakers
@@ -200,7 +201,7 @@ def _machine(device: torch.device) -> str:
         (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor()
     )
     if device.type == "cuda":
-        tf32 = "allowed" if backends.tf32_allowed() else "not allowed"
+        tf32 = "allowed" if dispatch.tf32_allowed() else "not allowed"
         return (
             f"{torch.cuda.get_device_name(device)} ({processor}); torch {torch.__version__}; GPU backend "
             f"{backends.on_cuda}; tf32 {tf32}"

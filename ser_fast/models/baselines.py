@@ -67,7 +67,9 @@ class Baseline(FrameModel):
         width = 2 * hidden_size
         if num_heads:
             options.check_heads("Baseline", num_heads, width)
-        spectrogram = PowerSpectrogram(sample_rate, n_fft, win_length, hop_length, f_max=f_max, log=log)
+        spectrogram = PowerSpectrogram(
+            sample_rate, n_fft, win_length=win_length, hop_length=hop_length, f_max=f_max, log=log
+        )
         bins = spectrogram.bins[1] - spectrogram.bins[0]
         convolves = encoder.startswith("cnn")
         features = CHANNELS[1] * math.ceil(bins / 4) if convolves else bins

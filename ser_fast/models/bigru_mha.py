@@ -57,7 +57,9 @@ class BiGRUMHA(FrameModel):
         options.check("BiGRUMHA", num_classes, f_max, dropout=dropout, attention_dropout=attention_dropout)
         width = 2 * hidden_size
         options.check_heads("BiGRUMHA", num_heads, width)
-        spectrogram = PowerSpectrogram(sample_rate, n_fft, win_length, hop_length, f_max=f_max, log=log)
+        spectrogram = PowerSpectrogram(
+            sample_rate, n_fft, win_length=win_length, hop_length=hop_length, f_max=f_max, log=log
+        )
         bins = spectrogram.bins[1] - spectrogram.bins[0]
         rnn = GRU(bins, hidden_size, num_layers, batch_first=True, bidirectional=True, reset_after=reset_after)
         super().__init__(

@@ -69,7 +69,9 @@ class CGRU(nn.Module):
         options.require(cell in CELLS, "CGRU", "cell", cell, f"one of {', '.join(CELLS)}")
         good = len(channels) == 2 and min(channels) >= 1
         options.require(good, "CGRU", "channels", channels, "two numbers of at least 1")
-        self.spectrogram = PowerSpectrogram(sample_rate, n_fft, win_length, hop_length, f_max=f_max, log=True)
+        self.spectrogram = PowerSpectrogram(
+            sample_rate, n_fft, win_length=win_length, hop_length=hop_length, f_max=f_max, log=True
+        )
         width = self.spectrogram.bins[1] - self.spectrogram.bins[0]
         self.conv1 = self.conv2 = None
         if convolution:

@@ -1,0 +1,19 @@
+"""Backends: decide which kernel runs an op. This folder knows no op's mathematics and no model.
+
+``build`` knows what was built and installed, ``gpus`` which GPUs can run it, ``measured`` what was fastest on them,
+``state`` what is loaded and chosen now, ``dispatch`` which backend runs a call, ``registry`` how an op is registered
+with torch, and ``info`` prints all of it. A backend is a function with the op's signature.
+"""
+
+from ser_fast.backends import state
+from ser_fast.backends.build import build_info
+from ser_fast.backends.dispatch import BACKENDS, OPS, RULES, load, select, use
+
+__all__ = ["BACKENDS", "OPS", "RULES", "build_info", "load", "select", "use"]
+
+
+def __getattr__(name: str):
+    """Read a field of the current state, such as ``backends.loaded`` or ``backends.on_cuda``."""
+    if name in state.State.__dataclass_fields__:
+        return getattr(state.current, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
