@@ -1,7 +1,7 @@
 """Fused GRU, attention pooling and power spectrogram kernels for speech emotion recognition."""
 
 from ser_fast import backends, functional
-from ser_fast._version import __version__  # noqa: F401
+from ser_fast._version import __version__ as __version__
 from ser_fast.models import CGRU, BiGRUMHA
 from ser_fast.nn.attention_pool import AttentionPool
 from ser_fast.nn.gru import GRU

@@ -10,6 +10,13 @@ if not torch.cuda.is_available():
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
+def pytest_runtest_setup(item):
+    from ser_fast import backends
+
+    if item.get_closest_marker("needs_kernels") and not backends.build_info()["compiled"]:
+        pytest.skip("the compiled kernels were not built")
+
+
 @pytest.fixture(autouse=True)
 def seed():
     """Random inputs that a failing test meets again when it is run again."""

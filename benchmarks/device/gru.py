@@ -111,7 +111,7 @@ def plans(bench: Bench) -> list[Case]:
 def plan_case(bench: Bench, precision: str, frames: int, batch: int, hidden: int, power: int) -> dict:
     dtype, switch, tolerance = PRECISIONS[precision]
     allow(switch)
-    shape, product = (frames, batch, 2, hidden), backends.gru_product(dtype)
+    shape, product = (frames, batch, 2, hidden), dispatch.gru_product(dtype)
     gx = torch.randn(frames, batch, 2, 3 * hidden, device=bench.device, dtype=dtype)
     w_hh = torch.randn(2, 3 * hidden, hidden, device=bench.device, dtype=dtype) / hidden**0.5
     with restricted(bench, power) as limits:

@@ -197,7 +197,7 @@ GPUS = {
 
 @pytest.mark.parametrize("gpu_name", GPUS)
 @pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize("product", [0, 1, 2], ids=backends.GRU_PRODUCTS)
+@pytest.mark.parametrize("product", [0, 1, 2], ids=dispatch.GRU_PRODUCTS)
 def test_every_plan_fits(native, gpu_name, product, backward):
     """All H and B up to 1024: rows are covered once, blocks and clusters are whole, shared memory is what there is."""
     shared, active = GPUS[gpu_name]
