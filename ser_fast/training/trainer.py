@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ser_fast.data.augmentation import Augmenter
+from ser_fast.data.augmentation import Augmentation, Augmenter, SpecAugment
 from ser_fast.data.batches import Batch, LengthSortedBatches
 from ser_fast.data.dataset import Dataset
 from ser_fast.models import MODELS
@@ -49,6 +49,14 @@ def fit_statistics(model: nn.Module, batches: LengthSortedBatches) -> None:
     # A bin that hardly varies would turn rounding into a signal.
     std = variance.sqrt().clamp(min=1e-6 * float(variance.sqrt().max()) + 1e-30)
     spectrogram.set_statistics(mean.float(), std.float())
+
+
+def spec_augment(options: Augmentation, spectrogram: nn.Module) -> SpecAugment | None:
+    """Return the masks of a training run over the frames that ``spectrogram`` makes, None without masks."""
+    if not (options.time_masks or options.freq_masks):
+        return None
+    longest = int(options.time_mask * spectrogram.sample_rate / spectrogram.hop_length)
+    return SpecAugment(options.time_masks, longest, options.freq_masks, options.freq_mask)
 
 
 @dataclass
@@ -119,10 +127,11 @@ class Trainer:
             self.split = dataset.split(**config.held_out)
             self.task = task_of(dataset.classes, dataset.labels, config.loss, config.label_smoothing)
         drawing = {"bucket": config.bucket, "balance": config.balance and bool(dataset.classes)}
+        share = distributed.share()
         self.batches = {
-            "train": dataset.batches(self.split.train, config.batch_size, **drawing),
-            "valid": dataset.batches(self.split.valid, config.batch_size),
-            "test": dataset.batches(self.split.test, config.batch_size),
+            "train": dataset.batches(self.split.train, config.batch_size, share, **drawing),
+            "valid": dataset.batches(self.split.valid, config.batch_size, share),
+            "test": dataset.batches(self.split.test, config.batch_size, share),
         }
         torch.manual_seed(config.seed)
         self.model = MODELS[config.model](self.task.outputs, **options)
@@ -130,10 +139,8 @@ class Trainer:
             fit_statistics(self.model, self.batches["train"])
         self._refuse_shares()
         self.model.to(self.device)
-        front = self.model.spectrogram
-        self.augmenter = Augmenter(config.augment, front)
-        if config.augment.time_masks or config.augment.freq_masks:
-            front.register_forward_hook(self._mask)
+        self.augmenter = Augmenter(config.augment)
+        self.model.spec_augment = spec_augment(config.augment, self.model.spectrogram)
         self.optimizer = OPTIMIZERS[config.optimizer](
             self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
@@ -264,10 +271,6 @@ class Trainer:
                 f"do not fit in memory; it must be smaller ({str(error).splitlines()[0]})"
             ) from error
         figures[0], figures[1] = loss.detach(), self.task.hits(logits, targets)
-
-    def _mask(self, module: nn.Module, _, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor] | None:
-        """After the spectrogram, whatever the model does with it."""
-        return (self.augmenter.spectrogram(*output), output[1]) if module.training else None
 
     def _evaluate(self, part: str) -> tuple[dict, list]:
         """The metrics of a part, its mean loss among them, and its predictions."""

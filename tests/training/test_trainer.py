@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from ser_fast.data.batches import LengthSortedBatches
 from ser_fast.data.corpora.synthetic import synthesize
 from ser_fast.data.dataset import Dataset, load_dataset
-from ser_fast.models import BiGRUMHA
+from ser_fast.models import CGRU, BiGRUMHA
 from ser_fast.training.checkpoint import CheckpointError
 from ser_fast.training.config import TrainConfig, learning_rate, run_options
 from ser_fast.training.predictor import Predictor
@@ -414,11 +414,13 @@ def test_augmentation_is_drawn_again_alike_after_an_interruption(dataset, tmp_pa
 
 def test_masks_fall_on_training_alone(dataset, tmp_path):
     trainer = train(config(tmp_path, epochs=1, augment={"freq_masks": 2, "freq_mask": 0.5}), dataset)
-    front, wave = trainer.model.spectrogram, dataset.waves[0][None]
-    lengths = torch.tensor([wave.shape[1]])
-    plain = front.eval()(wave, lengths)[0]
-    assert torch.equal(plain, front(wave, lengths)[0])
-    assert not torch.equal(plain, front.train()(wave, lengths)[0])
+    model, wave = trainer.model, dataset.waves[0][None]
+    model.dropout.p = 0.0
+    spec, lengths = model.spectrogram(wave, torch.tensor([wave.shape[1]]))
+    assert model.eval().spec_augment(spec, lengths) is spec and torch.equal(model(wave), model(wave))
+    assert not torch.equal(model.train().spec_augment(spec, lengths), spec)
+    assert not torch.equal(model(wave), model(wave))
+    assert model.state_dict().keys() == CGRU(3, **TINY).state_dict().keys()
 
 
 def test_predictions_are_kept_by_name(dataset, tmp_path):
