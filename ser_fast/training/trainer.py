@@ -5,7 +5,6 @@ import io
 import json
 import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from ser_fast.training.checkpoint import (
     save_checkpoint,
 )
 from ser_fast.training.config import OPTIMIZERS, TrainConfig, learning_rate
+from ser_fast.training.reporter import Reporter
 from ser_fast.training.run_folder import RunFolder
 from ser_fast.training.task import Task, task_of
 
@@ -105,9 +105,7 @@ class Trainer:
         options: the model's keyword arguments.
         dataset: the corpus in memory.
         folder: the run's, entered by rank 0.
-        report: called with every batch's running figures (``epoch``, its ``share`` done, ``loss``, ``accuracy``,
-            ``utterances_per_second``), with every epoch's row of ``metrics.jsonl``, and with a ``notice`` of what
-            the user should know.
+        reporter: receives the progress; None reports nothing.
     """
 
     def __init__(
@@ -116,10 +114,10 @@ class Trainer:
         options: dict,
         dataset: Dataset,
         folder: RunFolder,
-        report: Callable[[dict], None] | None = None,
+        reporter: Reporter | None = None,
     ):
         self.config, self.options, self.dataset, self.folder = config, options, dataset, folder
-        self.report = report or (lambda row: None)
+        self.reporter = reporter or Reporter()
         self.device = distributed.device(config.device)
         self.progress = Progress(dataset.digest())
         self._compare_corpora()
@@ -195,12 +193,12 @@ class Trainer:
             ))  # fmt: skip
         self.model.load_state_dict(model.state_dict())
         self.progress = progress
-        self.report({"notice": f"going on after epoch {progress.epoch} of {self.folder.path}"})
+        self.reporter.on_notice(f"going on after epoch {progress.epoch} of {self.folder.path}")
         try:
             distributed.from_rank_0(lambda: load_checkpoint(self.best)).build(self.best)
         except CheckpointError as error:
             # Its weights are gone; the last epoch is the best of those that are left.
-            self.report({"notice": f"{error}; epoch {progress.epoch} takes the place of the best"})
+            self.reporter.on_notice(f"{error}; epoch {progress.epoch} takes the place of the best")
             self._keep_best(self.model.state_dict())
 
     def _train_epoch(self) -> None:
@@ -225,8 +223,7 @@ class Trainer:
                     f"the loss is {loss_sum} in epoch {epoch + 1}; a smaller learning_rate may help"
                 ))  # fmt: skip
             seconds = time.perf_counter() - start
-            self.report({"epoch": epoch + 1, "share": (step + 1) / steps, "loss": loss_sum / done,
-                         "accuracy": correct / done, "utterances_per_second": done / seconds})  # fmt: skip
+            self.reporter.on_batch(epoch + 1, (step + 1) / steps, loss_sum / done, correct / done, done / seconds)
         row = {
             "epoch": epoch + 1,
             "loss": loss_sum / done,
@@ -240,7 +237,7 @@ class Trainer:
             row["score"] = self.task.score(valid)
         self.progress.epoch = epoch + 1
         self.progress.rows.append(row)
-        self.report(row)
+        self.reporter.on_epoch(row)
 
     def _step(self, batch: Batch) -> tuple[float, int]:
         """Mean loss and correct predictions of a whole batch, whose gradient the optimizer has followed."""
