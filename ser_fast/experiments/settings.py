@@ -20,9 +20,8 @@ from ser_fast.models import MODELS
 from ser_fast.models.systems import SYSTEMS, System
 from ser_fast.reports.terminal import say
 from ser_fast.training import cross_validation
-from ser_fast.training.config import TrainConfig, run_options
+from ser_fast.training.config import TrainConfig, run_folder, run_options
 from ser_fast.training.folds import Folds
-from ser_fast.training.run_folder import RunFolder
 from ser_fast.training.trainer import Trainer
 
 EMBEDDED = {"synthetic": synthetic, "synthetic-sentiment": synthetic_sentiment}
@@ -185,7 +184,7 @@ class Lab:
         dataset = load_dataset(
             self.corpus, MODELS[config.model](2, **options).spectrogram.sample_rate, config.skip_bad
         )
-        with RunFolder(out, run_options(config, options)) as folder:
+        with run_folder(out, run_options(config, options)) as folder:
             trainer = Trainer(config, options, dataset, folder)
             return trainer, trainer.run()
 

@@ -12,7 +12,7 @@ from ser_fast.models import MODELS
 from ser_fast.reports import figures, html
 from ser_fast.reports.terminal import TrainingDisplay, print_table, say
 from ser_fast.training import cross_validation, distributed
-from ser_fast.training.config import TrainConfig, run_options
+from ser_fast.training.config import TrainConfig, run_folder, run_options
 from ser_fast.training.folds import Folds
 from ser_fast.training.run_folder import RunFolder
 from ser_fast.training.trainer import Trainer
@@ -29,7 +29,7 @@ def train(config: TrainConfig, options: dict) -> dict:
 
     Of several processes (:mod:`ser_fast.training.distributed`), rank 0 holds the folder, and draws and reports.
     """
-    folder = RunFolder(config.out, run_options(config, options))
+    folder = run_folder(config.out, run_options(config, options))
     with contextlib.ExitStack() as held:
         with distributed.agreed():
             # What does not fit fails before any audio is read and before the folder is made.
@@ -137,11 +137,11 @@ def demo(out: Path, epochs: int, seed: int) -> dict[str, dict]:
         for name in ("GRU", "LSTM")
     }
     summaries, curves, pictures = {}, {}, []
-    with RunFolder(out, {"command": "demo", "epochs": epochs, "seed": seed}) as whole:
+    with run_folder(out, {"command": "demo", "epochs": epochs, "seed": seed}) as whole:
         whole.begin()
         for name, config in configs.items():
             options = {"cell": name.lower()}
-            with RunFolder(config.out, run_options(config, options)) as folder:
+            with run_folder(config.out, run_options(config, options)) as folder:
                 trainer, summaries[name] = _fit(config, options, dataset, folder, f"CGRU with {name}")
                 curves[name] = trainer.progress.rows
                 if name == "GRU":

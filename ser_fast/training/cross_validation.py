@@ -20,9 +20,8 @@ from ser_fast.data.corpora import Corpus, load_corpus
 from ser_fast.data.dataset import Dataset, labels, load_dataset, speakers, split_corpus
 from ser_fast.data.splits import how_chosen
 from ser_fast.models import MODELS
-from ser_fast.training.config import TrainConfig, run_options
+from ser_fast.training.config import TrainConfig, run_folder, run_options
 from ser_fast.training.folds import HELD_OUT, Fold, Folds, changed, plan
-from ser_fast.training.run_folder import RunFolder
 from ser_fast.training.task import task_of
 from ser_fast.training.trainer import Trainer
 
@@ -65,7 +64,7 @@ def cross_validate(
     # Jobs decide how long it takes; with other numbers of threads results differ by rounding.
     kept = run_options(config, options) | {name: value for name, value in asdict(folds).items() if name != "jobs"}
     kept = {name: value for name, value in kept.items() if name not in HELD_OUT}
-    with RunFolder(Path(config.out), kept) as folder:
+    with run_folder(Path(config.out), kept) as folder:
         folder.begin()
         summaries: dict[int, dict] = {}
         for number, summary in _results(corpus, runs, options, folds, model.spectrogram.sample_rate):
@@ -146,7 +145,7 @@ def _end_with_parent() -> None:
 
 
 def _run(config: TrainConfig, options: dict, dataset: Dataset) -> dict:
-    with RunFolder(config.out, run_options(config, options)) as folder:
+    with run_folder(config.out, run_options(config, options)) as folder:
         finished = config.out / "summary.json"
         summary = json.loads(finished.read_text()) if finished.is_file() else {}
         if (summary.get("corpus"), summary.get("epochs")) == (dataset.digest(), config.epochs):

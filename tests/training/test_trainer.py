@@ -22,10 +22,9 @@ from ser_fast.data.corpora.synthetic import synthesize
 from ser_fast.data.dataset import Dataset, load_dataset
 from ser_fast.models import CGRU, BiGRUMHA
 from ser_fast.training.checkpoint import CheckpointError
-from ser_fast.training.config import TrainConfig, learning_rate, run_options
+from ser_fast.training.config import TrainConfig, learning_rate, run_folder, run_options
 from ser_fast.training.predictor import Predictor
 from ser_fast.training.reporter import Reporter
-from ser_fast.training.run_folder import RunFolder
 from ser_fast.training.task import task_of
 from ser_fast.training.trainer import Trainer, fit_statistics, predict
 
@@ -74,7 +73,7 @@ class Kept(Reporter):
 
 def train(config: TrainConfig, dataset: Dataset, reporter=None, options=TINY) -> Trainer:
     """Run to the end, as the command line does; the trainer afterwards."""
-    with RunFolder(config.out, run_options(config, options)) as folder:
+    with run_folder(config.out, run_options(config, options)) as folder:
         trainer = Trainer(config, options, dataset, folder, reporter)
         trainer.run()
     return trainer
@@ -190,7 +189,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 def test_two_processes_cannot_write_one_folder(dataset, tmp_path):
     options = run_options(config(tmp_path), TINY)
-    with RunFolder(tmp_path, options):
+    with run_folder(tmp_path, options):
         (tmp_path / ".last.safetensors.1.tmp").write_text("being written")
         with pytest.raises(ValueError, match="where another process is at work"):
             train(config(tmp_path), dataset)
