@@ -1,7 +1,5 @@
 """Training: a corpus, a model and options in; a run folder with metrics, checkpoints, figures and a report out."""
 
-import csv
-import io
 import json
 import math
 import time
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 from ser_fast.data.augmentation import Augmentation, Augmenter, SpecAugment
 from ser_fast.data.batches import Batch, LengthSortedBatches
 from ser_fast.data.dataset import Dataset
+from ser_fast.data.splits import Split
 from ser_fast.models import MODELS
 from ser_fast.training import distributed
 from ser_fast.training.checkpoint import (
@@ -25,6 +24,7 @@ from ser_fast.training.checkpoint import (
     save_checkpoint,
 )
 from ser_fast.training.config import OPTIMIZERS, TrainConfig, learning_rate
+from ser_fast.training.predictions import Prediction, to_csv
 from ser_fast.training.reporter import Reporter
 from ser_fast.training.run_folder import RunFolder
 from ser_fast.training.task import Task, task_of
@@ -104,7 +104,8 @@ class Trainer:
         config: the run's options.
         options: the model's keyword arguments.
         dataset: the corpus in memory.
-        folder: the run's, entered by rank 0.
+        split: indices of the utterances to train on, to choose the best epoch by and to test on.
+        folder: folder of the run, entered by rank 0.
         reporter: receives the progress; None reports nothing.
     """
 
@@ -113,23 +114,24 @@ class Trainer:
         config: TrainConfig,
         options: dict,
         dataset: Dataset,
+        split: Split,
         folder: RunFolder,
         reporter: Reporter | None = None,
     ):
-        self.config, self.options, self.dataset, self.folder = config, options, dataset, folder
+        self.config, self.options, self.dataset, self.split, self.folder = config, options, dataset, split, folder
+        self.predictions: list[Prediction] = []  # of the test part, once the run has finished
         self.reporter = reporter or Reporter()
         self.device = distributed.device(config.device)
         self.progress = Progress(dataset.digest())
         self._compare_corpora()
         with distributed.agreed():
-            self.split = dataset.split(**config.held_out)
             self.task = task_of(dataset.classes, dataset.labels, config.loss, config.label_smoothing)
         drawing = {"bucket": config.bucket, "balance": config.balance and bool(dataset.classes)}
         share = distributed.share()
         self.batches = {
-            "train": dataset.batches(self.split.train, config.batch_size, share, **drawing),
-            "valid": dataset.batches(self.split.valid, config.batch_size, share),
-            "test": dataset.batches(self.split.test, config.batch_size, share),
+            "train": dataset.batches(split.train, config.batch_size, share, **drawing),
+            "valid": dataset.batches(split.valid, config.batch_size, share),
+            "test": dataset.batches(split.test, config.batch_size, share),
         }
         torch.manual_seed(config.seed)
         self.model = MODELS[config.model](self.task.outputs, **options)
@@ -315,16 +317,15 @@ class Trainer:
         }
         self.model.load_state_dict(distributed.from_rank_0(lambda: load_checkpoint(self.best)).weights)
         summary["best"], predicted = self._evaluate("test")
-        self._write("predictions.csv", self._predictions(predicted))
+        self.predictions = self._described(predicted)
+        self._write("predictions.csv", to_csv(self.predictions))
         self._write("summary.json", json.dumps(summary, indent=1) + "\n")
         return summary
 
-    def _predictions(self, predicted: list) -> str:
-        """A table of the test's utterances by the best epoch's weights."""
-        shown, table = self.task.shown, io.StringIO()
-        rows = csv.writer(table, lineterminator="\n")
-        rows.writerow(["name", "speaker", "truth", "predicted"])
-        for index, value in zip(self.split.test, predicted):
-            truth = self.dataset.labels[index]
-            rows.writerow([self.dataset.names[index], self.dataset.speakers[index], shown(truth), shown(value)])
-        return table.getvalue()
+    def _described(self, predicted: list) -> list[Prediction]:
+        """Return the predictions of the test part with names, speakers and labels."""
+        data, shown = self.dataset, self.task.shown
+        return [
+            Prediction(data.names[index], data.speakers[index], shown(data.labels[index]), shown(value))
+            for index, value in zip(self.split.test, predicted)
+        ]

@@ -76,7 +76,8 @@ def train(model: str, out: Path, dataset: Dataset, **changes) -> dict:
     config = TrainConfig(out=out, device="cpu", **(settings | changes))
     folder = run_folder(out, run_options(config, PLAIN[model]))
     with folder if distributed.rank() == 0 else contextlib.nullcontext():
-        trainer = Trainer(config, PLAIN[model], dataset, folder)
+        split = dataset.split(**config.held_out)
+        trainer = Trainer(config, PLAIN[model], dataset, split, folder)
         assert [len(group) for group in trainer.batches["train"].groups] == [9, 9, 9, 1]
         trainer.model.double()
         for batches in trainer.batches.values():

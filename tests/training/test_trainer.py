@@ -74,7 +74,7 @@ class Kept(Reporter):
 def train(config: TrainConfig, dataset: Dataset, reporter=None, options=TINY) -> Trainer:
     """Run to the end, as the command line does; the trainer afterwards."""
     with run_folder(config.out, run_options(config, options)) as folder:
-        trainer = Trainer(config, options, dataset, folder, reporter)
+        trainer = Trainer(config, options, dataset, dataset.split(**config.held_out), folder, reporter)
         trainer.run()
     return trainer
 
