@@ -98,6 +98,7 @@ class CGRU(nn.Module):
         self.spectrogram = PowerSpectrogram(
             sample_rate, n_fft, win_length=win_length, hop_length=hop_length, f_max=f_max, log=True
         )
+        self.spec_augment = None  # training may set a parameterless module: (spec, lengths) -> spec
         width = self.spectrogram.bins[1] - self.spectrogram.bins[0]
         self.conv1 = self.conv2 = None
         if convolution:
@@ -141,6 +142,8 @@ class CGRU(nn.Module):
             RuntimeError: if ``wave`` or ``lengths`` has an invalid shape, dtype, device or value.
         """
         x, lengths = self.spectrogram(wave, full_lengths(wave) if lengths is None else lengths)
+        if self.spec_augment is not None:
+            x = self.spec_augment(x, lengths)
         if self.conv1 is None:
             x = standardize(_gray(x, lengths), lengths).to(self.classifier.weight.dtype)
         else:
