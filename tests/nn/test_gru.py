@@ -13,6 +13,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_s
 import ser_fast
 from ser_fast import backends
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 
 def random_case(seed: int) -> dict:
     draw = random.Random(seed)

@@ -19,6 +19,8 @@ from samples import (
     spread,
 )
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 SMALL = [
     ("gru", gru_arguments(3, 3, 2, 2, ragged_rows=True, reset_after=True)),
     ("gru", gru_arguments(2, 2, 1, 3, ragged_rows=False, reset_after=False, biased=False, batch_first=True)),
@@ -140,13 +142,9 @@ def test_bitwise_reproducible(case):
         cotangents[2].zero_()
     first, second = (gradients(op(name), arguments, cotangents) for _ in range(2))
     assert all(torch.equal(one, other) for one, other in zip(first, second))
-    threads = torch.get_num_threads()
     parallel = outputs(op(name)(*arguments))
-    try:
-        torch.set_num_threads(1)
-        alone = outputs(op(name)(*arguments))
-    finally:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(1)  # two_threads sets it back
+    alone = outputs(op(name)(*arguments))
     assert all(torch.equal(one, other) for one, other in zip(parallel, alone))
 
 
