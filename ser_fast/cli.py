@@ -222,8 +222,12 @@ def _trained(options):
 
 def _convert(options) -> int:
     from ser_fast.data.corpora.convert import convert
+    from ser_fast.reports.terminal import print_table, say
 
-    convert(**options.as_dict())
+    found = convert(**options.as_dict())
+    print_table(found.title, found.header, found.rows)
+    for note in found.notes:
+        say(note)
     return 0
 
 

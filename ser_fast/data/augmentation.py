@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Beta
 
 from ser_fast.data.extras import import_extra
-from ser_fast.nn.power_spectrogram import PowerSpectrogram
 
 # What an Augmenter keeps of resampled utterances, about 4.6 hours at 16 kHz; later ones are resampled every time.
 KEPT_BYTES = 1 << 30
@@ -62,22 +61,21 @@ class Augmentation:
 class Augmenter:
     """Applies an :class:`Augmentation` to the batches of a training run.
 
-    Every draw comes from torch's global generators: those of waves from the CPU's, those of spectrograms and mixup
-    from that of the batch's device. Up to 1 GiB of resampled utterances is kept.
+    :meth:`waves` changes speeds and adds noise, :meth:`mix` mixes pairs of utterances; the masks of a spectrogram are
+    a module of their own, :class:`SpecAugment`. All random numbers come from torch's global generators: the CPU's for
+    :meth:`waves`, that of the batch's device for :meth:`mix`. Up to 1 GiB of resampled utterances is cached.
 
     Args:
-        augmentation: what is done.
-        spectrogram: what makes the spectrograms; its ``sample_rate`` and ``hop_length`` turn seconds into frames.
+        augmentation: the options.
 
     Raises:
-        ImportError: soxr, which changes speeds, is not installed.
+        ImportError: a speed other than 1 needs soxr, which is not installed.
     """
 
-    def __init__(self, augmentation: Augmentation, spectrogram: PowerSpectrogram):
+    def __init__(self, augmentation: Augmentation):
         self.augmentation = augmentation
         if any(speed != 1 for speed in augmentation.speeds):
             import_extra("soxr", "changing the speed")  # now, not when an epoch has begun
-        self.longest_mask = int(augmentation.time_mask * spectrogram.sample_rate / spectrogram.hop_length)
         self._kept: dict[tuple[int, float], Tensor] = {}
         self._kept_bytes = 0
 
@@ -101,27 +99,6 @@ class Augmenter:
             draws = zip(noisy < options.noise_share, (low + (high - low) * ratio).tolist(), pink < 0.5)
             waves = [add_noise(wave, *draw) if noisy else wave for wave, (noisy, *draw) in zip(waves, draws)]
         return waves
-
-    def spectrogram(self, spec: Tensor, lengths: Tensor) -> Tensor:
-        """Spectrograms under masks over time and over frequency, each of a width and at a place of its own.
-
-        All masks over time together hide at most half of a row's frames, those over frequency half of the bins. What
-        is hidden takes the row's mean over its valid pixels; frames past a row's end are left alone.
-
-        Args:
-            spec: ``[B, T, F]``, zero past the lengths.
-            lengths: ``[B]`` valid frames of each row.
-        """
-        options = self.augmentation
-        if not options.time_masks + options.freq_masks or not spec.numel():
-            return spec
-        bins = spec.shape[2]
-        times = masks(lengths, spec.shape[1], options.time_masks, self.longest_mask)
-        freqs = masks(torch.full_like(lengths, bins), bins, options.freq_masks, int(options.freq_mask * bins))
-        valid = torch.arange(spec.shape[1], device=spec.device) < lengths[:, None]
-        hidden = (times[:, :, None] | freqs[:, None]) & valid[:, :, None]
-        mean = spec.sum((1, 2)) / (lengths * bins).clamp(min=1)
-        return torch.where(hidden, mean[:, None, None], spec)
 
     def mix(self, wave: Tensor, lengths: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """mixup: every row λ x + (1 − λ) x' with a row x' of the same batch, and the targets likewise.
@@ -152,6 +129,46 @@ class Augmenter:
             self._kept[key, speed] = changed
             self._kept_bytes += changed.nbytes
         return changed
+
+
+class SpecAugment(nn.Module):
+    """Hide random frames and bins of spectrograms in training mode; return them unchanged in evaluation mode.
+
+    Each mask has a width and a place of its own. All masks over time together hide at most half of a row's frames,
+    those over frequency at most half of the bins. A hidden pixel takes the row's mean over its valid pixels; frames
+    past a row's length stay as they are. The random numbers come from the generator of the spectrogram's device.
+
+    Args:
+        time_masks: masks over time in each row.
+        longest_time_mask: largest width of a mask over time, in frames.
+        freq_masks: masks over frequency in each row.
+        freq_mask: largest width of a mask over frequency, as a share of the bins, in 0..1.
+    """
+
+    def __init__(self, time_masks: int, longest_time_mask: int, freq_masks: int, freq_mask: float):
+        super().__init__()
+        self.time_masks, self.longest_time_mask = time_masks, longest_time_mask
+        self.freq_masks, self.freq_mask = freq_masks, freq_mask
+
+    def forward(self, spec: Tensor, lengths: Tensor) -> Tensor:
+        """Return the masked spectrograms.
+
+        Args:
+            spec: ``[B, T, F]``, zero past the lengths.
+            lengths: ``[B]`` valid frames of each row.
+
+        Returns:
+            ``[B, T, F]``; ``spec`` itself in evaluation mode.
+        """
+        if not self.training or not spec.numel():
+            return spec
+        bins = spec.shape[2]
+        times = masks(lengths, spec.shape[1], self.time_masks, self.longest_time_mask)
+        freqs = masks(torch.full_like(lengths, bins), bins, self.freq_masks, int(self.freq_mask * bins))
+        valid = torch.arange(spec.shape[1], device=spec.device) < lengths[:, None]
+        hidden = (times[:, :, None] | freqs[:, None]) & valid[:, :, None]
+        mean = spec.sum((1, 2)) / (lengths * bins).clamp(min=1)
+        return torch.where(hidden, mean[:, None, None], spec)
 
 
 def change_speed(wave: Tensor, speed: float) -> Tensor:

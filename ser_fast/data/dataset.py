@@ -11,7 +11,6 @@ from ser_fast.data.audio import read_corpus
 from ser_fast.data.batches import LengthSortedBatches
 from ser_fast.data.corpora import Corpus, load_corpus
 from ser_fast.data.splits import Split, split
-from ser_fast.training import distributed
 
 
 @dataclass
@@ -31,9 +30,10 @@ class Dataset:
     skipped: list[str]
     parts: list[str] = field(default_factory=list)
 
-    def batches(self, index: Sequence[int], batch_size: int, **drawing) -> LengthSortedBatches:
-        """Batches of these utterances; of several processes, each gets a share, alike in number and length."""
-        share = slice(distributed.rank(), None, distributed.world())
+    def batches(
+        self, index: Sequence[int], batch_size: int, share: slice = slice(None), **drawing
+    ) -> LengthSortedBatches:
+        """Return batches of these utterances; the other arguments are :class:`LengthSortedBatches`'s."""
         waves, labels = [self.waves[i] for i in index], [self.labels[i] for i in index]
         return LengthSortedBatches(waves, labels, batch_size, share, **drawing)
 

@@ -70,6 +70,7 @@ class CGRU(nn.Module):
         good = len(channels) == 2 and min(channels) >= 1
         options.require(good, "CGRU", "channels", channels, "two numbers of at least 1")
         self.spectrogram = PowerSpectrogram(sample_rate, n_fft, win_length, hop_length, f_max=f_max, log=True)
+        self.spec_augment = None  # training may set a parameterless module: (spec, lengths) -> spec
         width = self.spectrogram.bins[1] - self.spectrogram.bins[0]
         self.conv1 = self.conv2 = None
         if convolution:
@@ -96,6 +97,8 @@ class CGRU(nn.Module):
         without attention.
         """
         x, lengths = self.spectrogram(wave, full_lengths(wave) if lengths is None else lengths)
+        if self.spec_augment is not None:
+            x = self.spec_augment(x, lengths)
         if self.conv1 is None:
             x = standardize(_gray(x, lengths), lengths).to(self.classifier.weight.dtype)
         else:

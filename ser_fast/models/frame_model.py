@@ -45,6 +45,7 @@ class FrameModel(nn.Module):
         super().__init__()
         options.require(pooling in POOLINGS, type(self).__name__, "pooling", pooling, f"one of {', '.join(POOLINGS)}")
         self.spectrogram = spectrogram
+        self.spec_augment = None  # training may set a parameterless module: (spec, lengths) -> spec
         self.rnn = rnn
         self.attention = MultiHeadSelfAttention(width, num_heads, attention_dropout) if num_heads else None
         self.pool = AttentionPool(width) if pooling == "attention" else None
@@ -68,6 +69,8 @@ class FrameModel(nn.Module):
         pooling's ``[B, T]`` without heads; None without either.
         """
         x, lengths = self.spectrogram(wave, full_lengths(wave) if lengths is None else lengths)
+        if self.spec_augment is not None:
+            x = self.spec_augment(x, lengths)
         x, lengths = self.encode(x.to(self.classifier.weight.dtype), lengths)
         weights = None
         if self.attention is not None:

@@ -137,6 +137,7 @@ class Functionals(nn.Module):
                         f"at least {win_length + longest:.0f}, the frame and the longest period")  # fmt: skip
         self.spectrogram = PowerSpectrogram(sample_rate, n_fft, win_length, hop_length, 0.0, sample_rate / 2,
                                             window_fn=torch.hann_window)  # fmt: skip
+        self.spec_augment = None  # training may set a parameterless module: (spec, lengths) -> spec
         self.cut = n_mels, n_cepstra, n_lags, f_min, f_max
         self.descriptors = Descriptors(self.spectrogram.window, n_fft, sample_rate, *self.cut)
         # In one order, whatever the option's: weights belong to statistics.
@@ -169,13 +170,17 @@ class Functionals(nn.Module):
 
     def _computed(self, wave: Tensor, lengths: Tensor) -> Tensor:
         power, lengths = self.spectrogram(wave, lengths)
+        if self.spec_augment is not None:
+            power = self.spec_augment(power, lengths)
         return torch.cat([self.statistics(*few) for few in zip(power.split(ROWS), lengths.split(ROWS))])
 
     def _remembers(self, wave: Tensor, lengths: Tensor) -> bool:
         """Whether the statistics are those of a wave alone: plain values on a CPU, which no hook changes."""
         watched = (self.spectrogram, self.descriptors)
         hooked = any(module._forward_hooks or module._forward_pre_hooks for module in watched)
-        edited = hooked or self.spectrogram.normalize or torch.is_autocast_enabled("cpu")
+        edited = (
+            hooked or self.spec_augment is not None or self.spectrogram.normalize or torch.is_autocast_enabled("cpu")
+        )
         plain = wave.dim() == 2 and wave.numel() and not (edited or wave.requires_grad or checks.transforming())
         return bool(plain) and wave.device.type == "cpu" and checks.readable(lengths) and checks.readable(wave)
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from ser_fast.data.corpora import load_corpus
 from ser_fast.data.dataset import Dataset, load_dataset, split_corpus
+from ser_fast.data.splits import Split
 from ser_fast.models import MODELS
 from ser_fast.reports import figures, html
 from ser_fast.reports.terminal import TrainingDisplay, print_table, say
 from ser_fast.training import cross_validation, distributed
-from ser_fast.training.config import TrainConfig, run_options
+from ser_fast.training.config import TrainConfig, run_folder, run_options
 from ser_fast.training.folds import Folds
 from ser_fast.training.run_folder import RunFolder
 from ser_fast.training.trainer import Trainer
@@ -29,22 +30,24 @@ def train(config: TrainConfig, options: dict) -> dict:
 
     Of several processes (:mod:`ser_fast.training.distributed`), rank 0 holds the folder, and draws and reports.
     """
-    folder = RunFolder(config.out, run_options(config, options))
+    folder = run_folder(config.out, run_options(config, options))
     with contextlib.ExitStack() as held:
         with distributed.agreed():
             # What does not fit fails before any audio is read and before the folder is made.
             model = MODELS[config.model](2, **options)
             corpus = load_corpus(config.data)
-            split_corpus(corpus, **config.held_out)
+            split = split_corpus(corpus, **config.held_out)
             if distributed.rank() == 0:
                 held.enter_context(folder)
         with distributed.agreed():
             dataset = load_dataset(corpus, model.spectrogram.sample_rate, config.skip_bad)
+            if dataset.skipped:  # the parts are drawn from the utterances that could be read
+                split = dataset.split(**config.held_out)
         if dataset.skipped:
             say(f"skipped {len(dataset.skipped)} unreadable utterances:")
             for error in dataset.skipped:
                 say(f"  {error}")
-        trainer, summary = _fit(config, options, dataset, folder, config.model)
+        trainer, summary = _fit(config, options, dataset, split, folder, config.model)
         distributed.finish()
         if distributed.rank() > 0:
             return summary
@@ -136,13 +139,14 @@ def demo(out: Path, epochs: int, seed: int) -> dict[str, dict]:
         )
         for name in ("GRU", "LSTM")
     }
+    split = dataset.split(**configs["GRU"].held_out)
     summaries, curves, pictures = {}, {}, []
-    with RunFolder(out, {"command": "demo", "epochs": epochs, "seed": seed}) as whole:
+    with run_folder(out, {"command": "demo", "epochs": epochs, "seed": seed}) as whole:
         whole.begin()
         for name, config in configs.items():
             options = {"cell": name.lower()}
-            with RunFolder(config.out, run_options(config, options)) as folder:
-                trainer, summaries[name] = _fit(config, options, dataset, folder, f"CGRU with {name}")
+            with run_folder(config.out, run_options(config, options)) as folder:
+                trainer, summaries[name] = _fit(config, options, dataset, split, folder, f"CGRU with {name}")
                 curves[name] = trainer.progress.rows
                 if name == "GRU":
                     pictures = _pictures(trainer, summaries[name], "CGRU", skip="loss")
@@ -172,9 +176,12 @@ def _side_by_side(summaries: dict[str, dict]) -> tuple[list[str], list[list[str]
     return ["CGRU with", *header[1:], "s per epoch", "time / LSTM's"], [row + end for row, end in zip(rows, more)]
 
 
-def _fit(config: TrainConfig, options: dict, dataset: Dataset, folder: RunFolder, name: str) -> tuple[Trainer, dict]:
+def _fit(
+    config: TrainConfig, options: dict, dataset: Dataset, split: Split, folder: RunFolder, name: str
+) -> tuple[Trainer, dict]:
+    """Train and test with a display; return the trainer and the summary."""
     with TrainingDisplay(name, config.epochs) as display:
-        trainer = Trainer(config, options, dataset, folder, display)
+        trainer = Trainer(config, options, dataset, split, folder, display)
         return trainer, trainer.run()
 
 

@@ -7,6 +7,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from ser_fast.training.reporter import Reporter
+
 # A file or a pipe has no width that a table would have to fold its paths into.
 console = Console(width=None if sys.stdout.isatty() else 10_000)
 
@@ -21,18 +23,25 @@ def say(line: str) -> None:
     console.print(Text(plain(line)), soft_wrap=True)
 
 
-class TrainingDisplay:
-    """Shows a run's rows: a bar with loss, accuracy, utterances/s and the time left, and a line for every epoch."""
+class TrainingDisplay(Reporter):
+    """Shows a training run: a bar with loss, accuracy, utterances/s and the time left, and a line for every epoch.
+
+    A context manager; the bar is shown only on a terminal, while the context lasts.
+
+    Args:
+        name: of the run, in front of every line.
+        epochs: epochs of the run.
+    """
 
     def __init__(self, name: str, epochs: int):
         self.name, self.epochs = name, epochs
         bar = [BarColumn(30)] if console.width >= 120 else []
         self.bar = Progress(
-            TextColumn("{task.description}"), *bar, TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.description}"), *bar, TextColumn("{task.fields[numbers]}"),
             TimeRemainingColumn(compact=True), TextColumn("left"),
             console=console, transient=True, disable=not sys.stdout.isatty(),
         )  # fmt: skip
-        self.task = self.bar.add_task(name, figures="")
+        self.task = self.bar.add_task(name, numbers="")
 
     def __enter__(self) -> "TrainingDisplay":
         self.bar.start()
@@ -41,23 +50,17 @@ class TrainingDisplay:
     def __exit__(self, *_) -> None:
         self.bar.stop()
 
-    def __call__(self, row: dict) -> None:
-        if "notice" in row:
-            say(f"{self.name}: {row['notice']}")
-        elif "seconds" in row:
-            self._epoch(row)
-        else:
-            self._batch(row)
+    def on_notice(self, text: str) -> None:
+        say(f"{self.name}: {text}")
 
-    def _batch(self, row: dict) -> None:
-        speed = f"{row['utterances_per_second']:.0f} utterances/s"
-        figures = f"loss {row['loss']:.3f}  accuracy {row['accuracy']:.1%}  {speed}"
+    def on_batch(self, epoch: int, share: float, loss: float, accuracy: float, utterances_per_second: float) -> None:
+        numbers = f"loss {loss:.3f}  accuracy {accuracy:.1%}  {utterances_per_second:.0f} utterances/s"
         self.bar.update(
-            self.task, description=f"{self.name} epoch {row['epoch']}/{self.epochs}", figures=figures,
-            total=self.epochs, completed=row["epoch"] - 1 + row["share"],
+            self.task, description=f"{self.name} epoch {epoch}/{self.epochs}", numbers=numbers,
+            total=self.epochs, completed=epoch - 1 + share,
         )  # fmt: skip
 
-    def _epoch(self, row: dict) -> None:
+    def on_epoch(self, row: dict) -> None:
         left = (self.epochs - row["epoch"]) * row["seconds"]
         valid = ""
         if "valid_recall" in row:

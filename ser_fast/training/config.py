@@ -10,6 +10,7 @@ import torch
 from ser_fast.data.augmentation import Augmentation
 from ser_fast.data.splits import parse_fold
 from ser_fast.training import distributed
+from ser_fast.training.run_folder import RunFolder
 from ser_fast.training.task import LOSSES
 
 
@@ -115,8 +116,26 @@ def _require(good: bool, name: str, value, allowed: str) -> None:
 
 
 def run_options(config: TrainConfig, options: dict) -> dict:
-    """What config.json keeps and ``--config`` reads: the run's options, and the model's under its name."""
+    """Return the options of a run as config.json keeps and ``--config`` reads them, the model's under its name."""
     return asdict(config) | {config.model: options}
+
+
+def run_folder(path: Path, options: dict) -> RunFolder:
+    """Return the folder of a run with these options.
+
+    A resumed run may read, write and compute elsewhere; the trainer compares the corpus itself. It may have more
+    seeds. It may have more epochs unless its schedule depends on their number or it chooses among candidates, since
+    a longer run could choose another one.
+
+    Args:
+        path: the folder.
+        options: options of :class:`TrainConfig`, of :class:`ser_fast.training.folds.Folds` and of the model.
+    """
+    fixed = options.get("schedule", "constant") != "constant" or options.get("choose")
+    return RunFolder(
+        path, options, required=("epochs", "seed"), free=("data", "out", "device", "skip_bad"),
+        may_grow=("seeds",) if fixed else ("seeds", "epochs"),
+    )  # fmt: skip
 
 
 OPTIMIZERS = {

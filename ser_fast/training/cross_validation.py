@@ -1,6 +1,5 @@
-"""Cross-validation: a run for every fold and seed, and what they say together."""
+"""Cross-validation: one run for every fold and seed, and their combined results."""
 
-import csv
 import functools
 import json
 import math
@@ -12,70 +11,93 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from ser_fast.data.audio import read_corpus
 from ser_fast.data.corpora import Corpus, load_corpus
 from ser_fast.data.dataset import Dataset, labels, load_dataset, speakers, split_corpus
-from ser_fast.data.splits import how_chosen
+from ser_fast.data.splits import Split, how_chosen
 from ser_fast.models import MODELS
-from ser_fast.training.config import TrainConfig, run_options
+from ser_fast.training.config import TrainConfig, run_folder, run_options
 from ser_fast.training.folds import HELD_OUT, Fold, Folds, changed, plan
-from ser_fast.training.run_folder import RunFolder
+from ser_fast.training.predictions import Prediction, read_csv
 from ser_fast.training.task import task_of
 from ser_fast.training.trainer import Trainer
+
+
+class Run(NamedTuple):
+    """A training run: its options, those of its model, and the indices of its parts."""
+
+    config: TrainConfig
+    options: dict
+    split: Split
+
+
+class Candidate(NamedTuple):
+    """A fold's run with one choice of options, and the trials in folds of its training part that score the choice."""
+
+    run: Run
+    trials: list[Run]
+
+
+class Outcome(NamedTuple):
+    """The summary and the predictions of a finished run."""
+
+    summary: dict
+    predictions: list[Prediction]
 
 
 def cross_validate(
     config: TrainConfig, options: dict, folds: Folds, report: Callable[[str], None] = lambda line: None
 ) -> dict:
-    """Train and test every fold, or what an interrupted call left of them, and put the results together.
+    """Train and test every fold that an earlier call has not finished, and combine the results.
 
-    Every fold is a run folder of its own, ``out/seed0/fold01``, which ``ser-fast train`` with the options in its
-    ``config.json`` repeats. Statistics, the best epoch, the choice among ``folds.choose`` and everything else that is
-    fitted see its training part only.
+    Every fold has a run folder, such as ``out/seed0/fold01``; ``ser-fast train`` with the options in its
+    ``config.json`` repeats the run. Everything that is fitted (statistics, the best epoch, the choice among
+    ``folds.choose``) sees the fold's training part only.
 
     Args:
-        config: the runs' options; ``out`` is the folder of all of them.
-        options: the model's keyword arguments.
+        config: options of the runs; ``out`` is the folder of all of them.
+        options: keyword arguments of the model.
         folds: how the corpus is divided.
-        report: called with a line for every fold that is done.
+        report: called with a line for every finished fold.
 
     Returns:
-        What ``out/summary.json`` keeps: ``protocol`` in a sentence; ``runs``, each fold's ``metrics`` by its best
-        epoch; ``folds`` and ``seeds``, mean and standard deviation of every measure over the runs and over the seeds'
-        means; ``pooled``, the measures of all predictions together, every seed's as often.
+        The content of ``out/summary.json``: ``protocol``, a sentence; ``runs``, each with the test ``metrics`` of its
+        best epoch; ``folds`` and ``seeds``, mean and standard deviation of every measure over the runs and over the
+        seeds' means; ``pooled``, the measures of all predictions of all seeds together.
 
     Raises:
-        ValueError: options that do not fit the corpus, before any audio is read.
+        ValueError: the options do not fit the corpus; raised before any audio is read, except with ``skip_bad``.
     """
     corpus = load_corpus(config.data)
     model = MODELS[config.model](2, **options)
     skipped: list[str] = []
-    if config.skip_bad:  # whom it leaves to be tested is known when all is read
+    if config.skip_bad:  # the folds depend on which utterances can be read
         good, _, errors = read_corpus(corpus.utterances, model.spectrogram.sample_rate, True)
         corpus, skipped = replace(corpus, utterances=good), [str(error) for error in errors]
     runs, sentence = plan(config, folds, speakers(corpus))
     task = task_of(corpus.classes, labels(corpus), config.loss, config.label_smoothing)
     for candidate in folds.choose:
         MODELS[config.model](2, **changed(config, options, candidate)[1])
-    for run in runs:
-        _check(corpus, run.config, folds)
-    # Jobs decide how long it takes; with other numbers of threads results differ by rounding.
+    planned = [_candidates(corpus, run.config, options, folds) for run in runs]
+    # The number of jobs may change: it affects time, and results by rounding only.
     kept = run_options(config, options) | {name: value for name, value in asdict(folds).items() if name != "jobs"}
     kept = {name: value for name, value in kept.items() if name not in HELD_OUT}
-    with RunFolder(Path(config.out), kept) as folder:
+    with run_folder(Path(config.out), kept) as folder:
         folder.begin()
-        summaries: dict[int, dict] = {}
-        for number, summary in _results(corpus, runs, options, folds, model.spectrogram.sample_rate):
-            summaries[number] = summary
+        outcomes: dict[int, Outcome] = {}
+        for number, outcome in _outcomes(corpus, planned, folds, model.spectrogram.sample_rate):
+            outcomes[number] = outcome
             measure = "MAE {mae:.3f}" if not corpus.classes else "UA {recall:.1%}"
             report(
-                f"{len(summaries):>3}/{len(runs)}  seed {runs[number].seed}, {runs[number].name} left out: "
-                f"{measure.format(**summary['best'])}"
+                f"{len(outcomes):>3}/{len(runs)}  seed {runs[number].seed}, {runs[number].name} left out: "
+                f"{measure.format(**outcome.summary['best'])}"
             )
-        ordered = [summaries[number] for number in range(len(runs))]
+        ordered = [outcomes[number].summary for number in range(len(runs))]
+        predictions = [row for number in range(len(runs)) for row in outcomes[number].predictions]
         result = {
             "protocol": f"{sentence}; {how_chosen(config.validation, config.valid_fraction)}{_choice(folds)}",
             "data": corpus.name,
@@ -85,43 +107,57 @@ def cross_validate(
             "parameters": ordered[0]["parameters"],
             "seconds_per_epoch": statistics.median(summary["seconds_per_epoch"] for summary in ordered),
             **_together(runs, ordered),
-            "pooled": task.metrics(*_pooled(runs, corpus)),
+            "pooled": task.metrics(*_truth_and_predicted(predictions, corpus.classes)),
         }
         folder.write("summary.json", json.dumps(result, indent=1) + "\n")
     return result
 
 
-def _check(corpus: Corpus, config: TrainConfig, folds: Folds) -> None:
-    """Raise what a fold's split, or the inner folds that choose for it, would, before any audio is read."""
-    found = split_corpus(corpus, **config.held_out)
-    if folds.choose:
-        rest = [corpus.utterances[i] for i in sorted(found.train + found.valid)]
-        inner = replace(corpus, utterances=[replace(utterance, part=None) for utterance in rest])
-        for run in _inner(config, folds, speakers(inner)):
-            split_corpus(inner, **run.config.held_out)
+def _candidates(corpus: Corpus, config: TrainConfig, options: dict, folds: Folds) -> list[Candidate]:
+    """Return a fold's run with each choice of ``folds.choose``, or alone, before any audio is read.
+
+    Raises:
+        ValueError: the options of the fold, or of a trial in its training part, do not fit the corpus.
+    """
+    own = split_corpus(corpus, **config.held_out)
+    if not folds.choose:
+        return [Candidate(Run(config, options, own), [])]
+    rest = [replace(corpus.utterances[i], part=None) for i in sorted(own.train + own.valid)]
+    inner = replace(corpus, utterances=rest)
+    found = []
+    for number, choice in enumerate(folds.choose, 1):
+        changed_config, changed_options = changed(config, options, choice)
+        # Beside the fold's own folder, which is a run folder itself.
+        out = config.out.with_name(config.out.name.replace("fold", "choice")) / f"candidate{number}"
+        trials = _inner(replace(changed_config, out=out), folds, speakers(inner))
+        found.append(Candidate(
+            Run(changed_config, changed_options, split_corpus(corpus, **changed_config.held_out)),
+            [Run(trial.config, changed_options, split_corpus(inner, **trial.config.held_out)) for trial in trials],
+        ))  # fmt: skip
+    return found
 
 
 def _inner(config: TrainConfig, folds: Folds, there: list[str]) -> list[Fold]:
-    """The runs of a fold's training part that choose for it, under ``config.out``."""
+    """Return the folds of a training part with these speakers, under ``config.out``."""
     protocol = "random" if folds.protocol == "random" else "speakers"
     return plan(replace(config, test_speakers="", test_fold=""), Folds(protocol, folds.inner_folds), there)[0]
 
 
-def _results(
-    corpus: Corpus, runs: list[Fold], options: dict, folds: Folds, sample_rate: int
-) -> Iterator[tuple[int, dict]]:
-    """Each run's number and summary, as they come."""
+def _outcomes(
+    corpus: Corpus, planned: list[list[Candidate]], folds: Folds, sample_rate: int
+) -> Iterator[tuple[int, Outcome]]:
+    """Yield the number and the outcome of each fold in the order in which they finish."""
     if folds.jobs == 1:
-        dataset = load_dataset(corpus, sample_rate, runs[0].config.skip_bad)
-        for number, run in enumerate(runs):
-            yield number, _chosen_run(run.config, options, dataset, folds)
+        dataset = load_dataset(corpus, sample_rate, planned[0][0].run.config.skip_bad)
+        for number, candidates in enumerate(planned):
+            yield number, _best(candidates, dataset, folds)
         return
     threads = max(1, (os.cpu_count() or 1) // folds.jobs)
-    spawn = multiprocessing.get_context("spawn")  # a fork would copy torch's threads half
-    with ProcessPoolExecutor(folds.jobs, spawn, _begin, (threads,)) as pool:
+    spawn = multiprocessing.get_context("spawn")  # a forked process has only one of torch's threads
+    with ProcessPoolExecutor(folds.jobs, spawn, _start_worker, (threads,)) as pool:
         futures = {
-            pool.submit(_run_elsewhere, run.config, options, sample_rate, folds): number
-            for number, run in enumerate(runs)
+            pool.submit(_best_in_worker, candidates, sample_rate, folds): number
+            for number, candidates in enumerate(planned)
         }
         try:
             left = set(futures)
@@ -134,8 +170,8 @@ def _results(
             raise
 
 
-def _begin(threads: int) -> None:
-    """What a worker does first: it takes its cores, and sees to it that it ends when its parent does."""
+def _start_worker(threads: int) -> None:
+    """Set the number of threads, and end this process when its parent ends."""
     torch.set_num_threads(threads)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -145,17 +181,43 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _run(config: TrainConfig, options: dict, dataset: Dataset) -> dict:
-    with RunFolder(config.out, run_options(config, options)) as folder:
-        finished = config.out / "summary.json"
+def _best_in_worker(candidates: list[Candidate], sample_rate: int, folds: Folds) -> Outcome:
+    config = candidates[0].run.config
+    return _best(candidates, _dataset(config.data, sample_rate, config.skip_bad), folds)
+
+
+@functools.cache
+def _dataset(data: str, sample_rate: int, skip_bad: bool) -> Dataset:
+    """Return the corpus, which each worker reads once."""
+    return load_dataset(data, sample_rate, skip_bad)
+
+
+def _best(candidates: list[Candidate], dataset: Dataset, folds: Folds) -> Outcome:
+    """Run the candidate with the best mean score in its trials, which see the fold's training part only."""
+    if not folds.choose:
+        return _run(candidates[0].run, dataset)
+    split = candidates[0].run.split  # the test part is the same for all candidates
+    inner = dataset.part(sorted(split.train + split.valid))
+    task = task_of(dataset.classes, dataset.labels, "auto")
+    scores = [
+        statistics.fmean(task.score(_run(trial, inner).summary["best"]) for trial in candidate.trials)
+        for candidate in candidates
+    ]
+    best = max(range(len(scores)), key=scores.__getitem__)
+    outcome = _run(candidates[best].run, dataset)
+    return outcome._replace(summary=outcome.summary | {"chosen": folds.choose[best], "scores": scores})
+
+
+def _run(run: Run, dataset: Dataset) -> Outcome:
+    """Train and test, or read the outcome of a run that has finished before on the same corpus."""
+    config = run.config
+    with run_folder(config.out, run_options(config, run.options)) as folder:
+        finished = folder.path / "summary.json"
         summary = json.loads(finished.read_text()) if finished.is_file() else {}
         if (summary.get("corpus"), summary.get("epochs")) == (dataset.digest(), config.epochs):
-            return summary
-        return Trainer(config, options, dataset, folder).run()
-
-
-def _run_elsewhere(config: TrainConfig, options: dict, sample_rate: int, folds: Folds) -> dict:
-    return _chosen_run(config, options, _dataset(config.data, sample_rate, config.skip_bad), folds)
+            return Outcome(summary, read_csv(folder.path / "predictions.csv"))
+        trainer = Trainer(config, run.options, dataset, run.split, folder)
+        return Outcome(trainer.run(), trainer.predictions)
 
 
 def _choice(folds: Folds) -> str:
@@ -166,32 +228,8 @@ def _choice(folds: Folds) -> str:
     )
 
 
-def _chosen_run(config: TrainConfig, options: dict, dataset: Dataset, folds: Folds) -> dict:
-    """A fold's run with the candidate that is best in folds of its training part, which alone that choice sees."""
-    if not folds.choose:
-        return _run(config, options, dataset)
-    own = dataset.split(**config.held_out)
-    inner = dataset.part(sorted(own.train + own.valid))
-    task = task_of(dataset.classes, dataset.labels, config.loss, config.label_smoothing)
-    scores = []
-    for number, candidate in enumerate(folds.choose, 1):
-        # Beside the fold's folder: that one is for its own run.
-        out = config.out.with_name(config.out.name.replace("fold", "choice")) / f"candidate{number}"
-        trial, model = changed(replace(config, out=out), options, candidate)
-        runs = _inner(trial, folds, inner.speakers)
-        scores.append(statistics.fmean(task.score(_run(run.config, model, inner)["best"]) for run in runs))
-    best = max(range(len(scores)), key=scores.__getitem__)
-    chosen = {"chosen": folds.choose[best], "scores": scores}
-    return _run(*changed(config, options, folds.choose[best]), dataset) | chosen
-
-
-@functools.cache
-def _dataset(data: str, sample_rate: int, skip_bad: bool) -> Dataset:
-    """Read once in every process."""
-    return load_dataset(data, sample_rate, skip_bad)
-
-
 def _together(runs: list[Fold], summaries: list[dict]) -> dict:
+    """Return the results of each run and their means and deviations over the runs and over the seeds."""
     rows = [
         {"seed": run.seed, "fold": run.name, "metrics": summary["best"], "epoch": summary["best_epoch"],
          "seconds_per_epoch": summary["seconds_per_epoch"]}
@@ -214,19 +252,14 @@ def _together(runs: list[Fold], summaries: list[dict]) -> dict:
 
 
 def mean_and_deviation(values: list[float]) -> list[float | None]:
-    """Mean and sample standard deviation; None in place of the deviation of a single value."""
+    """Return the mean and the sample standard deviation, which is None for a single value."""
     return [statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None]
 
 
-def _pooled(runs: list[Fold], corpus: Corpus) -> tuple[list, list]:
-    """Truth and prediction of every tested utterance, as the runs' ``predictions.csv`` keep them."""
-    read = corpus.classes.index if corpus.classes else float
-    truth, predicted = [], []
-    for run in runs:
-        with open(run.config.out / "predictions.csv", encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                truth.append(read(row["truth"]))
-                predicted.append(read(row["predicted"]))
+def _truth_and_predicted(predictions: list[Prediction], classes: list[str]) -> tuple[list, list]:
+    """Return the labels and the predicted labels as class indices, or as values without classes."""
+    read = classes.index if classes else float
+    truth, predicted = ([read(row.truth) for row in predictions], [read(row.predicted) for row in predictions])
     if not all(map(math.isfinite, predicted)):
-        raise FloatingPointError("predictions that are not finite have no meaning")
+        raise FloatingPointError("predictions hold a value that is not finite; a smaller learning_rate may help")
     return truth, predicted

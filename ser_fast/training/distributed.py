@@ -35,6 +35,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0")) if world() > 1 else 0
 
 
+def share() -> slice:
+    """Return the slice of each batch that this rank processes; the ranks' slices are alike in number and length."""
+    return slice(rank(), None, world())
+
+
 def device(name: str) -> torch.device:
     """The device of this process for "auto", "cpu" or "cuda"."""
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):

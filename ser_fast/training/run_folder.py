@@ -1,35 +1,47 @@
-"""A run's folder: one run, one process at a time, and every file in it whole."""
+"""The folder of a run: one process at a time writes it, and every file in it is whole."""
 
 import contextlib
 import json
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from ser_fast.data.files import write_atomically
 
-# Where a run reads, writes and computes may change between its parts; the trainer compares the corpus itself.
-FREE = ("data", "out", "device", "skip_bad")
 _TEMPORARY = re.compile(r"\..+\.[0-9]+\.tmp")
 
 
 class RunFolder:
-    """The folder of one run, held by this process while the context lasts.
+    """The folder of one run, locked by this process while the context lasts.
+
+    ``config.json`` in it keeps the options of the run, so that only a run with the same options resumes there.
 
     Args:
-        path: a folder that does not exist, is empty or holds this very run.
-        options: what the run depends on; ``config.json`` keeps it. A run may go on with more ``epochs`` where its
-            ``schedule`` does not count them, a cross-validation with more ``seeds``.
+        path: a folder that does not exist, is empty or holds this run.
+        options: options of the run, in types that JSON has or that ``str`` can write.
+        required: options by which the ``config.json`` of a run is told from other files of that name.
+        free: options that may change when the run is resumed.
+        may_grow: options, integers, that may become larger when the run is resumed.
 
     Raises:
-        ValueError: on entering, if something else lies there, another process holds it or it cannot be written.
-            Nothing that lies there has been touched then.
+        ValueError: on entering, if the folder holds something else, another process has locked it or it cannot be
+            written. No file in it has been changed then.
     """
 
-    def __init__(self, path: Path, options: dict):
+    def __init__(
+        self,
+        path: Path,
+        options: dict,
+        *,
+        required: Iterable[str] = (),
+        free: Iterable[str] = (),
+        may_grow: Iterable[str] = (),
+    ):
         self.path = Path(path)
         self.config = self.path / "config.json"
         self.options = json.loads(json.dumps(options, default=str))
+        self.required, self.free, self.may_grow = set(required), set(free), set(may_grow)
 
     def __enter__(self) -> "RunFolder":
         self._compare()
@@ -39,73 +51,70 @@ class RunFolder:
         except OSError as error:
             self._refuse(f", which cannot be written ({error.strerror})")
         try:
-            self._hold()
+            self._acquire()
             self._compare()  # another process may have begun a run since
         except BaseException:
             self._lock.close()
             raise
-        for leftover in self.path.rglob(".*.tmp"):  # of a run that was killed while it wrote
+        for leftover in self.path.rglob(".*.tmp"):  # of a run that was killed during a write
             if _TEMPORARY.fullmatch(leftover.name) and leftover.is_file():
                 leftover.unlink()
         return self
 
     def __exit__(self, *_) -> None:
-        if not self.config.is_file():  # the run ended before it began, and leaves no empty folder
+        if not self.config.is_file():  # the run failed before begin(): leave no empty folder
             with contextlib.suppress(OSError):
                 os.unlink(self._lock.name)
                 self.path.rmdir()
         self._lock.close()
 
     def begin(self) -> None:
-        """Keep the options: from here on the folder is this run's."""
+        """Write ``config.json``: from here on the folder belongs to this run."""
         self.write("config.json", json.dumps(self.options, indent=1) + "\n")
 
     def write(self, name: str, content: str) -> None:
+        """Write a text file of the folder atomically."""
         write_atomically(self.path / name, content.encode())
 
     def _compare(self) -> None:
         if not self.config.is_file():
-            if self.path.is_dir() and any(not _ours_before_begin(path) for path in self.path.iterdir()):
+            if self.path.is_dir() and any(not _written_before_begin(path) for path in self.path.iterdir()):
                 self._refuse(", which holds other files")
             return
         try:
             before = json.loads(self.config.read_text())
         except (ValueError, RecursionError, OSError) as error:
             self._refuse(f", whose config.json is not readable JSON ({error})")
-        if not isinstance(before, dict) or not {"epochs", "seed"} <= before.keys():
+        if not isinstance(before, dict) or not self.required <= before.keys():
             self._refuse(", whose config.json is not of a run")
         changed = {name for name in before.keys() | self.options.keys() if before.get(name) != self.options.get(name)}
-        changed -= set(FREE)
-        changed -= {name for name in ("epochs", "seeds") if name in changed and self._grows(name, before.get(name))}
+        changed -= self.free
+        changed -= {name for name in changed & self.may_grow if _grew(before.get(name), self.options.get(name))}
         if changed:
             self._refuse(f", where a run with another {', '.join(sorted(changed))} lies")
 
-    def _grows(self, name: str, before) -> bool:
-        now = self.options.get(name)
-        if not (isinstance(before, int) and isinstance(now, int) and before < now):
-            return False
-        # With a choice among candidates the longer run may be another's.
-        counted = self.options.get("schedule", "constant") != "constant" or self.options.get("choose")
-        return name == "seeds" or not counted
-
-    def _hold(self) -> None:
-        """The system lets go of the lock however the process ends."""
+    def _acquire(self) -> None:
+        """Take the lock, which the system releases however the process ends."""
         try:
             import fcntl
         except ImportError:  # not on Windows
             return
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held = os.path.samestat(os.fstat(self._lock.fileno()), os.stat(self._lock.name))
+            acquired = os.path.samestat(os.fstat(self._lock.fileno()), os.stat(self._lock.name))
         except (BlockingIOError, FileNotFoundError):
-            held = False
-        if not held:
+            acquired = False
+        if not acquired:
             self._refuse(", where another process is at work")
 
     def _refuse(self, reason: str) -> None:
         raise ValueError(f"out is {self.path}{reason}; it must be a new folder")
 
 
-def _ours_before_begin(path: Path) -> bool:
-    """What a run leaves behind that ended before it had read its corpus."""
+def _grew(before, now) -> bool:
+    return isinstance(before, int) and isinstance(now, int) and before < now
+
+
+def _written_before_begin(path: Path) -> bool:
+    """Return whether a run may leave this file behind that ended before begin()."""
     return path.name == ".lock" or (_TEMPORARY.fullmatch(path.name) is not None and path.is_file())

@@ -1,20 +1,18 @@
 """Training: a corpus, a model and options in; a run folder with metrics, checkpoints, figures and a report out."""
 
-import csv
-import io
 import json
 import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ser_fast.data.augmentation import Augmenter
+from ser_fast.data.augmentation import Augmentation, Augmenter, SpecAugment
 from ser_fast.data.batches import Batch, LengthSortedBatches
 from ser_fast.data.dataset import Dataset
+from ser_fast.data.splits import Split
 from ser_fast.models import MODELS
 from ser_fast.training import distributed
 from ser_fast.training.checkpoint import (
@@ -26,6 +24,8 @@ from ser_fast.training.checkpoint import (
     save_checkpoint,
 )
 from ser_fast.training.config import OPTIMIZERS, TrainConfig, learning_rate
+from ser_fast.training.predictions import Prediction, to_csv
+from ser_fast.training.reporter import Reporter
 from ser_fast.training.run_folder import RunFolder
 from ser_fast.training.task import Task, task_of
 
@@ -49,6 +49,14 @@ def fit_statistics(model: nn.Module, batches: LengthSortedBatches) -> None:
     # A bin that hardly varies would turn rounding into a signal.
     std = variance.sqrt().clamp(min=1e-6 * float(variance.sqrt().max()) + 1e-30)
     spectrogram.set_statistics(mean.float(), std.float())
+
+
+def spec_augment(options: Augmentation, spectrogram: nn.Module) -> SpecAugment | None:
+    """Return the masks of a training run over the frames that ``spectrogram`` makes, None without masks."""
+    if not (options.time_masks or options.freq_masks):
+        return None
+    longest = int(options.time_mask * spectrogram.sample_rate / spectrogram.hop_length)
+    return SpecAugment(options.time_masks, longest, options.freq_masks, options.freq_mask)
 
 
 @dataclass
@@ -96,10 +104,9 @@ class Trainer:
         config: the run's options.
         options: the model's keyword arguments.
         dataset: the corpus in memory.
-        folder: the run's, entered by rank 0.
-        report: called with every batch's running figures (``epoch``, its ``share`` done, ``loss``, ``accuracy``,
-            ``utterances_per_second``), with every epoch's row of ``metrics.jsonl``, and with a ``notice`` of what
-            the user should know.
+        split: indices of the utterances to train on, to choose the best epoch by and to test on.
+        folder: folder of the run, entered by rank 0.
+        reporter: receives the progress; None reports nothing.
     """
 
     def __init__(
@@ -107,22 +114,24 @@ class Trainer:
         config: TrainConfig,
         options: dict,
         dataset: Dataset,
+        split: Split,
         folder: RunFolder,
-        report: Callable[[dict], None] | None = None,
+        reporter: Reporter | None = None,
     ):
-        self.config, self.options, self.dataset, self.folder = config, options, dataset, folder
-        self.report = report or (lambda row: None)
+        self.config, self.options, self.dataset, self.split, self.folder = config, options, dataset, split, folder
+        self.predictions: list[Prediction] = []  # of the test part, once the run has finished
+        self.reporter = reporter or Reporter()
         self.device = distributed.device(config.device)
         self.progress = Progress(dataset.digest())
         self._compare_corpora()
         with distributed.agreed():
-            self.split = dataset.split(**config.held_out)
             self.task = task_of(dataset.classes, dataset.labels, config.loss, config.label_smoothing)
         drawing = {"bucket": config.bucket, "balance": config.balance and bool(dataset.classes)}
+        share = distributed.share()
         self.batches = {
-            "train": dataset.batches(self.split.train, config.batch_size, **drawing),
-            "valid": dataset.batches(self.split.valid, config.batch_size),
-            "test": dataset.batches(self.split.test, config.batch_size),
+            "train": dataset.batches(split.train, config.batch_size, share, **drawing),
+            "valid": dataset.batches(split.valid, config.batch_size, share),
+            "test": dataset.batches(split.test, config.batch_size, share),
         }
         torch.manual_seed(config.seed)
         self.model = MODELS[config.model](self.task.outputs, **options)
@@ -130,10 +139,8 @@ class Trainer:
             fit_statistics(self.model, self.batches["train"])
         self._refuse_shares()
         self.model.to(self.device)
-        front = self.model.spectrogram
-        self.augmenter = Augmenter(config.augment, front)
-        if config.augment.time_masks or config.augment.freq_masks:
-            front.register_forward_hook(self._mask)
+        self.augmenter = Augmenter(config.augment)
+        self.model.spec_augment = spec_augment(config.augment, self.model.spectrogram)
         self.optimizer = OPTIMIZERS[config.optimizer](
             self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
@@ -188,12 +195,12 @@ class Trainer:
             ))  # fmt: skip
         self.model.load_state_dict(model.state_dict())
         self.progress = progress
-        self.report({"notice": f"going on after epoch {progress.epoch} of {self.folder.path}"})
+        self.reporter.on_notice(f"going on after epoch {progress.epoch} of {self.folder.path}")
         try:
             distributed.from_rank_0(lambda: load_checkpoint(self.best)).build(self.best)
         except CheckpointError as error:
             # Its weights are gone; the last epoch is the best of those that are left.
-            self.report({"notice": f"{error}; epoch {progress.epoch} takes the place of the best"})
+            self.reporter.on_notice(f"{error}; epoch {progress.epoch} takes the place of the best")
             self._keep_best(self.model.state_dict())
 
     def _train_epoch(self) -> None:
@@ -218,8 +225,7 @@ class Trainer:
                     f"the loss is {loss_sum} in epoch {epoch + 1}; a smaller learning_rate may help"
                 ))  # fmt: skip
             seconds = time.perf_counter() - start
-            self.report({"epoch": epoch + 1, "share": (step + 1) / steps, "loss": loss_sum / done,
-                         "accuracy": correct / done, "utterances_per_second": done / seconds})  # fmt: skip
+            self.reporter.on_batch(epoch + 1, (step + 1) / steps, loss_sum / done, correct / done, done / seconds)
         row = {
             "epoch": epoch + 1,
             "loss": loss_sum / done,
@@ -233,7 +239,7 @@ class Trainer:
             row["score"] = self.task.score(valid)
         self.progress.epoch = epoch + 1
         self.progress.rows.append(row)
-        self.report(row)
+        self.reporter.on_epoch(row)
 
     def _step(self, batch: Batch) -> tuple[float, int]:
         """Mean loss and correct predictions of a whole batch, whose gradient the optimizer has followed."""
@@ -264,10 +270,6 @@ class Trainer:
                 f"do not fit in memory; it must be smaller ({str(error).splitlines()[0]})"
             ) from error
         figures[0], figures[1] = loss.detach(), self.task.hits(logits, targets)
-
-    def _mask(self, module: nn.Module, _, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor] | None:
-        """After the spectrogram, whatever the model does with it."""
-        return (self.augmenter.spectrogram(*output), output[1]) if module.training else None
 
     def _evaluate(self, part: str) -> tuple[dict, list]:
         """The metrics of a part, its mean loss among them, and its predictions."""
@@ -315,16 +317,15 @@ class Trainer:
         }
         self.model.load_state_dict(distributed.from_rank_0(lambda: load_checkpoint(self.best)).weights)
         summary["best"], predicted = self._evaluate("test")
-        self._write("predictions.csv", self._predictions(predicted))
+        self.predictions = self._described(predicted)
+        self._write("predictions.csv", to_csv(self.predictions))
         self._write("summary.json", json.dumps(summary, indent=1) + "\n")
         return summary
 
-    def _predictions(self, predicted: list) -> str:
-        """A table of the test's utterances by the best epoch's weights."""
-        shown, table = self.task.shown, io.StringIO()
-        rows = csv.writer(table, lineterminator="\n")
-        rows.writerow(["name", "speaker", "truth", "predicted"])
-        for index, value in zip(self.split.test, predicted):
-            truth = self.dataset.labels[index]
-            rows.writerow([self.dataset.names[index], self.dataset.speakers[index], shown(truth), shown(value)])
-        return table.getvalue()
+    def _described(self, predicted: list) -> list[Prediction]:
+        """Return the predictions of the test part with names, speakers and labels."""
+        data, shown = self.dataset, self.task.shown
+        return [
+            Prediction(data.names[index], data.speakers[index], shown(data.labels[index]), shown(value))
+            for index, value in zip(self.split.test, predicted)
+        ]

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from ser_fast.data import augmentation
-from ser_fast.data.augmentation import Augmentation, Augmenter, add_noise, change_speed, masks
+from ser_fast.data.augmentation import Augmentation, Augmenter, SpecAugment, add_noise, change_speed, masks
 from ser_fast.nn.power_spectrogram import PowerSpectrogram
+from ser_fast.training.trainer import spec_augment
 
 pytest.importorskip("soxr")
 
@@ -16,7 +17,11 @@ LENGTHS = (1601, 3, 777, 1, 0, 2400)
 
 
 def augmenter(**options) -> Augmenter:
-    return Augmenter(Augmentation(**options), PowerSpectrogram(16000, hop_length=160))
+    return Augmenter(Augmentation(**options))
+
+
+def masking(**options) -> SpecAugment:
+    return spec_augment(Augmentation(**options), PowerSpectrogram(16000, hop_length=160))
 
 
 def random_waves(seed: int = 0) -> list[torch.Tensor]:
@@ -39,8 +44,7 @@ def batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def test_nothing_is_done_by_default():
     off, waves, state = augmenter(), random_waves(), torch.get_rng_state()
     assert all(after is before for after, before in zip(off.waves(waves, range(6)), waves))
-    spec, lengths = random_spec(torch.tensor([5, 2]), 7), torch.tensor([5, 2])
-    assert off.spectrogram(spec, lengths) is spec
+    assert masking() is None
     given = batch()
     assert all(after is before for after, before in zip(off.mix(*given), given))
     assert torch.equal(torch.get_rng_state(), state)
@@ -53,7 +57,7 @@ def test_a_seed_decides_everything_and_the_input_stays():
 
     def run(seed: int, augmenter: Augmenter) -> list[torch.Tensor]:
         torch.manual_seed(seed)
-        return [*augmenter.waves(waves, range(6)), augmenter.spectrogram(spec, lengths), *augmenter.mix(*batch())]
+        return [*augmenter.waves(waves, range(6)), masking(**options)(spec, lengths), *augmenter.mix(*batch())]
 
     fresh = augmenter(**options)
     first = run(1, fresh)
@@ -194,9 +198,9 @@ def test_hidden_pixels_take_the_mean_and_others_stay(times, freqs, lengths):
     torch.manual_seed(8)
     lengths = torch.tensor(lengths)
     spec = random_spec(lengths, 21)
-    masked = augmenter(time_masks=times, time_mask=0.1, freq_masks=freqs, freq_mask=0.2)
+    masked = masking(time_masks=times, time_mask=0.1, freq_masks=freqs, freq_mask=0.2)
     for _ in range(20):
-        found = masked.spectrogram(spec, lengths)
+        found = masked(spec, lengths)
         for row, length in enumerate(lengths.tolist()):
             assert torch.equal(found[row, length:], spec[row, length:])
             if not length:
@@ -215,8 +219,8 @@ def test_hidden_pixels_take_the_mean_and_others_stay(times, freqs, lengths):
 def test_widths_are_drawn_up_to_the_widest(options, axis):
     torch.manual_seed(9)
     spec, lengths = random_spec(torch.tensor([40]), 25), torch.tensor([40])
-    masked = Augmenter(Augmentation(**options), PowerSpectrogram(8000, hop_length=200))
-    hidden = [(masked.spectrogram(spec, lengths) != spec).all(axis)[0] for _ in range(1000)]
+    masked = spec_augment(Augmentation(**options), PowerSpectrogram(8000, hop_length=200))
+    hidden = [(masked(spec, lengths) != spec).all(axis)[0] for _ in range(1000)]
     widths = {int(mask.sum()) for mask in hidden}
     assert widths == set(range(11)), "10 frames of 25 ms, 10 of 25 bins"
     assert torch.stack(hidden).any(0).all(), "some position is never hidden"
@@ -224,7 +228,7 @@ def test_widths_are_drawn_up_to_the_widest(options, axis):
 
 def test_a_spectrogram_of_no_rows_stays():
     spec = torch.zeros(0, 0, 5)
-    assert augmenter(time_masks=1).spectrogram(spec, torch.zeros(0, dtype=torch.int64)) is spec
+    assert masking(time_masks=1)(spec, torch.zeros(0, dtype=torch.int64)) is spec
 
 
 @pytest.mark.parametrize("alpha", [0.001, 0.4, 1, 1000])

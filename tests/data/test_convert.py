@@ -7,6 +7,7 @@ import pytest
 import soundfile
 import torch
 
+from ser_fast.cli import main
 from ser_fast.data.audio import read_corpus
 from ser_fast.data.corpora import load_corpus
 from ser_fast.data.corpora.convert import convert
@@ -56,7 +57,7 @@ def found(corpus) -> list[tuple]:
 
 def test_iemocap(iemocap, tmp_path, capsys):
     out = tmp_path / "tables" / "four.csv"
-    corpus = convert("iemocap", iemocap, out)
+    corpus, title, header, rows, notes = convert("iemocap", iemocap, out)
     assert found(corpus) == [
         ("impro01_F000", "Ses01F", "neutral"),
         ("impro01_M001", "Ses01M", "happiness"),
@@ -66,19 +67,25 @@ def test_iemocap(iemocap, tmp_path, capsys):
     ]
     assert corpus == load_corpus(str(out)) and corpus.classes == ["anger", "happiness", "neutral", "sadness"]
     assert all(len(samples) >= 800 for samples in read_corpus(corpus.utterances)[1])
+    assert (title, header) == ("iemocap", ["label", "utterances", "speakers"])
+    assert ["neutral", "2", "2"] in rows and rows[-1] == ["all", "5", "4"]
+    left_out = "left out: 2 excitement, 1 no agreement of the annotators, 1 frustration"
+    assert notes == [left_out, f"manifest: {out}"] and capsys.readouterr().out == ""
+    out = out.with_name("again.csv")
+    assert main(["convert", "iemocap", str(iemocap), f"--out={out}"]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"neutral +2 +2\n", printed) and re.search(r"all +5 +4\n", printed)
-    assert "left out: 2 excitement, 1 no agreement of the annotators, 1 frustration\n" in printed
+    assert printed.endswith(f"{left_out}\nmanifest: {out}\n")
     assert not list(out.parent.glob(".*"))
 
 
-def test_iemocap_options(iemocap, tmp_path, capsys):
-    corpus = convert("iemocap", iemocap, tmp_path / "five.csv", excited_as_happy=True)
+def test_iemocap_options(iemocap, tmp_path):
+    corpus = convert("iemocap", iemocap, tmp_path / "five.csv", excited_as_happy=True).corpus
     happy = [name for name, _, label in found(corpus) if label == "happiness"]
     assert happy == ["impro01_M000", "impro01_M001", "script01_1b_M001"]
-    corpus = convert("iemocap", iemocap, tmp_path / "improvised.csv", improvised_only=True)
+    corpus, *_, notes = convert("iemocap", iemocap, tmp_path / "improvised.csv", improvised_only=True)
     assert {name for name, _, _ in found(corpus)} == {"impro01_F000", "impro01_M001", "impro01_F002"}
-    assert "left out: 4 scripted, 1 excitement, 1 no agreement" in capsys.readouterr().out
+    assert notes[0].startswith("left out: 4 scripted, 1 excitement, 1 no agreement")
 
 
 def test_iemocap_with_something_missing(iemocap, tmp_path):
@@ -126,10 +133,10 @@ CLIPS = ("Raw/video_0001/0001.wav", "Raw/video_0001/0002.wav", "Raw/video_0002/0
 
 
 @pytest.mark.parametrize(("header", "encoding"), [(HEADER, "utf-8-sig"), (None, "utf-8"), (HEADER, "gb18030")])
-def test_ch_sims(tmp_path, capsys, header, encoding):
+def test_ch_sims(tmp_path, header, encoding):
     root = waved(labelled(tmp_path / "sims", *SIMS, header=header, encoding=encoding), *CLIPS)
     out = tmp_path / "sims.csv"
-    corpus = convert("ch_sims", root, out)
+    corpus, _, _, rows, notes = convert("ch_sims", root, out)
     assert [(u.name, u.speaker, u.label, u.value, u.part) for u in corpus.utterances] == [
         ("sims/Raw/video_0001/0001.wav", "video_0001", "", -1.0, "train"),
         ("sims/Raw/video_0001/0002.wav", "video_0001", "", 0.6, "test"),
@@ -137,15 +144,14 @@ def test_ch_sims(tmp_path, capsys, header, encoding):
     ]
     assert corpus == load_corpus(f"manifest:{out}") and corpus.classes == []
     assert [len(samples) for samples in read_corpus(corpus.utterances)[1]] == [800, 801, 802]
-    printed = capsys.readouterr().out
-    assert "1 of 2 speakers are in more than one part\n" in printed and "left out" not in printed
-    assert re.search(r"train +1 +1\n", printed) and re.search(r"all +3 +2\n", printed)
+    assert notes == ["1 of 2 speakers are in more than one part", f"manifest: {out}"]
+    assert ["train", "1", "1"] in rows and rows[-1] == ["all", "3", "2"]
 
 
 def test_ch_sims_after_a_spreadsheet(tmp_path):
     rows = [row.replace(",000", ",") for row in SIMS]
     root = waved(labelled(tmp_path / "sims", *rows), *CLIPS)
-    assert len(convert("ch_sims", root, tmp_path / "sims.csv").utterances) == 3
+    assert len(convert("ch_sims", root, tmp_path / "sims.csv").corpus.utterances) == 3
 
 
 def test_films_without_audio_name_the_command(tmp_path):
@@ -164,7 +170,7 @@ def test_mosi_from_films_or_from_segments(tmp_path):
     cut = "Raw/Audio/WAV_16000/Segmented"
     segments = waved(labelled(tmp_path / "cut", *rows), f"{cut}/a$__1.wav", f"{cut}/-b_11.wav")
     for root in (films, segments):
-        corpus = convert("mosi", root, tmp_path / f"{root.name}.csv")
+        corpus = convert("mosi", root, tmp_path / f"{root.name}.csv").corpus
         assert [(u.speaker, u.value, u.part) for u in corpus.utterances] == [
             ("a$_", 2.4, "train"),
             ("-b", -3.0, "test"),
@@ -202,7 +208,7 @@ def test_a_label_table_that_is_missing(tmp_path):
 def test_a_manifest_elsewhere_names_whole_paths(tmp_path):
     root = waved(labelled(tmp_path / "sims", *SIMS), *CLIPS)
     out = tmp_path / "elsewhere" / "sims.csv"
-    assert convert("ch_sims", root, out).utterances[0].path == root / CLIPS[0]
+    assert convert("ch_sims", root, out).corpus.utterances[0].path == root / CLIPS[0]
     assert str(root) in out.read_text()
 
 

@@ -23,8 +23,7 @@ from ser_fast import cli
 from ser_fast.data.corpora.synthetic import synthesize
 from ser_fast.data.dataset import Dataset
 from ser_fast.training import distributed
-from ser_fast.training.config import TrainConfig, run_options
-from ser_fast.training.run_folder import RunFolder
+from ser_fast.training.config import TrainConfig, run_folder, run_options
 from ser_fast.training.trainer import Trainer
 
 EMOTIONS = ("anger", "neutral", "sadness")
@@ -75,9 +74,10 @@ def train(model: str, out: Path, dataset: Dataset, **changes) -> dict:
     """The summary of three epochs in float64, of batches of 9, 9, 9 and 1 utterances."""
     settings = {"model": model, "epochs": 3, "batch_size": 9, "test_speakers": "s2", "valid_fraction": 0.2}
     config = TrainConfig(out=out, device="cpu", **(settings | changes))
-    folder = RunFolder(out, run_options(config, PLAIN[model]))
+    folder = run_folder(out, run_options(config, PLAIN[model]))
     with folder if distributed.rank() == 0 else contextlib.nullcontext():
-        trainer = Trainer(config, PLAIN[model], dataset, folder)
+        split = dataset.split(**config.held_out)
+        trainer = Trainer(config, PLAIN[model], dataset, split, folder)
         assert [len(group) for group in trainer.batches["train"].groups] == [9, 9, 9, 1]
         trainer.model.double()
         for batches in trainer.batches.values():

@@ -18,10 +18,9 @@ from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 from ser_fast.data.corpora.synthetic import synthesize
 from ser_fast.reports import runs
 from ser_fast.training import cross_validation
-from ser_fast.training.config import TrainConfig
+from ser_fast.training.config import TrainConfig, run_folder
 from ser_fast.training.cross_validation import cross_validate
 from ser_fast.training.folds import Folds
-from ser_fast.training.run_folder import RunFolder
 from ser_fast.training.trainer import Trainer
 
 EMOTIONS = ("anger", "sadness")
@@ -134,7 +133,7 @@ def test_killed_it_leaves_no_fold_at_work_and_goes_on(voices, tmp_path):
     for fold in folds:  # a fold's folder is locked as long as its process lives
         kept = json.loads((fold / "config.json").read_text())
         while time.monotonic() < deadline:
-            with contextlib.suppress(ValueError), RunFolder(fold, kept):
+            with contextlib.suppress(ValueError), run_folder(fold, kept):
                 break
             time.sleep(0.05)
         else:

@@ -20,11 +20,11 @@ from safetensors.torch import load_file
 from ser_fast.data.batches import LengthSortedBatches
 from ser_fast.data.corpora.synthetic import synthesize
 from ser_fast.data.dataset import Dataset, load_dataset
-from ser_fast.models import BiGRUMHA
+from ser_fast.models import CGRU, BiGRUMHA
 from ser_fast.training.checkpoint import CheckpointError
-from ser_fast.training.config import TrainConfig, learning_rate, run_options
+from ser_fast.training.config import TrainConfig, learning_rate, run_folder, run_options
 from ser_fast.training.predictor import Predictor
-from ser_fast.training.run_folder import RunFolder
+from ser_fast.training.reporter import Reporter
 from ser_fast.training.task import task_of
 from ser_fast.training.trainer import Trainer, fit_statistics, predict
 
@@ -55,10 +55,26 @@ def config(out: Path, **changes) -> TrainConfig:
     return TrainConfig(out=out, **(options | changes))
 
 
-def train(config: TrainConfig, dataset: Dataset, report=None, options=TINY) -> Trainer:
+class Kept(Reporter):
+    """Keeps the name and arguments of every call."""
+
+    def __init__(self):
+        self.calls = []
+
+    def on_batch(self, *given):
+        self.calls.append(("on_batch", given))
+
+    def on_epoch(self, row):
+        self.calls.append(("on_epoch", row))
+
+    def on_notice(self, text):
+        self.calls.append(("on_notice", text))
+
+
+def train(config: TrainConfig, dataset: Dataset, reporter=None, options=TINY) -> Trainer:
     """Run to the end, as the command line does; the trainer afterwards."""
-    with RunFolder(config.out, run_options(config, options)) as folder:
-        trainer = Trainer(config, options, dataset, folder, report)
+    with run_folder(config.out, run_options(config, options)) as folder:
+        trainer = Trainer(config, options, dataset, dataset.split(**config.held_out), folder, reporter)
         trainer.run()
     return trainer
 
@@ -84,16 +100,20 @@ def assert_same_run(one: Path, other: Path) -> None:
 def test_interrupted_in_an_epoch_and_resumed_equals_uninterrupted(dataset, tmp_path):
     train(config(tmp_path / "whole"), dataset)
 
-    def interrupt(row: dict) -> None:
-        if row["epoch"] == 2 and row.get("share", 0) > 0.4:
-            raise KeyboardInterrupt
+    class Interrupt(Reporter):
+        def on_batch(self, epoch, share, *_):
+            if epoch == 2 and share > 0.4:
+                raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(config(tmp_path / "parts"), dataset, interrupt)
+        train(config(tmp_path / "parts"), dataset, Interrupt())
     assert len(metrics(tmp_path / "parts")) == 1
-    rows = []
-    train(config(tmp_path / "parts"), dataset, rows.append)
-    assert rows[0] == {"notice": f"going on after epoch 1 of {tmp_path / 'parts'}"}
+    kept = Kept()
+    train(config(tmp_path / "parts"), dataset, kept)
+    assert kept.calls[0] == ("on_notice", f"going on after epoch 1 of {tmp_path / 'parts'}")
+    assert [given["epoch"] for name, given in kept.calls if name == "on_epoch"] == [2, 3]
+    batches = [given for name, given in kept.calls if name == "on_batch"]
+    assert [epoch for epoch, *_ in batches] == sorted(epoch for epoch, *_ in batches) and batches[-1][:2] == (3, 1.0)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
@@ -169,7 +189,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 def test_two_processes_cannot_write_one_folder(dataset, tmp_path):
     options = run_options(config(tmp_path), TINY)
-    with RunFolder(tmp_path, options):
+    with run_folder(tmp_path, options):
         (tmp_path / ".last.safetensors.1.tmp").write_text("being written")
         with pytest.raises(ValueError, match="where another process is at work"):
             train(config(tmp_path), dataset)
@@ -208,10 +228,10 @@ def test_a_folder_that_cannot_be_made_is_refused(dataset, tmp_path):
 def test_a_lost_best_checkpoint_is_replaced_and_said(damage, dataset, tmp_path):
     train(config(tmp_path, epochs=2), dataset)
     damage(tmp_path / "best.safetensors")
-    rows = []
-    trainer = train(config(tmp_path, epochs=2), dataset, rows.append)
+    kept = Kept()
+    trainer = train(config(tmp_path, epochs=2), dataset, kept)
     assert trainer.progress.best_epoch == 2
-    assert re.search(r"best\.safetensors .*; epoch 2 takes the place of the best", rows[1]["notice"])
+    assert re.search(r"best\.safetensors .*; epoch 2 takes the place of the best", kept.calls[1][1])
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["best"] == summary["last"] and summary["best_epoch"] == 2
 
@@ -414,11 +434,13 @@ def test_augmentation_is_drawn_again_alike_after_an_interruption(dataset, tmp_pa
 
 def test_masks_fall_on_training_alone(dataset, tmp_path):
     trainer = train(config(tmp_path, epochs=1, augment={"freq_masks": 2, "freq_mask": 0.5}), dataset)
-    front, wave = trainer.model.spectrogram, dataset.waves[0][None]
-    lengths = torch.tensor([wave.shape[1]])
-    plain = front.eval()(wave, lengths)[0]
-    assert torch.equal(plain, front(wave, lengths)[0])
-    assert not torch.equal(plain, front.train()(wave, lengths)[0])
+    model, wave = trainer.model, dataset.waves[0][None]
+    model.dropout.p = 0.0
+    spec, lengths = model.spectrogram(wave, torch.tensor([wave.shape[1]]))
+    assert model.eval().spec_augment(spec, lengths) is spec and torch.equal(model(wave), model(wave))
+    assert not torch.equal(model.train().spec_augment(spec, lengths), spec)
+    assert not torch.equal(model(wave), model(wave))
+    assert model.state_dict().keys() == CGRU(3, **TINY).state_dict().keys()
 
 
 def test_predictions_are_kept_by_name(dataset, tmp_path):
