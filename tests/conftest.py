@@ -1,13 +1,49 @@
+"""Markers, worker processes and fixtures of all tests.
+
+A test below ``tests/graphs``, ``triton``, ``native``, ``build`` or ``integration`` gets the marker of that name. A test
+beyond the important cases is marked ``thorough``: in a list of parameters by
+:func:`selection.important`, or the whole test.
+
+    pytest                                  everything but the thorough cases, some minutes on two cores
+    pytest -m ""                            everything
+    pytest -m triton                        every case of the Triton kernels
+    pytest -m "triton and not thorough"     their important cases
+
+Without file names pytest runs in two worker processes where pytest-xdist is installed; ``-n 0`` keeps it in one.
+"""
+
 import dataclasses
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; the workers share the cores
+os.environ.setdefault(
+    "TORCHINDUCTOR_COMPILE_THREADS", "1"
+)  # its pool of processes takes longer than what is compiled
 
 import pytest
 import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported: its kernels run on CPU tensors then
-# What deterministic algorithms, by which tests fill new tensors with NaN, ask of cuBLAS before it starts.
+# cuBLAS reads it when it starts; deterministic algorithms, by which tests fill new tensors with NaN, need it.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+KINDS = ("graphs", "triton", "native", "build", "integration")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the options
+def pytest_cmdline_main(config):
+    """Run all tests in two processes, if nothing else was asked for and pytest-xdist is installed."""
+    everything = config.args_source == config.ArgsSource.TESTPATHS and not hasattr(config, "workerinput")
+    single = any(config.getoption(name, False) for name in ("benchmark", "usepdb", "collectonly"))
+    if everything and not single and config.getoption("numprocesses", 0) is None:
+        config.option.numprocesses, config.option.dist = 2, "worksteal"
+
+
+def pytest_itemcollected(item):
+    if item.path.parent.name in KINDS:
+        item.add_marker(item.path.parent.name)
 
 
 def pytest_runtest_setup(item):
@@ -19,13 +55,22 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(autouse=True)
 def seed():
-    """Random inputs that a failing test meets again when it is run again."""
+    """Seed the random numbers, so that a failing test draws the same ones when it is repeated."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def two_threads():
+    """Let the kernels share their work between two threads, also in a worker process, which has one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_measured(tmp_path_factory):
-    """What is expected does not hang on the table that ships; tests of tables bring theirs."""
+    """Hide the table of measured GPUs that ships; tests of tables bring their own."""
     from ser_fast.backends import measured
 
     with pytest.MonkeyPatch.context() as patch:
@@ -46,16 +91,17 @@ def fresh_state(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def native(tmp_path_factory):
-    """The library of host_gpu.py."""
+def native(request, tmp_path_factory):
+    """The library of host_gpu.py; all worker processes share one."""
     import host_gpu
 
-    return host_gpu.load(tmp_path_factory.mktemp("native"))
+    folder = tmp_path_factory.getbasetemp()
+    return host_gpu.load((folder.parent if hasattr(request.config, "workerinput") else folder) / "native")
 
 
 @pytest.fixture
 def poison():
-    """Fills every newly allocated tensor with NaN, so that what a kernel forgets to write shows."""
+    """Fill every newly allocated tensor with NaN, so that an element that a kernel does not write shows."""
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -63,6 +109,6 @@ def poison():
 
 @pytest.fixture
 def three_products(monkeypatch):
-    """float32 without tf32, which torch's switch for RNNs allows unless it is told otherwise."""
-    # Convolutions' switch with it: torch's exporter asks for one answer of both.
+    """float32 products without tf32, which torch's switch for RNNs allows by default."""
+    # torch's exporter requires the switch of convolutions to agree with it.
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)

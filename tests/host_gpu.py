@@ -4,6 +4,7 @@ The threads run in an order drawn by seed. No GPU is needed.
 """
 
 import ctypes
+import fcntl
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import torch
 from samples import assert_as_accurate
 
 ROOT = Path(__file__).parents[1]
+LIBRARY = "kernels.so"
 FLAGS, SANITIZERS = "SER_FAST_NATIVE_FLAGS", "-fsanitize=address,undefined -g1 -O0"
 SOURCES = [
     ROOT / "kernels/gru_plan.cpp",
@@ -29,7 +31,7 @@ ops = torch.ops.ser_fast_cuda
 
 def build(folder: Path, *flags: str, sources: list[Path] = SOURCES) -> str:
     """The ops, the kernels and the runner, by the host's compiler."""
-    torch_folder, library = Path(torch.__file__).parent, folder / "kernels.so"
+    torch_folder, library = Path(torch.__file__).parent, folder / LIBRARY
     compiler = ["g++", "-std=c++20", "-O2", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", *flags]
     compiler += ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DSER_FAST_WITH_CUDA", "-DSER_FAST_HOST"]
     compiler += ["-isystem", torch_folder / "include", "-isystem", sysconfig.get_path("include")]
@@ -46,10 +48,17 @@ def build(folder: Path, *flags: str, sources: list[Path] = SOURCES) -> str:
 
 
 def load(folder: Path) -> ctypes.CDLL:
-    """Its ops are those of CPU tensors. As built, or by the sanitizers' test with their flags."""
-    library = build(folder, *os.environ.get(FLAGS, "").split())
-    torch.ops.load_library(library)
-    return ctypes.CDLL(library)
+    """Return the library of a folder, whose ops take CPU tensors. The first process to come builds it.
+
+    The sanitizers' test builds with flags of its own.
+    """
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / LIBRARY).exists():
+            build(folder, *os.environ.get(FLAGS, "").split())
+    torch.ops.load_library(folder / LIBRARY)
+    return ctypes.CDLL(str(folder / LIBRARY))
 
 
 def seed(native, number: int) -> None:

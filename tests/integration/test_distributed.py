@@ -254,14 +254,14 @@ import os, signal, sys
 from ser_fast import cli
 from ser_fast.training import trainer
 
-def step(trainer, batch, whole=training.Trainer._step):
+def step(trainer, batch, whole=trainer.Trainer._step):
     if "KILLED" in os.environ and trainer.progress.epoch == 1 and batch.size == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     return whole(trainer, batch)
 
 if os.environ["RANK"] == "1":
     os.replace = None
-    training.Trainer._step = step
+    trainer.Trainer._step = step
 sys.exit(cli.main())
 """
 

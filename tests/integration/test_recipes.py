@@ -32,7 +32,7 @@ def test_every_block_of_the_page_is_a_recipe():
     assert PAGE.count("```") == 2 * len(RECIPES)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", PACKAGES)
 def test_a_swapped_model_trains_to_the_loss_of_the_plain_one(name, tmp_path):
     missing = [package for package in PACKAGES[name] if importlib.util.find_spec(package) is None]

@@ -1,0 +1,57 @@
+"""Run folders written by commit 3ef9275, one epoch of each paper's model on the synthetic corpus, load and resume.
+
+``old_runs/MODEL/expected.json`` holds what that commit itself gave: the logits of ``best.safetensors`` on
+:func:`tones`, and the second epoch's numbers after resuming. They were written with
+
+    ser-fast train --data=synthetic --model=MODEL --epochs=1 --batch_size=64 --seed=3 --device=cpu --out=MODEL
+"""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from ser_fast.cli import main
+from ser_fast.training.predictor import Predictor
+
+FOLDERS = Path(__file__).parent / "old_runs"
+MODELS = ("cgru", "bigru_mha")
+
+
+def expected(model: str) -> dict:
+    return json.loads((FOLDERS / model / "expected.json").read_text())
+
+
+def tones() -> tuple[torch.Tensor, torch.Tensor]:
+    """Two waves of sines at 16 kHz, the second one shorter, and their lengths."""
+    time = torch.arange(24000) / 16000
+    rising = 0.3 * torch.sin(2 * math.pi * 220 * time * (1 + 0.1 * time))
+    steady = 0.1 * torch.sin(2 * math.pi * 900 * time) + 0.05 * torch.sin(2 * math.pi * 170 * time)
+    steady[15000:] = 0
+    return torch.stack([rising, steady]), torch.tensor([24000, 15000])
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_old_checkpoint_gives_the_same_logits(model):
+    """float32 sums in another order: another instruction set moves a logit of at most 0.5 by up to 2e-6."""
+    with torch.no_grad():
+        logits = Predictor(FOLDERS / model).model(*tones())
+    torch.testing.assert_close(logits, torch.tensor(expected(model)["logits"]), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_old_run_resumes_to_the_same_metrics(model, tmp_path):
+    """Six Adam steps in float32; another instruction set moves a loss of 1.8 by up to 1e-7 per rounding of a sum."""
+    run = shutil.copytree(FOLDERS / model, tmp_path / model)
+    options = [f"--config={run / 'config.json'}", f"--out={run}", "--epochs=2"]
+    assert main(["train", *options]) == 0
+    first, second = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
+    assert first == json.loads((FOLDERS / model / "metrics.jsonl").read_text())
+    wanted = expected(model)
+    losses = wanted["epoch_2"]["loss"], wanted["epoch_2"]["valid_loss"], wanted["test_loss"]
+    tested = json.loads((run / "summary.json").read_text())["best"]["loss"]
+    assert (second["loss"], second["valid_loss"], tested) == pytest.approx(losses, rel=0, abs=1e-5)
+    assert abs(second["accuracy"] - wanted["epoch_2"]["accuracy"]) <= 1 / 345  # one utterance near a boundary
