@@ -18,8 +18,8 @@ from harness import EMODB_FRAMES, check
 from torch import Tensor, nn
 
 import ser_fast
-from ser_fast.models.masking import frame_mask
 from ser_fast.models.peers import ReferenceRecurrence, with_recurrence, with_torch
+from ser_fast.ops.lengths import frame_mask
 
 MODELS = {"CGRU": ser_fast.CGRU, "BiGRU-MHA": ser_fast.BiGRUMHA}
 BATCHES = (64, 32)  # the papers' sizes, CGRU's first

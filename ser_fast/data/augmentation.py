@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Beta
 
 from ser_fast.data.extras import import_extra
+from ser_fast.ops.lengths import frame_mask
 
 # What an Augmenter keeps of resampled utterances, about 4.6 hours at 16 kHz; later ones are resampled every time.
 KEPT_BYTES = 1 << 30
@@ -165,7 +166,7 @@ class SpecAugment(nn.Module):
         bins = spec.shape[2]
         times = masks(lengths, spec.shape[1], self.time_masks, self.longest_time_mask)
         freqs = masks(torch.full_like(lengths, bins), bins, self.freq_masks, int(self.freq_mask * bins))
-        valid = torch.arange(spec.shape[1], device=spec.device) < lengths[:, None]
+        valid = frame_mask(lengths, spec.shape[1])
         hidden = (times[:, :, None] | freqs[:, None]) & valid[:, :, None]
         mean = spec.sum((1, 2)) / (lengths * bins).clamp(min=1)
         return torch.where(hidden, mean[:, None, None], spec)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ser_fast._require import require
 from ser_fast.models import options
 from ser_fast.models.descriptors import PITCH, Descriptors
 from ser_fast.models.masking import full_lengths
@@ -126,14 +127,14 @@ class Functionals(nn.Module):
         super().__init__()
         options.check("Functionals", num_classes, f_max, dropout=dropout)
         for name, value in (("n_mels", n_mels), ("n_cepstra", n_cepstra), ("n_lags", n_lags)):
-            options.require(value >= 1, "Functionals", name, value, "at least 1")
-        options.require(n_cepstra <= n_mels, "Functionals", "n_cepstra", n_cepstra, f"at most n_mels, {n_mels}")
+            require(value >= 1, f"Functionals: {name} is {value!r}", "at least 1")
+        require(n_cepstra <= n_mels, f"Functionals: n_cepstra is {n_cepstra!r}", f"at most n_mels, {n_mels}")
         names = isinstance(groups, (list, tuple)) and all(isinstance(name, str) for name in groups)
         known = names and groups and len(set(groups) & GROUPS.keys()) == len(groups)
-        options.require(bool(known), "Functionals", "groups", groups, f"some of {', '.join(GROUPS)}, each once")
+        require(bool(known), f"Functionals: groups is {groups!r}", f"some of {', '.join(GROUPS)}, each once")
         longest = sample_rate / PITCH[0]
-        options.require(sample_rate >= 10000, "Functionals", "sample_rate", sample_rate, "at least 10000 hertz")
-        options.require(n_fft >= win_length + longest, "Functionals", "n_fft", n_fft,
+        require(sample_rate >= 10000, f"Functionals: sample_rate is {sample_rate!r}", "at least 10000 hertz")
+        require(n_fft >= win_length + longest, f"Functionals: n_fft is {n_fft!r}",
                         f"at least {win_length + longest:.0f}, the frame and the longest period")  # fmt: skip
         self.spectrogram = PowerSpectrogram(
             sample_rate,

@@ -213,7 +213,7 @@ def test_info_shows_what_was_measured(gpu, monkeypatch):
     gpu({"9.0": ABOUT | {"gru": GRU} | OTHERS})
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA H100 80GB HBM3")
     built = {"compiled": True, "reason": None, "compiler": "g++", "cuda": "built for 9.0a", "cuda_archs": ["9.0a"]}
-    monkeypatch.setattr(backends, "build_info", lambda: built)
+    monkeypatch.setattr(build, "build_info", lambda: built)
     said = info.text()
     for line in (
         "on 9.0                   NVIDIA H100 80GB HBM3, 2026-12-01, torch 2.13.0, commit 0123abc",
