@@ -60,7 +60,7 @@ def test_the_run_can_be_rehearsed_and_a_part_repeated(tmp_path):
     assert again["parts"]["pool"] == first["parts"]["pool"]
     assert again["parts"]["spectrogram"]["seconds"] != first["parts"]["spectrogram"]["seconds"]
     shown = (tmp_path / "run.md").read_text()
-    assert "A rehearsal on the CPU at small sizes: no time in it means anything." in shown
+    assert "A rehearsal on the CPU at small sizes: its times are meaningless." in shown
     assert shown.count("| not measured | not measured |") == len(importlib_aims())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.txt", "run.json", "run.md", "run.png"]
 
@@ -122,7 +122,7 @@ def test_a_case_that_fails_or_hangs_takes_no_other_with_it(
     driver, tmp_path, monkeypatch, script, states, whole, said
 ):
     """A process that a case ends is followed by one that begins with the next; one that hangs ends with its time."""
-    place = driver.Place(tmp_path, tmp_path / "site", [])
+    place = driver.Workspace(tmp_path, tmp_path / "site", [])
     call, script = place.call, CASES.format(script=script)
     limit = 5 if whole == "cut short" else 60
 
@@ -138,7 +138,7 @@ def test_a_case_that_fails_or_hangs_takes_no_other_with_it(
 
 @pytest.mark.parametrize("works", [True, False])
 def test_a_wheel_that_fails_is_built_instead_and_said_to_be(driver, tmp_path, monkeypatch, works):
-    place, wheel = driver.Place(tmp_path, tmp_path / "site", []), tmp_path / "ser_fast-9.whl"
+    place, wheel = driver.Workspace(tmp_path, tmp_path / "site", []), tmp_path / "ser_fast-9.whl"
     commands = []
 
     def call(command, seconds, where=None):
@@ -228,7 +228,7 @@ def on_a_gpu() -> dict:
 
 def test_aims_are_met_by_their_worst_case_or_missed(imported):
     aims, run = imported("device.aims"), on_a_gpu()
-    found = {aim.what: aims.reached(aim, run["parts"]) for aim in aims.AIMS}
+    found = {aim.name: aims.reached(aim, run["parts"]) for aim in aims.AIMS}
     assert found["recurrence forward, tf32, H=128, B=64 D=2"] == ("0.8 µs a step", "met")
     assert found["recurrence forward, tf32, H=256, B=64 D=2"] == ("3 µs a step", "**missed**")
     assert found["recurrence forward, bfloat16, H=128, B=64 D=2"] == ("not measured", "not measured")
@@ -237,7 +237,7 @@ def test_aims_are_met_by_their_worst_case_or_missed(imported):
         "2 × at worst (short), 1 of 2 meet it; 1 not measured", "**missed**",
     )  # fmt: skip
     assert found["the same ragged, H=128, CUDA, against packed nn.GRU"] == ("30 ×", "met")
-    assert found["a model's whole step over its LSTM version's, off what the parts predict"] == ("0 %", "met")
+    assert found["step time relative to the LSTM version, deviation from the sum of parts"] == ("0 %", "met")
 
 
 def test_the_report_shows_what_was_found_failed_and_left_out(imported, tmp_path):
@@ -307,7 +307,7 @@ def test_a_case_that_hangs_or_breaks_the_device_ends_the_process(imported, tmp_p
 import sys, time
 from device import bench, part
 part.PARTS["gru"] = lambda bench: [part.Case("fast", dict), part.Case("slow", lambda: time.sleep(60)), part.Case("next", dict)]
-part.LONG = 1
+part.LIMIT = 1
 bench.Bench.lost = lambda self: sys.argv[-1] == "1"
 sys.exit(part.main())
 """
@@ -404,7 +404,7 @@ def test_what_is_wrong_is_not_timed_and_the_rest_is(played, wrong):
 
     names = ("ours, cuda", "ours, triton", "a peer")
     steps = dict.fromkeys(names, lambda: None) | {"a broken peer": lambda: 1 / 0}
-    found = played.race(steps, {name: lambda name=name: matches(name) for name in names[:2]}, graphs=False)
+    found = played.compare(steps, {name: lambda name=name: matches(name) for name in names[:2]}, graphs=False)
     assert found["left out"] == {"a broken peer": "ZeroDivisionError: division by zero"}
     assert found["seconds"].keys() == set(names) - {wrong}
     assert (found.get("state"), found.get("error")) == (
