@@ -89,16 +89,21 @@ class Augmenter:
         Returns:
             float32 ``[n / speed]`` each, up to rounding.
         """
-        options, waves = self.augmentation, list(waves)
-        if options.speeds:
-            drawn = torch.randint(len(options.speeds), (len(waves),)).tolist()
-            waves = [self._at_speed(wave, key, options.speeds[i]) for wave, key, i in zip(waves, keys, drawn)]
+        options = self.augmentation
+        waves = [self._at_speed(*given) for given in zip(waves, keys, self.speeds(len(waves)))]
         if options.snr:
             low, high = options.snr
             noisy, ratio, pink = torch.rand(3, len(waves)).unbind()
             draws = zip(noisy < options.noise_share, (low + (high - low) * ratio).tolist(), pink < 0.5)
             waves = [add_noise(wave, *draw) if noisy else wave for wave, (noisy, *draw) in zip(waves, draws)]
         return waves
+
+    def speeds(self, count: int) -> list[float]:
+        """Draw a speed for each of ``count`` utterances; all are 1, and nothing is drawn, without options."""
+        speeds = self.augmentation.speeds
+        if not speeds:
+            return [1.0] * count
+        return [speeds[i] for i in torch.randint(len(speeds), (count,)).tolist()]
 
     def mix(self, wave: Tensor, lengths: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """mixup: every row λ x + (1 − λ) x' with a row x' of the same batch, and the targets likewise.

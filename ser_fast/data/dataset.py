@@ -10,15 +10,27 @@ from torch import Tensor
 from ser_fast.data.audio import read_corpus
 from ser_fast.data.batches import LengthSortedBatches
 from ser_fast.data.corpora import Corpus, load_corpus
+from ser_fast.data.features import FeatureCache
 from ser_fast.data.splits import Split, split
 
 
 @dataclass
 class Dataset:
-    """The utterances that could be read; ``skipped`` says what could not and why.
+    """The utterances of a corpus that could be read.
 
-    ``labels`` index ``classes``; without classes they are the values of a regression. ``parts`` is the corpus's own
-    division, empty if it has none.
+    Args:
+        name: of the corpus.
+        waves: float32 ``[n]`` each, at one sampling rate.
+        labels: an index into ``classes`` each, or a value each without classes.
+        speakers: a name each.
+        names: of the utterances.
+        classes: names of the classes; empty for a regression.
+        skipped: an error message for each utterance that could not be read.
+        parts: the corpus's own division, "train", "valid" or "test" each; empty if it has none.
+
+    Attributes:
+        numbers: number of each utterance in the dataset that this one is a part of; 0, 1, ... in a whole dataset.
+        features: cache of features by these numbers, which a dataset shares with its parts.
     """
 
     name: str
@@ -29,6 +41,11 @@ class Dataset:
     classes: list[str]
     skipped: list[str]
     parts: list[str] = field(default_factory=list)
+    numbers: list[int] = field(init=False, repr=False)
+    features: FeatureCache = field(init=False, repr=False, compare=False, default_factory=FeatureCache)
+
+    def __post_init__(self):
+        self.numbers = list(range(len(self.waves)))
 
     def batches(
         self, index: Sequence[int], batch_size: int, share: slice = slice(None), **drawing
@@ -38,9 +55,11 @@ class Dataset:
         return LengthSortedBatches(waves, labels, batch_size, share, **drawing)
 
     def part(self, index: Sequence[int]) -> "Dataset":
-        """These utterances alone; a division of the corpus's own no longer fits them."""
+        """Return the dataset of these utterances, without the corpus's own division, which does not divide them."""
         lists = {name: [getattr(self, name)[i] for i in index] for name in ("waves", "labels", "speakers", "names")}
-        return replace(self, **lists, parts=[])
+        found = replace(self, **lists, parts=[])
+        found.numbers, found.features = [self.numbers[i] for i in index], self.features
+        return found
 
     def split(self, **held_out) -> Split:
         """:func:`split` of these utterances."""

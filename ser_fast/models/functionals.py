@@ -6,8 +6,7 @@ Computational Paralinguistics Challenge"): spectrum and voice in each frame, and
 utterance. Training at several speeds keeps the layer from learning the speakers.
 """
 
-import ctypes
-import hashlib
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -20,40 +19,8 @@ from ser_fast.models.statistics import GROUPS
 from ser_fast.nn.power_spectrogram import PowerSpectrogram
 from ser_fast.ops import checks
 
-ROWS = 8  # at a time, whose spectrograms stay in the cache where those of a batch would not
-KEPT_BYTES = 1 << 28  # of statistics that were seen, about those of 20 000 utterances
-TENSOR_BYTES = 512  # that a tensor takes beside its values
+ROWS = 8  # computed at a time: their spectrograms fit the processor's cache
 FAR = 5.0  # standard deviations
-
-
-class Memory:
-    """Groups of statistics of waves that were seen, emptied before it passes :data:`KEPT_BYTES`."""
-
-    def __init__(self):
-        self.seen: dict[bytes, dict[str, Tensor]] = {}
-        self.bytes = 0
-
-    def of(self, key: bytes) -> dict[str, Tensor]:
-        return self.seen.get(key, {})
-
-    def add(self, key: bytes, groups: dict[str, Tensor]) -> dict[str, Tensor]:
-        """All groups of the wave."""
-        known = self.seen.pop(key, {})
-        self.bytes -= _size(known)
-        known = known | groups
-        if self.bytes + _size(known) > KEPT_BYTES:
-            self.seen, self.bytes = {}, 0
-        self.seen[key] = known
-        self.bytes += _size(known)
-        return known
-
-
-def _size(groups: dict[str, Tensor]) -> int:
-    return sum(values.nbytes + TENSOR_BYTES for values in groups.values())
-
-
-# Of every model in the process: folds and candidates of a cross-validation share their waves.
-_SEEN = Memory()
 
 
 class Functionals(nn.Module):
@@ -152,64 +119,59 @@ class Functionals(nn.Module):
         """Samples from one frame to the next."""
         return self.spectrogram.hop_length
 
+    @property
+    def front_end(self) -> tuple:
+        """The options that, beside :attr:`groups`, determine the features."""
+        front = self.spectrogram
+        return (front.sample_rate, front.n_fft, front.win_length, front.hop_length, *self.cut,
+                self.descriptors.filters.dtype)  # fmt: skip
+
     def forward(self, wave: Tensor, lengths: Tensor | None = None, return_weights: bool = False):
-        """Logits ``[B, classes]`` of ``wave`` ``[B, N]`` with lengths ``[B]`` in samples.
+        """Return logits ``[B, classes]`` of ``wave`` ``[B, N]`` with lengths ``[B]`` in samples.
 
         With ``return_weights`` also None: there is no attention.
         """
-        lengths = full_lengths(wave) if lengths is None else lengths
-        x = self._remembered(wave, lengths) if self._remembers(wave, lengths) else self._computed(wave, lengths)
-        x = x.to(self.classifier.weight.dtype)
-        norm = self.norm
-        # A single utterance has no variance to be normalised by.
-        alone = self.training and len(x) == 1
-        x = F.batch_norm(x, norm.running_mean, norm.running_var, eps=norm.eps) if alone else norm(x)
-        # One statistic far outside does not decide alone.
-        logits = self.classifier(self.dropout(x.clamp(-FAR, FAR)))
+        logits = self.classify(self.features(wave, lengths))
         return (logits, None) if return_weights else logits
 
-    def _computed(self, wave: Tensor, lengths: Tensor) -> Tensor:
+    def features(self, wave: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Return the statistics ``[B, count]`` of ``wave`` ``[B, N]`` with lengths ``[B]`` in samples.
+
+        On a CPU each row is computed alone, so that its values do not depend on the other rows; not so under masks,
+        which are drawn for the whole batch, and in a graph that is being traced.
+        """
+        lengths = full_lengths(wave) if lengths is None else lengths
+        masked = self.training and self.spec_augment is not None
+        known = wave.dim() == 2 and wave.numel() > 0 and checks.readable(wave) and checks.readable(lengths)
+        if known and not masked:
+            checks.lengths("Functionals", lengths, wave, *wave.shape)
+            return torch.cat([
+                self.statistics(*self.spectrogram(wave[i : i + 1, : max(size, 1)], lengths[i : i + 1]))
+                for i, size in enumerate(lengths.tolist())
+            ])  # fmt: skip
         power, lengths = self.spectrogram(wave, lengths)
         if self.spec_augment is not None:
             power = self.spec_augment(power, lengths)
         return torch.cat([self.statistics(*few) for few in zip(power.split(ROWS), lengths.split(ROWS))])
 
-    def _remembers(self, wave: Tensor, lengths: Tensor) -> bool:
-        """Whether the statistics are those of a wave alone: plain values on a CPU, which no hook changes."""
-        watched = (self.spectrogram, self.descriptors)
-        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in watched)
-        edited = (
-            hooked or self.spec_augment is not None or self.spectrogram.normalize or torch.is_autocast_enabled("cpu")
-        )
-        plain = wave.dim() == 2 and wave.numel() and not (edited or wave.requires_grad or checks.transforming())
-        return bool(plain) and wave.device.type == "cpu" and checks.readable(lengths) and checks.readable(wave)
+    def utterance_features(self, wave: Tensor, groups: Sequence[str]) -> dict[str, Tensor]:
+        """Return some groups of the statistics ``[D]`` of one utterance ``[N]``, as :meth:`features` has them."""
+        power, lengths = self.spectrogram(wave[None], torch.tensor([len(wave)], device=wave.device))
+        return {name: values[0] for name, values in self._grouped(power, lengths, groups).items()}
 
-    def _remembered(self, wave: Tensor, lengths: Tensor) -> Tensor:
-        """The same row by row, looked up where a row was seen before: a training meets its waves in every epoch.
-
-        A row is computed alone, so that what is remembered does not hang on the batch in which it was met first.
-        """
-        checks.lengths("Functionals", lengths, wave, *wave.shape)
-        front = self.spectrogram
-        given = front.sample_rate, front.n_fft, front.win_length, front.hop_length, self.cut
-        rows = []
-        for row, size in zip(wave, lengths.tolist()):
-            row = row[: max(size, 1)].contiguous()
-            content = ctypes.string_at(row.data_ptr(), size * row.itemsize)
-            what = repr((given, self.descriptors.filters.dtype, row.dtype, size))
-            key = what.encode() + hashlib.sha256(content).digest()
-            known = _SEEN.of(key)
-            missing = [name for name in self.groups if name not in known]
-            if missing:
-                spec, frames = self.spectrogram(row[None], torch.tensor([size]))
-                known = _SEEN.add(key, self._grouped(spec, frames, missing))
-            rows.append(torch.cat([known[name] for name in self.groups], 1))
-        return torch.cat(rows)
-
-    def _grouped(self, power: Tensor, lengths: Tensor, names: list[str] | tuple[str, ...]) -> dict[str, Tensor]:
-        frames = self.descriptors(power, lengths)
-        return {name: torch.cat(GROUPS[name](frames), 1) for name in names}
+    def classify(self, features: Tensor) -> Tensor:
+        """Return logits ``[B, classes]`` of statistics ``[B, count]``."""
+        x, norm = features.to(self.classifier.weight.dtype), self.norm
+        # A single utterance has no variance to be normalised by.
+        alone = self.training and len(x) == 1
+        x = F.batch_norm(x, norm.running_mean, norm.running_var, eps=norm.eps) if alone else norm(x)
+        # Clamped, so that one statistic far outside does not decide alone.
+        return self.classifier(self.dropout(x.clamp(-FAR, FAR)))
 
     def statistics(self, power: Tensor, lengths: Tensor) -> Tensor:
-        """``[B, count]`` of power spectrograms ``[B, T, F]`` with lengths ``[B]`` in frames."""
+        """Return ``[B, count]`` of power spectrograms ``[B, T, F]`` with lengths ``[B]`` in frames."""
         return torch.cat(list(self._grouped(power, lengths, self.groups).values()), 1)
+
+    def _grouped(self, power: Tensor, lengths: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        frames = self.descriptors(power, lengths)
+        return {name: torch.cat(GROUPS[name](frames), 1) for name in names}

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from ser_fast.training.checkpoint import (
     save_checkpoint,
 )
 from ser_fast.training.config import OPTIMIZERS, TrainConfig, learning_rate
+from ser_fast.training.features import CachedFeatures
 from ser_fast.training.predictions import Prediction, to_csv
 from ser_fast.training.reporter import Reporter
 from ser_fast.training.run_folder import RunFolder
@@ -70,18 +72,36 @@ class Progress:
     rows: list[dict] = field(default_factory=list)
 
 
+def logits(model: nn.Module, wave: Tensor, lengths: Tensor, features: bool) -> Tensor:
+    """Return the outputs of a model for waves ``[B, N]``, or for rows of cached features ``[B, D]``."""
+    return model.classify(wave) if features else model(wave, lengths)
+
+
 @torch.no_grad()
-def predict(model: nn.Module, batches: LengthSortedBatches, task: Task, device: torch.device) -> tuple[list, float]:
-    """A prediction for every utterance of a part, in its order, and the mean loss; the same in every process.
+def predict(
+    model: nn.Module,
+    batches: LengthSortedBatches,
+    task: Task,
+    device: torch.device,
+    features: CachedFeatures | None = None,
+) -> tuple[list, float]:
+    """Return a prediction for every utterance of a part, in its order, and the mean loss, equal in all processes.
+
+    Args:
+        model: the model; it is set to evaluation mode.
+        batches: the part.
+        task: defines the loss and the prediction.
+        device: of the model.
+        features: features that take the place of the waves, for a model that has some.
 
     Raises:
-        FloatingPointError: outputs that are not finite, which have no meaning.
+        FloatingPointError: an output of the model is not finite.
     """
     model.eval()
     rows, total, finite = [], 0.0, True
-    for batch in batches.epoch():
+    for batch in batches.epoch(edit=features):
         if batch.index:
-            outputs = model(batch.wave.to(device), batch.lengths.to(device)).cpu()
+            outputs = logits(model, batch.wave.to(device), batch.lengths.to(device), features is not None).cpu()
             finite = finite and bool(torch.isfinite(outputs).all())
             total += float(task.loss(outputs, task.targets(batch.labels))) * len(batch.index)
             rows += zip(batch.index, task.predict(outputs))
@@ -141,6 +161,7 @@ class Trainer:
         self.model.to(self.device)
         self.augmenter = Augmenter(config.augment)
         self.model.spec_augment = spec_augment(config.augment, self.model.spectrogram)
+        self.features = self._cached_features()
         self.optimizer = OPTIMIZERS[config.optimizer](
             self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
@@ -149,6 +170,15 @@ class Trainer:
             self._resume()
         if distributed.rank() == 0:
             folder.begin()
+
+    def _cached_features(self) -> dict[str, CachedFeatures]:
+        """Return the parts whose features can be cached: noise, masks and mixup differ in every training epoch."""
+        if not hasattr(self.model, "utterance_features"):
+            return {}
+        given = self.config.augment
+        varies = given.snr or given.mixup or given.time_masks or given.freq_masks
+        parts = ["valid", "test"] if varies else ["train", "valid", "test"]
+        return {part: CachedFeatures(self.model, self.dataset, getattr(self.split, part)) for part in parts}
 
     def run(self) -> dict:
         """Train what is left and return the test's metrics, which ``summary.json`` keeps."""
@@ -212,7 +242,7 @@ class Trainer:
         self.model.train()
         done, correct, loss_sum, steps = 0, 0, 0.0, len(self.batches["train"])
         start = time.perf_counter()
-        for step, batch in enumerate(self.batches["train"].epoch(generator, self.augmenter.waves)):
+        for step, batch in enumerate(self.batches["train"].epoch(generator, self._edit)):
             rate = learning_rate(self.config, (epoch + step / steps) / self.config.epochs)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
@@ -241,6 +271,12 @@ class Trainer:
         self.progress.rows.append(row)
         self.reporter.on_epoch(row)
 
+    def _edit(self, waves: Sequence[Tensor], index: Sequence[int]) -> list[Tensor]:
+        """Return the utterances of a training batch augmented, or their features where these are cached."""
+        if "train" in self.features:
+            return self.features["train"](waves, index, self.augmenter.speeds(len(waves)))
+        return self.augmenter.waves(waves, index)
+
     def _step(self, batch: Batch) -> tuple[float, int]:
         """Mean loss and correct predictions of a whole batch, whose gradient the optimizer has followed."""
         self.optimizer.zero_grad(set_to_none=True)
@@ -258,22 +294,23 @@ class Trainer:
         targets = self.task.targets(batch.labels).to(batch.wave)
         wave, lengths, targets = self.augmenter.mix(batch.wave, batch.lengths, targets)
         try:
-            logits = self.model(wave, lengths)
-            loss = self.task.loss(logits, targets) * (len(batch.index) / batch.size)
+            outputs = logits(self.model, wave, lengths, "train" in self.features)
+            loss = self.task.loss(outputs, targets) * (len(batch.index) / batch.size)
             loss.backward()
         except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's has no type of its own
             if "memory" not in str(error):
                 raise
-            seconds = batch.wave.shape[1] / self.model.spectrogram.sample_rate
+            longest = max(len(self.batches["train"].waves[i]) for i in batch.index)
+            seconds = longest / self.model.spectrogram.sample_rate
             raise RuntimeError(
                 f"batch_size is {self.config.batch_size}, and {len(batch.index)} utterances of up to {seconds:.1f} s "
                 f"do not fit in memory; it must be smaller ({str(error).splitlines()[0]})"
             ) from error
-        figures[0], figures[1] = loss.detach(), self.task.hits(logits, targets)
+        figures[0], figures[1] = loss.detach(), self.task.hits(outputs, targets)
 
     def _evaluate(self, part: str) -> tuple[dict, list]:
         """The metrics of a part, its mean loss among them, and its predictions."""
-        predicted, loss = predict(self.model, self.batches[part], self.task, self.device)
+        predicted, loss = predict(self.model, self.batches[part], self.task, self.device, self.features.get(part))
         return self.task.metrics(self.batches[part].labels, predicted) | {"loss": loss}, predicted
 
     def _keep(self) -> None:
