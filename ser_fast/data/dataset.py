@@ -1,4 +1,4 @@
-"""A corpus in memory."""
+"""A corpus in memory: waveforms, labels and speakers."""
 
 import hashlib
 import json
@@ -62,17 +62,26 @@ class Dataset:
         return found
 
     def split(self, **held_out) -> Split:
-        """:func:`split` of these utterances."""
+        """Return the :func:`ser_fast.data.splits.split` of these utterances."""
         return split(self.speakers, self.labels, self.classes, self.parts, **held_out)
 
     def digest(self) -> str:
-        """Tells whether it is the same corpus: names, speakers, labels and lengths in order, and the classes."""
+        """Return a SHA-256 of names, speakers, labels and lengths in order and of the classes."""
         rows = [*zip(self.names, self.speakers, self.labels, map(len, self.waves))]
         return hashlib.sha256(json.dumps([self.classes, rows]).encode()).hexdigest()
 
 
 def load_dataset(corpus: Corpus | str, sample_rate: int, skip_bad: bool = False) -> Dataset:
-    """Read a corpus, or the one that a ``--data`` names; see :func:`ser_fast.data.corpora.load_corpus`."""
+    """Read a corpus into memory.
+
+    Args:
+        corpus: the corpus, or its name as in :func:`ser_fast.data.corpora.load_corpus`.
+        sample_rate: sampling rate of the waves, in hertz.
+        skip_bad: leave out utterances that cannot be read instead of raising an error.
+
+    Raises:
+        AudioError: an utterance cannot be read and ``skip_bad`` is false.
+    """
     corpus = load_corpus(corpus) if isinstance(corpus, str) else corpus
     utterances, waves, errors = read_corpus(corpus.utterances, sample_rate, skip_bad)
     kept = Corpus(corpus.name, utterances, corpus.classes)
@@ -82,22 +91,23 @@ def load_dataset(corpus: Corpus | str, sample_rate: int, skip_bad: bool = False)
 
 
 def labels(corpus: Corpus) -> list[float]:
-    """A class index for every utterance, or its value in a corpus without classes."""
+    """Return the class index of every utterance, or its value in a corpus without classes."""
     if corpus.classes:
         return [corpus.classes.index(utterance.label) for utterance in corpus.utterances]
     return [utterance.value for utterance in corpus.utterances]
 
 
 def speakers(corpus: Corpus) -> list[str]:
+    """Return the speaker of every utterance."""
     return [utterance.speaker for utterance in corpus.utterances]
 
 
 def parts(corpus: Corpus) -> list[str]:
-    """The corpus's own division, or nothing where an utterance has none."""
+    """Return the part of every utterance in the corpus's own division, or an empty list without one."""
     found = [utterance.part for utterance in corpus.utterances]
     return found if all(found) else []
 
 
 def split_corpus(corpus: Corpus, **held_out) -> Split:
-    """:func:`ser_fast.data.splits.split` of a corpus, before any audio is read."""
+    """Return the :func:`ser_fast.data.splits.split` of a corpus; no audio is read."""
     return split(speakers(corpus), labels(corpus), corpus.classes, parts(corpus), **held_out)

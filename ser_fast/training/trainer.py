@@ -1,4 +1,4 @@
-"""Training: a corpus, a model and options in; a run folder with metrics, checkpoints, figures and a report out."""
+"""A training run: options, a dataset and a split in; a run folder with metrics and checkpoints out."""
 
 import json
 import math
@@ -33,7 +33,7 @@ from ser_fast.training.task import Task, task_of
 
 
 def fit_statistics(model: nn.Module, batches: LengthSortedBatches) -> None:
-    """Set the spectrogram's mean and standard deviation per bin from the valid frames of these batches."""
+    """Set the mean and standard deviation of each bin of the model's spectrogram from the frames of these batches."""
     spectrogram = model.spectrogram
     count = torch.zeros((), dtype=torch.float64)
     total, squares = torch.zeros(2, *spectrogram.mean.shape, dtype=torch.float64)
@@ -48,7 +48,7 @@ def fit_statistics(model: nn.Module, batches: LengthSortedBatches) -> None:
     distributed.sum_over_ranks([count, total, squares])
     mean = total / count
     variance = (squares / count - mean.square()).clamp(min=0)
-    # A bin that hardly varies would turn rounding into a signal.
+    # Division by the tiny deviation of a nearly constant bin would amplify rounding errors.
     std = variance.sqrt().clamp(min=1e-6 * float(variance.sqrt().max()) + 1e-30)
     spectrogram.set_statistics(mean.float(), std.float())
 
@@ -63,7 +63,15 @@ def spec_augment(options: Augmentation, spectrogram: nn.Module) -> SpecAugment |
 
 @dataclass
 class Progress:
-    """What a run knows after some epochs; all of it goes through the checkpoint. ``corpus`` is the data's digest."""
+    """State of a run after some epochs, kept in the checkpoint.
+
+    Args:
+        corpus: digest of the dataset.
+        epoch: epochs that are done.
+        best_epoch: the epoch with the best score, from 1.
+        best_score: its score.
+        rows: metrics of each epoch.
+    """
 
     corpus: str
     epoch: int = 0
@@ -113,20 +121,24 @@ def predict(
 
 
 class Trainer:
-    """One run: builds or resumes the model, trains it epoch by epoch and keeps the run folder up to date.
+    """A training run, new or resumed, that writes its run folder after every epoch.
 
     Data-parallel training (:mod:`ser_fast.training.distributed`): each rank processes a slice of every batch, and the
     summed gradient is that of the mean loss over the whole batch. Without dropout and augmentation the result equals
-    a single process's up to rounding; with them, each rank draws its own. Only rank 0 reads and writes the run
-    folder, and a run may resume with another number of processes.
+    that of a single process up to rounding; with them, each rank draws its own random numbers. Only rank 0 reads and
+    writes the run folder, and a run may resume with another number of processes.
 
     Args:
-        config: the run's options.
-        options: the model's keyword arguments.
+        config: options of the run.
+        options: keyword arguments of the model.
         dataset: the corpus in memory.
         split: indices of the utterances to train on, to choose the best epoch by and to test on.
         folder: folder of the run, entered by rank 0.
         reporter: receives the progress; None reports nothing.
+
+    Raises:
+        ValueError: the folder belongs to a run on another corpus, or the options do not fit the corpus.
+        CheckpointError: the checkpoint to resume from is damaged.
     """
 
     def __init__(
@@ -181,14 +193,19 @@ class Trainer:
         return {part: CachedFeatures(self.model, self.dataset, getattr(self.split, part)) for part in parts}
 
     def run(self) -> dict:
-        """Train what is left and return the test's metrics, which ``summary.json`` keeps."""
+        """Train the remaining epochs, test, and return the content of ``summary.json``.
+
+        Raises:
+            FloatingPointError: the loss or an output of the model is not finite.
+            RuntimeError: a batch does not fit in memory.
+        """
         while self.progress.epoch < self.config.epochs and not self._stale():
             self._train_epoch()
             self._keep()
         return self._finish()
 
     def _refuse_shares(self) -> None:
-        """Batch normalisation sees whole batches or it is another one in every process."""
+        """Refuse batch normalisation in several processes: each would normalise by its own share of a batch."""
         normalizes = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.model.modules())
         if normalizes and distributed.world() > 1:
             distributed.refuse(ValueError(
@@ -229,15 +246,15 @@ class Trainer:
         try:
             distributed.from_rank_0(lambda: load_checkpoint(self.best)).build(self.best)
         except CheckpointError as error:
-            # Its weights are gone; the last epoch is the best of those that are left.
+            # The best weights are lost; those of the last epoch replace them.
             self.reporter.on_notice(f"{error}; epoch {progress.epoch} takes the place of the best")
             self._keep_best(self.model.state_dict())
 
     def _train_epoch(self) -> None:
         epoch = self.progress.epoch
-        # Every epoch draws from its own seed, so a resumed run draws what an uninterrupted one would have.
+        # Each epoch has its own seed, so that a resumed run draws the same numbers as an uninterrupted one.
         seed = self.config.seed * 1_000_003 + epoch + 1
-        torch.manual_seed(seed + (distributed.rank() << 20))  # every process its own dropout
+        torch.manual_seed(seed + (distributed.rank() << 20))  # dropout differs between processes
         generator = torch.Generator().manual_seed(seed)
         self.model.train()
         done, correct, loss_sum, steps = 0, 0, 0.0, len(self.batches["train"])
@@ -278,19 +295,19 @@ class Trainer:
         return self.augmenter.waves(waves, index)
 
     def _step(self, batch: Batch) -> tuple[float, int]:
-        """Mean loss and correct predictions of a whole batch, whose gradient the optimizer has followed."""
+        """Do one optimizer step; return the mean loss and the correct predictions of the whole batch."""
         self.optimizer.zero_grad(set_to_none=True)
-        figures = next(self.model.parameters()).new_zeros(2)
+        numbers = next(self.model.parameters()).new_zeros(2)
         if batch.index:
-            self._backward(batch, figures)
-        distributed.sum_gradients(self.model, figures)
+            self._backward(batch, numbers)
+        distributed.sum_gradients(self.model, numbers)
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         self.optimizer.step()
-        loss, hits = figures.tolist()
+        loss, hits = numbers.tolist()
         return loss, int(hits)
 
-    def _backward(self, batch: Batch, figures: Tensor) -> None:
-        """This share's part of the whole batch's gradient, mean loss and correct predictions."""
+    def _backward(self, batch: Batch, numbers: Tensor) -> None:
+        """Compute this share's part of the gradient, and of the mean loss and the correct predictions."""
         targets = self.task.targets(batch.labels).to(batch.wave)
         wave, lengths, targets = self.augmenter.mix(batch.wave, batch.lengths, targets)
         try:
@@ -306,15 +323,15 @@ class Trainer:
                 f"batch_size is {self.config.batch_size}, and {len(batch.index)} utterances of up to {seconds:.1f} s "
                 f"do not fit in memory; it must be smaller ({str(error).splitlines()[0]})"
             ) from error
-        figures[0], figures[1] = loss.detach(), self.task.hits(outputs, targets)
+        numbers[0], numbers[1] = loss.detach(), self.task.hits(outputs, targets)
 
     def _evaluate(self, part: str) -> tuple[dict, list]:
-        """The metrics of a part, its mean loss among them, and its predictions."""
+        """Return the metrics of a part, including its mean loss, and its predictions."""
         predicted, loss = predict(self.model, self.batches[part], self.task, self.device, self.features.get(part))
         return self.task.metrics(self.batches[part].labels, predicted) | {"loss": loss}, predicted
 
     def _keep(self) -> None:
-        """Write the epoch. last.safetensors comes last: until it is there, a resumed run repeats the epoch."""
+        """Write the epoch; last.safetensors comes last, since a resumed run repeats the epoch until it is written."""
         progress, weights = self.progress, self.model.state_dict()
         if self._score() > progress.best_score:
             self._keep_best(weights)
@@ -326,7 +343,7 @@ class Trainer:
         self._save(self.best, weights, {"epoch": self.progress.epoch}, {})
 
     def _score(self) -> float:
-        """Of the last epoch, the higher the better; without a validation the last epoch is the best."""
+        """Return the score of the last epoch, higher is better; without a validation part it is the epoch."""
         return self.progress.rows[-1].get("score", float(self.progress.epoch))
 
     def _save(self, path: Path, *state: dict) -> None:
@@ -338,7 +355,7 @@ class Trainer:
             self.folder.write(name, content)
 
     def _finish(self) -> dict:
-        """Test the last and the best epoch; the best is the one the report shows."""
+        """Test the weights of the last and of the best epoch, and write the summary."""
         rows = self.progress.rows
         summary = {
             "protocol": self.split.protocol,
