@@ -21,34 +21,38 @@ class TrainConfig:
     Args:
         data: "synthetic", "synthetic-sentiment", "emodb:PATH", "casia:PATH", "ravdess:PATH", "folders:PATH",
             "manifest:PATH", or a path whose kind is recognised.
-        out: run folder; an interrupted run with the same options goes on where it was.
-        model: which model; its own options are under its name.
+        out: run folder; the same options resume an interrupted run.
+        model: name of the model; its options are under this name.
         test_speakers: speakers held out for the test, separated by commas or as a list; in YAML '03' needs quotes.
         test_fold: without test_speakers, "k/K" holds out the k-th of K random folds, which share speakers; "k/K/S"
             draws the folds by S instead of the seed.
-        test_fraction: without either, and without parts of the corpus's own, the part of the utterances drawn for the
-            test, in 0..1.
-        validation: what chooses the best epoch: "random" training utterances, those of training "speakers" alone, or
-            "none", where the last epoch is the best and a validation part of the corpus's own is trained on.
-        valid_fraction: how much of the training utterances, or speakers, that is, in 0..1.
+        test_fraction: share of the utterances drawn for the test, in 0..1; used without test_speakers, test_fold and
+            parts of the corpus's own.
+        validation: utterances that choose the best epoch: "random" training utterances, those of random training
+            "speakers", or "none", which takes the last epoch and trains on the corpus's own validation part.
+        valid_fraction: share of the training utterances, or speakers, in the validation part, in 0..1.
         epochs: passes over the training part.
         patience: stop after so many epochs without a better one; 0 never stops.
         batch_size: utterances of a batch.
-        bucket: 0 makes the same batches of neighbours in length in every epoch; n draws those of n batches at a time.
-        balance: let every class come as often as the largest in an epoch.
+        bucket: 0 sorts all utterances by length, which gives the same batches in every epoch; n draws n batches of
+            utterances at a time and sorts these.
+        balance: repeat utterances so that in every epoch each class has as many as the largest one.
         optimizer: "adam", "adamw", "sgd" (without momentum), "rmsprop" or "adagrad".
         learning_rate: of the optimizer.
         schedule: of the learning rate: "constant", or "cosine", which rises over the first twentieth of all steps and
             falls to 0 at the last.
         weight_decay: of the optimizer.
-        loss: "cross_entropy", or "l1", the mean absolute difference of the softmax and the one-hot label. "auto" is
-            the first for classes and the second, of the values themselves, for a corpus of values.
-        label_smoothing: the part of a one-hot label that is spread over all classes, in 0..1.
-        clip: largest norm of the gradient, inf for no limit.
-        augment: what is done to training utterances.
+        loss: "cross_entropy", or "l1", the mean absolute difference of the softmax and the one-hot label; for a
+            corpus of values "l1" is that of the values. "auto" is "cross_entropy" for classes and "l1" for values.
+        label_smoothing: share of a one-hot label that is spread over all classes, in 0..1.
+        clip: largest norm of the gradient; inf is no limit.
+        augment: augmentation of the training utterances.
         seed: of the splits, the initial weights, the batch order and the dropout.
         skip_bad: skip and count unreadable files instead of stopping.
-        device: "auto", "cpu" or "cuda"; under torchrun every process takes a GPU of its own.
+        device: "auto", "cpu" or "cuda"; under torchrun each process takes its own GPU.
+
+    Raises:
+        ValueError: a value is out of range or two options contradict each other.
     """
 
     data: str = "synthetic"
@@ -105,7 +109,7 @@ class TrainConfig:
 
     @property
     def held_out(self) -> dict:
-        """What :func:`ser_fast.data.splits.split` takes of these options."""
+        """The options that :func:`ser_fast.data.splits.split` takes, by name."""
         names = ("test_speakers", "test_fold", "test_fraction", "validation", "valid_fraction", "seed")
         return {name: getattr(self, name) for name in names}
 
@@ -145,11 +149,11 @@ OPTIMIZERS = {
     "rmsprop": torch.optim.RMSprop,
     "adagrad": torch.optim.Adagrad,
 }
-WARM_UP = 0.05  # of the steps of a cosine schedule
+WARM_UP = 0.05  # share of the steps of a cosine schedule
 
 
 def learning_rate(config: TrainConfig, progress: float) -> float:
-    """The learning rate when ``progress`` of all steps, in 0..1, is done."""
+    """Return the learning rate after the share ``progress`` of all steps, in 0..1."""
     if config.schedule == "constant":
         return config.learning_rate
     rise = min(1.0, (progress + 1e-3) / WARM_UP)

@@ -184,9 +184,9 @@ def test_a_candidates_value_of_another_type_is_refused(voices, tmp_path):
 
 
 def test_values_are_cross_validated_with_their_measures(voices, tmp_path):
-    result = runs.cross_validate(
-        config(voices, tmp_path, data=str(voices / "values.csv"), validation="none"), TINY, Folds("speakers", 2)
-    )
+    valued = config(voices, tmp_path, data=str(voices / "values.csv"), validation="none")
+    result = runs.cross_validate(valued, TINY, Folds("speakers", 2))
+    assert cross_validate(valued, TINY, Folds("speakers", 2)) == result, "read back from the folds' tables"
     assert {"mae", "corr", "acc2", "acc5"} <= result["folds"].keys() and result["classes"] == []
     assert "Pearson r" in (tmp_path / "report.html").read_text()
 
