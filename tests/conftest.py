@@ -1,4 +1,5 @@
 import os
+import shutil
 
 import pytest
 import torch
@@ -7,13 +8,6 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported: its kernels run on CPU tensors then
 # What deterministic algorithms, by which tests fill new tensors with NaN, ask of cuBLAS before it starts.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-
-
-def pytest_runtest_setup(item):
-    from ser_fast import backends
-
-    if item.get_closest_marker("needs_kernels") and not backends.build_info()["compiled"]:
-        pytest.skip("the compiled kernels were not built")
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +27,23 @@ def nothing_measured(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def native(tmp_path_factory):
+def needs_kernels():
+    """Skip a test if the compiled kernels were not built; it fails if they were built and do not load."""
+    from ser_fast import backends
+
+    if not backends.build_info()["compiled"]:
+        pytest.skip("the compiled kernels were not built")
+
+
+@pytest.fixture(scope="session")
+def needs_compiler():
+    """Skip a test that compiles C++ itself if there is no g++."""
+    if not shutil.which("g++"):
+        pytest.skip("g++ was not found")
+
+
+@pytest.fixture(scope="session")
+def native(needs_compiler, tmp_path_factory):
     """The library of host_gpu.py."""
     import host_gpu
 

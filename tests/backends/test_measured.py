@@ -31,7 +31,7 @@ OTHERS = {"attention_pool": {"float32": ["torch", "cuda"]}, "power_spectrogram":
 
 
 @pytest.fixture
-def gpu(monkeypatch, tmp_path):
+def gpu(needs_kernels, monkeypatch, tmp_path):
     """One GPU of compute capability 9.0 with an H100's limits and all kernels; a call writes what was measured."""
     monkeypatch.setattr(backends, "on_cuda", "auto")
     monkeypatch.setattr(backends, "widest", [0, 0, 0])

@@ -48,6 +48,7 @@ SMALL_IDS = [
 ]
 
 
+@pytest.mark.usefixtures("needs_kernels")
 def test_compiled_kernels_are_what_runs_here():
     assert backends.loaded, backends.reason
 
