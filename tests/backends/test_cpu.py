@@ -30,6 +30,7 @@ def test_lesser_instruction_sets_meet_the_same_contracts(cpu):
     assert result.returncode == 0 and " passed" in result.stdout, result.stdout[-2000:]
 
 
+@pytest.mark.usefixtures("needs_kernels")
 def test_the_instruction_set_is_shown_and_a_wrong_one_refused():
     shown = run(["-c", "import ser_fast; print(ser_fast.backends.instruction_set)"], "portable")
     assert shown.stdout.strip() == "portable"
@@ -70,6 +71,7 @@ def test_bfloat16_of_the_papers_form_is_near_float64(reset_after):
         assert (one.double() - other).abs().max() < 4 * 2**-8
 
 
+@pytest.mark.usefixtures("needs_kernels")
 def test_bfloat16_autocast_runs_the_module_in_bfloat16():
     module = ser_fast.GRU(9, 16, batch_first=True)
     x, lengths = torch.randn(3, 20, 9), torch.tensor([20, 0, 11])

@@ -29,7 +29,7 @@ OTHERS = {"attention_pool": {"float32": ["torch", "cuda"]}, "power_spectrogram":
 
 
 @pytest.fixture
-def gpu(fresh_state, monkeypatch, tmp_path):
+def gpu(needs_kernels, fresh_state, monkeypatch, tmp_path):
     """One GPU of compute capability 9.0 with an H100's limits and all kernels; a call writes what was measured."""
     monkeypatch.setattr(build, "capability", lambda gpu: "9.0")
     monkeypatch.setattr(build, "missing", lambda backend: None)
