@@ -13,8 +13,6 @@ MODELS = {
     "CGRU": lambda: ser_fast.CGRU(3, channels=(4, 4), hidden_size=16, dropout=0.0),
     "BiGRUMHA": lambda: ser_fast.BiGRUMHA(3, num_heads=2, hidden_size=16, attention_dropout=0.0, dropout=0.0),
 }
-
-
 WAVE, LENGTHS = (3, 4000), torch.tensor([4000, 2500, 3100])
 
 

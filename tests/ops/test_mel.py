@@ -11,10 +11,7 @@ from ser_fast.functional import mel_filters
 np = pytest.importorskip("numpy")
 librosa = pytest.importorskip("librosa")
 
-
 KINDS = [(scale, norm) for scale in ("htk", "slaney") for norm in (None, "slaney")]
-
-
 # n_mels, n_fft, sample_rate, f_min, f_max
 BANKS = [
     (80, 512, 16000, 0.0, None),
