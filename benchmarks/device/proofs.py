@@ -43,7 +43,8 @@ def tests(bench: Bench) -> list[Case]:
 def tested(bench: Bench, kernels: str, files: list[str], jobs: int) -> list[dict]:
     """The outcomes by backend, as far as they are known when time runs out."""
     chosen = REHEARSED[kernels] if bench.rehearse else files
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "device.outcomes", *chosen]
+    options = ["-q", "-m", "", "-p", "no:cacheprovider", "-p", "device.outcomes"]  # thorough cases too
+    command = [sys.executable, "-m", "pytest", *options, *chosen]
     if jobs > 1 and not bench.rehearse and importlib.util.find_spec("xdist"):
         command += ["-n", str(jobs), "--dist", "worksteal"]
     benchmarks = str(Path(__file__).parents[1])

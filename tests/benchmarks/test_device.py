@@ -44,6 +44,7 @@ def rehearse(out: Path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 
+@pytest.mark.thorough
 def test_the_run_can_be_rehearsed_and_a_part_repeated(tmp_path):
     result = rehearse(tmp_path, "--part=pool", "--part=spectrogram", "--part=gru", "--part=sanitizer")
     assert result.returncode == 0, result.stdout + result.stderr
