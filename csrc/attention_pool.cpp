@@ -1,5 +1,4 @@
-// attention_pool and its backward: checks, allocation, dispatch on the dtype. ser_fast's ops on CPU, ser_fast_cuda's on
-// CUDA.
+// attention_pool and its backward, ser_fast::* on CPU and ser_fast_cuda::* on CUDA: checks, allocation, dispatch.
 #include "../kernels/attention_pool.h"
 
 #include <tuple>
@@ -9,7 +8,7 @@
 namespace ser_fast {
 namespace {
 
-// What the kernels of both devices read, laid out as they want it.
+// Checked inputs, in the layout that the kernels of both devices require.
 struct Operands {
   PoolShape shape;
   Tensor h, w;
@@ -103,7 +102,7 @@ STABLE_TORCH_LIBRARY_IMPL(ser_fast, CPU, m) {
 #endif
 #ifdef SER_FAST_WITH_CUDA
 
-// 16 bytes are read at once where every frame, and what is read along with it, begins at a multiple of them.
+// 16-byte loads require that every frame and every tensor in `along` begins at a multiple of 16 bytes.
 PoolPlan plan_of(const Checks& checks, const Operands& given, std::initializer_list<Tensor> along) {
   const Tensor& h = given.h;
   const int64_t bytes = static_cast<int64_t>(h.element_size());

@@ -1,8 +1,8 @@
-// What every op's boundary shares: checks that name the argument, its value and what is allowed, torch's threads and
-// torch's CUDA streams. ser_fast/checks.py says the same for the backends without compiled code.
+// Shared by the boundary of every op: argument checks, torch's thread pool and torch's CUDA streams. The checks have
+// the same wording as ser_fast/ops/checks.py, which serves the backends without compiled code.
 //
-// SER_FAST_WITH_CUDA adds the kernels of CUDA tensors as the ops ser_fast_cuda::*. With SER_FAST_HOST these take CPU
-// tensors and are run by tests/native/runner.cpp, and the CPU's own kernels are left out.
+// SER_FAST_WITH_CUDA adds the CUDA kernels as the ops ser_fast_cuda::*. SER_FAST_HOST compiles them for CPU tensors,
+// run by tests/native/runner.cpp, and leaves the CPU kernels out.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -24,7 +24,7 @@
 #include <cuda_runtime_api.h>
 #include <torch/csrc/stable/accelerator.h>
 
-// Weak, because only a torch with CUDA has it and this object loads beside any.
+// Weak: a torch without CUDA does not define it, and the same shared object loads with both.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
 #endif
 
@@ -69,13 +69,13 @@ inline std::string device_of(const Tensor& tensor) {
   return tensor.is_cuda() ? "cuda:" + std::to_string(tensor.get_device_index()) : "another device";
 }
 
-// Where an op's kernels run. Values of CUDA tensors are not read: the kernels clamp what would lead them astray.
+// Device type of an op's kernels. Values of CUDA tensors are not checked here; the kernels clamp them.
 enum class Side { kCpu, kCuda };
 
-// The checks of one op: each throws a sentence that begins with the op's name.
+// The checks of one op. A failed check throws std::runtime_error; its message begins with the op's name.
 class Checks {
  public:
-  // All other tensors must be on the device of the first.
+  // `first` is the argument `name`; all other tensors must be on its device.
   Checks(const char* op, const char* name, const Tensor& first, Side side = Side::kCpu)
       : op_(op), side_(side), device_(device_of(first)) {
 #ifdef SER_FAST_HOST
@@ -113,7 +113,7 @@ class Checks {
     require(device_of(tensor) == device_, std::string(name) + " is on " + device_of(tensor), "on " + device_);
   }
 
-  // An operand that goes with a first one: its device, dtype and shape are fixed.
+  // Checks device, dtype and shape; `letters` is the shape in symbols for the message.
   void operand(const char* name, const Tensor& tensor, ScalarType type, const Sizes& wanted,
                const char* letters) const {
     device(name, tensor);
@@ -121,7 +121,7 @@ class Checks {
     shape(name, tensor, wanted, letters);
   }
 
-  // int64 lengths [batch], each in 0..limit where they can be read; none given stays none.
+  // Returns lengths as int64 [batch], or nullopt if none are given. On CPU each must be in 0..limit.
   std::optional<Tensor> lengths(const std::optional<Tensor>& given, int64_t batch, int64_t limit) const {
     if (!given) return std::nullopt;
     dtype("lengths", *given, {ScalarType::Long, ScalarType::Int});
@@ -165,7 +165,7 @@ T* mutable_pointer(const Tensor& tensor) {
 
 #ifdef SER_FAST_WITH_CUDA
 
-// As in kernels/device.h; only pointers to them pass through here.
+// Defined in kernels/device.h; only pointers to them are used here.
 namespace gpu {
 struct Half;
 struct Bfloat;
@@ -173,17 +173,17 @@ struct Bfloat;
 
 #ifdef SER_FAST_HOST
 #define SER_FAST_CUDA_KEY CPU
-// The seed of the order in which the threads run.
+// Seed of the order in which the runner runs the kernel's threads.
 extern size_t host_seed;
 #else
 #define SER_FAST_CUDA_KEY CUDA
 #endif
 
-// Makes the device of an op's first tensor the current one, for a launch on the stream that torch uses there.
+// Makes the device of an op's first tensor current and provides torch's current stream on it.
 #ifdef SER_FAST_HOST
 struct Launch {
   Launch(const Checks&, const Tensor&) {}
-  void check(int) const {}  // the runner throws
+  void check(int) const {}  // the runner throws on errors
 
   void* stream = reinterpret_cast<void*>(host_seed);
 };
@@ -195,7 +195,7 @@ class Launch {
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(first.get_device_index(), &stream));
   }
 
-  // What a launcher returned.
+  // Throws if a launcher returned an error.
   void check(int error) const {
     if (error == cudaSuccess) return;
     const std::string why = cudaGetErrorString(static_cast<cudaError_t>(error));
@@ -210,7 +210,7 @@ class Launch {
 };
 #endif
 
-// run of the CUDA kernels' type for float32, float16 or bfloat16.
+// Calls run with the std::type_identity of the CUDA kernels' type for float32, float16 or bfloat16.
 template <class Run>
 int with_cuda_type(ScalarType type, const Run& run) {
   if (type == ScalarType::Float) return run(std::type_identity<float>{});

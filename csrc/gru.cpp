@@ -1,4 +1,4 @@
-// gru and its backward: checks, allocation, dispatch on the dtype. ser_fast's ops on CPU, ser_fast_cuda's on CUDA.
+// gru and its backward, ser_fast::* on CPU and ser_fast_cuda::* on CUDA: checks, allocation, dispatch on the dtype.
 #include "../kernels/gru.h"
 
 #include <tuple>
@@ -10,7 +10,7 @@
 namespace ser_fast {
 namespace {
 
-// The kernels walk any strides of the frames but want the last two axes dense.
+// The kernels accept any strides of frames and rows but require the last two axes to be dense.
 Tensor dense_inside(const Tensor& tensor) {
   const int64_t last = tensor.dim() - 1;
   const bool dense = (tensor.size(last) == 1 || tensor.stride(last) == 1) &&
@@ -18,7 +18,7 @@ Tensor dense_inside(const Tensor& tensor) {
   return dense ? tensor : torch::stable::contiguous(tensor);
 }
 
-// A new tensor of `width` in the last axis, laid out batch-first in memory where `like` is.
+// Returns an uninitialised tensor like `like` with last size `width`, batch-first in memory if `like` is.
 Tensor empty_frames(const Tensor& like, int64_t width) {
   Sizes sizes = sizes_of(like);
   sizes.back() = width;
@@ -27,14 +27,14 @@ Tensor empty_frames(const Tensor& like, int64_t width) {
   return torch::stable::transpose(torch::stable::new_empty(like, sizes), 0, 1);
 }
 
-// The sizes of a call, and where the rows of a packed one begin.
+// The sizes of a call. starts: first frame of each row of a packed call, on CPU only.
 struct Call {
   GruShape shape;
   std::optional<Tensor> lengths;
   Sizes starts, frames;  // frames: the leading sizes of every tensor of frames, [T, B, D] or [N, D]
 };
 
-// `first` is gx, whose last axis is 3H wide, or y, whose last is H.
+// `first` is gx, with last size 3H and `gates` 3, or y, with last size H and `gates` 1.
 Call checked_call(const Checks& checks, const char* name, const Tensor& first, int64_t gates,
                   const std::optional<Tensor>& lengths, bool reset_after) {
   const ScalarType third = checks.cuda() ? ScalarType::Half : ScalarType::Double;
@@ -73,7 +73,7 @@ Sizes with(Sizes sizes, int64_t width) {
   return sizes;
 }
 
-// What the kernels of both devices read, laid out as they want it.
+// Checked inputs, in the layout that the kernels of both devices require.
 struct Operands {
   Call call;
   Tensor gx, w_hh;
@@ -136,7 +136,7 @@ Gradients gradients(const Call& call, const Tensor& y) {
 
 #ifndef SER_FAST_HOST
 
-// A [T, B, D, ...] tensor, or a packed [N, D, ...] one; nothing where the tensor is empty.
+// A [T, B, D, ...] or packed [N, D, ...] tensor; null data for the [0] tensor of an output that is not wanted.
 template <class T>
 Frames<T> frames(const Tensor& tensor, const Sizes& starts) {
   if (tensor.dim() < 3) return {};
@@ -145,7 +145,7 @@ Frames<T> frames(const Tensor& tensor, const Sizes& starts) {
   return {data, tensor.stride(0), tensor.stride(1), nullptr};
 }
 
-// Calls run with a value of the dtype's type.
+// Calls run with a zero of the dtype's C++ type.
 template <class Run>
 void dispatch(ScalarType type, const Run& run) {
   if (type == ScalarType::Float) run(float{});
@@ -190,8 +190,8 @@ std::tuple<Tensor, Tensor, Tensor> gru_backward(const Tensor& grad_y, const Tens
   return {out.grad_gx, out.grad_q, out.grad_h0};
 }
 
-// The plan of a shape on a device of these limits: what a block may have of shared memory in bytes, and how many
-// clusters of 1, 2, 4 and 8 blocks run at once. product: 0 half precision, 1 tf32, 2 three products of tf32.
+// Returns the plan of a shape as float64 [9], in the order of GruPlan. limits, int64 [5]: bytes of shared memory per
+// block and the number of clusters of 1, 2, 4 and 8 blocks that run at once. product: a GruProduct as an integer.
 Tensor gru_plan_of(const Tensor& limits, int64_t batch, int64_t directions, int64_t hidden, bool reset_after,
                    int64_t product, bool backward) {
   const int64_t* limit = pointer<int64_t>(limits);
@@ -223,7 +223,7 @@ GpuFrames<T> gpu_frames(const Tensor& tensor) {
           tensor.dim() == 4 ? tensor.stride(1) : 0};
 }
 
-// Whether two neighbouring units can be read and written at once wherever frames are: H is even with all strides.
+// Whether one access can move two neighbouring units: H, all strides and all addresses are multiples of a pair.
 bool in_pairs(const GruShape& shape, std::initializer_list<Tensor> tensors) {
   bool good = shape.hidden % 2 == 0;
   for (const Tensor& tensor : tensors) {
@@ -247,12 +247,12 @@ GruPlan plan_of(const Checks& checks, const Launch& launch, const GruShape& shap
   return plan;
 }
 
-// Where W_hh is laid out as the tensor cores want it.
+// Scratch memory for W_hh in the layout of the tensor cores.
 Tensor scratch(const GruShape& shape, GruProduct product, const GruPlan& plan, const Tensor& like) {
   return torch::stable::new_empty(like, Sizes{gru_packed_bytes(shape, product, plan.width)}, ScalarType::Byte);
 }
 
-// Frames that belong to no row, where packed lengths add up to less than there are, are nobody's to write.
+// Packed lengths on CUDA may add up to less than N; the kernels do not write the frames after the last row.
 void clear(std::initializer_list<Tensor> tensors) {
   for (Tensor tensor : tensors) torch::stable::zero_(tensor);
 }
@@ -310,7 +310,7 @@ std::tuple<Tensor, Tensor, Tensor> gru_backward_on_cuda(const Tensor& grad_y, co
   return {out.grad_gx, out.grad_q, out.grad_h0};
 }
 
-// The limits of the GPU that a tensor is on, as gru_plan takes them.
+// Returns the limits of the GPU that a tensor is on, in the form that gru_plan takes.
 Tensor gru_limits_of(const Tensor& like) {
   const Checks checks("gru_limits", "like", like, Side::kCuda);
   const Launch launch(checks, like);
@@ -324,7 +324,7 @@ Tensor gru_limits_of(const Tensor& like) {
   return out;
 }
 
-// Plans take no more than these limits from now on, in the form of gru_limits; what they may take then.
+// Caps the limits of all later plans at `most`, in the form of gru_limits. Returns the capped limits.
 Tensor gru_restrict_to(const Tensor& like, const Tensor& most) {
   const int64_t* limit = pointer<int64_t>(most);
   gru_restrict({limit[0], {limit[1], limit[2], limit[3], limit[4]}});

@@ -1,4 +1,4 @@
-// power_spectrogram: checks, allocation, dispatch on the dtype. ser_fast's op on CPU, ser_fast_cuda's on CUDA.
+// power_spectrogram, ser_fast::* on CPU and ser_fast_cuda::* on CUDA: checks, allocation, dispatch on the dtype.
 #include "../kernels/power_spectrogram.h"
 
 #include <atomic>
@@ -22,7 +22,7 @@ void check_number(const Checks& checks, const char* name, int64_t value, int64_t
                  "in " + std::to_string(low) + ".." + std::to_string(high));
 }
 
-// What the kernels of both devices read, laid out as they want it.
+// Checked inputs, in the layout that the kernels of both devices require.
 struct Operands {
   SpectrogramShape shape;
   Tensor wave, window;
@@ -74,7 +74,7 @@ void check_out(const Checks& checks, const Operands& given, const Tensor& out) {
 
 #ifndef SER_FAST_HOST
 
-// torch.stft refuses to reflect or wrap more samples than there are; so does this, row by row.
+// As in torch.stft, to pad p samples at each end reflect needs rows of more than p samples, circular of at least p.
 void check_padding(const Checks& checks, const SpectrogramShape& shape, const int64_t* lengths) {
   const int64_t padding = shape.n_fft / 2;
   if (shape.pad != Pad::kReflect && shape.pad != Pad::kCircular) return;
@@ -111,7 +111,7 @@ void run_forward(const Operands& given, const Tensor& out) {
       torch_threads());
 }
 
-// Checks of the values, then the kernel.
+// Checks the values, then runs the kernel.
 void run(const Checks& checks, const Operands& given, const Tensor& out) {
   const int64_t* lengths = pointer<int64_t>(given.lengths);
   check_padding(checks, given.shape, lengths);
@@ -176,7 +176,7 @@ void power_spectrogram_on_cuda(const Tensor& wave, const Tensor& window, int64_t
   check_out(checks, given, out);
   const SpectrogramPlan plan = spectrogram_plan(given.shape);
   checks.require(plan.passes > 0, "n_fft is " + std::to_string(n_fft),
-                 "a product of 2, 3 and 5 of which a block holds a transform");
+                 "a product of 2, 3 and 5 whose transform fits in a block's shared memory");
   const auto run = wave.scalar_type() == ScalarType::Short ? run_cuda<int16_t> : run_cuda<float>;
   const Tensor dense_roots = torch::stable::contiguous(roots);
   const Launch launch(checks, wave);

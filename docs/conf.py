@@ -8,7 +8,7 @@ project = "ser_fast"
 version = release = ser_fast.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
 myst_enable_extensions = ["dollarmath"]
-myst_heading_anchors = 2
+myst_heading_anchors = 3
 html_theme = "furo"
 html_title = "ser_fast"
 html_show_copyright = False

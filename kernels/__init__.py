@@ -1,1 +1,4 @@
-"""The kernels' sources: C++, CUDA and Triton, one file per op and backend, free of torch's headers."""
+"""Kernels: the mathematics of each op, one file per op and backend.
+
+C++ and CUDA files never see torch; Triton files import torch and triton and nothing of ser_fast.
+"""

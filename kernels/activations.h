@@ -34,7 +34,7 @@ SER_FAST_INLINE V exponential(V x) {
   }
 }
 
-// Of normal positive numbers and infinity.
+// Defined for positive normal numbers and infinity.
 template <class V>
 SER_FAST_INLINE V logarithm(V x) {
   if constexpr (std::is_same_v<Element<V>, double>) {

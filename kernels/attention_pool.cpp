@@ -1,5 +1,5 @@
-// Frame attention pooling on CPU: a task is one row of the batch and reads its frames once, some at a time, so
-// that what a first loop has read the second finds in the nearest cache.
+// Frame attention pooling on CPU. A task is one row of the batch; it reads the frames in chunks, so that the second
+// loop over a chunk finds it in the L1 cache.
 #include "attention_pool.h"
 
 #include <algorithm>
@@ -26,8 +26,8 @@ SER_FAST_INLINE T dot(const T* a, const T* b, int64_t width) {
   return sum_lanes(Vec<I, T>(sum + other));
 }
 
-// out[i] = exp(x[i] - largest), 1 where they are equal, for both may be -infinity; the sum is returned. What is below
-// the smallest normal float is 0.
+// Sets out[i] = exp(x[i] - largest) and returns the sum. Equal values give 1, because both may be -infinity; powers
+// below exp(-87), about the smallest normal float, are 0.
 template <class I, class T>
 SER_FAST_INLINE double exponentials(const T* x, T largest, T* out, int64_t size) {
   constexpr int64_t lanes = kLanes<I, T>;
@@ -41,7 +41,7 @@ SER_FAST_INLINE double exponentials(const T* x, T largest, T* out, int64_t size)
   return total;
 }
 
-// Softmax as it goes: `pooled` and `total` are relative to the largest score so far.
+// Online softmax: `pooled` and `total` are relative to the largest score so far.
 template <class I, class T>
 SER_FAST_INLINE void task(I, const PoolForward<T>& args, int64_t b) {
   constexpr int64_t lanes = kLanes<I, T>;

@@ -1,7 +1,7 @@
 // Frame attention pooling on CUDA: an online softmax over time, split over blocks and merged. See attention_pool.h.
 //
-// A group of 1 to 8 warps holds a frame, up to 32 elements a lane, while the next frame is on its way. Forward reads
-// h once; backward reads h once and writes its gradient once. No atomics: every sum has one order.
+// A group of 1 to 8 warps holds a frame, up to 32 elements per lane, and prefetches the next one. Forward reads h
+// once; backward reads h once and writes its gradient once. No atomics: every sum has a fixed order.
 #include "attention_pool.h"
 #include "device.h"
 
@@ -17,7 +17,7 @@ constexpr int kThreads = 32 * kWarps;
 template <class T, int PACKS, bool VECTOR>
 struct Lane {
   static constexpr int kPack = 16 / sizeof(T), kSize = PACKS * kPack;
-  int column, stride, width;  // the first pack's place, the packs' distance, D
+  int column, stride, width;  // column of the first pack, distance between packs, D
 
   SER_FAST_DEVICE Lane(int group, int64_t width) : width(static_cast<int>(width)) {
     column = (warp() % group * 32 + lane()) * kPack;
@@ -58,7 +58,7 @@ struct Lane {
     }
   }
 
-  // The groups' rows of sums, one after the other in shared memory, added into out [D].
+  // Adds up the sums of all groups through shared memory and writes them to out [D].
   SER_FAST_DEVICE void add_groups(const float (&sums)[kSize], int groups, float* out) const {
     float* rows = shared<float>() + 4 * kWarps;
     const int mine = warp() / (kWarps / groups);
@@ -83,7 +83,8 @@ SER_FAST_DEVICE float dot(const float (&a)[SIZE], const float (&b)[SIZE]) {
   return sum;
 }
 
-// Of the group's lanes. Every warp of the block comes here as often as the others; turn alternates.
+// Sum over the group's lanes. Contains a barrier: all warps of the block must call it equally often, and `turn` must
+// alternate between calls, because it selects one of two buffers.
 SER_FAST_DEVICE float group_sum(float x, int group, int turn) {
   x = warp_sum(x);
   if (group == 1) return x;
@@ -147,7 +148,7 @@ SER_FAST_KERNEL void forward(PoolForwardGpu<T> a) {
   lane_of.add_groups(sum, groups, partial + 2);
 }
 
-// Merges the runs of a row, a block for every kThreads of its weights and of its width.
+// Merges the runs of a row; each block writes kThreads of its weights and kThreads columns of pooled.
 template <class T>
 SER_FAST_KERNEL void merge(PoolForwardGpu<T> a) {
   const auto [B, T_, D] = a.shape;
@@ -182,7 +183,7 @@ SER_FAST_KERNEL void backward(PoolBackwardGpu<T> a) {
   lane_of.load(a.w, true, w);
   lane_of.load(a.grad_pooled + b * D, true, g);
   lane_of.load(a.pooled + b * D, true, now);
-  float mean = 0;  // of the weights' gradients over the whole row
+  float mean = 0;  // weighted mean of grad_weights over the whole row
   if (a.grad_weights) {
     for (int64_t t = thread(); t < length; t += kThreads)
       mean += widen(a.weights[b * T_ + t]) * widen(a.grad_weights[b * T_ + t]);
@@ -190,7 +191,7 @@ SER_FAST_KERNEL void backward(PoolBackwardGpu<T> a) {
   }
   const float center = group_sum(dot(g, now), group, 1) + mean;
   const T* h = a.h + b * a.row_stride;
-  const int64_t last = end < length ? end : length;  // frames behind it have a gradient of 0 and are not read
+  const int64_t last = end < length ? end : length;  // later frames have zero gradient and are not read
   lane_of.load(h + (begin + mine) * a.frame_stride, begin + mine < last, next);
   for (int64_t first = begin, turn = 0; first < end; first += groups, ++turn) {
     const int64_t t = first + mine, coming = t + groups;
@@ -216,7 +217,7 @@ SER_FAST_KERNEL void backward(PoolBackwardGpu<T> a) {
 }  // namespace
 
 PoolPlan pool_plan(const PoolShape& shape, int bytes, bool aligned) {
-  // Elements of a lane at most, frames of a run at least, runs of a row at most.
+  // Maximum elements per lane, minimum frames per run, maximum runs per row.
   constexpr int64_t kElements = 32, kRun = 64, kRuns = 64;
   PoolPlan plan = {};
   for (plan.group = 1; plan.group < kWarps && 32 * kElements * plan.group < shape.width;) plan.group *= 2;
@@ -239,7 +240,7 @@ namespace {
 template <class T, class Args>
 using Kernel = void (*)(Args);
 
-// The kernel for these packs, of forward or of backward.
+// Selects the kernel for the plan's packs and vector; Choice is Forward or Backward.
 template <template <class, int, bool> class Choice, class T, class Args>
 Kernel<T, Args> choose(const PoolPlan& plan) {
   switch (plan.packs * 2 + plan.vector) {

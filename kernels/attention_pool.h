@@ -50,16 +50,16 @@ void attention_pool_forward_cpu(const PoolForward<T>& args, const Parallel& para
 template <class T>
 void attention_pool_backward_cpu(const PoolBackward<T>& args, const Parallel& parallel);
 
-// On a GPU a row's frames are split into runs, one block each; ``scores`` and ``partial`` are float32 scratch. The
-// lanes of a block hold frames no wider than this.
+// On a GPU a row's frames are split into runs, one block each; ``scores`` and ``partial`` are float32 scratch.
+// kPoolWidest is the largest D that the lanes of a block can hold.
 constexpr int64_t kPoolWidest = 8192;
 
 struct PoolPlan {
   int64_t run;  // frames of a run
-  int runs;     // of a row
+  int runs;     // per row
   int group;    // warps that hold a frame: 1, 2, 4 or 8
-  int packs;    // of 16 bytes in each of their lanes: 1, 2, 4 or 8; 0 if a frame is too wide
-  int vector;   // 1 where every frame begins at a multiple of 16 bytes
+  int packs;    // packs of 16 bytes per lane: 1, 2, 4 or 8; 0 if a frame is too wide
+  int vector;   // 1 if every frame begins at a multiple of 16 bytes
   int parts;    // blocks that merge a row
   size_t shared;  // bytes of shared memory
 };
@@ -96,7 +96,7 @@ struct PoolBackwardGpu {
   float* partial;  // [B, runs, D]: their sum is the gradient of w
 };
 
-// Of float, gpu::Half and gpu::Bfloat, on a stream of the driver's. 0, or the driver's error.
+// T is float, gpu::Half or gpu::Bfloat; stream is a cudaStream_t. Returns 0 or the CUDA error.
 template <class T>
 int attention_pool_forward_cuda(const PoolForwardGpu<T>& args, void* stream);
 

@@ -1,8 +1,10 @@
 """Frame attention pooling in Triton: an online softmax over time, split over programs and merged.
 
-Forward, a program reads a run of a row's frames once and keeps the scores' maximum, their sum of exponentials and the
-weighted sum of frames; a second, small kernel merges the runs and turns scores into weights. Backward, a program
-reads a run once and writes its gradient once. Sums are float32, and no order of addition is left to chance.
+In the forward a program reads a run of a row's frames once and keeps the scores' maximum, their sum of exponentials
+and the weighted sum of frames; a second, small kernel merges the runs and turns scores into weights. In the backward
+a program reads a run once and writes its gradient once. Sums are in float32 and in a fixed order.
+
+The launchers write into outputs that the caller has allocated and whose arguments it has checked.
 """
 
 import itertools
@@ -12,8 +14,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
-from ser_fast.ops import attention_pool as op
 
 TILE = 4096  # elements of h that a program holds at once
 WARPS = 4
@@ -131,9 +131,9 @@ def _backward(
 
 
 def plan(frames: int, width: int) -> tuple[dict, int, int]:
-    """Block sizes, the frames of a run and the runs of a row; no blocks where rows are too wide to be held.
+    """Return block sizes, the frames of a run and the runs of a row; no blocks if rows are too wide to be held.
 
-    Widths that are no multiple of 16 are not read in vectors, which takes more registers.
+    Widths that are not a multiple of 16 cannot be read in vectors, which takes more registers.
     """
     block = max(64, triton.next_power_of_2(width))
     tile = max(1, (TILE // 2 if width % 16 else TILE) // block)
@@ -141,24 +141,32 @@ def plan(frames: int, width: int) -> tuple[dict, int, int]:
     return {"BLOCK_T": tile, "BLOCK_D": block} if block <= TILE else {}, run, triton.cdiv(frames, run)
 
 
+def fits(width: int) -> bool:
+    """Return whether a program can hold frames of this width."""
+    return bool(plan(1, width)[0])
+
+
 def _rows(h: Tensor) -> Tensor:
-    """With features in one piece, beginning where a vector may; rows and frames may have any strides."""
+    """Return h with contiguous, aligned features; rows and frames keep any strides."""
     aligned = h.data_ptr() % 16 == 0 and (h.shape[2] % 16 or not any(step % 16 for step in h.stride()[:2]))
     return h if h.stride(2) == 1 and aligned else h.clone(memory_format=torch.contiguous_format)
 
 
 def _lengths(lengths: Tensor | None, like: Tensor) -> Tensor:
-    """An empty tensor stands for lengths that are not read."""
+    """Return lengths as int64; an empty tensor stands for lengths that are not read."""
     return like.new_empty(0, dtype=torch.int64) if lengths is None else lengths.to(torch.int64).contiguous()
 
 
-def attention_pool(h: Tensor, w: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The op ``ser_fast::attention_pool`` for float32, float16 and bfloat16."""
-    pooled, weights = op.new_outputs(h, w, lengths)
+def attention_pool(
+    h: Tensor, w: Tensor, lengths: Tensor | None, pooled: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Launch ``ser_fast::attention_pool`` for float32, float16 and bfloat16, for widths that :func:`fits`.
+
+    Args:
+        pooled, weights: outputs ``[B, D]`` and ``[B, T]``, contiguous, which are returned.
+    """
     batch, frames, width = h.shape
     blocks, run, runs = plan(frames, width)
-    if not blocks:
-        return op.reference(h, w, lengths)
     h, given = _rows(h), int(lengths is not None)
     lengths = _lengths(lengths, h)
     scores = h.new_empty(batch, frames, dtype=torch.float32)
@@ -195,12 +203,10 @@ def attention_pool_backward(
     weights: Tensor,
     lengths: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The op ``ser_fast::attention_pool_backward`` for float32, float16 and bfloat16."""
-    grad_h, _ = op.new_gradients(grad_pooled, grad_weights, h, w, pooled, weights, lengths)
+    """Launch ``ser_fast::attention_pool_backward`` for half precision and float32, for widths that :func:`fits`."""
+    grad_h = h.new_empty(h.shape)
     batch, frames, width = h.shape
     blocks, run, runs = plan(frames, width)
-    if not blocks:
-        return op.reference_backward(grad_pooled, grad_weights, h, w, pooled, weights, lengths)
     h, weights = _rows(h), weights.contiguous()
     mean = h.new_empty(0, dtype=torch.float32)
     if grad_weights is not None:
@@ -217,7 +223,7 @@ def attention_pool_backward(
 
 
 def configurations() -> Iterator[dict]:
-    """Every kernel that :func:`plan` can choose, as its ahead-of-time compilation wants it."""
+    """Yield every kernel that :func:`plan` can choose, in the form that ahead-of-time compilation takes."""
     fixed = {"lengths": "*i64"} | dict.fromkeys(("scores", "partial", "mean"), "*fp32")
     powers = [64 << power for power in range(20) if plan(1, 64 << power)[0]]
     for kernel, dtype in itertools.product((_forward, _backward, _merge), ("*fp16", "*bf16", "*fp32")):

@@ -1,8 +1,8 @@
-// What a CUDA kernel asks of the hardware: one body for the device, one for the host.
+// Hardware primitives of the CUDA kernels, each with a body for the device and one for the host.
 //
-// nvcc sees intrinsics and PTX. A host compiler sees calls of a runner (tests/native/runner.cpp) that gives every
-// thread of a cluster's blocks a fiber, so that the same kernel source runs, and is tested, where there is no GPU.
-// What the host cannot show: memory ordering and its fences, the tensor cores' own rounding, real timing.
+// nvcc compiles intrinsics and PTX. A host compiler compiles calls of a runner (tests/native/runner.cpp) that runs
+// every thread of a cluster as a fiber, so that the same kernel source can be tested without a GPU. The host does not
+// model memory ordering and fences, the rounding of the tensor cores, or timing.
 #pragma once
 
 #include <cmath>
@@ -30,7 +30,7 @@
 
 namespace ser_fast::gpu {
 
-// float16 and bfloat16 as they lie in memory.
+// float16 and bfloat16 as bits.
 struct Half {
   uint16_t bits;
 };
@@ -39,16 +39,16 @@ struct Bfloat {
 };
 
 #ifndef __CUDACC__
-// Provided by the runner, for the fiber that asks.
+// Defined by the runner; all but run refer to the calling fiber.
 namespace host {
 int thread();
 int block();
-int rank();  // of the block in its cluster
+int rank();  // of the block in the cluster
 void* shared();
 void barrier(int line);
 void barrier_of(int id, int threads, int line);
 void cluster_barrier(int line);
-// Once every lane of the warp has come to this line, work runs on what each of them gave.
+// Waits until every lane of the warp has called this at the same line, then runs work once on their values of mine.
 void together(void* mine, void (*work)(void* const* all), int line);
 void mbarrier_init(void* barrier, int arrivals);
 void mbarrier_expect(void* barrier, int bytes);
@@ -57,12 +57,12 @@ void push(const void* value, int bytes, void* where, void* counted, int rank);
 void copy_async(void* to, const void* from, int bytes, bool valid);
 void copy_commit();
 void copy_wait(int pending);
-// Runs a grid cluster by cluster. Throws std::runtime_error naming who waits where if no thread can go on.
+// Runs a grid cluster by cluster. Throws std::runtime_error if no thread can continue, with the line each waits at.
 void run(int blocks, int threads, int cluster, size_t shared, uint64_t seed, const std::function<void()>& kernel);
 }  // namespace host
 #endif
 
-// Clusters of blocks, their barriers and stores into each other's shared memory: compute capability 9.0 and later.
+// Clusters of blocks, with barriers and stores into each other's shared memory, need compute capability 9.0 or later.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 constexpr bool kClusters = false;
 #else
@@ -96,13 +96,13 @@ SER_FAST_DEVICE T* shared() {
 #endif
 }
 
-// Every thread of the block comes to a barrier, every lane of the warp to a shuffle: the same one, which the host
-// checks by the caller's line.
+// All threads of the block must reach the same barrier, and all lanes of the warp the same shuffle. The host checks
+// this by the caller's line.
 #ifdef __CUDACC__
 SER_FAST_DEVICE void barrier() { __syncthreads(); }
-// Of these threads alone; id in 1..15.
+// Barrier of ``threads`` threads of the block; id in 1..15.
 SER_FAST_DEVICE void barrier_of(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
-// The value of the lane whose number differs in these bits.
+// Returns the x of lane ``lane() ^ bits``.
 template <class T>
 SER_FAST_DEVICE T shuffle_xor(T x, int bits) {
   return __shfl_xor_sync(0xffffffffu, x, bits);
@@ -126,7 +126,7 @@ T shuffle_xor(T x, int bits, int line = __builtin_LINE()) {
 }
 #endif
 
-// Lanes that a branch parted go on together, as products want them.
+// Reconverges the lanes of a warp after a branch, as tensor core products require.
 SER_FAST_DEVICE void converge() {
 #ifdef __CUDACC__
   __syncwarp();
@@ -215,19 +215,19 @@ SER_FAST_DEVICE void narrow(float x, Bfloat* out) {
 #endif
 }
 
-// What one thread reads or writes at once: 16 bytes.
+// 16 bytes, read or written in one access.
 template <class T>
 struct alignas(16) Pack {
   T value[16 / sizeof(T)];
 };
 
-// Two neighbours, read and written at once.
+// Two neighbouring elements, read and written in one access.
 template <class T>
 struct alignas(2 * sizeof(T)) Pair {
   T value[2];
 };
 
-// To the nearest of tf32's numbers, which have 10 bits behind the point; ties away from zero.
+// Rounds to the nearest tf32 number (10 fraction bits), ties away from zero.
 SER_FAST_DEVICE float round_tf32(float x) {
   uint32_t bits;
 #ifdef __CUDACC__
@@ -241,13 +241,13 @@ SER_FAST_DEVICE float round_tf32(float x) {
 #endif
 }
 
-// What tf32 keeps of x if it is cut off, as bits; and the rest.
+// x truncated to tf32 and the remainder, both as the bits of a float.
 struct Tf32Parts {
   uint32_t high, low;
 };
 SER_FAST_DEVICE Tf32Parts split_tf32(uint32_t x) {
 #ifdef __CUDACC__
-  uint32_t high;  // volatile: cut again wherever it is wanted, or parts of loop constants would fill the registers
+  uint32_t high;  // volatile: recomputed at every use, or hoisted parts of loop constants would fill the registers
   asm volatile("and.b32 %0, %1, 0xffffe000;" : "=r"(high) : "r"(x));
   return {high, __float_as_uint(__uint_as_float(x) - __uint_as_float(high))};
 #else
@@ -262,10 +262,10 @@ SER_FAST_DEVICE Tf32Parts split_tf32(uint32_t x) {
 #endif
 }
 
-// Tensor core products of one warp: sum [16, 8] += a [16, K] b [K, 8], K = 32 bytes of T, float being taken as tf32.
-// With g = lane / 4 and t = lane % 4 a lane has sum of rows g, g + 8 and columns 2t, 2t + 1; a of the same rows and b of
-// column g at two places along K, the second half a row later: halves 2t, 2t + 1 or float t. Volatile, because it must not
-// move under a branch that lanes part at.
+// Tensor core product of one warp: sum [16, 8] += a [16, K] b [K, 8], with K = 32 bytes of T; float is read as tf32.
+// With g = lane / 4 and t = lane % 4, a lane holds sum at rows g, g + 8 and columns 2t, 2t + 1, a at rows g, g + 8
+// and b at column g; a and b each at two places K / 2 apart: elements 2t, 2t + 1 of 16 bits, or float t. Volatile, so
+// that the compiler does not move it into divergent code.
 #ifdef __CUDACC__
 #define SER_FAST_MMA(T, KIND)                                                                                       \
   SER_FAST_DEVICE void multiply(T, float(&sum)[4], const uint32_t(&a)[4], const uint32_t(&b)[2]) {                  \
@@ -279,7 +279,7 @@ SER_FAST_MMA(float, "m16n8k8.row.col.f32.tf32.tf32")
 #undef SER_FAST_MMA
 #else
 namespace host {
-// The values in 32 bits, widened: two halves, or one float cut off to tf32.
+// Value i of a 32-bit operand, widened: one of two halves, or a float truncated to tf32.
 inline float part(Half, uint32_t bits, int i) { return widen(Half{static_cast<uint16_t>(bits >> 16 * i)}); }
 inline float part(Bfloat, uint32_t bits, int i) { return widen(Bfloat{static_cast<uint16_t>(bits >> 16 * i)}); }
 inline float part(float, uint32_t bits, int) {
@@ -314,7 +314,7 @@ void multiply(T, float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]
 }
 #endif
 
-// Copies from global to shared memory that this thread starts now and waits for later, in groups; invalid ones write 0.
+// Asynchronous copy from global to shared memory, waited for in groups by the same thread. Invalid copies write 0.
 template <int BYTES>
 SER_FAST_DEVICE void copy_async(void* to, const void* from, bool valid) {
 #ifdef __CUDACC__
@@ -332,7 +332,7 @@ SER_FAST_DEVICE void copy_commit() {
   host::copy_commit();
 #endif
 }
-// Until no more than these youngest groups are on their way.
+// Waits until at most the PENDING youngest groups are in flight.
 template <int PENDING>
 SER_FAST_DEVICE void copy_wait() {
 #ifdef __CUDACC__
@@ -342,7 +342,7 @@ SER_FAST_DEVICE void copy_wait() {
 #endif
 }
 
-// A cluster's blocks store into each other's shared memory; an mbarrier there counts the bytes that have come.
+// The blocks of a cluster store into each other's shared memory; an mbarrier there counts the bytes received.
 using Mbarrier = uint64_t;
 
 #ifdef __CUDACC__
@@ -353,7 +353,7 @@ SER_FAST_DEVICE int cluster_rank() {
   asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
 }
-// Of its own it orders nothing but the mbarriers' initialisation, which has a fence.
+// Relaxed: it only has to order the initialisation of the mbarriers, which has a fence of its own.
 SER_FAST_DEVICE void cluster_barrier() {
   asm volatile("barrier.cluster.arrive.relaxed;\nbarrier.cluster.wait;" ::: "memory");
 }
@@ -366,7 +366,7 @@ SER_FAST_DEVICE void mbarrier_expect(Mbarrier* barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
                : "memory");
 }
-// Only what lies in the cluster's shared memory has to be seen: a wait that acquires everything would empty the L1 cache.
+// Acquires the cluster's shared memory only: a wait that acquires all memory would invalidate the L1 cache.
 #if __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1208
 #define SER_FAST_TRY_WAIT "mbarrier.try_wait.parity.relaxed.cluster.shared::cta.b64"
 #define SER_FAST_ACQUIRE "fence.acquire.sync_restrict::shared::cluster.cluster;"
@@ -383,7 +383,7 @@ SER_FAST_DEVICE void mbarrier_wait(Mbarrier* barrier, int parity) {
                  : "memory");
   asm volatile(SER_FAST_ACQUIRE ::: "memory");
 }
-// value to the place that `where` is in the block of this rank, counted by its barrier.
+// Stores value at the address of `where` in the block of this rank, whose mbarrier `counted` counts the bytes.
 template <class T>
 SER_FAST_DEVICE void push(const Pair<T>& value, Pair<T>* where, Mbarrier* counted, int rank) {
   uint32_t to, barrier;
@@ -403,9 +403,9 @@ SER_FAST_DEVICE void push(const Pair<T>& value, Pair<T>* where, Mbarrier* counte
 inline int cluster_rank() { return host::rank(); }
 inline void cluster_barrier(int line = __builtin_LINE()) { host::cluster_barrier(line); }
 inline void mbarrier_init(Mbarrier* barrier, int arrivals) { host::mbarrier_init(barrier, arrivals); }
-// Arrives, and lets this phase end only once so many bytes have come.
+// Arrives, and adds `bytes` to those that must arrive before the phase ends.
 inline void mbarrier_expect(Mbarrier* barrier, int bytes) { host::mbarrier_expect(barrier, bytes); }
-// Until the phase of this parity has ended.
+// Waits until the phase of this parity has ended.
 inline void mbarrier_wait(Mbarrier* barrier, int parity, int line = __builtin_LINE()) {
   host::mbarrier_wait(barrier, parity, line);
 }
@@ -415,14 +415,15 @@ void push(const Pair<T>& value, Pair<T>* where, Mbarrier* counted, int rank) {
 }
 #endif
 
-// 0, or the driver's error. On the host the stream is the seed of the order in which threads run.
+// A cudaStream_t; on the host, the seed of the order in which threads run.
 using Stream = void*;
 
+// Returns 0 or the CUDA error.
 template <class Args>
 int launch(void (*kernel)(Args), int blocks, int threads, size_t shared, Stream stream, const Args& args, int cluster = 1) {
 #ifdef __CUDACC__
   if (shared > 48 * 1024) {
-    // All that there is: the attribute is the kernel's, and less would refuse what another host thread launches.
+    // The device's maximum, because the attribute belongs to the kernel and another host thread may need more memory.
     int device = 0, most = 0;
     cudaError_t failed = cudaGetDevice(&device);
     if (!failed) failed = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);

@@ -1,5 +1,5 @@
-// GRU recurrence on CPU: a task is one direction of a few batch rows and walks all their frames, so no
-// task ever waits for another. The rows of a task are alike in length and stop one after the other.
+// GRU recurrence on CPU. A task computes all frames of a few batch rows in one direction, so tasks never wait for
+// each other. The rows of a task are of similar length; each leaves the loop after its own last frame.
 #include "gru.h"
 
 #include <algorithm>
@@ -15,7 +15,7 @@ namespace {
 
 constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
-// What the recurrent products multiply: values, or with AVX512-BF16 bfloat16 in pairs along the depth.
+// Operand type of the recurrent products: the compute type, or with AVX512-BF16 pairs of bfloat16 along the depth.
 template <class I, class S>
 struct Factor {
   using Type = Wide<S>;
@@ -35,7 +35,7 @@ SER_FAST_INLINE V multiply_add(V sum, const T* left, const T* right) {
 }
 
 #if SER_FAST_X86
-// Written as an instruction because the compiler's builtin may not stand in a function that all instruction sets share.
+// Inline assembly, because the compiler rejects the builtin in a function that all instruction sets share.
 SER_FAST_INLINE Vec<Avx512, float> multiply_add(Vec<Avx512, float> sum, const Bf16* left, const Bf16* right) {
   typedef int Pair __attribute__((may_alias));
   Vec<Avx512, float> w;
@@ -45,7 +45,7 @@ SER_FAST_INLINE Vec<Avx512, float> multiply_add(Vec<Avx512, float> sum, const Bf
 }
 #endif
 
-// A recurrent weight matrix cut into panels of V vectors' columns, each dense and read front to back: [depth, V, lanes].
+// A recurrent weight matrix in panels of V vectors of columns, each dense and read in order: [depth, V, lanes].
 template <class I, class S, int V>
 class Panels {
  public:
@@ -54,12 +54,12 @@ class Panels {
 
   Panels() = default;
 
-  // The depth has `parts` parts of H elements, padded to `part` each. column(p, v, lane) points to a column's first
-  // element, from which the others are `stride` and the other parts H * H apart, or is null for padding.
+  // The depth has `parts` parts of H elements, padded to `part` each. column(p, v, lane) returns a column's first
+  // element, or null for padding; the column's elements are `stride` apart, its parts H * H.
   template <class Column>
   Panels(int64_t count, int64_t parts, int64_t part, int64_t H, int64_t stride, const Column& column)
       : size_(parts * part * V * kLane), data_(count * size_) {
-    constexpr int64_t block = 16;  // of the depth: both sides of the copy stay in the nearest cache
+    constexpr int64_t block = 16;  // of the depth: both sides of the copy stay in the L1 cache
     for (int64_t p = 0; p < count; ++p)
       for (int64_t i = 0; i < parts; ++i)
         for (int64_t first = 0; first < H; first += block)
@@ -108,7 +108,7 @@ SER_FAST_INLINE void product(const typename Factor<I, S>::Type* left, int64_t st
     for (int v = 0; v < V; ++v) store(out + (row * V + v) * lanes, sum[row][v]);
 }
 
-// The rows that one task walks, the longest first.
+// The rows of one task, the longest first.
 struct Tile {
   static constexpr int64_t kMost = 8;
   int64_t direction, rows;
@@ -117,7 +117,7 @@ struct Tile {
   int64_t frame(int64_t i, int64_t step) const { return direction ? length[i] - 1 - step : step; }
 };
 
-// All rows in tiles, those with the most work first.
+// Splits all rows into tiles, sorted by descending work.
 std::vector<Tile> tiles_of(const GruShape& shape, const int64_t* lengths, int64_t most_rows, int64_t threads) {
   std::vector<int64_t> order(shape.batch);
   std::iota(order.begin(), order.end(), 0);
@@ -139,13 +139,13 @@ std::vector<Tile> tiles_of(const GruShape& shape, const int64_t* lengths, int64_
 
 template <class S>
 void zero_tail(const Frames<S>& tensor, const GruShape& shape, const Tile& tile, int64_t width) {
-  if (tensor.starts) return;  // packed, there is none
+  if (tensor.starts) return;  // packed rows have no padding
   for (int64_t i = 0; i < tile.rows; ++i)
     for (int64_t t = tile.length[i]; t < shape.frames; ++t)
       std::fill_n(tensor.at(t, tile.row[i]) + tile.direction * width, width, S{});
 }
 
-// One direction's W_hh and b_hh as the products want them. Depths and columns are padded to whole vectors by zeros.
+// One direction's W_hh and b_hh in the layout of the products. Depths and columns are zero-padded to whole vectors.
 template <class I, class S>
 struct ForwardWeights {
   using T = Wide<S>;
@@ -153,10 +153,10 @@ struct ForwardWeights {
 
   int64_t depth, blocks, pairs;  // H padded; vectors of hidden units; pairs of them
   Panels<I, S, 3> all;           // reset_after: r, z and n of one vector of hidden units
-  Panels<I, S, 2> gates;         // otherwise: r and z of one,
-  Panels<I, S, 2> candidate;     // and n of two
-  std::vector<T> gate_bias;      // [blocks, 3, lanes]; without reset_after the third is unused,
-  std::vector<T> candidate_bias;  // [2 * pairs, lanes]
+  Panels<I, S, 2> gates;         // otherwise: r and z of one vector
+  Panels<I, S, 2> candidate;     // otherwise: n of two vectors
+  std::vector<T> gate_bias;      // [blocks, 3, lanes]; without reset_after the third is unused
+  std::vector<T> candidate_bias;  // [2 * pairs, lanes]; unused with reset_after
 
   ForwardWeights(const S* w, const S* b, int64_t H, bool reset_after)
       : depth(round_up(H, kLane)),
@@ -176,7 +176,7 @@ struct ForwardWeights {
   }
 };
 
-// The left factors of a product: for float the values themselves, for bfloat16 pairs their rounded copy.
+// Left operands of a product: the values themselves or, for bfloat16 pairs, their rounded copies.
 template <class I, class S>
 struct Left {
   using F = typename Factor<I, S>::Type;
@@ -193,8 +193,8 @@ struct ForwardScratch {
   using T = Wide<S>;
   int64_t width;
   std::vector<T> state, next, sums;  // [rows, width] twice; [rows, 3, lanes]
-  std::vector<T> update;             // z, for the second product's turn
-  Left<I, S> h, h_next, q;           // what the products read: h, its successor, r h
+  std::vector<T> update;             // z, kept until after the second product
+  Left<I, S> h, h_next, q;           // operands of the products: h, the next h, r h
 
   explicit ForwardScratch(const ForwardWeights<I, S>& weights)
       : width(weights.pairs * 2 * kLanes<I, T>),
@@ -207,7 +207,7 @@ struct ForwardScratch {
         q(I::kRows, width) {}
 };
 
-// Where a row of a step lies in the tensors; gates is null where none is kept.
+// A row's data at one step; gates is null if none are saved.
 template <class S>
 struct ForwardRow {
   const S* gx;
@@ -339,15 +339,14 @@ SER_FAST_INLINE void forward_tile(const GruForward<S>& args, const ForwardWeight
   if (args.gates.data) zero_tail(args.gates, shape, tile, 4 * shape.hidden);
 }
 
-// The products of the backward multiply by W itself where the forward's multiply by its transpose. Each gate's part of
-// the depth is padded to whole vectors.
+// Backward multiplies by W, forward by its transpose. Each gate's part of the depth is padded to whole vectors.
 template <class I, class S>
 struct BackwardWeights {
   static constexpr int64_t kLane = kLanes<I, Wide<S>>;
 
   int64_t part, pairs;           // H padded to one vector; pairs of vectors of hidden units
   Panels<I, S, 2> gates;         // [3 part, H], or [2 part, H] (r, z)
-  Panels<I, S, 2> candidate;     // [part, H] where the candidate has a product of its own
+  Panels<I, S, 2> candidate;     // [part, H], without reset_after only
 
   BackwardWeights(const S* w, const S*, int64_t H, bool reset_after)
       : part(round_up(H, kLane)), pairs(round_up(H, 2 * kLane) / (2 * kLane)) {
@@ -366,7 +365,7 @@ struct BackwardScratch {
   using T = Wide<S>;
   int64_t width;
   std::vector<T> grad_h, sums;  // [rows, width]; [rows, 2, lanes]
-  Left<I, S> gates, candidate;  // what the products read: the gradients of r, z and, with reset_after, q; of n
+  Left<I, S> gates, candidate;  // gradients that the products read: r, z and, with reset_after, q; n
 
   BackwardScratch(const BackwardWeights<I, S>& weights, bool reset_after)
       : width(weights.pairs * 2 * kLanes<I, T>),
@@ -378,7 +377,7 @@ struct BackwardScratch {
 
 template <class S>
 struct BackwardRow {
-  const S *before, *gates, *grad_y;  // before is null for a state of zeros
+  const S *before, *gates, *grad_y;  // before: the previous state, null for zeros
   S *grad_gx, *grad_q;
 };
 

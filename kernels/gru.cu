@@ -27,7 +27,8 @@ SER_FAST_DEVICE uint32_t as_bits(float x) {
   return bits;
 }
 
-// Two neighbours along K, or one float, as the tensor cores take them. They are no further apart than ``stride``.
+// One 32-bit operand of the tensor cores: two 16-bit neighbours along K, ``stride`` elements apart, or one float.
+// Only the first ``valid`` of them exist; the others are 0.
 template <class T>
 SER_FAST_DEVICE uint32_t packed_word(const T* at, int64_t stride, int valid, bool) {
   uint32_t low = valid > 0 ? at[0].bits : 0, high = valid > 1 ? at[stride].bits : 0;
@@ -62,7 +63,7 @@ SER_FAST_KERNEL void pack(GruPacking<T> a) {
   a.out[index] = fragment;
 }
 
-// What a thread works with on its way through the steps; a step reads ITEMS pairs of units of each of its rows.
+// A thread's data over all steps. A step reads ITEMS pairs of units for each of the thread's rows.
 template <class C, int ITEMS>
 struct Walk {
   using T = typename C::T;
@@ -74,7 +75,7 @@ struct Walk {
   Ring<C, ITEMS> ring;
   Weights<C> weights;
 
-  // An even exchange tells the others this many arrays, an odd one so many.
+  // even, odd: number of arrays that an even and an odd exchange sends.
   template <class Args>
   SER_FAST_DEVICE Walk(const Args& a, bool backward, int even, int odd)
       : place(a.shape, a.plan, a.packed, a.lengths),
@@ -99,7 +100,7 @@ struct Walk {
   SER_FAST_DEVICE S* state(S* states, int j) const {
     return states + first_state + static_cast<int64_t>(place.row[j]) * H + unit;
   }
-  // And in part ``part`` of ``parts`` of a frame.
+  // The same in part ``part`` of a frame of ``parts`` parts of H elements.
   template <class S>
   SER_FAST_DEVICE S* at(const GpuFrames<S>& tensor, int j, int step, int parts, int part) const {
     return place.frame(tensor, j, step) + (place.direction * parts + part) * H + unit;
@@ -116,7 +117,7 @@ struct Walk {
     for (int j = 0; j < C::kMine; ++j)
       if (place.row[j] >= 0 && unit < H) put(state(states, j), in[j][0], in[j][1], ring.vector, unit + 1 < H);
   }
-  // Zeros past a row's length.
+  // Stores zeros past a row's length.
   SER_FAST_DEVICE void store(const GpuFrames<T>& tensor, int parts, int part, int step,
                              const float (&in)[C::kMine][2]) const {
     SER_FAST_UNROLL
@@ -170,7 +171,7 @@ SER_FAST_DEVICE void walk(const GruForwardGpu<typename C::T>& a) {
         SER_FAST_UNROLL
         for (int j = 0; j < kMine; ++j) way.ring.read(step, g, j, gx[g][j]);
     };
-    if (C::kSplit == 2) read();  // before the barrier in gather, which would hold it back
+    if (C::kSplit == 2) read();  // before the barrier in gather, which would delay it
     gather<C, kFirst>(sum, way.scratch, own);
     if (C::kSplit == 1) read();
     SER_FAST_UNROLL
@@ -221,14 +222,14 @@ SER_FAST_DEVICE void walk(const GruForwardGpu<typename C::T>& a) {
 template <class C, bool RESET_AFTER>
 SER_FAST_DEVICE void walk(const GruBackwardGpu<typename C::T>& a) {
   using T = typename C::T;
-  // What a step reads: grad_y, the state before, r, z, n and, where it is not r times that state, q.
+  // Items of a step: grad_y, the previous state, r, z, n and, with reset_after, q (else q is r times that state).
   constexpr int kMine = C::kMine, kItems = RESET_AFTER ? 6 : 5, kArray = C::kParts * C::kRows * C::kStride;
-  constexpr bool kLate = C::kSplit == 2;  // inputs are asked for while gradients cross the cluster
+  constexpr bool kLate = C::kSplit == 2;  // fetch the inputs while the gradients cross the cluster
   const Walk<C, kItems> way(a, true, RESET_AFTER ? 3 : 2, RESET_AFTER ? 3 : 1);
   const int steps = way.steps, stages = a.plan.stages;
   float grad_h[kMine][2];
   way.load_state(a.grad_h_n, grad_h);
-  // In the order of the walk, ``turn`` 0 being the last step.
+  // Turns count the steps from the last one, turn 0, to the first.
   const auto fetch = [&](int turn) {
     const int step = steps - 1 - turn;
     SER_FAST_UNROLL
@@ -291,13 +292,13 @@ SER_FAST_DEVICE void walk(const GruBackwardGpu<typename C::T>& a) {
       way.store(a.grad_gx, 3, 1, step, pre_z);
       way.store(a.grad_gx, 3, 2, step, pre_n);
       if (kLate) fetch(turn + stages - 1);
-      float two[2][C::kTiles][4], both[2][kMine][2];  // of the update gate and of the candidate
+      float two[2][C::kTiles][4], both[2][kMine][2];  // products of the update gate and of the candidate
       products<C, 1, 2>(way.weights, way.exchange.wait(e), kArray, two);
       way.exchange.renew(e);
       gather<C, 2>(two, way.scratch, both);
       SER_FAST_UNROLL
       for (int j = 0; j < kMine; ++j) {
-        float before[2], r[2];  // read again rather than kept
+        float before[2], r[2];  // read again to save registers
         way.ring.read(turn, 1, j, before);
         way.ring.read(turn, 2, j, r);
         SER_FAST_UNROLL
@@ -326,7 +327,7 @@ SER_FAST_DEVICE void walk(const GruBackwardGpu<typename C::T>& a) {
   copy_wait<0>();
 }
 
-// Kernels for clusters are empty on devices that have none.
+// Kernels that need clusters are empty on architectures without them.
 template <class C, bool RESET_AFTER, class Args>
 SER_FAST_KERNEL void SER_FAST_BOUNDS(C::kSize.threads()) run(Args args) {
   if constexpr (kClusters || C::kSplit == 1) walk<C, RESET_AFTER>(args);
@@ -385,7 +386,7 @@ int gru_limits(GruLimits* limits) {
                                            std::pair(&clusters, cudaDevAttrClusterLaunch)})
       if (const int failed = cudaDeviceGetAttribute(value, attribute, device)) return failed;
     GruLimits found = {shared, {blocks, 0, 0, 0}};
-    // A block of any of these kernels takes nearly all of a multiprocessor's registers.
+    // One kernel stands for all: a block of each takes nearly all registers of a multiprocessor.
     const auto kernel = run<GruCase<Half, kGruHalf[5], false>, true, GruForwardGpu<Half>>;
     for (int power = 1; power < 4 && clusters; ++power) {
       cudaLaunchAttribute attribute = {};
@@ -397,7 +398,7 @@ int gru_limits(GruLimits* limits) {
       config.attrs = &attribute;
       config.numAttrs = 1;
       int at_once = 0;
-      // A size that the device refuses does not fit.
+      // A cluster size that the device rejects counts as 0.
       if (cudaOccupancyMaxActiveClusters(&at_once, kernel, &config) != cudaSuccess) at_once = 0;
       found.active[power] = at_once;
     }

@@ -21,8 +21,8 @@ struct GruShape {
   bool reset_after;
 };
 
-// A [T, B, D, ...] tensor whose last two axes are dense; strides are in elements. Or a packed one, [N, D, ...], whose
-// rows lie one after the other without padding: row b's frames begin at starts[b].
+// A [T, B, D, ...] tensor whose last two axes are dense; strides are in elements. Or a packed tensor, [N, D, ...],
+// whose rows follow one another without padding: row b's frames begin at starts[b].
 template <class T>
 struct Frames {
   T* data;
@@ -34,8 +34,8 @@ struct Frames {
   }
 };
 
-// The backward reads the gates that the forward saved: writing them costs a fifth of the forward (8.2 against 9.8 ms at
-// T=200 B=64 H=128), while computing them again would cost a second forward.
+// Backward reads the gates that forward saved. Saving them adds a fifth to the forward (9.8 instead of 8.2 ms at
+// T=200, B=64, H=128); recomputing them would cost a second forward.
 template <class T>
 struct GruForward {
   GruShape shape;
@@ -87,36 +87,36 @@ SER_FAST_BOTH GruCellGrad<T> gru_cell_backward(T grad_h, T z, T n, T h) {
   return {grad_h * (h - n) * z * (1 - z), grad_h * (1 - z) * (1 - n * n)};
 }
 
-// On a GPU a tile of 8 or 16 rows of the batch walks all its steps in one block or in a cluster of blocks, which share
-// W_hh: it stays on chip from the first step to the last, as the tensor cores want it.
+// On a GPU one block, or a cluster of blocks that share W_hh, computes all steps of a tile of 8 or 16 rows of the
+// batch. W_hh stays on chip from the first step to the last, in the layout of the tensor cores.
 enum class GruProduct {
   kHalf,     // of float16 or bfloat16
   kTf32,     // of float32, rounded to tf32
   kTf32x3,   // of float32, as three products of tf32
 };
 
-// What the plan has to know of a device.
+// The limits of a device that a plan depends on.
 struct GruLimits {
-  int64_t shared;     // bytes that a block may have
-  int64_t active[4];  // blocks, clusters of 2, of 4, of 8 that run at once; 0 where there are no clusters
+  int64_t shared;     // bytes of shared memory that a block may use
+  int64_t active[4];  // clusters of 1, 2, 4 and 8 blocks that run at once; 0 if the device does not support them
 };
 
 struct GruPlan {
   int width;    // H, padded to what a kernel is compiled for; 0 if W_hh does not fit on chip
-  int rows;     // of a tile: 8 or 16
-  int cluster;  // blocks of a tile
-  int threads;  // of a block
-  int stages;   // steps whose inputs are in shared memory or on their way: 2 or 4
-  int tiles;    // of a direction
-  int waves;    // of clusters, one after the other
-  int shared;   // bytes of a block
+  int rows;     // per tile: 8 or 16
+  int cluster;  // blocks per tile
+  int threads;  // per block
+  int stages;   // steps whose inputs are in shared memory or in flight: 2 or 4
+  int tiles;    // per direction
+  int waves;    // rounds of clusters that run one after the other
+  int shared;   // bytes of shared memory per block
   float step;   // estimated floor of a step in microseconds, all waves together
 };
 
-// Of the current device; 0 or the driver's error.
+// Reads the limits of the current device. Returns 0 or the CUDA error.
 int gru_limits(GruLimits* limits);
 
-// From now on plans take no more than this of a device: what tests and measurements choose a cluster by.
+// gru_restrict caps the limits of all later plans, for tests and benchmarks; gru_restricted applies the cap.
 void gru_restrict(const GruLimits& most);
 GruLimits gru_restricted(const GruLimits& limits);
 
@@ -125,7 +125,7 @@ GruPlan gru_plan(const GruShape& shape, GruProduct product, bool backward, const
 // Bytes of W_hh as the kernels of this width read it.
 int64_t gru_packed_bytes(const GruShape& shape, GruProduct product, int width);
 
-// As Frames, for a GPU: packed rows' beginnings are found there.
+// As Frames, for a GPU: the kernels compute where packed rows begin from the lengths.
 template <class T>
 struct GpuFrames {
   T* data;
@@ -134,7 +134,7 @@ struct GpuFrames {
 
 template <class T>
 struct GruForwardGpu {
-  GruShape shape;          // frames: T, or N where packed
+  GruShape shape;          // frames: T, or N if packed
   GruPlan plan;
   bool packed, vector;     // vector: H is even and every pair of units lies at a multiple of its size
   GpuFrames<const T> gx;
@@ -142,13 +142,13 @@ struct GruForwardGpu {
   void* weights;           // scratch of gru_packed_bytes
   const T* b_hh;           // or null
   const T* h0;             // or null
-  const int64_t* lengths;  // clamped to what there is; null only if not packed
+  const int64_t* lengths;  // clamped by the kernel to the existing frames; null only if not packed
   GpuFrames<T> y;
   T* h_n;
   GpuFrames<T> gates;      // data is null if none is wanted
 };
 
-// 0 or the driver's error.
+// Returns 0 or the CUDA error.
 template <class T>
 int gru_forward_cuda(const GruForwardGpu<T>& args, GruProduct product, void* stream);
 

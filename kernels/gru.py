@@ -1,10 +1,11 @@
-"""The GRU recurrence in Triton: kernels that keep W_hh on chip, then launchers with the ops' signatures.
+"""The GRU recurrence in Triton: kernels that keep W_hh on chip, and their launchers.
 
 One program takes ``ROWS`` rows of the batch in one direction and walks all their steps. Where the direction's W_hh
 fits (:func:`plan`) it stays in registers from the first step to the last, and only gx is read and y written on the
-way; otherwise the kernels of ``gru_streamed`` run. Hidden sizes that are no multiple of 16 are padded to one. The
-state is float32 throughout. float32 inputs are multiplied as three tf32 products, or as one where torch's switch for
-RNNs allows tf32.
+way; otherwise the kernels of ``gru_streamed`` run. Hidden sizes are padded to a multiple of 16. The state is float32
+throughout. float32 inputs are multiplied as three tf32 products, or as one if the caller allows tf32.
+
+The launchers write into outputs that the caller has allocated and whose arguments it has checked.
 """
 
 from collections.abc import Iterator
@@ -14,20 +15,18 @@ import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
-from ser_fast.kernels import gru_streamed
-from ser_fast.kernels.gru_cell import COUNTS, place, rows, saved, sigmoid, tanh, within
 from torch import Tensor
 
-from ser_fast.backends import tf32_allowed
-from ser_fast.ops import checks
-from ser_fast.ops import gru as op
+from . import gru_streamed
+from .gru_cell import COUNTS, place, rows, saved, sigmoid, tanh, within
 
-ROWS = 16  # the least height of a tensor core product
+ROWS = 16  # smallest number of rows of a tensor core product
+HALF = (torch.float16, torch.bfloat16)
 
 
 @triton.jit
 def _load_weights(w, size, mask):
-    """W_hh's three tiles, loaded as integers: the cast makes the compiler keep them in registers across a loop."""
+    """Load W_hh's three tiles, as integers: the cast makes the compiler keep them in registers across a loop."""
     kind: tl.constexpr = w.dtype.element_ty
     w = w.to(tl.pointer_type(tl.int16 if kind.primitive_bitwidth == 16 else tl.int32))
     w_r = tl.load(w, mask=mask, other=0).to(kind, bitcast=True)
@@ -38,7 +37,7 @@ def _load_weights(w, size, mask):
 
 @triton.jit
 def _gates(h, x_r, x_z, weights, biases, RESET_AFTER: tl.constexpr, PRECISION: tl.constexpr):
-    """r, z, q and what is added to gx_n under the tanh: all of a step that needs products."""
+    """Return r, z, q and what is added to gx_n under the tanh: the part of a step that needs products."""
     w_r, w_z, w_n = weights
     b_r, b_z, b_n = biases
     operand = h.to(w_r.dtype)
@@ -82,8 +81,8 @@ def _forward(
     y += direction * H + unit[None, :]
     gates += direction * 4 * H + unit[None, :]
 
-    # The products of a step come at the end of the one before, so that W_hh has two uses and stays in registers, and
-    # gx is asked for a step before it is used.
+    # The products of a step come at the end of the one before, so that W_hh has two uses and stays in registers; gx
+    # is loaded one step before it is used.
     first = tile & within(0, length)
     at = place(0, where, (gx_t, gx_b))
     x_r = tl.load(gx + at, mask=first, other=0)
@@ -129,7 +128,7 @@ def _forward(
 def _step_back(
     grad_h, valid, shown, step_saved, weights, grad_gx, grad_q, H, RESET_AFTER: tl.constexpr, PRECISION: tl.constexpr
 ):
-    """Writes the gradients of gx and q at a step and returns the one of the state before it."""
+    """Write the gradients of gx and q at a step and return that of the state before it."""
     g, before, r, z, n, q = step_saved
     w_r, w_z, w_n = weights
     kind: tl.constexpr = w_r.dtype
@@ -183,8 +182,8 @@ def _backward(
     tensors = (grad_y, y, gates, h0)
     strides = ((gy_t, gy_b), (y_t, y_b), (gates_t, gates_b))
 
-    # The last step goes before the loop, so that W_hh has two uses and stays in registers; what a step reads is asked
-    # for while the one after it is computed.
+    # The last step comes before the loop, so that W_hh has two uses and stays in registers; the operands of a step
+    # are loaded while the one after it is computed.
     step = steps - 1
     valid = tile & within(step, length)
     now = saved(step, valid, where, tensors, strides, H, has_h0)
@@ -217,7 +216,7 @@ def _backward(
 
 @dataclass(frozen=True)
 class Plan:
-    """How a shape runs: ``resident`` keeps W_hh in registers, padded to ``block`` units; otherwise it is streamed."""
+    """How a hidden size runs: ``resident`` keeps W_hh in registers, padded to ``block`` units; else streams it."""
 
     resident: bool
     block: int
@@ -226,7 +225,7 @@ class Plan:
 
     @property
     def options(self) -> dict:
-        # All the registers: the compiler would sooner spill than not fit a second program beside the first.
+        # Without this bound the compiler spills to fit a second program on the multiprocessor.
         return {"num_warps": self.warps, "num_stages": 3, "maxnreg": 255}
 
     @property
@@ -236,8 +235,8 @@ class Plan:
 
 
 def plan(hidden: int, dtype: torch.dtype, tf32: bool) -> Plan:
-    """The kernels for this hidden size; the tests read registers and shared memory of each from its cubin."""
-    half = dtype in checks.HALF
+    """Return the kernels for a hidden size; tests read registers and shared memory of each from its cubin."""
+    half = dtype in HALF
     precision = "tf32" if half or tf32 else "tf32x3"
     for block in (32, 64, 128) if half else (32, 64):
         if hidden <= block:
@@ -246,7 +245,7 @@ def plan(hidden: int, dtype: torch.dtype, tf32: bool) -> Plan:
 
 
 def _widen(tensor: Tensor | None, parts: int, extra: int) -> Tensor | None:
-    """Zeros behind each of the parts along the last axis, for hidden sizes that vectors cannot be read from."""
+    """Pad each of the parts along the last axis with zeros, for hidden sizes that cannot be read in vectors."""
     if tensor is None or not tensor.numel():
         return tensor
     return F.pad(tensor.unflatten(-1, (parts, -1)), (0, extra)).flatten(-2)
@@ -256,26 +255,31 @@ def _widen_weight(w_hh: Tensor, extra: int) -> Tensor:
     return F.pad(w_hh.unflatten(1, (3, -1)), (0, extra, 0, extra)).flatten(1, 2)
 
 
+def _wide_like(out: Tensor, parts: int, extra: int) -> Tensor:
+    """Return a new tensor like ``out``, widened as by :func:`_widen`."""
+    return out.new_empty(*out.shape[:-1], out.shape[-1] + parts * extra) if out.numel() else out
+
+
 def _narrow(out: Tensor, wide: Tensor, parts: int) -> None:
-    """Undoes :func:`_widen` into ``out``."""
+    """Undo :func:`_widen`, into ``out``."""
     if out.numel():
         out.copy_(wide.unflatten(-1, (parts, -1))[..., : out.shape[-1] // parts].flatten(-2))
 
 
 def _dense(tensor: Tensor) -> Tensor:
-    """With [D, W] in one piece for every frame, and frames that begin where vectors may; their order is free."""
+    """Return the tensor with [D, W] of every frame contiguous and aligned; the order of frames is free."""
     dense = tensor.stride(-1) == 1 and (tensor.shape[-2] == 1 or tensor.stride(-2) == tensor.shape[-1])
     aligned = tensor.data_ptr() % 16 == 0 and not any(step % 16 for step in tensor.stride()[:-2])
     return tensor if dense and aligned else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _strides(tensor: Tensor) -> tuple[int, int]:
-    """Elements from a frame to the next and from a row to the next; rows of packed frames have starts instead."""
+    """Return the strides from a frame and a row to the next; rows of packed frames have starts instead."""
     return (tensor.stride(0), tensor.stride(1) if tensor.dim() == 4 else 0) if tensor.dim() > 1 else (0, 0)
 
 
 def _lengths(lengths: Tensor | None, packed: bool, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Lengths and the packed rows' first frames; an empty tensor stands for what is not read."""
+    """Return lengths and the packed rows' first frames; an empty tensor stands for what is not read."""
     if lengths is None:
         lengths = like.new_empty(0, dtype=torch.int64)
         return lengths, lengths
@@ -294,20 +298,31 @@ def gru(
     lengths: Tensor | None,
     reset_after: bool,
     save_gates: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The op ``ser_fast::gru`` for float32, float16 and bfloat16."""
-    y, h_n, gates = op.new_outputs(gx, w_hh, b_hh, h0, lengths, reset_after, save_gates)
+    tf32: bool,
+    y: Tensor,
+    h_n: Tensor,
+    gates: Tensor,
+) -> None:
+    """Launch ``ser_fast::gru`` for float32, float16 and bfloat16.
+
+    Args:
+        tf32: multiply float32 as one tf32 product instead of three.
+        y, h_n, gates: outputs ``[T, B, D, H]`` (packed ``[N, D, H]``), ``[D, B, H]`` and ``[T, B, D, 4H]``; gates are
+            empty without ``save_gates``.
+    """
     directions, batch, hidden = h_n.shape
     if extra := -hidden % 16:
         operands = (_widen(gx, 3, extra), _widen_weight(w_hh, extra), _widen(b_hh, 3, extra), _widen(h0, 1, extra))
-        wide = gru(*operands, lengths, reset_after, save_gates)
-        for out, result, parts in zip((y, h_n, gates), wide, (1, 1, 4)):
+        outputs = ((y, 1), (h_n, 1), (gates, 4))
+        wide = [_wide_like(out, parts, extra) for out, parts in outputs]
+        gru(*operands, lengths, reset_after, save_gates, tf32, *wide)
+        for (out, parts), result in zip(outputs, wide):
             _narrow(out, result, parts)
-        return y, h_n, gates
+        return
     gx, w_hh = _dense(gx), w_hh.contiguous()
-    packed, chosen = gx.dim() == 3, plan(hidden, gx.dtype, tf32_allowed())
+    packed, chosen = gx.dim() == 3, plan(hidden, gx.dtype, tf32)
     if packed:
-        # Frames that belong to no row, where lengths add up to less than they should, are nobody's to write.
+        # No program writes frames that belong to no row, which exist if lengths add up to less than N.
         for tensor in (y, gates):
             tensor.zero_()
     bias, first = (w_hh if tensor is None else tensor.contiguous() for tensor in (b_hh, h0))
@@ -322,7 +337,6 @@ def gru(
         else:
             scratch = gx.new_empty(3, directions, batch, hidden, dtype=torch.float32)
             gru_streamed.forward[grid](*tensors, scratch, *sizes, *map(int, flags), **options)
-    return y, h_n, gates
 
 
 def gru_backward(
@@ -334,20 +348,31 @@ def gru_backward(
     h0: Tensor | None,
     lengths: Tensor | None,
     reset_after: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The op ``ser_fast::gru_backward`` for float32, float16 and bfloat16."""
-    grad_gx, grad_q, grad_h0 = op.new_gradients(grad_y, grad_h_n, y, gates, w_hh, h0, lengths, reset_after)
+    tf32: bool,
+    grad_gx: Tensor,
+    grad_q: Tensor,
+    grad_h0: Tensor,
+) -> None:
+    """Launch ``ser_fast::gru_backward`` for float32, float16 and bfloat16.
+
+    Args:
+        tf32: multiply float32 as one tf32 product instead of three.
+        grad_gx, grad_q, grad_h0: outputs ``[T, B, D, 3H]`` (packed ``[N, D, 3H]``), ``[T, B, D, H]`` (empty without
+            ``reset_after``) and ``[D, B, H]``.
+    """
     directions, batch, hidden = grad_h0.shape
     if extra := -hidden % 16:
         operands = (
             _widen(tensor, parts, extra) for tensor, parts in ((grad_y, 1), (grad_h_n, 1), (y, 1), (gates, 4))
         )
-        wide = gru_backward(*operands, _widen_weight(w_hh, extra), _widen(h0, 1, extra), lengths, reset_after)
-        for out, result, parts in zip((grad_gx, grad_q, grad_h0), wide, (3, 1, 1)):
+        outputs = ((grad_gx, 3), (grad_q, 1), (grad_h0, 1))
+        wide = [_wide_like(out, parts, extra) for out, parts in outputs]
+        gru_backward(*operands, _widen_weight(w_hh, extra), _widen(h0, 1, extra), lengths, reset_after, tf32, *wide)
+        for (out, parts), result in zip(outputs, wide):
             _narrow(out, result, parts)
-        return grad_gx, grad_q, grad_h0
+        return
     grad_y, y, gates, w_hh = _dense(grad_y), _dense(y), _dense(gates), w_hh.contiguous()
-    packed, chosen = y.dim() == 3, plan(hidden, y.dtype, tf32_allowed())
+    packed, chosen = y.dim() == 3, plan(hidden, y.dtype, tf32)
     if packed:
         for tensor in (grad_gx, grad_q):
             tensor.zero_()
@@ -364,11 +389,10 @@ def gru_backward(
         else:
             scratch = y.new_empty(directions, batch, hidden, dtype=torch.float32)
             gru_streamed.backward[grid](*tensors, scratch, *sizes, **options)
-    return grad_gx, grad_q, grad_h0
 
 
 def configurations() -> Iterator[dict]:
-    """Every kernel that :func:`plan` can choose, as its ahead-of-time compilation wants it."""
+    """Yield every kernel that :func:`plan` can choose, in the form that ahead-of-time compilation takes."""
     fixed = {"lengths": "*i64", "starts": "*i64", "scratch": "*fp32"}
     dtypes = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
     for dtype, tf32 in [

@@ -1,9 +1,9 @@
-"""What the GRU's Triton kernels share: the activations, the rows of a program, and where their frames lie."""
+"""Shared parts of the GRU's Triton kernels: activations, the rows of a program, and the addresses of their frames."""
 
 import triton
 import triton.language as tl
 
-# Arguments whose values make no kernels of their own.
+# Arguments whose values do not specialise a kernel.
 COUNTS = ("T", "B", "has_b", "has_h0", "has_lengths", "packed", "save_gates")
 
 
@@ -14,7 +14,7 @@ def sigmoid(x):
 
 @triton.jit
 def tanh(x):
-    """Near zero a polynomial, as in activations.h, since (1 - e) / (1 + e) cancels there."""
+    """tanh by a polynomial near zero, as in activations.h, since (1 - e) / (1 + e) cancels there."""
     u = x * x
     p = -6.096714e-3 * u + 2.099718e-2
     p = p * u - 5.3850908e-2
@@ -27,7 +27,7 @@ def tanh(x):
 
 @triton.jit
 def rows(lengths, starts, T, B, has_lengths, packed, ROWS: tl.constexpr):
-    """This program's rows: their numbers, lengths, first frames where packed, and their direction."""
+    """Return this program's rows: their numbers, lengths, first frames if packed, and their direction."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     exists = row < B
     start = tl.load(starts + row, mask=row < B * packed, other=0).to(tl.int64)
@@ -38,14 +38,14 @@ def rows(lengths, starts, T, B, has_lengths, packed, ROWS: tl.constexpr):
 
 @triton.jit
 def within(step, length):
-    """Whether each row has a step of this number, [ROWS, 1]."""
+    """Return whether each row has a step of this number, [ROWS, 1]."""
     steps = tl.zeros_like(length) + step
     return ((steps >= 0) & (steps < length))[:, None]
 
 
 @triton.jit
 def place(step, where, strides):
-    """Elements from a [T, B, ...] or packed [N, ...] tensor's beginning to each row's frame of a step, [ROWS, 1].
+    """Return the offset of each row's frame of a step in a [T, B, ...] or packed [N, ...] tensor, [ROWS, 1].
 
     ``where`` comes from :func:`rows`; ``strides`` are T's and B's. Direction 1 begins at the row's own last frame;
     steps past the length lie as in direction 0.
@@ -57,7 +57,7 @@ def place(step, where, strides):
 
 @triton.jit
 def saved(step, valid, where, tensors, strides, H, has_h0):
-    """What the backward of a step reads: y's gradient, the state before the step, and its r, z, n and q.
+    """Load the operands of a backward step: y's gradient, the state before the step, and its r, z, n and q.
 
     ``tensors`` are grad_y, y, gates and h0; ``strides`` those of the first three.
     """

@@ -1,4 +1,4 @@
-// Which of the compiled kernels of the GRU a GPU runs, and how: arithmetic on the shape and the device's limits alone.
+// Selects the compiled GRU kernel and its launch configuration from the shape and the device's limits alone.
 #include "gru_plan.h"
 
 #include <algorithm>
@@ -11,7 +11,8 @@ namespace {
 constexpr int64_t kAny = std::numeric_limits<int64_t>::max();
 std::atomic<int64_t> most_shared = kAny, most_active[4] = {kAny, kAny, kAny, kAny};
 
-// Clocks of a step at the least. The constants are estimates: a product's issue and latency, a store into another block.
+// Lower bound on the clock cycles of a step. The constants are estimates, in cycles: issue and latency of a tensor
+// core product, the cell's arithmetic, a barrier, and a store into another block.
 float clocks(const GruSize& size, int bytes, int cluster, bool backward, bool reset_after) {
   constexpr float kIssue = 8, kLatency = 24, kCell = 200, kBarrier = 60, kCrossing = 600;
   const int steps = size.width * bytes / 32 / size.split, tiles = size.rows / 8, each = size.parts == 2 ? 3 : 1;
@@ -37,7 +38,7 @@ GruLimits gru_restricted(const GruLimits& limits) {
 }
 
 GruPlan gru_plan(const GruShape& shape, GruProduct product, bool backward, const GruLimits& limits) {
-  constexpr float kClocks = 1700;  // of a microsecond
+  constexpr float kClocks = 1700;  // per microsecond
   const bool half = product == GruProduct::kHalf;
   const int bytes = half ? 2 : 4, parts = product == GruProduct::kTf32x3 ? 2 : 1;
   GruPlan best = {};

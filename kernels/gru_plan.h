@@ -1,20 +1,20 @@
-// The sizes that the CUDA kernels of the GRU are compiled for, and where everything lies in a block's shared memory.
+// The sizes that the CUDA kernels of the GRU are compiled for, and the layout of a block's shared memory.
 #pragma once
 
 #include "gru.h"
 
 namespace ser_fast {
 
-// What a kernel is compiled for: H padded to ``width``, ``split`` warps that share the K of 16 units, ``rows`` of the
-// batch, ``parts`` that a float is multiplied in. Where registers are too few, the last ``spare`` pieces of a warp's W_hh
-// stay in shared memory, forward and backward each so many as it takes to spill nothing.
+// The sizes of a compiled kernel. width: H, padded; split: warps that share the K of 16 units; rows: of a tile;
+// parts: 2 if a float is multiplied as the sum of two tf32 numbers, else 1; spare: fragments of a warp's W_hh that
+// are kept in shared memory, the smallest number for which no register spills.
 struct GruSize {
   int width, split, rows, parts, spare_forward, spare_backward;
 
   SER_FAST_BOTH constexpr int spare(bool backward) const { return backward ? spare_backward : spare_forward; }
-  // Of a block, at most.
+  // Maximum threads of a block.
   SER_FAST_BOTH constexpr int threads() const { return width == 64 ? 128 : width == 192 ? 384 : 256; }
-  // Whether it runs in one block only.
+  // Whether the kernel runs in single blocks only, not in clusters.
   SER_FAST_BOTH constexpr bool alone() const { return width == 192; }
 };
 
@@ -27,12 +27,12 @@ constexpr GruSize kGruFloat[] = {
     {64, 1, 8, 2, 0, 0}, {128, 1, 8, 2, 15, 16}, {256, 2, 8, 2, 12, 12}, {256, 2, 16, 2, 22, 20},
 };
 
-// Where everything lies in a block's shared memory, in bytes.
+// Byte offsets in a block's shared memory. The two exchange buffers, of ``buffer`` bytes each, begin at 0.
 struct GruMemory {
   int buffer, scratch, ring, spare, counted, end;
 
   SER_FAST_BOTH GruMemory(const GruSize& size, int bytes, int threads, int stages, bool backward, bool reset_after) {
-    // Exchanged at once, and read a step.
+    // arrays: in one exchange; items: inputs of one step.
     const int arrays = !backward ? 1 : reset_after ? 3 : 2, items = !backward ? 3 : reset_after ? 6 : 5;
     const int mine = size.rows / 4 / size.split;
     buffer = arrays * size.parts * size.rows * (size.width * bytes + 32);
@@ -45,7 +45,7 @@ struct GruMemory {
   }
 };
 
-// 16-byte pieces of W_hh, padded to a width.
+// Number of 16-byte fragments of W_hh padded to ``width``.
 SER_FAST_BOTH int64_t gru_fragments(const GruShape& shape, int bytes, int width) {
   return shape.directions * (width / 16) * 3 * (width * bytes / 32) * 32;
 }

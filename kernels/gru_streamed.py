@@ -1,12 +1,13 @@
-"""The GRU recurrence in Triton for any hidden size: W_hh is read again for every step, from the L2 cache.
+"""The GRU recurrence in Triton for any hidden size: W_hh is read from the L2 cache in every step.
 
 The states pass from step to step through a float32 scratch in global memory, which only the program's own threads
-touch, between barriers. float32 products are three of tf32, or one where the launcher says so.
+touch, between barriers. float32 products are three of tf32, or one if the launcher allows tf32.
 """
 
 import triton
 import triton.language as tl
-from ser_fast.kernels.gru_cell import COUNTS, place, rows, saved, sigmoid, tanh, within
+
+from .gru_cell import COUNTS, place, rows, saved, sigmoid, tanh, within
 
 
 @triton.jit
@@ -14,7 +15,7 @@ def _product(
     x, w, n, H, rows_valid, w_n_stride, w_k_stride, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, ROWS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """[ROWS, BLOCK_N] of x @ W: x holds pointers to the rows [ROWS, 1], W [K, N] is addressed by its strides."""
+    """Return x @ W [ROWS, BLOCK_N]: x holds pointers to the rows [ROWS, 1], W [K, N] is addressed by its strides."""
     total = tl.zeros([ROWS, BLOCK_N], tl.float32)
     for first in range(0, H, BLOCK_K):
         k = first + tl.arange(0, BLOCK_K)

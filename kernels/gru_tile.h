@@ -1,14 +1,15 @@
-// What the CUDA kernels of the GRU are made of. W_hh stays in registers from a row's first step to its last.
+// Building blocks of the CUDA kernels of the GRU. W_hh stays in registers from a row's first step to its last.
 //
-// A tile of 8 or 16 rows of the batch, in one direction, is walked by one block or by a cluster of them; no tile ever
-// waits for another. Each block owns some hidden units with all three gates and each warp 16 of them, so that a unit's
-// whole state is one thread's. What a step's products multiply, h forward and the gates' gradients backward, is stored
-// by its owners into the shared memory of every block of the cluster, which counts the bytes on an mbarrier. Two
-// buffers suffice: who stores into one has received all of the other, which nobody sends before he has read the first,
-// as every value sent hangs on all that was read.
+// One block or one cluster of blocks computes a tile: 8 or 16 rows of the batch in one direction, over all steps.
+// Tiles do not depend on each other. Each block owns some hidden units with all three gates and each warp 16 of them,
+// so that one thread holds a unit's whole state. The operands of a step's products, h in forward and the gates'
+// gradients in backward, are exchanged: their owners store them into the shared memory of every block of the cluster,
+// where an mbarrier counts the bytes. Two buffers suffice: exchange e + 2 overwrites exchange e, a thread sends it
+// only after it has received all of exchange e + 1, and every warp sends its part of e + 1 only after it has read
+// exchange e, because each value sent depends on all values read.
 //
-// The tensor cores multiply [16 units, K] [K, 8 rows]. Row i < 8 of the 16 stands for unit 2i and row i + 8 for unit
-// 2i + 1, and along K every lane takes 8 bytes in one piece: the order of a sum is free.
+// A tensor core product is [16 units, K] [K, 8 rows]. Row i < 8 of the 16 is unit 2i and row i + 8 is unit 2i + 1, so
+// that a lane owns neighbouring units. Along K every lane reads 8 contiguous bytes, since the order of a sum is free.
 #pragma once
 
 #include "device.h"
@@ -24,23 +25,23 @@ struct GruCase {
   static constexpr GruSize kSize = SIZE;
   static constexpr int kWidth = SIZE.width, kSplit = SIZE.split, kRows = SIZE.rows, kParts = SIZE.parts;
   static constexpr int kSpare = SIZE.spare(BACKWARD), kGroups = kWidth / 16, kTiles = kRows / 8;
-  // Products along a warp's K, rows of a lane, and bytes of a row in shared memory: no two lanes share a bank.
+  // Products along a warp's K, rows per lane, and bytes of a row in shared memory, padded against bank conflicts.
   static constexpr int kSteps = kWidth * static_cast<int>(sizeof(T)) / 32 / kSplit;
   static constexpr int kMine = 2 * kTiles / kSplit;
   static constexpr int kStride = kWidth * static_cast<int>(sizeof(T)) + 32;
 };
 
-// One 16-byte piece of W_hh: what a lane multiplies at once.
+// 16 bytes of W_hh: one lane's operand of one tensor core product.
 struct alignas(16) Fragment {
   uint32_t a[4];
 };
 
-// The warp's part of W_hh, 3 gates by kSteps.
+// The warp's part of W_hh, [3 gates, kSteps] fragments per lane; the last kSpare are in shared memory.
 template <class C>
 struct Weights {
   static constexpr int kHeld = 3 * C::kSteps - C::kSpare;
   uint32_t held[kHeld][4];
-  Fragment* spare;  // this lane's in shared memory
+  Fragment* spare;  // this lane's fragments in shared memory
 
   SER_FAST_DEVICE void load(const void* packed, int direction, int group, Fragment* shared) {
     const int part = warp() % C::kSplit;
@@ -56,7 +57,7 @@ struct Weights {
     for (int i = 0; i < C::kSpare; ++i) spare[i * 32] = from[(kHeld + i) * 32];
   }
 
-  // The number is a constant once loops are unrolled.
+  // ``number`` is a constant after unrolling, so that ``held`` stays in registers.
   SER_FAST_DEVICE void at(int number, uint32_t (&a)[4]) const {
     const Fragment fragment = number < kHeld ? Fragment{} : spare[(number - kHeld) * 32];
     SER_FAST_UNROLL
@@ -64,9 +65,10 @@ struct Weights {
   }
 };
 
-// sum[i] = W_gate x over this warp's K for the gates FIRST..FIRST + COUNT; gates' operands are ``apart`` bytes from each
-// other. As three products of tf32 the small ones have a sum of their own; otherwise every second one has, so that each
-// waits for fewer, except where three warps of a scheduler wait in turn and registers are too few.
+// sum[i] = W_gate x over this warp's K, for the COUNT gates from FIRST on; the operands of successive gates are
+// ``apart`` bytes apart. A second accumulator, ``small``, takes the small products of tf32x3, otherwise every second
+// product to shorten the dependent chains. Width 192 has none: three warps per scheduler hide the latency, and
+// registers are scarce.
 template <class C, int FIRST, int COUNT>
 SER_FAST_DEVICE void products(const Weights<C>& w, const unsigned char* x, int apart,
                               float (&sum)[COUNT][C::kTiles][4]) {
@@ -82,7 +84,7 @@ SER_FAST_DEVICE void products(const Weights<C>& w, const unsigned char* x, int a
   x += lane() / 4 * C::kStride + warp() % C::kSplit * (C::kSteps * 32) + lane() % 4 * 8;
   SER_FAST_UNROLL
   for (int k = 0; k < C::kSteps; ++k) {
-    if (C::kSpare && k % 2 == 0) converge();  // or operands are read too far ahead, for want of registers
+    if (C::kSpare && k % 2 == 0) converge();  // keeps the compiler from reading operands too far ahead, which spills
     SER_FAST_UNROLL
     for (int g = 0; g < COUNT; ++g) {
       uint32_t a[4];
@@ -119,7 +121,7 @@ SER_FAST_DEVICE void products(const Weights<C>& w, const unsigned char* x, int a
         if (kTwo) sum[g][tile][i] += small[g][tile][i];
 }
 
-// The lane's own rows of the sums, [row][unit]; warps that share K exchange theirs, each keeping half of the rows.
+// Sets own to the lane's rows of the sums, [row][unit]; warps that share K add theirs, each for half of the rows.
 template <class C, int COUNT>
 SER_FAST_DEVICE void gather(const float (&sum)[COUNT][C::kTiles][4], float* scratch, float (&own)[COUNT][C::kMine][2]) {
   const bool second = C::kSplit == 2 && warp() % 2;
@@ -146,12 +148,12 @@ SER_FAST_DEVICE void gather(const float (&sum)[COUNT][C::kTiles][4], float* scra
 template <class C>
 struct Place {
   int direction, rank, group, unit;  // rank: of the block in its cluster
-  int row[C::kMine];                 // of the batch, -1 past it
+  int row[C::kMine];                 // of the batch, -1 past its end
   int column[C::kMine];              // of the tile
   int length[C::kMine];
-  int start[C::kMine];  // of a packed row
+  int start[C::kMine];  // first frame of a packed row, else 0
   int steps;            // of the longest row
-  int padded;           // frames of every row where they are not packed
+  int padded;           // frames of every row with padding; 0 if packed
 
   SER_FAST_DEVICE Place(const GruShape& shape, const GruPlan& plan, bool packed, const int64_t* lengths) {
     const int tile = block() / plan.cluster;
@@ -191,12 +193,12 @@ struct Place {
     }
   }
 
-  // Whether row j has a frame at this step to write, be it past the row's length.
+  // Whether row j has a frame at this step, valid or padding.
   SER_FAST_DEVICE bool written(int j, int step) const {
     return step < length[j] || (row[j] >= 0 && step < padded);
   }
 
-  // Elements from a tensor's beginning to row j's frame of a step. Steps past the length lie as in direction 0.
+  // Row j's frame at a step. Padding frames are in the same order in both directions.
   template <class T>
   SER_FAST_DEVICE T* frame(const GpuFrames<T>& frames, int j, int step) const {
     const int at = direction && step < length[j] ? length[j] - 1 - step : step;
@@ -217,7 +219,7 @@ SER_FAST_DEVICE void put(T* at, float a, float b, bool vector, bool both) {
   }
 }
 
-// A lane's inputs of the coming steps: each thread fetches and reads its own.
+// Ring buffer of the inputs of the next steps. Each thread fetches and reads its own, so that no barrier is needed.
 template <class C, int ITEMS>
 struct Ring {
   using T = typename C::T;
@@ -240,7 +242,7 @@ struct Ring {
       *to = pair;
     }
   }
-  // Until a step's inputs are there; ``later`` 1 where those of the step that takes its place have been asked for.
+  // Waits for a step's inputs. ``later`` is 1 if the fetch for step + stages - 1 has been committed already, else 0.
   SER_FAST_DEVICE void wait(int later) const {
     if (stages + later == 2) copy_wait<0>();
     else if (stages + later == 3) copy_wait<1>();
@@ -254,14 +256,14 @@ struct Ring {
   }
 };
 
-// What the blocks of a tile tell each other. Exchange e goes through buffer e % 2.
+// Exchange of operands between the blocks of a tile. Exchange e uses buffer e % 2.
 template <class C>
 struct Exchange {
   using T = typename C::T;
   unsigned char* buffers;
-  int size;  // of a buffer
+  int size;  // bytes of a buffer
   Mbarrier* counted;
-  int blocks, rank, even, odd;  // even, odd: the bytes of such an exchange
+  int blocks, rank, even, odd;  // even, odd: bytes that each block receives in an even and an odd exchange
 
   SER_FAST_DEVICE bool alone() const { return !kClusters || C::kSize.alone() || blocks == 1; }
   SER_FAST_DEVICE void begin() const {
@@ -282,13 +284,13 @@ struct Exchange {
     }
     return buffers + e % 2 * size;
   }
-  // After the products, which this need not delay: the bytes of exchange e + 2 are counted from here on.
+  // Starts counting the bytes of exchange e + 2. Called after the products, so as not to delay them.
   SER_FAST_DEVICE void renew(int e) const {
     if (alone()) return;
     if (thread() == 0) mbarrier_expect(&counted[e % 2], e % 2 ? odd : even);
     converge();
   }
-  // Two neighbouring units of this lane's rows of the tile, in ``array`` of exchange e.
+  // Stores two neighbouring units of this lane's rows into ``array`` of exchange e, in every block of the tile.
   SER_FAST_DEVICE void push(int e, int array, const int (&columns)[C::kMine], int unit,
                             const float (&values)[C::kMine][2]) const {
     Pair<T> pairs[C::kParts][C::kMine];
@@ -316,7 +318,7 @@ struct Exchange {
           else gpu::push(pairs[part][j], where, &counted[e % 2], rank ^ other);
         }
     };
-    // Every block begins with another one, and with those that are far.
+    // At each turn every block sends to a different one; its own shared memory comes last.
     if (!alone()) {
       send(1);
       if (blocks > 2) send(2), send(3);

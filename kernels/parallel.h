@@ -1,11 +1,11 @@
-// How a kernel asks its host for threads, so that it shares the host's pool instead of starting its own.
+// Interface to the caller's thread pool, so that the kernels start no threads of their own.
 #pragma once
 
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
 
-// What a kernel of either device may call.
+// Marks functions that both CPU and CUDA kernels call.
 #ifdef __CUDACC__
 #define SER_FAST_BOTH __host__ __device__ inline
 #else
@@ -19,7 +19,7 @@ struct Parallel {
   // Calls body(state, begin, end) on disjoint ranges that cover [0, count), possibly at the same time.
   void (*run)(int64_t count, void (*body)(void* state, int64_t begin, int64_t end), void* state);
 
-  // Calls body(i) for every i in [0, count); a thread that is done takes the next, so put the longest first.
+  // Calls body(i) for every i in [0, count). Threads take the i in ascending order, so put the longest tasks first.
   template <class Body>
   void operator()(int64_t count, const Body& body) const {
     struct State {

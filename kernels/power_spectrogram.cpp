@@ -1,5 +1,5 @@
-// Power spectrogram on CPU: as many frames of a row as a vector has lanes are transformed together, one per lane,
-// by a mixed-radix FFT of any length. Nothing larger than these frames' spectra is ever stored.
+// Power spectrogram on CPU: a mixed-radix FFT of any length transforms as many frames of a row together as a vector
+// has lanes, one per lane. Scratch memory holds the spectra of these frames only.
 #include "power_spectrogram.h"
 
 #include <algorithm>
@@ -31,7 +31,7 @@ template <class V>
 SER_FAST_INLINE Complex<V> operator*(const Complex<V>& a, const Complex<Element<V>>& b) {
   return {a.re * b.re - a.im * b.im, a.re * b.im + a.im * b.re};
 }
-// -i a, a quarter turn as exp(-2 pi i / 4) makes it.
+// -i a = exp(-2 pi i / 4) a.
 template <class V>
 SER_FAST_INLINE Complex<V> quarter(const Complex<V>& a) {
   return {a.im, -a.re};
@@ -48,7 +48,7 @@ std::vector<Complex<T>> roots_of(int64_t size) {
   return roots;
 }
 
-// The odd factors come first: the pass over the input, whose end the window leaves zero, then reads the least.
+// Odd factors come first: the first pass, which skips the zeros past the window, then reads the fewest points.
 std::vector<int64_t> radices(int64_t size) {
   std::vector<int64_t> factors;
   for (int64_t radix = 3; radix <= size; radix += 2)
@@ -58,7 +58,7 @@ std::vector<int64_t> radices(int64_t size) {
   return factors;
 }
 
-// x becomes its transform of R points.
+// In-place DFT of R points.
 template <int R, class V>
 SER_FAST_INLINE void transform(Complex<V> (&x)[R]) {
   using T = Element<V>;
@@ -95,7 +95,7 @@ SER_FAST_INLINE void transform(Complex<V> (&x)[R]) {
   }
 }
 
-// Stockham's self-sorting transform: a pass takes size / stride points apart into `radix` times as few.
+// Stockham's self-sorting FFT: a pass splits each transform of size / stride points into `radix` smaller ones.
 template <class T>
 class Fft {
  public:
@@ -103,7 +103,7 @@ class Fft {
 
   int64_t size() const { return size_; }
 
-  // Transforms x, of which only the first `filled` points are set, the others 0; the result is in x or in spare.
+  // Transforms x; points from `filled` on are not read and count as 0. Returns the buffer that holds the result.
   template <class V>
   SER_FAST_INLINE Complex<V>* run(Complex<V>* x, Complex<V>* spare, int64_t filled) const {
     int64_t stride = 1;
@@ -185,7 +185,7 @@ class Fft {
   std::vector<Complex<T>> roots_;
 };
 
-// An even number of real samples is transformed as half as many complex ones, taken apart afterwards.
+// An even n_fft is computed as n_fft / 2 complex points; `power` recovers the bins of the real samples.
 template <class T>
 struct Plan {
   bool halved;
@@ -223,7 +223,7 @@ SER_FAST_INLINE Vec<I, T> amplitudes(const Sample* samples, int64_t count) {
   }
 }
 
-// The sample at index i of a row of `length` samples that goes on beyond its ends as `pad` says.
+// Sample i of a row of `length` samples, extended beyond its ends by `pad`.
 template <class T, class Sample>
 T padded_sample(const Sample* row, int64_t length, int64_t i, Pad pad) {
   if (i >= 0 && i < length) return amplitude<T>(row[i]);
@@ -243,7 +243,8 @@ T padded_sample(const Sample* row, int64_t length, int64_t i, Pad pad) {
   return 0;
 }
 
-// Of two vectors, where Second is false the one that takes b's lanes without bit D to where the bit is set.
+// Step of a transpose, lane by lane. Second false: a[lane], or b[lane - D] if the lane has bit D; Second true:
+// a[lane + D], or b[lane] if it has.
 template <bool Second, int D, class V, size_t... lane>
 SER_FAST_INLINE V exchange(V a, V b, std::index_sequence<lane...>) {
   constexpr int lanes = sizeof...(lane);
@@ -251,7 +252,7 @@ SER_FAST_INLINE V exchange(V a, V b, std::index_sequence<lane...>) {
                                                                   : static_cast<int>(lane) + (Second ? D : 0))...);
 }
 
-// Rows become columns, in log2(lanes) rounds that exchange ever larger blocks.
+// Transposes the tile in log2(lanes) rounds; each exchanges blocks of D x D elements and doubles D.
 template <int D, class V, size_t lanes>
 SER_FAST_INLINE void transpose(V (&tile)[lanes]) {
   SER_FAST_UNROLL
@@ -275,7 +276,7 @@ struct Scratch {
       : z(new Complex<V>[size]), spare(new Complex<V>[size]), staging(new T[kLane * window_length]) {}
 };
 
-// Windowed samples, one frame a lane: vector n of x holds sample n of each.
+// Windowed samples, one frame per lane: x[n * jump] holds sample n of every frame.
 template <class I, class T, class From>
 SER_FAST_INLINE void gather(const From* const* frames, const T* window, int64_t size, Vec<I, T>* x, int64_t jump) {
   constexpr int64_t lanes = kLanes<I, T>;
@@ -289,7 +290,7 @@ SER_FAST_INLINE void gather(const From* const* frames, const T* window, int64_t 
   }
 }
 
-// The frames from `first` on, `count` of them, of row b.
+// Computes `count` frames of row b from `first` on.
 template <class I, class Sample, class T>
 SER_FAST_INLINE void transform_frames(const SpectrogramForward<Sample, T>& args, const Plan<T>& plan, int64_t b,
                                       int64_t first, int64_t count, Scratch<I, T>& scratch) {
@@ -300,7 +301,7 @@ SER_FAST_INLINE void transform_frames(const SpectrogramForward<Sample, T>& args,
   const Sample* row = args.wave + b * args.row_stride;
   const int64_t start = first * shape.hop + shape.origin();
   const int64_t filled = plan.halved ? (size + 1) / 2 : size, jump = plan.halved ? 1 : 2;
-  // The vectors of the samples are the complex points' parts: both where halved, else the real ones.
+  // If halved, the samples fill the real and imaginary parts of the complex points in turn, else only the real parts.
   V* x = &scratch.z[0].re;
   if (plan.halved) scratch.z[filled - 1].im = V{};
   else for (int64_t n = 0; n < filled; ++n) scratch.z[n].im = V{};
@@ -337,7 +338,7 @@ SER_FAST_INLINE void transform_frames(const SpectrogramForward<Sample, T>& args,
   }
 }
 
-// A run of frames of one row.
+// Computes frames [first, last) of row b; those past the row's length are 0.
 template <class I, class Sample, class T>
 SER_FAST_INLINE void transform_run(const SpectrogramForward<Sample, T>& args, const Plan<T>& plan, int64_t b,
                                    int64_t first, int64_t last) {
@@ -352,7 +353,7 @@ SER_FAST_INLINE void transform_run(const SpectrogramForward<Sample, T>& args, co
     transform_frames<I>(args, plan, b, t, std::min(kLanes<I, T>, end - t), scratch);
 }
 
-// Whether all samples are numbers: what is not becomes NaN times 0.
+// Whether all samples are finite: NaN and infinity times 0 give NaN.
 template <class I, class T>
 SER_FAST_INLINE bool all_finite(I, const T* samples, int64_t count) {
   Vec<I, T> sum = {};
@@ -379,7 +380,7 @@ template <class Sample, class T>
 void power_spectrogram_forward_cpu(const SpectrogramForward<Sample, T>& args, const Parallel& parallel) {
   const Plan<T> plan(args.shape.n_fft);
   const int64_t frames = args.shape.frames, batch = args.shape.batch;
-  // Runs of at most 16 vectors share their scratch, and there are enough of them for every thread.
+  // A run of at most 256 frames, rounded up to whole vectors, shares its scratch; the aim is 4 runs per thread.
   const int64_t runs = std::max((frames + 255) / 256, std::min(frames, (4 * parallel.threads + batch - 1) / batch));
   const int64_t run = (frames + runs - 1) / runs;
   with_isa<T>([&](auto isa) {

@@ -1,5 +1,5 @@
-// Power spectrogram on CUDA: a block windows some frames of a row into shared memory and transforms them there by a
-// mixed-radix FFT in float32; only samples are read and only the wanted bins are written.
+// Power spectrogram on CUDA: a block windows several frames of a row into shared memory and transforms them there by
+// a mixed-radix FFT in float32. Only the requested bins are written.
 #include "power_spectrogram.h"
 
 #include "device.h"
@@ -16,7 +16,7 @@ SER_FAST_DEVICE Root operator*(float s, Root a) { return {s * a.re, s * a.im}; }
 // -i a.
 SER_FAST_DEVICE Root quarter(Root a) { return {a.im, -a.re}; }
 
-// x becomes its transform of R points.
+// In-place DFT of R points.
 SER_FAST_DEVICE void transform(Root (&)[1]) {}
 
 SER_FAST_DEVICE void transform(Root (&x)[2]) {
@@ -67,14 +67,14 @@ SER_FAST_DEVICE void transform(Root (&x)[8]) {
   }
 }
 
-// A row's sample, or what stands for it before the first and after the last.
+// Sample `at` of a row, extended beyond its ends by `pad`.
 template <class Sample>
 SER_FAST_DEVICE float sample_at(const Sample* row, int64_t at, int64_t length, Pad pad) {
   if (at < 0 || at >= length) {
     if (pad == Pad::kZero) return 0;
     if (pad == Pad::kCircular) at += at < 0 ? length : -length;
     if (pad == Pad::kReflect) at = at < 0 ? -at : 2 * (length - 1) - at;
-    // A row too short to be padded is wrong, but stays in memory.
+    // A row too short for its padding gives wrong values but no access out of bounds.
     at = at < 0 ? 0 : at >= length ? length - 1 : at;
   }
   return sizeof(Sample) == 2 ? row[at] * (1.0f / 32768) : row[at];
@@ -85,8 +85,8 @@ template <class Sample>
 struct Windowed {
   const Sample* row;
   const float* window;
-  int64_t at, length;  // of the frame's first sample, of the row
-  int width;           // of the window; 0 where there is no such frame
+  int64_t at, length;  // index of the frame's first sample, samples of the row
+  int width;           // of the window; 0 if the frame does not exist
   Pad pad;
   bool halved;
 
@@ -99,7 +99,7 @@ struct Windowed {
   }
 };
 
-// The first Stockham pass, of radix R, takes the samples as they are read: those past the window are never touched.
+// The first Stockham pass, of radix R, reads the windowed samples directly and skips those past the window.
 template <int R, class Frames>
 SER_FAST_DEVICE void first_pass(const Frames& frames, Root* out, const SpectrogramPlan& plan) {
   const int count = plan.points / R;
@@ -158,7 +158,7 @@ SER_FAST_KERNEL void spectrogram(SpectrogramGpu<Sample> a) {
   const Sample* row = a.wave + b * a.row_stride;
   const Pad pad = shape.center ? shape.pad : Pad::kZero;
 
-  if (first < count) {  // the same for the whole block
+  if (first < count) {  // uniform over the block
     const auto frames = [&](int frame) {
       return Windowed<Sample>{row, a.window, (first + frame) * shape.hop + shape.origin(), length,
                               first + frame < count ? window : 0, pad, halved};
@@ -193,8 +193,8 @@ SER_FAST_KERNEL void spectrogram(SpectrogramGpu<Sample> a) {
     if (a.mean) x -= a.mean[bin];
     return a.std ? x / a.std[bin] : x;
   };
-  // The block's frames lie in one piece: four values at once, single ones before its first multiple of 16 bytes and past
-  // its last.
+  // The block's output is contiguous: 16-byte stores between its first and last multiple of 16 bytes, single values
+  // outside.
   const int64_t left = shape.frames - first;
   const int whole = static_cast<int>(left < plan.frames ? left : plan.frames) * bins;
   float* to = a.out + (b * shape.frames + first) * bins;

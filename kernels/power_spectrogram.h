@@ -13,7 +13,7 @@
 
 namespace ser_fast {
 
-// What stands for the samples before a row's first and after its last.
+// Values of the samples before a row's first and after its last.
 enum class Pad { kZero, kReflect, kReplicate, kCircular };
 
 struct SpectrogramShape {
@@ -49,32 +49,32 @@ struct SpectrogramForward {
   T* out;  // [B, T, F], zero past each row's frames
 };
 
-// Whether none of the samples is NaN or infinite.
+// Returns whether no sample is NaN or infinite.
 template <class T>
 bool finite_cpu(const T* samples, int64_t count);
 
 template <class Sample, class T>
 void power_spectrogram_forward_cpu(const SpectrogramForward<Sample, T>& args, const Parallel& parallel);
 
-// Divides numbers below 2^16 by one of them without a division: the error of the rounded-up reciprocal stays below 2^-32.
+// Divides x by a constant, both below 2^16, without a division. Exact: the reciprocal's error is below 2^-32.
 struct Divisor {
-  uint32_t by, reciprocal;  // 2^32 / by, rounded up; by 1 needs none
+  uint32_t by, reciprocal;  // 2^32 / by, rounded up; unused if by is 1
 
   SER_FAST_BOTH int operator()(int x) const {
     return by == 1 ? x : static_cast<int>(static_cast<uint64_t>(x) * reciprocal >> 32);
   }
 };
 
-// On a GPU a block transforms some frames of a row in shared memory, an even n_fft as half as many complex points.
+// On a GPU a block transforms several frames of a row in shared memory; an even n_fft takes n_fft / 2 complex points.
 struct SpectrogramPlan {
-  int points;       // of the complex transform: n_fft / 2, or n_fft where it is odd
+  int points;       // of the complex transform: n_fft / 2, or n_fft if it is odd
   int passes;       // 0 if n_fft has a factor above 5, or does not fit
   int radix[24];    // of each pass: 2, 3, 4, 5 or 8; 1 alone for a single point
-  int frames;       // of a block
-  int tiles;        // of a row's frames
-  int threads;      // of a block
-  Divisor count[24];  // by points / radix, of each pass
-  Divisor done[24];   // by the product of the radices before it
+  int frames;       // per block
+  int tiles;        // blocks per row
+  int threads;      // per block
+  Divisor count[24];  // by points / radix of each pass
+  Divisor done[24];   // by the product of the radices before each pass
   Divisor bins;
   size_t shared;    // bytes
 };
@@ -101,7 +101,7 @@ struct SpectrogramGpu {
   float* out;
 };
 
-// Of float and int16_t samples, on a stream of the driver's. 0, or the driver's error.
+// Sample is float or int16_t; stream is a cudaStream_t. Returns 0 or the CUDA error.
 template <class Sample>
 int power_spectrogram_forward_cuda(const SpectrogramGpu<Sample>& args, void* stream);
 

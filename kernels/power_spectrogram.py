@@ -1,9 +1,11 @@
-"""The power spectrogram in Triton: kernel, then launcher with the op's signature, float32 and int16 waves.
+"""The power spectrogram in Triton: kernel and launcher, for float32 and int16 waves.
 
-The DFT is a matrix product on tensor cores. Only the power is wanted, so the time origin is free: about the window's
-centre, sums of mirrored samples meet cosines alone and differences sines alone, half the multiplications. Samples and
-basis are split into two float16 numbers each and three of the four products are kept, which is as good as float32
-once each tile of frames is scaled by its loudest sample. No switch of torch's for tf32 plays a part.
+The DFT is a matrix product on tensor cores. Only the power is needed, so the time origin is free: about the window's
+centre, sums of mirrored samples multiply cosines only and differences sines only, half the multiplications. Samples
+and basis are split into two float16 numbers each and three of the four products are kept, which is as accurate as
+float32 once each tile of frames is scaled by its loudest sample. torch's tf32 switches have no effect.
+
+The launcher writes into an output that the caller has allocated and whose arguments it has checked.
 """
 
 import math
@@ -14,26 +16,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ser_fast.ops import power_spectrogram as op
-
 _LOG_BASIS = 14  # the basis is scaled by 2^14: both halves are then normal float16 numbers
 _WINDOW_CHUNK = 1024
-_LARGEST_TABLE = 2**24  # cosines; with more, 134 MB of tables, torch's FFT is the better way
-# The second number of a mirrored sample is its slope; zeros need no mapping of positions and are compiled apart.
+_LARGEST_TABLE = 2**24  # cosines; beyond 134 MB of tables torch's FFT is faster
+# Slope of the source position beyond a row's ends; constant padding needs no mapping and is compiled apart.
 _SLOPES = {"reflect": -1, "replicate": 0, "circular": 1}
 
 
 @triton.jit
 def _samples(row, position, length, mask, slope, PADDED: tl.constexpr):
-    """Samples at positions of a row that is 0 beyond its ends, or goes on there as ``slope`` says."""
+    """Load samples of a row that is 0 beyond its ends, or continued there by ``slope``."""
     if PADDED:
         before = tl.where(slope > 0, length, 0) + slope * position
         after = tl.where(slope > 0, -length, (length - 1) * (1 - slope)) + slope * position
         position = tl.where(position < 0, before, tl.where(position < length, position, after))
-        # A row too short to be padded is wrong, but stays in memory.
+        # A row too short to be padded gives wrong samples, but no access out of bounds.
         position = tl.minimum(tl.maximum(position, 0), length - 1)
     else:
-        # Unsigned, so that a negative position is beyond the end too.
+        # Unsigned, so that a negative position counts as beyond the end.
         unsigned: tl.constexpr = tl.uint64 if position.dtype == tl.int64 else tl.uint32
         mask = mask & (position.to(unsigned, bitcast=True) < length.to(unsigned, bitcast=True))
     return tl.load(row + position, mask=mask, other=0).to(tl.float32)
@@ -41,7 +41,7 @@ def _samples(row, position, length, mask, slope, PADDED: tl.constexpr):
 
 @triton.jit
 def _exponent(x):
-    """The biased exponent of a float32 that is not negative."""
+    """Return the biased exponent of a non-negative float32."""
     return x.to(tl.int32, bitcast=True) >> 23
 
 
@@ -52,14 +52,14 @@ def _power_of_two(exponent):
 
 @triton.jit
 def _split(x):
-    """Two float16 numbers whose sum is x but for its last two bits."""
+    """Return two float16 numbers whose sum is x up to its last two bits."""
     high = x.to(tl.float16)
     return high, (x - high.to(tl.float32)).to(tl.float16)
 
 
 @triton.jit
 def _product(basis, plane, high, low):
-    """The two halves of a basis tile times (high + low), but for the product of the low ones."""
+    """Multiply both halves of a basis tile by high + low, without the product of the low parts."""
     basis_high = tl.load(basis)
     basis_low = tl.load(basis + plane)
     product = tl.dot(basis_high, low)
@@ -83,7 +83,7 @@ def _forward(
 ):  # fmt: skip
     kind: tl.constexpr = tl.int64 if WIDE else tl.int32
     integral: tl.constexpr = wave.dtype.element_ty == tl.int16
-    # The tiles of bins lie side by side, so that those who share samples run together.
+    # Tiles of bins are neighbours, so that programs that share samples run together.
     bin_tiles = tl.cdiv(bins, BLOCK_N)
     frame_tiles = tl.cdiv(frames, BLOCK_M)
     tile = tl.program_id(0)
@@ -97,7 +97,7 @@ def _forward(
     count = tl.where(length > 0, 1 + tl.maximum(length - taken, 0) // hop, 0)
     frame = first + tl.arange(0, BLOCK_M)
     valid = frame < count
-    # Frames that do not exist begin where there are no samples.
+    # Frames that do not exist begin past the last sample.
     start = tl.where(valid, frame.to(kind) * hop - begin, length)
 
     origin = first.to(kind) * hop - begin
@@ -113,7 +113,7 @@ def _forward(
         window_peak = tl.maximum(window_peak, tl.abs(tl.load(window + n, mask=n < width, other=0)))
     # Windowed samples are scaled to less than 2^14 and their sums to less than 2^15, short of float16's 65504.
     exponent = 12 + 2 * 127 - _exponent(tl.max(peak, 0)) - _exponent(tl.max(window_peak, 0))
-    # So the scale and its inverse are normal numbers; what wants more than 2^96 has powers that underflow anyway.
+    # This keeps the scale and its inverse normal; samples that need more than 2^96 have powers that underflow anyway.
     exponent = tl.minimum(tl.maximum(exponent, -126), 96)
     scale = _power_of_two(exponent)
 
@@ -162,12 +162,12 @@ _PLANS = {
 
 
 def plan(frames: int) -> dict[str, int]:
-    """Tile sizes, warps and pipeline stages for rows of so many frames."""
+    """Return tile sizes, warps and pipeline stages for rows of so many frames."""
     return _PLANS["few" if frames <= 16 else "many"]
 
 
 def basis(n_fft: int, width: int, begin: int, end: int, device: torch.device) -> Tensor:
-    """cos and sin of π k (W − 1 − 2j) / n_fft times 2^14, each as two float16 numbers: [4, F, W / 2], padded."""
+    """Return cos and sin of π k (W − 1 − 2j) / n_fft times 2^14, as two float16 numbers: [4, F, W / 2], padded."""
     j = torch.arange(triton.cdiv(width + 1, 64) * 32, device=device)
     k = torch.arange(begin, begin + triton.cdiv(end - begin, 64) * 64, device=device)
     angle = ((width - 1 - 2 * j) * k[:, None] % (2 * n_fft)).double() * (math.pi / n_fft)
@@ -179,26 +179,16 @@ def basis(n_fft: int, width: int, begin: int, end: int, device: torch.device) ->
     return table
 
 
-def power_spectrogram(wave: Tensor, window: Tensor, *rest) -> Tensor:
-    """The op ``ser_fast::power_spectrogram`` for float32 and int16 waves."""
-    out = op.new_output(wave, window, *rest)
-    _launch(wave, window, *rest, out)
-    return out
+def fits(width: int, bins: int) -> bool:
+    """Return whether the DFT's table is small enough."""
+    return width // 2 * bins <= _LARGEST_TABLE
 
 
-def power_spectrogram_out(*args) -> None:
-    """The op ``ser_fast::power_spectrogram_out``, likewise."""
-    op.check_out(*args)
-    _launch(*args)
-
-
-def _launch(
+def power_spectrogram(
     wave: Tensor,
     window: Tensor,
     n_fft: int,
     hop_length: int,
-    bin_begin: int,
-    bin_end: int,
     lengths: Tensor | None,
     mean: Tensor | None,
     std: Tensor | None,
@@ -206,13 +196,15 @@ def _launch(
     floor: float,
     center: bool,
     pad_mode: str,
+    table: Tensor,
     out: Tensor,
 ) -> None:
-    if len(window) // 2 * (bin_end - bin_begin) > _LARGEST_TABLE:
-        out.copy_(op.reference(
-            wave, window, n_fft, hop_length, bin_begin, bin_end, lengths, mean, std, log, floor, center, pad_mode
-        ))  # fmt: skip
-        return
+    """Launch ``ser_fast::power_spectrogram_out`` for float32 and int16 waves.
+
+    Args:
+        table: :func:`basis` of the window's width and the bins of ``out``.
+        out: output ``[B, T, F]``, contiguous.
+    """
     batch, samples = wave.shape
     width, (_, frames, bins) = len(window), out.shape
     wave = wave if wave.stride(1) == 1 else wave.contiguous()
@@ -222,7 +214,6 @@ def _launch(
     tiles = triton.cdiv(bins, sizes["BLOCK_N"]) * triton.cdiv(frames, sizes["BLOCK_M"]) * batch
     wide = (frames + sizes["BLOCK_M"]) * hop_length + n_fft + samples >= 2**31
     with torch.cuda.device_of(wave):
-        table = op.table(basis, n_fft, width, bin_begin, bin_end, wave.device)
         _forward[(tiles,)](
             wave, window, table, table.view(torch.int64) if lengths is None else lengths.to(torch.int64).contiguous(),
             window if mean is None else mean, window if std is None else std, out,
@@ -236,7 +227,7 @@ def _launch(
 
 
 def configurations() -> Iterator[dict]:
-    """Every kernel that the launcher can ask the compiler for."""
+    """Yield every kernel that the launcher can choose, in the form that ahead-of-time compilation takes."""
     pointers = {"table": "*fp16", "lengths": "*i64", **dict.fromkeys(("window", "mean", "std", "out"), "*fp32")}
     for kind in ("*fp32", "*i16"):
         for padded, wide in ((False, False), (True, False), (False, True), (True, True)):

@@ -1,4 +1,4 @@
-// Which instruction set this process uses.
+// Selection of the instruction set.
 #include "simd.h"
 
 #include <cstdlib>

@@ -1,8 +1,8 @@
 // Portable vectors and the run-time choice of instruction set.
 //
-// Code is written once, as templates on an instruction set I and its Vec<I, T>. SER_FAST_EACH_ISA stamps out the
-// few functions that are compiled for one set each; whatever they call must be SER_FAST_INLINE, or it would be
-// compiled for the baseline alone. with_isa then calls the best that this processor has.
+// Code is written once, as templates on an instruction set I and its Vec<I, T>. SER_FAST_EACH_ISA defines the few
+// functions that are compiled once per set; every function that they call must be SER_FAST_INLINE, or it would be
+// compiled for the baseline only. with_isa selects the set at run time.
 #pragma once
 
 #include <algorithm>
@@ -24,7 +24,7 @@
 #define SER_FAST_EACH_ISA(define) define(Portable, )
 #endif
 
-// Before a loop: its iterations do not depend on each other, whatever their pointers look like to the compiler.
+// Before a loop: its iterations are independent, so the compiler need not assume that pointers alias.
 #if defined(__clang__)
 #define SER_FAST_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
 #define SER_FAST_UNROLL _Pragma("unroll")
@@ -37,11 +37,11 @@ namespace ser_fast {
 
 enum class Isa { kPortable, kAvx2, kAvx512, kAvx512Bf16 };
 
-// The best that the processor has, or what SER_FAST_CPU asks for; read once.
+// The instruction set in use: the best of the processor, or SER_FAST_CPU if it is set. Determined once per process.
 Isa isa();
 const char* isa_name();
 
-// kRows by three vectors of sums, three of weights and a factor fit the registers.
+// kRows: the kRows x 3 vectors of sums, 3 of weights and 1 factor of a product fit in the vector registers.
 struct Portable {
   static constexpr int kBytes = 16, kRows = 4;
 };
@@ -68,7 +68,7 @@ struct Bf16 {
   uint16_t bits;
 };
 
-// What a stored type is computed in.
+// The type in which values stored as S are computed.
 template <class S>
 using Wide = std::conditional_t<std::is_same_v<S, Bf16>, float, S>;
 
@@ -109,7 +109,7 @@ SER_FAST_INLINE void store(Bf16* p, const V& v) {
   std::memcpy(p, &half, sizeof(half));
 }
 
-// Some of a vector: the first `count` elements, the others 0 or left alone in memory.
+// The first `count` elements of a vector. load sets the others to 0; store leaves them unchanged in memory.
 template <class I, class S>
 SER_FAST_INLINE Vec<I, Wide<S>> load(const S* p, int64_t count) {
   constexpr int64_t lanes = kLanes<I, Wide<S>>;

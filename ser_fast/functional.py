@@ -1,4 +1,4 @@
-"""The ops as functions, beside ``torch.nn.functional``."""
+"""The ops as functions, like ``torch.nn.functional``."""
 
 from ser_fast.ops.attention_pool import attention_pool
 from ser_fast.ops.gru import gru

@@ -12,6 +12,7 @@ beyond the important cases is marked ``thorough``: in a list of parameters by
 Without file names pytest runs in two worker processes where pytest-xdist is installed; ``-n 0`` keeps it in one.
 """
 
+import dataclasses
 import os
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -43,6 +44,13 @@ def pytest_itemcollected(item):
         item.add_marker(item.path.parent.name)
 
 
+def pytest_runtest_setup(item):
+    from ser_fast import backends
+
+    if item.get_closest_marker("needs_kernels") and not backends.build_info()["compiled"]:
+        pytest.skip("the compiled kernels were not built")
+
+
 @pytest.fixture(autouse=True)
 def seed():
     """Seed the random numbers, so that a failing test draws the same ones when it is repeated."""
@@ -66,6 +74,18 @@ def nothing_measured(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measured, "FILE", tmp_path_factory.getbasetemp() / "measured.json")
         yield
+
+
+@pytest.fixture
+def fresh_state(monkeypatch):
+    """A copy of the state of backend selection, set to "auto", which the test may change."""
+    from ser_fast.backends import state
+
+    fresh = dataclasses.replace(
+        state.current, on_cuda="auto", widest=(0, 0, 0), triton_gru_plan=None, gpus={}, paths={}
+    )
+    monkeypatch.setattr(state, "current", fresh)
+    return fresh
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import harness
 import torch
 
 from ser_fast import backends
+from ser_fast.backends import build, dispatch, state
 
 KERNELS = ("cuda", "triton")  # whose kernels are measured, side by side
 FEWEST, MOST = 5, 30  # calls that are timed
@@ -51,7 +52,7 @@ def by(backend: str | None, call: Callable) -> Callable:
         return call
 
     def run():
-        backends.on_cuda = backend
+        state.current.on_cuda = backend
         return call()
 
     return run
@@ -194,8 +195,8 @@ def machine(bench: Bench) -> dict:
         "memory, GB": f"{free / 1e9:.0f} of {total / 1e9:.0f} free",
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
-        "driver": backends.driver_version(),
+        "driver": build.driver_version(),
         "triton": triton.__version__,
         "built for": ", ".join(backends.build_info()["cuda_archs"]),
-        "shared memory, and clusters of 1, 2, 4, 8 at once": str(backends.gru_limits(0).tolist()),
+        "shared memory, and clusters of 1, 2, 4, 8 at once": str(dispatch.gru_limits(0).tolist()),
     }

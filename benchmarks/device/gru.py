@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import ser_fast.ops.gru
 from device.bench import PRECISIONS, Bench, Case, allow, precisions
 from ser_fast import backends
-from ser_fast.backends import info
+from ser_fast.backends import dispatch, info, state
 from ser_fast.models.peers import packed, reference
 
 HIDDEN = (128, 256, 512, 64)
@@ -29,9 +29,9 @@ MORE = [(64, 300, 401), (32, 1000, 128)]
 def fits(ours: str, dtype: torch.dtype, hidden: int, streams: bool) -> bool:
     """Whether this backend has W_hh on the chip, or may stream it: another path would be timed under its name."""
     if ours == "ours, cuda":
-        return hidden <= backends.widest[backends.gru_product(dtype)]
+        return dispatch.fits_on_chip(hidden, dtype)
     if ours == "ours, triton":
-        return streams or backends.gru_kernels.plan(hidden, dtype, backends.tf32_allowed()).resident
+        return streams or state.current.triton_gru_plan(hidden, dtype, dispatch.tf32_allowed()).resident
     return True
 
 
@@ -111,7 +111,7 @@ def plans(bench: Bench) -> list[Case]:
 def plan_case(bench: Bench, precision: str, frames: int, batch: int, hidden: int, power: int) -> dict:
     dtype, switch, tolerance = PRECISIONS[precision]
     allow(switch)
-    shape, product = (frames, batch, 2, hidden), backends.gru_product(dtype)
+    shape, product = (frames, batch, 2, hidden), dispatch.gru_product(dtype)
     gx = torch.randn(frames, batch, 2, 3 * hidden, device=bench.device, dtype=dtype)
     w_hh = torch.randn(2, 3 * hidden, hidden, device=bench.device, dtype=dtype) / hidden**0.5
     with restricted(bench, power) as limits:

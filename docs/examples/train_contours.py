@@ -1,4 +1,4 @@
-"""Tell rising, falling, level and trembling voices apart with a plain GRU: python train_contours.py [steps]"""
+"""Classify rising, falling, level and trembling voices with nn.GRU: python train_contours.py [steps]"""
 
 import sys
 
@@ -30,7 +30,7 @@ class ContourTagger(nn.Module):
 
 
 def voice(contour):
-    """A second, more or less, of a harmonic tone whose pitch follows the contour, at 16 kHz."""
+    """Return 0.5 to 1.25 s of a harmonic tone whose pitch follows the contour, at 16 kHz."""
     samples = int(torch.randint(8000, 20000, ()))
     time = torch.linspace(0, 1, samples)
     pitch = (100 + 150 * torch.rand(())) * (1 + CONTOURS[contour](time))
@@ -39,7 +39,7 @@ def voice(contour):
 
 
 def batch(rows=4):
-    """Waves [B, N], lengths [B] in frames, labels [B]."""
+    """Return waves [B, N], lengths [B] in frames and labels [B], ``rows`` of each contour."""
     waves = [voice(contour) for contour in CONTOURS for _ in range(rows)]
     labels = torch.arange(len(CONTOURS)).repeat_interleave(rows)
     return pad_sequence(waves, batch_first=True), torch.tensor([len(wave) // 160 + 1 for wave in waves]), labels

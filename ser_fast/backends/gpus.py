@@ -1,4 +1,4 @@
-"""Which GPUs the kernels run on: arithmetic on versions alone, so that it is known, and tested, without a GPU."""
+"""Which GPUs the kernels run on: arithmetic on version numbers, so that it is tested without a GPU."""
 
 import re
 from collections.abc import Sequence
@@ -13,17 +13,19 @@ def refusal(
     archs: Sequence[str] = (),
     nvcc: str = "0.0",
 ) -> str | None:
-    """Why a GPU cannot run the kernels of "cuda" or "triton"; None if it can.
+    """Return why a GPU cannot run the kernels of "cuda" or "triton"; None if it can.
 
     Machine code runs on its own compute capability and later ones of the same major version, PTX on all later ones.
-    What was built for "9.0a" is for 9.0 alone, what was built for "10.0f" for 10.x.
+    Code for "9.0a" runs on 9.0 alone, code for "10.0f" on 10.x.
 
     Args:
-        backend: "cuda" or "triton", which compiles for the GPU that it meets.
+        backend: "cuda" or "triton"; Triton compiles for the GPU at hand.
         capability: the GPU's compute capability, major and minor.
-        driver: the latest CUDA that the driver serves, as ``cuDriverGetVersion`` has it: 13010 is 13.1.
-        archs: what the CUDA kernels were built for, as ``TORCH_CUDA_ARCH_LIST`` has it: "8.0", "9.0a", "12.0+PTX".
-        nvcc: version of the compiler that built them, such as "13.0.88". A driver serves its own major version and
+        driver: the latest CUDA version that the driver supports, in the form of ``cuDriverGetVersion``: 13010 is
+            13.1.
+        archs: what the CUDA kernels were built for, in the form of ``TORCH_CUDA_ARCH_LIST``: "8.0", "9.0a",
+            "12.0+PTX".
+        nvcc: version of the compiler that built them, such as "13.0.88". A driver supports its own major version and
             earlier ones, and compiles the PTX of its own version and earlier ones.
     """
     if capability < OLDEST:

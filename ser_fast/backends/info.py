@@ -1,4 +1,4 @@
-"""What is installed: versions, what was built and loaded, which backend runs each op; how a GPU would run a GRU."""
+"""Text of ``ser-fast info``: versions, what was built and loaded, which backend runs each op, plans of a GRU."""
 
 import itertools
 import os
@@ -7,38 +7,39 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-import ser_fast
-from ser_fast import backends
-from ser_fast.backends import measured
+from ser_fast._version import __version__
+from ser_fast.backends import build, dispatch, measured, state
+
+UNTESTED = "not yet run on a GPU"
 
 
 def info() -> dict:
-    """Everything ``ser-fast info`` prints, as plain values."""
-    build = backends.build_info()
+    """Return everything that ``ser-fast info`` prints, as plain values."""
+    built = build.build_info()
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     return {
-        "ser_fast": ser_fast.__version__,
+        "ser_fast": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "processor": f"{backends.instruction_set or torch.backends.cpu.get_cpu_capability()}, "
+        "processor": f"{state.current.instruction_set or torch.backends.cpu.get_cpu_capability()}, "
         f"{torch.get_num_threads()} threads",
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can see",
         **{f"tensors on {device}": what for device, what in what_runs().items()},
-        "built": f"with {build['compiler']}{_of(build)}" if build["compiled"] else f"no: {build['reason']}",
-        "loaded": "yes" if backends.loaded else f"no: {backends.reason}",
-        "cuda kernels": _cuda(build),
+        "built": f"with {built['compiler']}{_of(built)}" if built["compiled"] else f"no: {built['reason']}",
+        "loaded": "yes" if state.current.loaded else f"no: {state.current.reason}",
+        "cuda kernels": _cuda(built),
         "triton kernels": f"{_standing('triton')}; {_triton()}",
         "SER_FAST_CPU": os.environ.get("SER_FAST_CPU", "unset (the best)"),
         "SER_FAST_BACKEND": os.environ.get("SER_FAST_BACKEND", "unset (auto)"),
-        "backends": {f"{op} on {device}": backends.select(op, device) for op in backends.OPS for device in devices},
+        "backends": {f"{op} on {device}": dispatch.select(op, device) for op in dispatch.OPS for device in devices},
         "measured": measured.described(measured.read(measured.FILE)),
     }
 
 
 def what_runs() -> dict[str, str]:
-    """What each device's tensors run on, and why where that is torch's operators."""
-    compiled = f"the compiled kernels, for {backends.instruction_set}"
-    found = {"cpu": compiled if backends.loaded else f"torch's operators: {backends.reason}"}
+    """Return what the tensors of each device run on, with the reason where that is torch's operators."""
+    compiled = f"the compiled kernels, for {state.current.instruction_set}"
+    found = {"cpu": compiled if state.current.loaded else f"torch's operators: {state.current.reason}"}
     if torch.cuda.is_available():
         return found | {f"cuda:{gpu}": _on_gpu(gpu) for gpu in range(torch.cuda.device_count())}
     other = torch.accelerator.current_accelerator(check_available=True)
@@ -46,55 +47,55 @@ def what_runs() -> dict[str, str]:
 
 
 def _on_gpu(gpu: int) -> str:
-    if backends.on_cuda != "auto":
-        standing = _standing(backends.on_cuda, gpu)
-        return f"the {backends.on_cuda} kernels, {standing}; torch's operators for what they leave out"
+    if state.current.on_cuda != "auto":
+        standing = _standing(state.current.on_cuda, gpu)
+        return f"the {state.current.on_cuda} kernels, {standing}; torch's operators for what they leave out"
     reasons: dict[tuple, list[str]] = {}
     for backend in measured.BACKENDS:
-        why = backends.missing(backend) or backends.refused(backend, gpu)
+        why = build.missing(backend) or build.refused(backend, gpu)
         reasons.setdefault((why and why.removesuffix("."), _standing(backend, gpu)), []).append(backend)
     said = [
         f"{' and '.join(names)} refused, {why}" if why else
         f"SER_FAST_BACKEND={' or '.join(names)} chooses kernels, {standing}"
         for (why, standing), names in reasons.items()
     ]  # fmt: skip
-    entry, here = backends.measured_on(gpu)
+    entry, here = dispatch.measured_on(gpu)
     fastest = f"by size what was fastest on {entry['gpu']}, {', '.join(here)} or " if here else ""
     return f"{fastest}torch's operators: {'; '.join(said)}"
 
 
 def _standing(backend: str, gpu: int | None = None) -> str:
-    """Which ops the backend's kernels are proven for, and where: on all that was measured, or on GPUs like this."""
+    """Return the ops that the backend's kernels were tested for: on every measured GPU, or on GPUs like this one."""
     said = []
     for capability, ops in measured.proven(measured.read(measured.FILE), backend).items():
-        if gpu is not None and capability != backends.capability(gpu):
+        if gpu is not None and capability != build.capability(gpu):
             continue
-        rest = [op for op in backends.OPS if op not in ops]
-        said.append(f"proven on {capability} for {', '.join(ops)}")
-        said += [f"{backends.UNPROVEN} for {', '.join(rest)}"] if rest else []
-    return ", ".join(said) or backends.UNPROVEN
+        rest = [op for op in dispatch.OPS if op not in ops]
+        said.append(f"tested on {capability} for {', '.join(ops)}")
+        said += [f"{UNTESTED} for {', '.join(rest)}"] if rest else []
+    return ", ".join(said) or UNTESTED
 
 
-def _of(build: dict) -> str:
-    return f", from commit {build['commit']}" if build.get("commit") else ""
+def _of(built: dict) -> str:
+    return f", from commit {built['commit']}" if built.get("commit") else ""
 
 
-def _cuda(build: dict) -> str:
-    if not build.get("cuda_archs"):
-        return build["cuda"]
-    return f"{_standing('cuda')}; {build['cuda']}; SER_FAST_BACKEND=cuda selects them for CUDA tensors"
+def _cuda(built: dict) -> str:
+    if not built.get("cuda_archs"):
+        return built["cuda"]
+    return f"{_standing('cuda')}; {built['cuda']}; SER_FAST_BACKEND=cuda selects them for CUDA tensors"
 
 
 def _triton() -> str:
     try:
         found = version("triton")
     except PackageNotFoundError:
-        return backends.TRITON_MISSING
+        return build.TRITON_MISSING
     return f"triton {found}; SER_FAST_BACKEND=triton selects them for CUDA tensors"
 
 
 def sentence() -> str:
-    """What figures were measured with, in a line."""
+    """Return the versions and the hardware behind measured numbers, as one line."""
     found = info()
     return f"ser_fast {found['ser_fast']}, torch {found['torch']}, {found['processor']}; GPU: {found['gpu']}"
 
@@ -103,14 +104,14 @@ def text() -> str:
     values = info()
     chosen, fastest = values.pop("backends"), values.pop("measured")
     lines = [f"{name:<24} {value}" for name, value in values.items()]
-    chosen |= backends.RULES
+    chosen |= dispatch.RULES
     for title, rows in (("which backend runs", chosen), ("what was measured fastest on a GPU", fastest)):
         lines += ["", title, *(f"{name:<24} {value}" for name, value in rows.items())]
     return "\n".join(lines)
 
 
-# Bytes of shared memory that a block may have, and clusters of 1, 2, 4 and 8 blocks that run at once, as the data
-# sheets have it, for where there is no GPU; how many clusters fit an H100 at once is an assumption.
+# For machines without a GPU: bytes of shared memory per block, and clusters of 1, 2, 4 and 8 blocks that run at once,
+# from the data sheets; the number of clusters that fit an H100 is an assumption.
 KNOWN_GPUS = {
     "H100": (227 * 1024, 132, 66, 32, 15),
     "A100": (163 * 1024, 108, 0, 0, 0),
@@ -120,9 +121,10 @@ PLAN = ("width", "rows", "cluster", "threads", "stages", "tiles", "waves", "shar
 
 
 def gru_plan(limits: torch.Tensor, shape: tuple[int, int, int, int], product: int, backward: bool) -> dict | None:
-    """How the CUDA kernels run a GRU of shape (T, B, D, H) on a GPU of these limits, or None if W_hh does not fit.
+    """Return how the CUDA kernels run a GRU of shape (T, B, D, H) on a GPU, or None if W_hh does not fit.
 
-    ``step`` is the estimated time of a step in microseconds: arithmetic, not a measurement.
+    ``step`` is the estimated time of a step in microseconds: arithmetic, not a measurement. ``limits`` are those of
+    :func:`ser_fast.backends.dispatch.gru_limits`.
     """
     _, batch, directions, hidden = shape
     values = torch.ops.ser_fast.gru_plan(limits, batch, directions, hidden, True, product, backward).tolist()
@@ -131,27 +133,27 @@ def gru_plan(limits: torch.Tensor, shape: tuple[int, int, int, int], product: in
 
 
 def plans(shape: tuple[int, int, int, int]) -> str:
-    """What ``ser-fast info --shape T B D H`` prints: the plans on this machine's GPUs, or on well-known ones."""
+    """Return the text of ``ser-fast info --shape T B D H``: plans on this machine's GPUs, or on well-known ones."""
     for name, size in zip("TBDH", shape):
         if size < 1 or (name == "D" and size > 2):
             raise ValueError(f"--shape: {name} is {size}; it must be {'1 or 2' if name == 'D' else 'at least 1'}")
-    if not backends.loaded:
-        raise ValueError(f"--shape needs the compiled kernels, but {backends.reason}")
+    if not state.current.loaded:
+        raise ValueError(f"--shape needs the compiled kernels, but {state.current.reason}")
     frames, batch, directions, hidden = shape
-    if torch.cuda.is_available() and backends.build_info().get("cuda_archs"):
+    if torch.cuda.is_available() and build.build_info().get("cuda_archs"):
         devices = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
         gpus = {
-            f"{device}, {torch.cuda.get_device_name(device)}": backends.gru_limits(device.index) for device in devices
+            f"{device}, {torch.cuda.get_device_name(device)}": dispatch.gru_limits(device.index) for device in devices
         }
     else:
-        gpus = {f"{name}, as its data sheet has it": torch.tensor(limits) for name, limits in KNOWN_GPUS.items()}
+        gpus = {f"{name}, from its data sheet": torch.tensor(limits) for name, limits in KNOWN_GPUS.items()}
     lines = [
         f"GRU of T={frames} B={batch} D={directions} H={hidden} by the CUDA kernels, {_standing('cuda')}.",
-        "A step's time is estimated from counts of products, reads and exchanges; it is no measurement.",
+        "The time of a step is estimated from counts of products, reads and exchanges; it is not a measurement.",
     ]
     for name, limits in gpus.items():
         lines += ["", name]
-        for (number, product), backward in itertools.product(enumerate(backends.GRU_PRODUCTS), (False, True)):
+        for (number, product), backward in itertools.product(enumerate(dispatch.GRU_PRODUCTS), (False, True)):
             plan = gru_plan(limits, shape, number, backward)
             lines += [f"  {product}, {'backward' if backward else 'forward'}", f"    {_described(plan, shape)}"]
     return "\n".join(lines)

@@ -1,13 +1,14 @@
-"""Which path was measured fastest on a GPU: ``measured.json``, which ``benchmarks/choices.py`` writes from a run.
+"""The table of the fastest path on each kind of GPU: ``measured.json``, written by ``benchmarks/choices.py``.
 
-By compute capability it tells what was measured and, by op, precision and for the GRU hidden size, the paths::
+For every compute capability it holds what was measured and, by op, precision and (for the GRU) hidden size, the
+paths::
 
     {"9.0": {"gpu": "NVIDIA H100 80GB HBM3", "date": "2026-12-01", "torch": "2.13.0", "commit": "0123abc",
              "gru": {"tf32": {"128": ["cuda", "torch", "triton"], "512": ["torch", "cuda"]}},
              "attention_pool": {"float32": ["triton", "cuda", "torch"]}}}
 
-The fastest comes first; "torch" is ``nn.GRU``'s own path, or the reference of another op. A backend that is not
-listed was not proven there and is never taken. Without the file nothing was measured.
+The fastest comes first; "torch" is the path of ``nn.GRU``, or the reference of another op. A backend that is not
+listed did not pass its tests there and is never chosen. No table ships while no GPU has been measured.
 """
 
 import json
@@ -27,10 +28,10 @@ PRECISIONS = {  # tf32 is float32 where torch's switch for RNNs allows it
 
 
 def read(path: Path) -> dict:
-    """The table of the file, {} if there is none.
+    """Return the table of a file, {} if there is no file.
 
     Raises:
-        ValueError: it is no such table; the sentence says where.
+        ValueError: the file is not such a table; the message says where.
     """
     if not path.exists():
         return {}
@@ -46,7 +47,7 @@ def read(path: Path) -> dict:
 
 
 def check(table: dict) -> None:
-    """Raises ValueError where this is no table of choices."""
+    """Raise ValueError if this is not a table of choices."""
     for capability, entry in _items(table, "the table"):
         _require(re.fullmatch(r"\d+\.\d", capability), "a compute capability", capability, "one such as '9.0'")
         rest = dict(_items(entry, capability))
@@ -77,7 +78,7 @@ def _require(good, where: str, found, allowed: str) -> None:
 
 
 def orders(entry: dict) -> Iterator[tuple[str, str, str | None, list[str]]]:
-    """Op, precision, hidden size (the GRU's alone) and paths of everything that was measured."""
+    """Yield op, precision, hidden size (of the GRU, else None) and paths of everything that was measured."""
     for op in PRECISIONS:
         for precision, found in entry.get(op, {}).items():
             for size, order in _items(found, f"{op} {precision}") if op == "gru" else [(None, found)]:
@@ -85,22 +86,22 @@ def orders(entry: dict) -> Iterator[tuple[str, str, str | None, list[str]]]:
 
 
 def order(entry: dict, op: str, precision: str, hidden_size: int | None = None) -> list[str]:
-    """The paths of an op, the fastest first; [] where nothing was measured.
+    """Return the paths of an op, the fastest first; [] if nothing was measured.
 
-    A hidden size takes the row of the next larger one that was measured, None that of the smallest.
+    A hidden size takes the row of the next larger one that was measured, None the row of the smallest.
     """
     rows = {int(size or 0): order for name, kind, size, order in orders(entry) if (name, kind) == (op, precision)}
     return rows.get(min((size for size in rows if not size or size >= (hidden_size or 0)), default=None), [])
 
 
 def proven(table: dict, backend: str) -> dict[str, list[str]]:
-    """The ops that a backend is proven for, by compute capability."""
+    """Return the ops that a backend passed its tests for, by compute capability."""
     found = {name: [op for op, *_, order in orders(entry) if backend in order] for name, entry in table.items()}
     return {name: list(dict.fromkeys(ops)) for name, ops in found.items() if ops}
 
 
 def described(table: dict) -> dict[str, str]:
-    """What was measured, and what was fastest, by lines' names."""
+    """Return what was measured and what was fastest, as named lines of ``ser-fast info``."""
     lines = {}
     for capability, entry in table.items():
         lines[f"on {capability}"] = "{gpu}, {date}, torch {torch}, commit {commit}".format(**entry)

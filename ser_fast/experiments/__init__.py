@@ -1,11 +1,11 @@
-"""The two papers' experiments, each a few cross-validations, a table with the papers' numbers, and a figure."""
+"""Experiments: the papers' tables and figures, ours beside theirs, from cross-validations of their systems."""
 
 from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
 from ser_fast.experiments import claims, paper1, paper2, published, timing
-from ser_fast.experiments.settings import EMBEDDED, Lab, Settings
+from ser_fast.experiments.settings import EMBEDDED, Runner, Settings
 from ser_fast.experiments.tables import Result, write
 from ser_fast.reports.terminal import print_table, say
 
@@ -13,17 +13,23 @@ __all__ = ["EXPERIMENTS", "Experiment", "Settings", "run"]
 
 
 class Experiment(NamedTuple):
-    """An experiment: its title, where the papers have it, whose recipe it trains by, and what it does.
+    """One experiment of the papers.
 
-    ``papers`` is what is to be known of these papers, and ``odd`` what does not fit in their own numbers.
+    Args:
+        title: of its table.
+        source: the papers' table, figure or experiment that it repeats.
+        recipe: name of the recipe that it trains by.
+        run: trains the systems and returns the result.
+        papers: notes on the papers, printed below the table.
+        inconsistencies: contradictions within the papers' own numbers, printed below the table.
     """
 
     title: str
     source: str
     recipe: str
-    run: Callable[[Lab], Result]
+    run: Callable[[Runner], Result]
     papers: tuple[str, ...]
-    odd: tuple[str, ...] = ()
+    inconsistencies: tuple[str, ...] = ()
 
 
 _ONE, _TWO = (published.PAPER_1,), (published.PAPER_2,)
@@ -57,7 +63,7 @@ EXPERIMENTS = {
         (published.FREEDOM,),
     ),
     "protocols": Experiment(
-        "What the protocol makes", "paper 2, table 3", "own", claims.protocols, _TWO,
+        "Effect of the protocol", "paper 2, table 3", "own", claims.protocols, _TWO,
         (published.HEAD_8, published.ABOVE_BOTH, published.COUNTS),
     ),
     "claims": Experiment(
@@ -68,39 +74,47 @@ EXPERIMENTS = {
 
 
 def run(name: str, settings: Settings) -> Result:
-    """Run an experiment, or what an interrupted one left, and write ``NAME.md``, ``.csv``, ``.json`` and ``.png``.
+    """Run an experiment, or resume an interrupted one, and write ``NAME.md``, ``.csv``, ``.json`` and ``.png``.
+
+    Args:
+        name: key of :data:`EXPERIMENTS`.
+        settings: data, output folder, scale and training options.
+
+    Returns:
+        The result, as it was written.
 
     Raises:
-        ValueError: a name that no experiment has, or options that do not fit the corpus.
+        ValueError: if ``name`` is unknown or the corpus is of the wrong kind (classes or values).
     """
     if name not in EXPERIMENTS:
         raise ValueError(f"experiment is {name!r}; it must be one of {', '.join(EXPERIMENTS)}")
     if name == "sentiment" and settings.data == "synthetic":
         settings = replace(settings, data="synthetic-sentiment")
     experiment = EXPERIMENTS[name]
-    lab = Lab(settings, experiment.recipe)
-    if not lab.corpus.classes and name != "sentiment":
+    runner = Runner(settings, experiment.recipe)
+    if not runner.corpus.classes and name != "sentiment":
         raise ValueError(f"data is {settings.data}, a corpus of values; {name} needs one of classes")
-    result = experiment.run(lab)
-    said = {
-        "Protocol": [_what(lab, result)],
-        "What the paper claims": result.verdicts,
-        "What to know": [*result.notes, *experiment.papers],
-        "What differs from the recipe": [f"Scale {settings.scale}. {sentence}." for sentence in lab.differences()],
-        "What does not fit in the paper's own numbers": list(experiment.odd),
+    result = experiment.run(runner)
+    sections = {
+        "Protocol": [_protocol(runner, result)],
+        "The paper's claims": result.verdicts,
+        "Notes": [*result.notes, *experiment.papers],
+        "Differences from the recipe": [f"Scale {settings.scale}. {line}." for line in runner.differences()],
+        "Inconsistencies in the paper's numbers": list(experiment.inconsistencies),
     }
-    described = {"experiment": name, "source": experiment.source, "data": lab.corpus.name, "scale": settings.scale}
+    about = {"experiment": name, "source": experiment.source, "data": runner.corpus.name, "scale": settings.scale}
     title = f"{experiment.title} ({experiment.source})"
-    write(name, title, said, result, described, settings.out)
-    print_table(f"{title}: {_what(lab, result)}", *result.table)
+    write(name, title, sections, result, about, settings.out)
+    print_table(f"{title}: {_protocol(runner, result)}", *result.table)
     for verdict in result.verdicts:
         say(verdict)
     say(f"table: {settings.out / name}.md")
     return result
 
 
-def _what(lab: Lab, result: Result) -> str:
-    data = lab.corpus.name
-    if lab.settings.data in EMBEDDED:
+def _protocol(runner: Runner, result: Result) -> str:
+    """Return a sentence with the data, the protocol and the number of seeds."""
+    data = runner.corpus.name
+    if runner.settings.data in EMBEDDED:
         data = f"{data}, embedded synthetic voices: shows that it runs, says nothing about speech"
-    return f"Data: {data}. Protocol: {result.protocol}. Seeds: {lab.folds.seeds}."
+    return f"Data: {data}. Protocol: {result.protocol}. Seeds: {runner.folds.seeds}."

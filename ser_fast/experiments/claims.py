@@ -1,4 +1,4 @@
-"""What holds: the papers' orderings tested on paired folds, and how far the protocol alone carries."""
+"""Experiments `claims` (the papers' orderings tested on paired folds) and `protocols` (effect of the protocol)."""
 
 import csv
 import statistics
@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 from ser_fast.experiments import figures, published
 from ser_fast.experiments.paper2 import OURS, compared
-from ser_fast.experiments.settings import CGRU_LSTM, Lab
+from ser_fast.experiments.settings import CGRU_LSTM, Runner
 from ser_fast.experiments.tables import Result, Table, by_fold, ends, percent, verdict
 from ser_fast.training import metrics
 
 
 class Claim(NamedTuple):
-    """That one system is better than another, and by how many points in the paper, where it prints that."""
+    """A claim that one system is better than another, with the paper's difference in points, or None if not given."""
 
     words: str
     better: str
@@ -31,7 +31,14 @@ PAPER_1 = (
 
 
 def compare(better: dict, worse: dict) -> dict:
-    """Difference of two summaries' UA over the same folds: ``ser_fast.metrics.paired`` and ``verdict``."""
+    """Compare two summaries' UA by the paired t test over their folds.
+
+    Returns:
+        :func:`ser_fast.training.metrics.paired` of the folds, and the ``verdict``.
+
+    Raises:
+        ValueError: if the folds differ.
+    """
     a, b = (by_fold(summary, "recall") for summary in (better, worse))
     if a.keys() != b.keys():
         raise ValueError(f"folds are {', '.join(b)}; they must be those of the other system, {', '.join(a)}")
@@ -39,9 +46,9 @@ def compare(better: dict, worse: dict) -> dict:
     return found | {"verdict": verdict(found)}
 
 
-def claims(lab: Lab) -> Result:
-    """Every ordering that the papers claim."""
-    known = compared(lab)
+def claims(runner: Runner) -> Result:
+    """Test every ordering of systems that the papers claim."""
+    known = compared(runner)
     theirs = published.COMPARISON["Emo-DB"]
     stated = [*PAPER_1, *(
         Claim(f"BiGRU-MHA is above {name}", OURS, name, round(theirs[OURS] - theirs[name], 2))
@@ -49,7 +56,7 @@ def claims(lab: Lab) -> Result:
         if name != OURS
     )]  # fmt: skip
     names = dict.fromkeys(name for claim in stated for name in (claim.better, claim.worse))
-    summaries = {name: lab.cross_validate(known.get(name, name)) for name in names}
+    summaries = {name: runner.cross_validate(known.get(name, name)) for name in names}
     found = [compare(summaries[claim.better], summaries[claim.worse]) for claim in stated]
     rows = [
         [claim.words, f"{100 * result['mean']:+.1f}", ends(result),
@@ -70,27 +77,27 @@ def claims(lab: Lab) -> Result:
                                        marks={"paper's, of accuracy": [claim.paper for claim in stated]}),
         {"claims": [claim._asdict() | result for claim, result in zip(stated, found)], "systems": summaries},
         summary["protocol"],
-        [f"{word.capitalize()}: {'; '.join(said)}." for word, said in by_verdict.items()],
+        [f"{word.capitalize()}: {'; '.join(names)}." for word, names in by_verdict.items()],
         [
-            f"A difference for each of {count} folds, the mean of {lab.folds.seeds} seeds, by the paired t test.",
+            f"Paired t test over {count} folds; a fold's difference is the mean of {runner.folds.seeds} seeds.",
             "Differences are in points. Confirmed: the interval is above 0; contradicted: below 0; not confirmed: it "
             "contains 0.",
-            "Folds share training data, so the intervals are narrower than they ought to be; the p values are not "
+            "Folds share training data, so the intervals are too narrow; the p values are not "
             f"corrected for {len(stated)} tests.",
-            "Paper 1 prints no UA for these orderings; CGRU with an LSTM is the same network with the other cell.",
+            "Paper 1 prints no UA for these orderings. CGRU with an LSTM is the same network with the other cell.",
         ],
     )  # fmt: skip
 
 
-def protocols(lab: Lab) -> Result:
-    """One recipe with whole speakers left out, and with random folds that share speakers."""
-    name = lab.recipe
-    apart, shared = replace(lab.folds, protocol="loso"), replace(lab.folds, protocol="random")
-    summaries = {"whole speakers left out": lab.cross_validate(name, apart),
-                 "random folds": lab.cross_validate(name, shared)}  # fmt: skip
+def protocols(runner: Runner) -> Result:
+    """Compare one recipe with whole speakers left out and with random folds, which share speakers."""
+    name = runner.recipe
+    apart, shared = replace(runner.folds, protocol="loso"), replace(runner.folds, protocol="random")
+    summaries = {"whole speakers left out": runner.cross_validate(name, apart),
+                 "random folds": runner.cross_validate(name, shared)}  # fmt: skip
     loso, random = summaries.values()
     classes = loso["classes"]
-    uas = [speaker_uas(lab.folder(name, folds), classes) for folds in (apart, shared)]
+    uas = [speaker_uas(runner.folder(name, folds), classes) for folds in (apart, shared)]
     means = [statistics.fmean(by_fold(summary, "recall").values()) for summary in (loso, random)]
     gap = 100 * (means[1] - means[0])
     paper = published.HEADS["Emo-DB"][8]
@@ -117,15 +124,16 @@ def protocols(lab: Lab) -> Result:
         {"systems": summaries, "speakers": dict(zip(summaries, uas)), "gap": gap},
         described,
         [f"The paper's {paper:.2f} is {paper - 100 * means[0]:+.1f} points from our mean with whole speakers left "
-         f"out, {paper - 100 * means[1]:+.1f} from that with random folds; the protocol alone makes {gap:+.1f}."],
-        ["A speaker's UA under random folds is of those folds' predictions of that speaker, whose other utterances "
-         "were trained on.",
-         "The recipe is ours, not the paper's; the paper's number is its best, of 8 heads in table 3."],
+         f"out and {paper - 100 * means[1]:+.1f} from that with random folds. The gap between the two protocols is "
+         f"{gap:+.1f} points."],
+        ["With random folds, a speaker's UA is over predictions by models that were trained on other utterances of "
+         "that speaker.",
+         "The recipe is ours, not the paper's; the paper's number is its best: 8 heads, table 3."],
     )  # fmt: skip
 
 
 def speaker_uas(runs: Path, classes: list[str]) -> dict[str, float]:
-    """UA of each speaker by all predictions of a cross-validation, whose folder ``runs`` is."""
+    """Return the UA of each speaker over all predictions of the cross-validation in the folder ``runs``."""
     pairs: dict[str, list[tuple[int, int]]] = {}
     for path in sorted(runs.glob("seed*/fold*/predictions.csv")):
         with open(path, encoding="utf-8", newline="") as file:

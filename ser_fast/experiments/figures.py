@@ -1,4 +1,4 @@
-"""The experiments' figures: the papers' kinds, bars, matrices, curves and spectrograms, ours with the paper's."""
+"""Figures of the experiments: bars, matrices, intervals and spectrograms, ours with the paper's numbers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ COLORS = (BLUE, ORANGE, "#3a8f5c", "#8a5fb0", "#8c8c8c")
 
 
 def _bars(axes, groups: Sequence[str], series: dict[str, Sequence[float]]) -> None:
-    """Bars side by side in each group."""
+    """Draw the series as bars side by side in each group."""
     width = 0.8 / len(series)
     for number, (name, values) in enumerate(series.items()):
         places = np.arange(len(groups)) + (number - (len(series) - 1) / 2) * width
@@ -23,14 +23,14 @@ def _bars(axes, groups: Sequence[str], series: dict[str, Sequence[float]]) -> No
 
 
 def _marks(axes, values: Sequence[float | None], name: str, marker: str) -> None:
-    """The paper's numbers over the groups that have one."""
+    """Draw the paper's numbers as markers over the groups that have one."""
     given = [(place, value) for place, value in enumerate(values) if value is not None]
     if given:
         axes.plot(*zip(*given), linestyle="none", marker=marker, color="#222222", markersize=6, label=name)
 
 
 def _finish(figure: Figure, axes, title: str, path: Path) -> Path:
-    """Title and, where there is more than one thing to tell apart, a legend above the axes."""
+    """Add the title, and a legend above the axes if there are several series, and save the figure."""
     figure.suptitle(wrapped(title, 12 * figure.get_figwidth()), fontsize=10)
     if len(axes.get_legend_handles_labels()[1]) > 1:
         axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
@@ -38,7 +38,7 @@ def _finish(figure: Figure, axes, title: str, path: Path) -> Path:
 
 
 def _cells(axes, values: np.ndarray, texts: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> None:
-    """A matrix shaded by its values with the texts written in."""
+    """Draw a matrix as cells shaded by their values, with texts in them."""
     low, high = (float(end(values)) for end in (np.nanmin, np.nanmax))
     axes.imshow(values, cmap="Blues", vmin=low, vmax=high if high > low else low + 1, aspect="auto")
     for (row, column), text in np.ndenumerate(texts):
@@ -59,7 +59,7 @@ def bars(
     marks: dict[str, Sequence[float | None]] | None = None,
     lines: dict[str, float] | None = None,
 ) -> Path:
-    """Bars of each group, with the paper's ``marks`` over the groups and ``lines`` across."""
+    """Draw bars of each group, with the paper's numbers as ``marks`` over the groups and ``lines`` across."""
     figure = Figure(figsize=(max(6.0, 1.6 + 0.9 * len(groups)), 4.4), layout="constrained")
     axes = figure.subplots()
     _bars(axes, groups, series)
@@ -76,7 +76,7 @@ def attention(
     path: Path, classes: list[str], measures: dict[str, dict[str, list[float]]],
     matrices: dict[str, list[list[int]]], title: str,
 ) -> Path:  # fmt: skip
-    """Bars of each measure with and without attention, and both confusion matrices."""
+    """Draw bars of each measure with and without attention, and both confusion matrices."""
     figure = Figure(figsize=(13, 9), layout="constrained")
     figure.suptitle(wrapped(title, 140), fontsize=10)
     top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.4))
@@ -95,7 +95,7 @@ def attention(
 def heat_maps(
     path: Path, panels: dict[str, list[list[float]]], rows: Sequence[str], columns: Sequence[str], title: str
 ) -> Path:
-    """A matrix for each measure; what is not finite stays white."""
+    """Draw a matrix for each measure; a value that is not finite is shown as "diverged"."""
     figure = Figure(figsize=(5.2 * len(panels), 3.8), layout="constrained")
     for axes, (name, values) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items()):
         array = np.asarray(values, float)
@@ -112,7 +112,7 @@ def intervals(
     curves: dict[str, Sequence[float]] | None = None, marks: dict[str, Sequence[float | None]] | None = None,
     points: Sequence[Sequence[float]] = (), zero: bool = False,
 ) -> Path:  # fmt: skip
-    """Means with their intervals in percent, the papers' ``curves`` or ``marks``, and every run's ``points``."""
+    """Draw means with their intervals in percent, the papers' ``curves`` or ``marks``, and each run as a point."""
     figure = Figure(figsize=(max(6.0, 1.6 + 0.8 * len(names)), 4.6), layout="constrained")
     axes = figure.subplots()
     means = [100 * entry["mean"] for entry in found]
@@ -141,7 +141,7 @@ def intervals(
 
 @style()
 def spectrograms(path: Path, images: dict[str, tuple[np.ndarray, float]], top: float, rows: list[dict]) -> Path:
-    """Gray images ``[T, F]`` in 0..1 with their seconds, up to ``top`` hertz, over the loss of each epoch."""
+    """Draw gray images ``[T, F]`` in 0..1 with their durations, up to ``top`` hertz, above the loss of each epoch."""
     figure = Figure(figsize=(11, 6), layout="constrained")
     upper, lower = figure.subfigures(2, 1, height_ratios=(1, 1))
     for axes, (name, (image, seconds)) in zip(

@@ -1,8 +1,8 @@
-"""The BiGRU-MHA paper's experiments."""
+"""Experiments of the BiGRU-MHA paper."""
 
 from ser_fast.experiments import figures, published
-from ser_fast.experiments.settings import Lab, cross_validate_all, load_recipe
-from ser_fast.experiments.tables import Result, Table, ends, interval, percent, spread
+from ser_fast.experiments.settings import Runner, cross_validate_all, load_recipe
+from ser_fast.experiments.tables import Result, Table, ends, holds, interval, percent, spread
 from ser_fast.models.systems import PAPER_2, PAPER_2_HEADS
 from ser_fast.reports import html
 from ser_fast.reports.figures import confusion
@@ -10,21 +10,22 @@ from ser_fast.training import metrics
 
 CORPORA = ("IEMOCAP", "Emo-DB")
 OURS = "Bi-GRU + MHA"
-INTERVALS = (
-    "Intervals are of 95 % over the folds, which share training data: they are narrower than they ought to be."
-)
+INTERVALS = "The 95 % intervals are over the folds, which share training data, so they are too narrow."
 
 
-def compared(lab: Lab) -> dict[str, str]:
-    """Table 6's systems by the names that the lab knows; the paper's own has the heads of its recipe."""
-    recipe = load_recipe(lab.recipe)
+def compared(runner: Runner) -> dict[str, str]:
+    """Return table 6's systems with their names in :mod:`ser_fast.models.systems`.
+
+    They differ for the paper's own system if the recipe does not have 8 heads.
+    """
+    recipe = load_recipe(runner.recipe)
     heads = recipe.get("bigru_mha", {}).get("num_heads", 8)
     return {name: name for name in PAPER_2} | ({} if heads == 8 else {OURS: f"{OURS}, {heads} heads"})
 
 
-def heads(lab: Lab) -> Result:
-    """UA by the number of heads."""
-    found = cross_validate_all(lab, PAPER_2_HEADS)
+def heads(runner: Runner) -> Result:
+    """Compare UA by the number of heads (table 3, figure 4)."""
+    found = cross_validate_all(runner, PAPER_2_HEADS)
     numbers = dict(zip(PAPER_2_HEADS, published.HEADS["Emo-DB"]))
     spans = {name: interval(summary, "recall") for name, summary in found.items()}
     rows = [
@@ -46,15 +47,15 @@ def heads(lab: Lab) -> Result:
                                        curves=curves),
         {"systems": found, "intervals": spans},
         protocol,
-        [f"UA rises with the heads, then falls (figure 4): {'so' if rises else 'not so'} here; most UA: {best}."],
+        [f"UA rises with the heads, then falls (figure 4): {holds(rises)}. Highest UA: {best}."],
         [INTERVALS],
     )  # fmt: skip
 
 
-def comparison(lab: Lab) -> Result:
-    """Nine systems."""
-    names = compared(lab)
-    found = {name: lab.cross_validate(known) for name, known in names.items()}
+def comparison(runner: Runner) -> Result:
+    """Compare the nine systems of table 6."""
+    names = compared(runner)
+    found = {name: runner.cross_validate(known) for name, known in names.items()}
     spans = {name: interval(summary, "recall") for name, summary in found.items()}
     rows = [
         [name, spread(summary, "accuracy"), spread(summary, "recall"), ends(spans[name]),
@@ -76,16 +77,16 @@ def comparison(lab: Lab) -> Result:
         ),
         {"systems": found, "intervals": spans},
         summary["protocol"],
-        [f"{OURS} is best of the nine: {'not so' if better else 'so'} here"
-         + (f"; of more mean UA: {', '.join(better)}." if better else ".")
+        [f"{OURS} is the best of the nine: {holds(not better)}."
+         + (f" Higher mean UA: {', '.join(better)}." if better else "")
          + " The experiment `claims` tests each difference."],
-        [INTERVALS, "The paper does not say whether its accuracy is the unweighted one (UA): both are given here."],
+        [INTERVALS, "The paper does not say whether its accuracy is unweighted (UA), so both are given."],
     )  # fmt: skip
 
 
-def emotions(lab: Lab) -> Result:
-    """Precision, accuracy and recall of BiGRU-MHA, and the accuracy of each emotion."""
-    summary = lab.cross_validate(compared(lab)[OURS])
+def emotions(runner: Runner) -> Result:
+    """Measure BiGRU-MHA's precision, accuracy and recall, and its accuracy of each emotion (tables 4 and 5)."""
+    summary = runner.cross_validate(compared(runner)[OURS])
     pooled, classes = summary["pooled"], summary["classes"]
     paper = published.EMOTIONS
     order = [*(name for name in paper["IEMOCAP"] if name in classes),
@@ -113,30 +114,30 @@ def emotions(lab: Lab) -> Result:
         {"systems": {OURS: summary}},
         summary["protocol"],
         [],
-        ["An emotion's accuracy is its recall; the emotions are counted over all folds' predictions together.",
-         "Recall of all is the unweighted accuracy (UA)."],
+        ["An emotion's accuracy is its recall, over the predictions of all folds together.",
+         "The mean recall is the unweighted accuracy (UA)."],
         {"Precision, accuracy and recall (table 4)":
             Table(["%", "mean ± std of the folds", "all predictions", *columns], overall)},
     )  # fmt: skip
 
 
-def sentiment(lab: Lab) -> Result:
-    """BiGRU-MHA predicting a value."""
-    if lab.corpus.classes:
+def sentiment(runner: Runner) -> Result:
+    """Measure BiGRU-MHA as a regression of sentiment (table 7)."""
+    if runner.corpus.classes:
         raise ValueError(
-            f"data is {lab.settings.data}, a corpus of classes; it must be synthetic-sentiment or a manifest with "
+            f"data is {runner.settings.data}, a corpus of classes; it must be synthetic-sentiment or a manifest with "
             "values, which `ser-fast convert ch_sims` and `ser-fast convert mosi` write"
         )
-    name = compared(lab)[OURS]
-    if lab.corpus.utterances[0].part:
+    name = compared(runner)[OURS]
+    if runner.corpus.utterances[0].part:
         runs = []
-        first = lab.configured(lab.system(name))[0].seed
-        for seed in range(first, first + lab.folds.seeds):
-            summary = lab.train(name, fold=False, seed=seed)[1]
+        first = runner.configure(runner.system(name))[0].seed
+        for seed in range(first, first + runner.folds.seeds):
+            summary = runner.train(name, fold=False, seed=seed)[1]
             runs.append({"seed": seed, "fold": "the test part", "metrics": summary["best"]})
         protocol, folds = summary["protocol"], "runs"
     else:
-        summary = lab.cross_validate(name)
+        summary = runner.cross_validate(name)
         runs, protocol, folds = summary["runs"], summary["protocol"], "folds"
     shown = html.REGRESSION
     spans = {key: metrics.interval([run["metrics"][key] for run in runs]) for key in shown}
@@ -158,20 +159,21 @@ def sentiment(lab: Lab) -> Result:
                *(f"paper, {corpus}" for corpus in paper)], rows),
         lambda path: figures.bars(
             path, [shown[key] for key in shares], {"ours": [100 * spans[key]["mean"] for key in shares]}, "%",
-            f"BiGRU-MHA on {lab.corpus.name}; {protocol}",
+            f"BiGRU-MHA on {runner.corpus.name}; {protocol}",
             marks={f"paper, {corpus}": [paper[corpus][key] for key in shares] for corpus in paper},
         ),
         {"runs": runs},
         protocol,
         [],
-        ["Acc-2, F1 and Acc-5 are cut as `ser_fast.metrics.regression` says; the paper does not define them.",
-         "The loss is the mean absolute error, whatever the recipe's."],
+        ["Acc-2, F1 and Acc-5 use the thresholds of `ser_fast.training.metrics.regression`; the paper does not "
+         "define them.",
+         "The loss is the mean absolute error, not the recipe's."],
     )  # fmt: skip
 
 
-def anova(lab: Lab) -> Result:
-    """One-way analysis of variance of UA over the runs."""
-    found = {name: lab.cross_validate(known) for name, known in compared(lab).items()}
+def anova(runner: Runner) -> Result:
+    """Test whether the systems' UA differs, by one-way analysis of variance over the runs."""
+    found = {name: runner.cross_validate(known) for name, known in compared(runner).items()}
     values = {name: [run["metrics"]["recall"] for run in summary["runs"]] for name, summary in found.items()}
     tests = {
         f"{OURS} against Bi-GRU": metrics.anova([values[OURS], values["Bi-GRU"]]),
@@ -184,7 +186,7 @@ def anova(lab: Lab) -> Result:
             f"F({a}, {b}) = {value}, p < 0.05" for value, (a, b) in (published.ANOVA[corpus] for corpus in CORPORA)
         ]
         rows.append([name, f"{f}", "({}, {})".format(*test["df"]), p, *paper])
-    rows[1][-2:] = [published.NOT_GIVEN] * 2  # its one degree of freedom between the groups is of two groups
+    rows[1][-2:] = [published.NOT_GIVEN] * 2  # one degree of freedom between groups: the paper compares two
     protocol = found[OURS]["protocol"]
     pair = tests[f"{OURS} against Bi-GRU"]
     differ = pair["p"] is not None and pair["p"] < 0.05
@@ -195,8 +197,8 @@ def anova(lab: Lab) -> Result:
         lambda path: figures.intervals(path, list(values), spans, "UA (%)", title, points=list(values.values())),
         {"tests": tests, "systems": found},
         protocol,
-        [f"The systems differ at p < 0.05: {'so' if differ else 'not so'} here for {OURS} against Bi-GRU."],
-        ["Folds are not independent runs: they share training data, and a speaker that is hard is so for every "
-         "system. The F of one-way ANOVA ignores both; `claims` pairs the folds.",
-         "Which groups the paper compared is not said; one degree of freedom means two of them."],
+        [f"The systems differ at p < 0.05: {holds(differ)} for {OURS} against Bi-GRU."],
+        ["Folds are not independent: they share training data, and a speaker that is difficult for one system is "
+         "difficult for the others. One-way analysis of variance ignores both; `claims` pairs the folds.",
+         "The paper does not say which groups it compared; one degree of freedom means two groups."],
     )  # fmt: skip

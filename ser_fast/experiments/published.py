@@ -1,15 +1,15 @@
-"""What the two papers print, each number with the table or the experiment that has it. In percent, unless said."""
+"""Numbers printed in the two papers, each with its table or experiment; in percent unless stated."""
 
 NOT_GIVEN = "not given"
 
-# Paper 1, experiment 1: every emotion gains by attention; points of precision of the one that it names.
+# Paper 1, experiment 1: gain of precision by attention, in points; given for one emotion only.
 ATTENTION_GAIN = {"fear": 8.0}
-# Paper 1, training time in percent of the LSTM baseline's.
+# Paper 1, experiment 2: training time in percent of the LSTM baseline's.
 TIME_OF_LSTM = 60.0
-# Paper 1, experiment 3: the best, and the one that it calls unsuited.
+# Paper 1, experiment 3: best optimiser and learning rate.
 BEST_OPTIMIZER = ("adam", 0.005)
 
-# Paper 2, table 3 and figure 4: UA by heads, 0 being the Bi-GRU alone.
+# Paper 2, table 3 and figure 4: UA by number of heads; 0 is the Bi-GRU alone.
 HEADS = {
     "IEMOCAP": {0: 77.01, 4: 80.47, 8: 89.89, 16: 81.04, 32: 79.32},
     "Emo-DB": {0: 89.22, 4: 90.66, 8: 94.93, 16: 92.81, 32: 91.03},
@@ -19,7 +19,7 @@ OVERALL = {
     "IEMOCAP": {"precision": 89.33, "accuracy": 81.04, "recall": 76.20},
     "Emo-DB": {"precision": 80.57, "accuracy": 94.93, "recall": 86.20},
 }
-# Paper 2, table 5: accuracy of each emotion, by the column in which it is printed; see MISPLACED.
+# Paper 2, table 5: accuracy of each emotion, by printed column; see MISPLACED.
 EMOTIONS = {
     "IEMOCAP": {
         "neutral": 85.25, "anger": 97.11, "happiness": 79.75, "sadness": 88.21,
@@ -27,7 +27,7 @@ EMOTIONS = {
     },
     "Emo-DB": {"neutral": 92.64, "anger": 71.50, "happiness": 61.05, "sadness": 94.64},
 }  # fmt: skip
-# Paper 2, table 6: accuracy, by the names of ser_fast.models.systems.
+# Paper 2, table 6: accuracy, by system name of ser_fast.models.systems.
 COMPARISON = {
     "IEMOCAP": {
         "CNN": 75.80, "LSTM (paper 2)": 76.10, "RNN": 76.22, "CNN+LSTM": 78.17, "Bi-GRU": 77.01,
@@ -40,15 +40,15 @@ COMPARISON = {
         "Bi-GRU + MHA": 94.93,
     },
 }  # fmt: skip
-# Paper 2, table 7; MAE and Corr are no percentages.
+# Paper 2, table 7; MAE and Corr are not percentages.
 SENTIMENT = {
     "CH-SIMS": {"acc2": 88.43, "f1": 87.97, "mae": 0.642, "corr": 0.578, "acc5": 76.19},
     "MOSI": {"acc2": 86.29, "f1": 86.31, "mae": 0.968, "corr": 0.657, "acc5": 72.12},
 }
-# Paper 2, one-way analysis of variance, p below 0.05: F and its degrees of freedom.
+# Paper 2, one-way analysis of variance, p < 0.05: F and its degrees of freedom.
 ANOVA = {"IEMOCAP": (8.4174, (1, 198)), "Emo-DB": (10.0243, (1, 698))}
 
-# What is odd in paper 2's own numbers, to be said beside whatever is compared with them.
+# Inconsistencies in paper 2's numbers, printed beside every comparison with them.
 HEAD_8 = "Table 3 gives 8 heads 89.89 on IEMOCAP, above the 81.04 that the paper calls its best there."
 ABOVE_BOTH = "In table 4 the accuracy on Emo-DB, 94.93, is above both precision and recall, 80.57 and 86.20."
 MISPLACED = (
@@ -62,7 +62,7 @@ COUNTS = (
 GAIN = "The gain over Bi-GRU is printed as 4.40, where 81.04 − 77.01 is 4.03."
 FREEDOM = "The degrees of freedom, (1, 698) and (1, 198), fit neither the corpora nor the folds."
 
-# What a reader must know of each paper whatever is compared with it.
+# Notes on each paper, printed beside every comparison with it.
 PAPER_1 = (
     "Paper 1 measured CASIA (4 speakers, 6 emotions, 9 600 utterances) by K-fold cross-validation; it gives neither "
     "K nor whether speakers were kept apart. The sizes of the network and of the spectrogram are our reading."

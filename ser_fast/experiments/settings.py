@@ -1,4 +1,4 @@
-"""How an experiment's systems are trained: a paper's recipe, a scale, and what the command line changes."""
+"""Settings of an experiment and the runner that trains its systems: recipe, scale and command-line options."""
 
 import hashlib
 import inspect
@@ -26,11 +26,11 @@ from ser_fast.training.trainer import Trainer
 
 EMBEDDED = {"synthetic": synthetic, "synthetic-sentiment": synthetic_sentiment}
 CGRU_LSTM = "CGRU with an LSTM"
-# CGRU's own LSTM version, with its attention, which paper 1 does not name.
+# CGRU with an LSTM in place of the GRU; not one of paper 1's systems.
 ALL_SYSTEMS = SYSTEMS | {CGRU_LSTM: System("cgru", {"cell": "lstm"})}
-# What an experiment or its settings say of a run, besides what is changed of its training.
+# Options of TrainConfig that the experiment sets itself, so the command line does not offer them.
 OWN = {"data", "out", "model", "test_speakers", "test_fold", "test_fraction", "augment"}
-# What each scale changes; of the model's options those that a model has.
+# Options that each scale changes; a model takes those of its options that it has.
 _SHORT = {"learning_rate": 1e-3, "batch_size": 16, "loss": "cross_entropy", "validation": "none", "patience": 0}
 SCALES: dict[str, dict[str, dict]] = {
     "full": {},
@@ -49,18 +49,20 @@ SCALES: dict[str, dict[str, dict]] = {
 
 @dataclass
 class Settings:
-    """What an experiment runs on, and how.
+    """Data, output folder, scale and training options of an experiment.
 
     Args:
-        data: as of ``ser-fast train``.
-        out: folder of the tables and figures, and of the runs in ``runs``, which other experiments reuse.
-        scale: "full" is the paper's recipe unchanged; "quick" is for a CPU, smaller and with a coarser hop; "tiny"
-            only shows that everything runs.
-        recipe: in place of the experiment's own, one that comes with ser_fast or a YAML file.
-        options: options of the models, of which each system takes those that it has.
-        training: options of :class:`ser_fast.training.config.TrainConfig`; they override the recipe's and the
-            scale's.
+        data: corpus, as in ``ser-fast train``.
+        out: folder of the tables and figures; its subfolder ``runs`` holds the runs, which other experiments reuse.
+        scale: "full" is the paper's recipe unchanged; "quick" is smaller, with a coarser hop, for a CPU; "tiny"
+            is one epoch of a very small network and only checks that everything runs.
+        recipe: recipe in place of the experiment's own: the name of one in ser_fast, or a YAML file.
+        options: options of the models; each system takes those that it has.
+        training: options of :class:`ser_fast.training.config.TrainConfig`; they override the recipe and the scale.
         folds: options of :class:`ser_fast.training.folds.Folds`.
+
+    Raises:
+        ValueError: if ``scale`` is unknown.
     """
 
     data: str = "synthetic"
@@ -78,7 +80,10 @@ class Settings:
 
 
 def add_options(parser) -> None:
-    """Give a jsonargparse parser the options that :func:`from_options` reads; none of training has a default."""
+    """Add to a jsonargparse parser the options that :func:`from_options` reads.
+
+    Options of the training and the folds default to None, so that only those given override the recipe.
+    """
     parser.add_class_arguments(Settings, skip={"training", "folds"})
     for options, skip in ((TrainConfig, OWN), (Folds, set())):
         parser.add_class_arguments(options, skip=skip)
@@ -86,7 +91,7 @@ def add_options(parser) -> None:
 
 
 def from_options(values: dict) -> Settings:
-    """Settings of what the command line gave."""
+    """Return the settings of parsed command-line options; those that are None are left to the recipe and scale."""
     given = {name: value for name, value in values.items() if value is not None}
     folds = {entry.name: given.pop(entry.name) for entry in fields(Folds) if entry.name in given}
     own = {entry.name: given.pop(entry.name) for entry in fields(Settings) if entry.name in given}
@@ -94,10 +99,10 @@ def from_options(values: dict) -> Settings:
 
 
 def load_recipe(name: str) -> dict:
-    """A recipe's options, as ``ser-fast train --config`` reads them.
+    """Return a recipe's options, as ``ser-fast train --config`` reads them.
 
     Raises:
-        ValueError: neither a recipe that comes with ser_fast nor a file.
+        ValueError: if ``name`` is neither a recipe of ser_fast nor a file.
     """
     path = recipes.find(name)
     if path is None:
@@ -106,7 +111,7 @@ def load_recipe(name: str) -> dict:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's, which takes 1e-3 for a number as YAML 1.2 and ``--config`` do."""
+    """``yaml.SafeLoader`` that reads 1e-3 as a number, like YAML 1.2 and ``--config``."""
 
 
 _Loader.add_implicit_resolver(
@@ -114,12 +119,12 @@ _Loader.add_implicit_resolver(
 )
 
 
-class Lab:
-    """Trains the systems that an experiment asks for, each in a folder of its own, or finds them there.
+class Runner:
+    """Trains an experiment's systems, each in its own folder, or loads their results from there.
 
     Args:
-        settings: what the command line says.
-        recipe: the experiment's own.
+        settings: data, scale and options.
+        recipe: recipe of the experiment; ``settings.recipe`` overrides it.
     """
 
     def __init__(self, settings: Settings, recipe: str):
@@ -131,20 +136,23 @@ class Lab:
         self.used: dict[str, str] = {}
         rows = [(utterance.name, utterance.speaker, utterance.label, utterance.value)
                 for utterance in self.corpus.utterances]  # fmt: skip
-        # A run folder does not compare the data, so every corpus has a folder of its own.
+        # A run folder does not check that the data is the same, so each corpus has its own folder.
         digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:8]
         self.runs = settings.out / "runs" / f"{slug(self.corpus.name)}-{digest}"
 
-    def configured(self, system: System, **training) -> tuple[TrainConfig, dict]:
-        """The options of a system's run and of its model; ``training`` is the experiment's own word."""
+    def configure(self, system: System, **training) -> tuple[TrainConfig, dict]:
+        """Return the training and model options of a system.
+
+        In increasing priority: recipe, scale, settings, ``training``, and the options that define the system.
+        """
         recipe = load_recipe(self._recipe_of(system))
         known = {entry.name for entry in fields(TrainConfig)}
         base = {name: value for name, value in recipe.items() if name in known}
         changed = self.scale.get("training", {}) | self.settings.training | training
         if not self.corpus.classes:
-            changed |= {"loss": "auto", "label_smoothing": 0.0}  # the recipes' are those of classes
+            changed |= {"loss": "auto", "label_smoothing": 0.0}  # the recipes' losses are for classes
         config = TrainConfig(**base | changed | {"data": self.data, "model": system.model})
-        # The other systems of a paper share what its own model's recipe says, but for the heads, which name a system.
+        # All systems of a paper share its recipe's model options, except num_heads, which defines a system.
         shared = dict(recipe.get(recipe["model"], {}))
         if system.model != recipe["model"]:
             shared.pop("num_heads", None)
@@ -154,28 +162,38 @@ class Lab:
         return config, options | system.options
 
     def cross_validate(self, name: str, folds: Folds | None = None, **training) -> dict:
-        """The summary of a system; ``training`` are options that the experiment sets beyond the recipe's."""
+        """Cross-validate a system, or load the finished result, and return its summary.
+
+        Args:
+            name: system, or recipe name for the recipe's own model.
+            folds: protocol; by default that of the settings.
+            training: options of the experiment, which override the recipe's.
+        """
         system, folds = self.system(name), folds or self.folds
-        config, options = self.configured(system, **training)
+        config, options = self.configure(system, **training)
         out = self.folder(name, folds, **training)
         say(f"{name}: {out}")
-        self.note(name, **training)
+        self.record(name, **training)
         return cross_validation.cross_validate(replace(config, out=out), options, folds, say)
 
     def folder(self, name: str, folds: Folds | None = None, **training) -> Path:
-        """Of a cross-validation; systems and options that are the same have the same."""
+        """Return the folder of a cross-validation; equal systems with equal options share it under any name."""
         system, folds = self.system(name), folds or self.folds
-        plain, _ = self.configured(system)
+        plain, _ = self.configure(system)
         beyond = [f"{key}-{value}" for key, value in training.items() if getattr(plain, key) != value]
         protocol = folds.protocol if folds.protocol == "loso" else f"{folds.protocol}{folds.folds}"
         same = next((other for other, known in ALL_SYSTEMS.items() if known == system), Path(name).stem)
         return self.runs / protocol / slug("-".join([same, *beyond]))
 
     def train(self, name: str, fold: bool, **training) -> tuple[Trainer, dict]:
-        """One run: the first fold's, or where the corpus has its own parts, on these."""
+        """Do one training run, on the first fold (``fold``) or on the corpus's own parts.
+
+        Returns:
+            The trainer and the summary.
+        """
         system = self.system(name)
-        config, options = self.configured(system, **training)
-        self.note(name, **training)
+        config, options = self.configure(system, **training)
+        self.record(name, **training)
         out = self.runs / ("one" if fold else "parts") / slug(name) / f"seed{config.seed}"
         if fold:
             config = cross_validation.plan(config, self.folds, speakers(self.corpus))[0][0].config
@@ -191,26 +209,27 @@ class Lab:
             return trainer, trainer.run()
 
     def system(self, name: str) -> System:
-        """Of this name, or the recipe's own model where the name is its."""
+        """Return the system of this name; a recipe's name means its model with its options."""
         if name in ALL_SYSTEMS:
             return ALL_SYSTEMS[name]
         recipe = load_recipe(self.recipe)
         return System(recipe["model"], dict(recipe.get(recipe["model"], {})) if name == self.recipe else {})
 
     def differences(self) -> list[str]:
-        """For each recipe, what this scale and the command line make of it."""
+        """Return, for each recipe and model used, a sentence with the options that differ from the recipe."""
         return list(dict.fromkeys(self.used.values()))
 
     def _recipe_of(self, system: System) -> str:
+        """Return the runner's recipe if it is of the system's paper, else that paper's own."""
         of_paper_1 = system.model == "cgru"
         if (load_recipe(self.recipe)["model"] == "cgru") == of_paper_1:
             return self.recipe
         return "paper1" if of_paper_1 else "paper2_emodb"
 
-    def note(self, name: str, **training) -> None:
-        """Remember that this system ran, for :meth:`differences`."""
+    def record(self, name: str, **training) -> None:
+        """Record how a system's options differ from its recipe, for :meth:`differences`."""
         system = self.system(name)
-        config, options = self.configured(system, **training)
+        config, options = self.configure(system, **training)
         recipe = self._recipe_of(system)
         wanted = load_recipe(recipe)
         theirs = asdict(TrainConfig(**{key: value for key, value in wanted.items() if key in asdict(config)}))
@@ -231,7 +250,10 @@ class Lab:
 
 
 def _embedded(settings: Settings) -> str | None:
-    """The embedded corpora, of which "tiny" takes a few voices, as files: to make them takes longer than to read."""
+    """Write an embedded corpus as files, once, and return it as ``data``; None for another corpus.
+
+    Reading the files is faster than synthesising the voices again. "tiny" takes fewer voices.
+    """
     if settings.data not in EMBEDDED:
         return None
     import soundfile
@@ -246,14 +268,15 @@ def _embedded(settings: Settings) -> str | None:
         for path, utterance in zip(files, corpus.utterances):
             soundfile.write(path, utterance.samples.numpy(), utterance.sample_rate, subtype="FLOAT")
         rows = [replace(utterance, path=path) for path, utterance in zip(files, corpus.utterances)]
-        write_manifest(replace(corpus, utterances=rows), table)  # last: where it is, the files are whole
+        write_manifest(replace(corpus, utterances=rows), table)  # written last: the table marks the files as complete
     return f"manifest:{table}"
 
 
 def slug(name: str) -> str:
+    """Return ``name`` as a folder name: lower case, other characters replaced by hyphens."""
     return re.sub(r"[^\w.]+", "-", name.lower()).strip("-")
 
 
-def cross_validate_all(lab: Lab, names: Iterable[str]) -> dict[str, dict]:
-    """Summaries by the systems' names."""
-    return {name: lab.cross_validate(name) for name in names}
+def cross_validate_all(runner: Runner, names: Iterable[str]) -> dict[str, dict]:
+    """Cross-validate systems and return their summaries by name."""
+    return {name: runner.cross_validate(name) for name in names}

@@ -1,4 +1,4 @@
-"""What an experiment leaves: its table as Markdown and CSV, its numbers as JSON, and the figure."""
+"""Results of an experiment and their files: table as Markdown and CSV, numbers as JSON, figure as PNG."""
 
 import csv
 import io
@@ -15,7 +15,7 @@ from ser_fast.training import metrics
 
 
 class Table(NamedTuple):
-    """A header and rows of what is shown."""
+    """Header and rows of a printed table."""
 
     header: list[str]
     rows: list[list[str]]
@@ -23,16 +23,16 @@ class Table(NamedTuple):
 
 @dataclass
 class Result:
-    """What an experiment found.
+    """Result of an experiment.
 
     Args:
-        table: ours beside the paper's.
+        table: our numbers beside the paper's.
         draw: draws the figure into a file.
-        numbers: everything that the table and the figure are made from, for JSON.
-        protocol: how training and test were parted, in a sentence.
-        verdicts: what the paper claims, each confirmed or not.
-        notes: what a reader of the table must know of this experiment.
-        more: further tables by their titles.
+        numbers: all numbers behind the table and the figure, for JSON.
+        protocol: how training and test data were separated, in a sentence.
+        verdicts: the paper's claims, each with whether it holds here.
+        notes: remarks on this experiment, printed below the table.
+        more: further tables by title.
     """
 
     table: Table
@@ -45,7 +45,7 @@ class Result:
 
 
 def by_fold(summary: dict, measure: str) -> dict[str, float]:
-    """A measure of each fold, the mean of its seeds: the tested part is what is drawn, not the seed."""
+    """Return a measure of each fold, averaged over seeds: folds, not seeds, are the sample of an interval."""
     values: dict[str, list[float]] = {}
     for run in summary["runs"]:
         values.setdefault(run["fold"], []).append(run["metrics"][measure])
@@ -53,27 +53,33 @@ def by_fold(summary: dict, measure: str) -> dict[str, float]:
 
 
 def interval(summary: dict, measure: str) -> dict:
-    """:func:`ser_fast.training.metrics.interval` of a measure over the folds."""
+    """Return :func:`ser_fast.training.metrics.interval` of a measure over the folds."""
     return metrics.interval(list(by_fold(summary, measure).values()))
 
 
 def percent(value: float | None) -> str:
+    """Return a fraction as a percentage with one decimal; None as "none"."""
     return "none" if value is None else f"{100 * value:.1f}"
 
 
 def spread(summary: dict, measure: str) -> str:
-    """Mean ± standard deviation in percent."""
+    """Return mean ± standard deviation over the folds, in percent."""
     mean, std = summary["folds"][measure]
     return percent(mean) + ("" if std is None else f" ± {percent(std)}")
 
 
 def ends(found: dict) -> str:
-    """The ends of an interval, in percent."""
+    """Return the ends of an interval as text, in percent."""
     return "one fold" if found["low"] is None else f"{100 * found['low']:.1f} to {100 * found['high']:.1f}"
 
 
+def holds(claim: bool) -> str:
+    """Return "holds here" or "does not hold here", for a claim that is not tested with an interval."""
+    return "holds here" if claim else "does not hold here"
+
+
 def verdict(found: dict) -> str:
-    """What an interval says of the claim that its mean is above 0."""
+    """Return the verdict of an interval on the claim that the difference is above 0."""
     if found["low"] is None:
         return "not tested"
     if found["low"] > 0:
@@ -82,6 +88,8 @@ def verdict(found: dict) -> str:
 
 
 def markdown(table: Table) -> str:
+    """Return a table as Markdown, all columns but the first right-aligned."""
+
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(str(cell).replace("|", r"\|") for cell in cells) + " |"
 
@@ -89,21 +97,30 @@ def markdown(table: Table) -> str:
     return "\n".join([line(table.header), line(aligned), *map(line, table.rows)]) + "\n"
 
 
-def write(name: str, title: str, said: dict[str, list[str]], result: Result, described: dict, out: Path) -> None:
-    """Write ``out/name`` with the suffixes .md, .csv, .json and .png; ``said`` are lists under their headings."""
+def write(name: str, title: str, sections: dict[str, list[str]], result: Result, about: dict, out: Path) -> None:
+    """Write ``out/name`` as .md, .csv, .json and .png.
+
+    Args:
+        name: file name without suffix.
+        title: heading of the Markdown file.
+        sections: sentences by heading; empty lists are omitted.
+        result: table, figure and numbers.
+        about: further keys of the JSON file.
+        out: folder.
+    """
     out.mkdir(parents=True, exist_ok=True)
     result.draw(out / f"{name}.png")
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows([result.table.header, *result.table.rows])
     write_atomically(out / f"{name}.csv", text.getvalue().encode())
     machine = sentence()
-    numbers = described | {"protocol": result.protocol, "machine": machine, "said": said} | result.numbers
+    numbers = about | {"protocol": result.protocol, "machine": machine, "said": sections} | result.numbers
     write_atomically(out / f"{name}.json", (json.dumps(numbers, indent=1) + "\n").encode())
     parts = [f"# {title}\n", markdown(result.table)]
     for heading, table in result.more.items():
         parts += [f"## {heading}\n", markdown(table)]
     parts.append(f"![{name}]({name}.png)\n")
-    for heading, sentences in said.items():
+    for heading, sentences in sections.items():
         if sentences:
             parts += [f"## {heading}\n", "".join(f"- {sentence}\n" for sentence in sentences)]
     parts.append(f"Measured with {machine}.\n")

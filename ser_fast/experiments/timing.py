@@ -1,4 +1,4 @@
-"""Training time: whole epochs with our GRU, torch's GRU and torch's LSTM in the same models on the same data."""
+"""Experiment `time`: training epochs with our GRU, torch's GRU and torch's LSTM in the same models."""
 
 import os
 import platform
@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ser_fast import backends
+from ser_fast.backends import dispatch
 from ser_fast.backends.info import info
 from ser_fast.data.batches import LengthSortedBatches
 from ser_fast.data.dataset import labels, load_dataset, speakers
 from ser_fast.experiments import figures, published
-from ser_fast.experiments.settings import Lab
+from ser_fast.experiments.settings import Runner
 from ser_fast.experiments.tables import Result, Table
 from ser_fast.models import MODELS
 from ser_fast.models.peers import ReferenceRecurrence, with_recurrence, with_torch
@@ -27,17 +28,17 @@ from ser_fast.training.trainer import fit_statistics
 
 SYSTEMS = {"CGRU": "CGRU", "BiGRU-MHA": "Bi-GRU + MHA"}
 OURS, OURS_AFTER = "ours, reset_after=False", "ours, reset_after=True"
-# Of the largest logit: some thousand float32 roundings, added up in another order; a GPU's may be those of tf32.
+# Relative to the largest logit: float32 sums in another order on CPU, tf32 products on a GPU.
 TOLERANCE = {"cpu": 1e-4, "cuda": 2e-2}
 ROUNDS = {"full": 3, "quick": 3, "tiny": 1}
 
 
 @torch.inference_mode()
 def check(name: str, model: nn.Module, wave: Tensor, lengths: Tensor) -> float:
-    """Largest difference of the logits from the reference's over the largest logit.
+    """Return the largest difference of the logits from the reference's, relative to the largest logit.
 
     Raises:
-        RuntimeError: it is above :data:`TOLERANCE`; what is wrong is not timed.
+        RuntimeError: if it is above :data:`TOLERANCE`: wrong results are not timed.
     """
     model.eval()
     found, wanted = model(wave, lengths), with_recurrence(model, ReferenceRecurrence(model.rnn)).eval()(wave, lengths)
@@ -56,7 +57,7 @@ def epoch(
     clip: float,
     most: int,
 ) -> float:
-    """Seconds of a training epoch, or of its first ``most`` batches, batches made and weights updated."""
+    """Return the seconds of a training epoch or its first ``most`` batches, data loading and updates included."""
     device = next(model.parameters()).device
     start = time.perf_counter()
     for number, batch in enumerate(batches.epoch(torch.Generator().manual_seed(0))):
@@ -72,18 +73,22 @@ def epoch(
     return time.perf_counter() - start
 
 
-def race(name: str, lab: Lab) -> tuple[dict[str, list[float]], float, str, str]:
-    """Seconds of each variant's epochs, the logits' error of ours, the sentence of the split, and the machine."""
-    system = lab.system(SYSTEMS[name])
-    lab.note(SYSTEMS[name])
-    config, options = lab.configured(system)
-    config = plan(replace(config, out=lab.runs), lab.folds, speakers(lab.corpus))[0][0].config
+def measure(name: str, runner: Runner) -> tuple[dict[str, list[float]], float, str, str]:
+    """Time a model with each recurrence.
+
+    Returns:
+        Seconds of each variant's epochs, the error of our logits, the protocol, and the machine.
+    """
+    system = runner.system(SYSTEMS[name])
+    runner.record(SYSTEMS[name])
+    config, options = runner.configure(system)
+    config = plan(replace(config, out=runner.runs), runner.folds, speakers(runner.corpus))[0][0].config
     device = distributed.device(config.device)
     build = MODELS[config.model]
-    task = task_of(lab.corpus.classes, labels(lab.corpus), config.loss)
+    task = task_of(runner.corpus.classes, labels(runner.corpus), config.loss)
     torch.manual_seed(config.seed)
     model, after = (build(task.outputs, **options | {"reset_after": form}) for form in (False, True))
-    dataset = load_dataset(lab.corpus, model.spectrogram.sample_rate, config.skip_bad)
+    dataset = load_dataset(runner.corpus, model.spectrogram.sample_rate, config.skip_bad)
     split = dataset.split(**config.held_out)
     batches = dataset.batches(split.train, config.batch_size)
     if model.corpus_statistics:
@@ -93,14 +98,14 @@ def race(name: str, lab: Lab) -> tuple[dict[str, list[float]], float, str, str]:
     model, after = model.to(device), after.to(device)
     error = max(check(name, each, few.wave[:4], few.lengths[:4]) for each in (model, after))
     models = {OURS: model, OURS_AFTER: after} | with_torch(model)
-    seconds = _timed(models, config, batches, task, ROUNDS[lab.settings.scale])
+    seconds = _timed(models, config, batches, task, ROUNDS[runner.settings.scale])
     return seconds, error, split.protocol, _machine(device)
 
 
 def _timed(
     models: dict[str, nn.Module], config: TrainConfig, batches: LengthSortedBatches, task: Task, rounds: int
 ) -> dict[str, list[float]]:
-    """The variants take turns, so that a machine that slows down slows all of them; the first batch is a warm-up."""
+    """Time epochs of all variants in turn, so that a change of the machine's load affects all; one batch warms up."""
     optimizers = {
         name: OPTIMIZERS[config.optimizer](model.train().parameters(), lr=config.learning_rate)
         for name, model in models.items()
@@ -113,15 +118,15 @@ def _timed(
     return {name: values[1:] for name, values in seconds.items()}
 
 
-def quicker(medians: dict[str, float]) -> dict[str, str]:
-    """Which of torch's two ways takes less time, by cell."""
+def faster(medians: dict[str, float]) -> dict[str, str]:
+    """Return the faster of torch's two variants, padded or packed, by cell."""
     ways = {cell: [f"torch {cell}, {way}" for way in ("padded", "packed")] for cell in ("GRU", "LSTM")}
     return {cell: min(names, key=medians.__getitem__) for cell, names in ways.items()}
 
 
 def ratios(medians: dict[str, float]) -> dict[str, float]:
-    """Of medians by variant: what the cell gains, what the kernels gain, and both, torch by its quicker way."""
-    best = {cell: medians[name] for cell, name in quicker(medians).items()}
+    """Return ratios of the medians: effect of the cell, of the kernels, and of both, with torch's faster variant."""
+    best = {cell: medians[name] for cell, name in faster(medians).items()}
     return {"torch GRU / torch LSTM": best["GRU"] / best["LSTM"]} | {
         f"{name} / torch {cell}": medians[name] / best[cell] for name in (OURS, OURS_AFTER) for cell in best
     }
@@ -134,10 +139,10 @@ SHOWS = {"torch GRU / torch LSTM": "the cell"} | {
 }
 
 
-def timing(lab: Lab) -> Result:
-    """Seconds of a training epoch."""
+def timing(runner: Runner) -> Result:
+    """Time training epochs of both models."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    results = {name: race(name, lab) for name in SYSTEMS}
+    results = {name: measure(name, runner) for name in SYSTEMS}
     seconds = {name: found for name, (found, *_) in results.items()}
     medians = {
         name: {key: statistics.median(values) for key, values in found.items()} for name, found in seconds.items()
@@ -155,10 +160,10 @@ def timing(lab: Lab) -> Result:
         for key, values in found.items()
     ]
     series = {key: [found[key] for found in medians.values()] for key in (OURS, OURS_AFTER)} | {
-        f"torch {cell}": [found[quicker(found)[cell]] for found in medians.values()] for cell in ("GRU", "LSTM")
+        f"torch {cell}": [found[faster(found)[cell]] for found in medians.values()] for cell in ("GRU", "LSTM")
     }
     machine = results["CGRU"][3]
-    title = f"A training epoch on {lab.corpus.name}: {machine}"
+    title = f"A training epoch on {runner.corpus.name}: {machine}"
     cell, both = (100 * gains["CGRU"][key] for key in ("torch GRU / torch LSTM", f"{OURS} / torch LSTM"))
     return Result(
         Table(["model", "ratio of epochs", "what it shows", "%", "paper %"], shares),
@@ -166,41 +171,42 @@ def timing(lab: Lab) -> Result:
         {"seconds": seconds, "ratios": gains, "load": load},
         results["CGRU"][2],
         [
-            f"CGRU trains in {published.TIME_OF_LSTM:.0f} % of its LSTM baseline's time: here the cell alone makes "
-            f"{cell:.0f} %, with our kernels {both:.0f} %."
+            f"CGRU trains in {published.TIME_OF_LSTM:.0f} % of its LSTM baseline's time: here {cell:.0f} % by the "
+            f"cell alone, {both:.0f} % with our kernels."
         ],
         [
             f"{machine}. One-minute load before the first epoch: {'unknown' if load is None else f'{load:.1f}'}.",
-            *_how(ROUNDS[lab.settings.scale], medians, {name: error for name, (_, error, *_) in results.items()}),
+            *_how(ROUNDS[runner.settings.scale], medians, {name: found[1] for name, found in results.items()}),
         ],
         {"Seconds of an epoch": Table(["model", "recurrence", "median", "fastest to slowest"], rows)},
     )
 
 
 def _how(rounds: int, medians: dict[str, dict[str, float]], errors: dict[str, float]) -> list[str]:
-    """How it was timed."""
-    ways = "; ".join(f"{name}: {', '.join(quicker(found).values())}" for name, found in medians.items())
+    """Return notes on how the epochs were timed."""
+    ways = "; ".join(f"{name}: {', '.join(faster(found).values())}" for name, found in medians.items())
     return [
-        f"Whole epochs, forward, backward, clipping and update: the median of {rounds} after a batch of warm-up, all "
-        "on the same batches, the variants taking turns. Only the recurrence differs; spectrogram, convolutions and "
-        "attention are ours in every variant.",
+        f"Median of {rounds} whole epochs (forward, backward, clipping, update) after one batch of warm-up, in turn, "
+        "on the same batches. Only the recurrence differs; spectrogram, convolutions and attention are ours in every "
+        "variant.",
         "The papers' GRU is reset_after=False, which torch does not have; reset_after=True is torch's.",
-        f"torch's layers are timed padded and packed, and the quicker counts ({ways}). Padded, a backward direction "
-        "begins in the padding, which gives another result.",
-        "Our logits differ from the reference's, in parts of the largest, by "
+        f"torch's layers are timed padded and packed, and the faster counts ({ways}). Padded, the backward direction "
+        "starts in the padding, which gives a different result.",
+        "Largest difference of our logits from the reference's, relative to the largest logit: "
         + ", ".join(f"{error:.0e} ({name})" for name, error in errors.items()) + ".",
-        "The paper does not say what its LSTM baseline is nor what it was timed on; here it is the same network.",
+        "The paper describes neither its LSTM baseline nor its machine; here the baseline is the same network.",
     ]  # fmt: skip
 
 
 def _machine(device: torch.device) -> str:
+    """Return processor or GPU, torch version and backend as a sentence."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     processor = next(
         (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor()
     )
     if device.type == "cuda":
-        tf32 = "allowed" if backends.tf32_allowed() else "not allowed"
+        tf32 = "allowed" if dispatch.tf32_allowed() else "not allowed"
         return (
             f"{torch.cuda.get_device_name(device)} ({processor}); torch {torch.__version__}; GPU backend "
             f"{backends.on_cuda}; tf32 {tf32}"

@@ -1,4 +1,8 @@
-"""The two papers' models, and what they are compared with. Each takes waveforms with lengths and returns logits."""
+"""Models: waveform to logits; torch alone.
+
+Every model takes waveforms ``[B, N]`` and lengths ``[B]`` in samples and returns logits ``[B, num_classes]``; see
+:class:`FrameModel` for the call. :data:`MODELS` maps the names of ``--model`` to the classes.
+"""
 
 from ser_fast.models.baselines import Baseline
 from ser_fast.models.bigru_mha import BiGRUMHA

@@ -1,14 +1,4 @@
-"""What the BiGRU-MHA paper compares itself with: other encoders, with and without self-attention.
-
-The paper names the systems of its table 6 and no more. Our reading: all share BiGRU-MHA's spectrogram, pooling and
-linear layers, and their encoded frames are as wide as its own, ``2 * hidden_size``. The encoders:
-
-- "bigru" is BiGRU-MHA's bidirectional GRU;
-- "lstm" and "rnn" are torch's, of one layer that runs forwards, the latter with tanh;
-- "cnn" and "cnn_lstm" begin with convolutions of 16 filters of 5×5 and 32 of 3×3, each followed by 2×2 max-pooling
-  and ReLU, whose frames the LSTM reads, or a linear layer in "cnn";
-- "linear" is a linear layer on each frame, for self-attention alone, which gets no positions.
-"""
+"""Baselines of the BiGRU-MHA paper: other frame encoders, with and without self-attention."""
 
 import math
 from typing import Literal
@@ -26,22 +16,44 @@ CHANNELS = (16, 32)
 
 
 class Baseline(FrameModel):
-    """Waveforms to logits by an encoder of frames → self-attention → pooling → two linear layers.
+    """Waveforms to logits: power spectrogram → encoder → optional self-attention → pooling → 2 linear layers.
+
+    The systems that the BiGRU-MHA paper (*Artificial Intelligence and Robotics Research* 13(2), 2024) compares itself
+    with in table 6. The paper gives their names only. Our reading: all share the spectrogram, pooling and linear
+    layers of :class:`BiGRUMHA`, and their encoded frames have its width, ``2 * hidden_size``. The encoders are:
+
+    - "bigru": the bidirectional GRU of :class:`BiGRUMHA`, one layer;
+    - "lstm", "rnn": one forward layer of ``nn.LSTM``, or of ``nn.RNN`` with tanh;
+    - "cnn": two convolutions (16 filters of 5 × 5, then 32 of 3 × 3), each followed by 2 × 2 max-pooling and ReLU,
+      then a linear layer on each frame;
+    - "cnn_lstm": the same convolutions, then the LSTM;
+    - "linear": a linear layer on each frame, for self-attention alone; there is no positional encoding.
 
     Args:
-        num_classes: classes, or 1 for a regression.
-        encoder: "cnn", "lstm", "rnn", "cnn_lstm", "bigru" or "linear".
-        num_heads: heads of the self-attention, which must divide ``2 * hidden_size``; 0 leaves it out.
-        hidden_size: half of an encoded frame's features.
-        attention_dropout: of the attention weights, in 0..1; on CPU the nearest multiple of 1/256.
-        dropout: between the two linear layers, in 0..1.
-        pooling: "mean" over the valid frames, or "attention".
-        log: logarithm of the power before it is normalised.
-        sample_rate: of the waveforms, in hertz.
-        n_fft: size of the DFT, in samples.
-        win_length: samples of a frame.
-        hop_length: samples from one frame to the next.
-        f_max: highest frequency of the spectrogram, in hertz.
+        num_classes: number of classes, or 1 for regression.
+        encoder: "cnn", "lstm", "rnn", "cnn_lstm", "bigru" or "linear". Default: "bigru".
+        num_heads: heads of the self-attention; must divide ``2 * hidden_size``. Default: 0, no self-attention.
+        hidden_size: half of an encoded frame's features. Default: 128.
+        attention_dropout: dropout probability of the attention weights, in 0..1, 1 excluded; on CPU rounded to a
+            multiple of 1/256. Default: 0.2.
+        dropout: dropout probability between the two linear layers, in 0..1, 1 excluded. Default: 0.2.
+        pooling: "mean" over the valid frames, or "attention". Default: "mean".
+        log: take the logarithm of the power before it is normalised. Default: True.
+        sample_rate: sample rate of the waveforms, in hertz. Default: 16000.
+        n_fft: DFT length, in samples. Default: 1600.
+        win_length: window length, in samples. Default: 640.
+        hop_length: step between frames, in samples. Default: 160.
+        f_max: highest frequency of the spectrogram, in hertz. Default: 4000.
+
+    Raises:
+        ValueError: if an option is out of range.
+
+    Example:
+        >>> import torch
+        >>> from ser_fast.models import Baseline
+        >>> model = Baseline(7, encoder="cnn_lstm").eval()
+        >>> model(torch.randn(2, 16000), torch.tensor([16000, 12000])).shape
+        torch.Size([2, 7])
     """
 
     def __init__(
@@ -67,12 +79,14 @@ class Baseline(FrameModel):
         width = 2 * hidden_size
         if num_heads:
             options.check_heads("Baseline", num_heads, width)
-        spectrogram = PowerSpectrogram(sample_rate, n_fft, win_length, hop_length, f_max=f_max, log=log)
+        spectrogram = PowerSpectrogram(
+            sample_rate, n_fft, win_length=win_length, hop_length=hop_length, f_max=f_max, log=log
+        )
         bins = spectrogram.bins[1] - spectrogram.bins[0]
         convolves = encoder.startswith("cnn")
         features = CHANNELS[1] * math.ceil(bins / 4) if convolves else bins
         super().__init__(
-            num_classes, spectrogram, _layer(encoder, features, width), width, num_heads=num_heads,
+            num_classes, spectrogram, rnn=_layer(encoder, features, width), width=width, num_heads=num_heads,
             attention_dropout=attention_dropout, dropout=dropout, pooling=pooling,
         )  # fmt: skip
         self.conv1 = nn.Conv2d(1, CHANNELS[0], 5, padding=2) if convolves else None
@@ -80,26 +94,28 @@ class Baseline(FrameModel):
 
     @property
     def weights_hop(self) -> int:
-        """Samples from one attended frame to the next; the convolutions' poolings halve the frame rate twice."""
+        """Samples between two frames of the attention weights; 4 hops after the convolutions' two poolings."""
         return self.spectrogram.hop_length * (1 if self.conv1 is None else 4)
 
     def encode(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Return encoded frames ``[B, T', 2 * hidden_size]`` and their lengths; convolutions divide T by 4."""
         if self.conv1 is not None:
             x, lengths = quarter(self._convolve, x, lengths)
         if isinstance(self.rnn, nn.Linear):
             return self.rnn(x), lengths
-        # torch's run forwards only, so padding behind a row's end changes nothing before it.
+        # Forward-only layers need no packing: padding comes after the valid frames.
         x, _ = self.rnn(x, lengths=lengths) if isinstance(self.rnn, GRU) else self.rnn(x)
         return x, lengths
 
     def _convolve(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Frames [B, T, F] to [B, T / 4, C F / 4]."""
+        """Return features ``[B, ceil(T / 4), C ceil(F / 4)]`` of the frames ``[B, T, F]``."""
         x = halve(self.conv1(x[:, None]), lengths)
         x = halve(self.conv2(x), (lengths + 1) // 2)
         return x.transpose(1, 2).flatten(2)
 
 
 def _layer(encoder: str, features: int, width: int) -> nn.Module:
+    """Return the encoder's layer over frames of ``features``, with ``width`` outputs."""
     if encoder == "bigru":
         return GRU(features, width // 2, batch_first=True, bidirectional=True, reset_after=False)
     if encoder in ("lstm", "cnn_lstm"):

@@ -1,13 +1,4 @@
-"""CGRU: convolution, GRU and frame attention on a gray spectrogram, after the attention-CGRU paper.
-
-Computer Systems & Applications 32(1), 2023, with experiments on CASIA. The paper gives the order of the layers,
-the filters, the GRU's and the attention's equations; what it leaves open is our reading and says so here:
-
-- the gray image is the log power scaled to 0..1 over the 80 dB below the utterance's peak, and then standardised
-  over the utterance: left at 0..1 it hardly trained;
-- the three input channels are that image, its delta and its delta-delta;
-- channel counts, hidden size, padding ("same"), ReLU and the 4 kHz crop.
-"""
+"""CGRU: convolution, GRU and frame attention on a gray spectrogram."""
 
 import math
 from typing import Literal
@@ -22,30 +13,65 @@ from ser_fast.nn.attention_pool import AttentionPool
 from ser_fast.nn.gru import GRU
 from ser_fast.nn.power_spectrogram import PowerSpectrogram
 
-DYNAMIC_RANGE = 80 * math.log(10) / 10  # 80 dB in natural logarithm of power
+DYNAMIC_RANGE = 80 * math.log(10) / 10  # 80 dB as a difference of natural logarithms of power
 CELLS = ("gru", "lstm")
 
 
 class CGRU(nn.Module):
-    """Waveforms to emotion logits by conv → conv → GRU → attention pooling → linear.
+    """Waveforms to emotion logits: gray spectrogram → 2 convolutions → GRU → attention pooling → linear.
+
+    The attention-CGRU model of *Computer Systems & Applications* 32(1), 2023, evaluated there on CASIA (4 speakers,
+    6 emotions). The paper gives the order of the layers, the filters and these equations: the GRU with input X_t and
+    state H_t (equations 1-4, ``reset_after=False``), and the attention over its outputs y_t with a learned vector w
+    (equation 5)::
+
+        R_t = σ(X_t W_xr + H_{t-1} W_hr + b_r)
+        Z_t = σ(X_t W_xz + H_{t-1} W_hz + b_z)
+        H̃_t = tanh(X_t W_xh + (R_t · H_{t-1}) W_hh + b_h)
+        H_t = Z_t · H_{t-1} + (1 - Z_t) · H̃_t
+        α_t = exp(wᵀ y_t) / Σ_s exp(wᵀ y_s);  pooled = Σ_t α_t y_t
+
+    The first convolution is 3-D with a filter of 3 × 5 × 2 (frequency, time, channel), followed by max-pooling that
+    reduces the channel axis from 3 to 1; the second has a filter of 3 × 5, followed by max-pooling.
+
+    Our reading, where the paper is silent:
+
+    - The gray image is the log power, scaled to 0..1 over the 80 dB below the utterance's peak, then standardised
+      over the utterance; without the standardisation it hardly trained.
+    - The three input channels are this image, its delta and its delta-delta.
+    - Channel counts, hidden size, "same" padding, ReLU, 2 × 2 pooling in frequency and time, dropout, and the
+      spectrogram's sizes with its limit of 4 kHz.
 
     Args:
-        num_classes: classes, or 1 for a regression.
-        channels: output channels of the two convolutions.
-        hidden_size: of the GRU.
-        convolution: without it the GRU reads the frames of the gray image itself.
-        attention: pool the frames by attention; without it the last state is classified.
-        cell: "gru", or "lstm" for the comparison.
-        reset_after: the GRU's form; the paper's is False.
-        dropout: before the last layer, in 0..1.
-        sample_rate: of the waveforms, in hertz.
-        n_fft: size of the DFT, in samples.
-        win_length: samples of a frame.
-        hop_length: samples from one frame to the next.
-        f_max: highest frequency of the spectrogram, in hertz.
+        num_classes: number of classes, or 1 for regression.
+        channels: output channels of the two convolutions. Default: (16, 32).
+        hidden_size: hidden units of the GRU. Default: 128.
+        convolution: False omits the convolutions: the GRU reads the frames of the gray image. Default: True.
+        attention: False omits the pooling: the last state is classified. Default: True.
+        cell: "gru", or "lstm" (``nn.LSTM``) for comparison. Default: "gru".
+        reset_after: form of the GRU; see :class:`GRU`. Default: False, the paper's.
+        dropout: dropout probability before the last layer, in 0..1, 1 excluded. Default: 0.3.
+        sample_rate: sample rate of the waveforms, in hertz. Default: 16000.
+        n_fft: DFT length, in samples. Default: 512.
+        win_length: window length, in samples. Default: 400.
+        hop_length: step between frames, in samples. Default: 160.
+        f_max: highest frequency of the spectrogram, in hertz. Default: 4000.
+
+    Raises:
+        ValueError: if an option is out of range.
+
+    Example:
+        >>> import ser_fast
+        >>> model = ser_fast.CGRU(num_classes=6).eval()
+        >>> wave, lengths = torch.randn(2, 16000), torch.tensor([16000, 12000])  # 1 s and 0.75 s
+        >>> model(wave, lengths).shape
+        torch.Size([2, 6])
+        >>> logits, weights = model(wave, lengths, return_weights=True)
+        >>> weights.shape  # one weight for 40 ms
+        torch.Size([2, 25])
     """
 
-    corpus_statistics = False  # every gray image is standardised by itself
+    corpus_statistics = False  # each gray image is standardised over its own utterance
 
     def __init__(
         self,
@@ -69,7 +95,9 @@ class CGRU(nn.Module):
         options.require(cell in CELLS, "CGRU", "cell", cell, f"one of {', '.join(CELLS)}")
         good = len(channels) == 2 and min(channels) >= 1
         options.require(good, "CGRU", "channels", channels, "two numbers of at least 1")
-        self.spectrogram = PowerSpectrogram(sample_rate, n_fft, win_length, hop_length, f_max=f_max, log=True)
+        self.spectrogram = PowerSpectrogram(
+            sample_rate, n_fft, win_length=win_length, hop_length=hop_length, f_max=f_max, log=True
+        )
         self.spec_augment = None  # training may set a parameterless module: (spec, lengths) -> spec
         width = self.spectrogram.bins[1] - self.spectrogram.bins[0]
         self.conv1 = self.conv2 = None
@@ -87,14 +115,31 @@ class CGRU(nn.Module):
 
     @property
     def weights_hop(self) -> int:
-        """Samples from one attention weight to the next; the convolutions' poolings halve the frame rate twice."""
+        """Samples between two attention weights; 4 hops after the convolutions' two poolings."""
         return self.spectrogram.hop_length * (1 if self.conv1 is None else 4)
 
     def forward(self, wave: Tensor, lengths: Tensor | None = None, return_weights: bool = False):
-        """Logits ``[B, classes]`` of ``wave`` ``[B, N]`` with lengths ``[B]`` in samples.
+        """Return the logits of a padded batch, and on request the attention weights.
 
-        With ``return_weights`` also the attention ``[B, T]`` over frames of :attr:`weights_hop` samples; None
-        without attention.
+        In evaluation mode a row's logits do not depend on its padding or on the other rows.
+
+        Args:
+            wave: waveforms at ``sample_rate``.
+            lengths: samples of each row, in 0..N; by default N in every row.
+            return_weights: also return the attention weights.
+
+        Shape:
+            - wave: ``[B, N]``
+            - lengths: ``[B]``, int64 or int32
+            - logits: ``[B, num_classes]``
+            - weights: ``[B, T']``, one for each :attr:`weights_hop` samples
+
+        Returns:
+            Logits, or ``(logits, weights)`` with ``return_weights``. The weights of a row sum to 1 over its valid
+            frames; they are None with ``attention=False``.
+
+        Raises:
+            RuntimeError: if ``wave`` or ``lengths`` has an invalid shape, dtype, device or value.
         """
         x, lengths = self.spectrogram(wave, full_lengths(wave) if lengths is None else lengths)
         if self.spec_augment is not None:
@@ -109,19 +154,19 @@ class CGRU(nn.Module):
         return self._classify(*self.pool(y, lengths, return_weights=True), return_weights)
 
     def _convolve(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Log power [B, T, F] to features of a quarter of the frames [B, T / 4, C F / 4]."""
+        """Return features ``[B, ceil(T / 4), C ceil(F / 4)]`` of the log power ``[B, T, F]``."""
         image = _channels(standardize(_gray(x, lengths), lengths), lengths).to(self.classifier.weight.dtype)
-        # The maximum over the channel axis comes last, on a quarter of the pixels: maxima may be taken in any order.
+        # Maxima commute, so the one over the channel axis is taken last, on a quarter of the pixels.
         x = torch.maximum(*halve(self.conv1.positions(image), lengths.repeat(2)).unflatten(0, (2, -1)))
         x = halve(self.conv2(x), (lengths + 1) // 2)
         return x.transpose(1, 2).flatten(2)  # [B, C, T, F] -> [B, T, C F]
 
     def _recur(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs [B, T, H] and the state at each row's last frame [B, H]."""
+        """Return the outputs ``[B, T, H]`` and the state at each row's last frame ``[B, H]``."""
         if isinstance(self.rnn, GRU):
             y, h_n = self.rnn(x, lengths=lengths)
             return y, h_n[0]
-        # It runs forwards only, so padding behind a row's end changes nothing before it and packing is not needed.
+        # A forward-only LSTM needs no packing: padding comes after the valid frames.
         y, _ = self.rnn(x)
         return y, y[torch.arange(len(y), device=y.device), (lengths - 1).clamp(min=0)]
 
@@ -131,11 +176,22 @@ class CGRU(nn.Module):
 
 
 class ChannelPairConv(nn.Module):
-    """The paper's first layer: Conv3d(1, C, (3 frequency, 5 time, 2 channel)) on three channels, then the maximum
-    over the two positions that the filter finds along the channel axis.
+    """First convolution of CGRU: ``Conv3d(1, C, (3, 5, 2))`` over frequency, time, channel; then the channel maximum.
 
-    It is computed as one 2-D convolution of the two channel pairs, stacked along the batch: the same sums, four
-    times faster on CPU. ``conv.weight[c, k, t, f]`` is ``Conv3d.weight[c, 0, f, t, k]``.
+    The filter has two positions along the three channels; the maximum over both closes that axis. Computed as one 2-D
+    convolution of the two channel pairs, stacked along the batch: the same sums, four times as fast on CPU.
+    ``conv.weight[c, k, t, f]`` equals ``Conv3d.weight[c, 0, f, t, k]``.
+
+    Args:
+        channels: C, output channels.
+
+    Shape:
+        - input: ``[B, 3, T, F]``
+        - output: ``[B, C, T, F]``
+
+    Example:
+        >>> ChannelPairConv(16)(torch.randn(2, 3, 100, 129)).shape
+        torch.Size([2, 16, 100, 129])
     """
 
     def __init__(self, channels: int):
@@ -143,29 +199,29 @@ class ChannelPairConv(nn.Module):
         self.conv = nn.Conv2d(2, channels, (5, 3), padding=(2, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, 3, T, F]`` to ``[B, C, T, F]``."""
+        """Return the maximum over both filter positions, ``[B, C, T, F]``."""
         return torch.maximum(*self.positions(x).unflatten(0, (2, -1)))
 
     def positions(self, x: Tensor) -> Tensor:
-        """``[B, 3, T, F]`` to both positions ``[2 B, C, T, F]``."""
+        """Return both filter positions, ``[2 B, C, T, F]``: those of channels 0 and 1 first, then of 1 and 2."""
         return self.conv(torch.cat([x[:, :2], x[:, 1:]]).contiguous(memory_format=torch.channels_last))
 
 
 def _gray(log_power: Tensor, lengths: Tensor) -> Tensor:
-    """Log power [B, T, F] as gray levels: 1 at the utterance's peak, 0 from 80 dB below it and past its end."""
+    """Return gray levels ``[B, T, F]`` of the log power: 1 at the utterance's peak, 0 at -80 dB and in padding."""
     valid = frame_mask(lengths, log_power.shape[1])[..., None]
     peak = log_power.masked_fill(~valid, -torch.inf).amax((1, 2), keepdim=True)
     return ((log_power - peak) / DYNAMIC_RANGE + 1).clamp(0, 1).masked_fill(~valid, 0)
 
 
 def _channels(gray: Tensor, lengths: Tensor) -> Tensor:
-    """The image [B, T, F], its delta and its delta-delta, [B, 3, T, F], zero past each length."""
+    """Stack the image ``[B, T, F]``, its delta and its delta-delta to ``[B, 3, T, F]``, 0 past each length."""
     delta = _delta(gray, lengths)
     return torch.stack([gray, delta, _delta(delta, lengths)], dim=1)
 
 
 def _delta(x: Tensor, lengths: Tensor) -> Tensor:
-    """The usual regression slope over two frames to either side; the first and last frames go on beyond the ends."""
+    """Return the delta ``Σ n (x[t+n] - x[t-n]) / (2 Σ n²)``, n = 1, 2; edge frames are repeated beyond the ends."""
     batch, frames, _ = x.shape
     valid = frame_mask(lengths, frames)[..., None]
     last = x[torch.arange(batch, device=x.device), (lengths - 1).clamp(min=0)][:, None]

@@ -1,4 +1,4 @@
-"""Max-pooling that keeps padding out, and convolutions of a padded batch row by row, which a CPU does faster."""
+"""Max-pooling that ignores padding, and row-by-row convolution of a padded batch."""
 
 from collections.abc import Callable
 
@@ -11,31 +11,55 @@ from ser_fast.ops import checks
 
 
 def halve(x: Tensor, lengths: Tensor) -> Tensor:
-    """Max-pool ``[B, C, T, F]`` by two and rectify; an odd last frame or bin is kept.
+    """Max-pool time and frequency by 2, then apply ReLU; an odd last frame or bin is kept.
 
-    Frames past the length are zero before the pooling, so that after the rectifier they neither win nor remain.
+    Frames past the length are set to 0 before pooling, so they never exceed a rectified valid pixel.
+
+    Args:
+        x: ``[B, C, T, F]``.
+        lengths: valid frames of each row ``[B]``.
+
+    Returns:
+        ``[B, C, ceil(T / 2), ceil(F / 2)]``.
+
+    Example:
+        >>> x = torch.tensor([1.0, 2.0, 9.0]).view(1, 1, 3, 1)
+        >>> halve(x, torch.tensor([2])).flatten().tolist()
+        [2.0, 0.0]
     """
     x = x * frame_mask(lengths, x.shape[2])[:, None, :, None]
     if torch.compiler.is_compiling():
-        # ceil_mode ties a graph to odd or even sizes; under the rectifier zeros for the missing pixels do the same.
-        # The padded sizes are twice a half, for torch 2.11 does not see that n + n % 2 is even.
+        # ceil_mode would specialise the graph to odd or even sizes; before ReLU, padding with 0 is equivalent.
+        # Written as 2 * ceil(n / 2): torch 2.11 cannot prove that n + n % 2 is even.
         frames, bins = ((size + 1) // 2 * 2 for size in x.shape[2:])
         return F.relu(F.max_pool2d(F.pad(x, (0, bins - x.shape[3], 0, frames - x.shape[2])), 2))
     return F.relu(F.max_pool2d(x, 2, ceil_mode=True))
 
 
 def quarter(convolve: Callable[[Tensor, Tensor], Tensor], x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """``convolve(x, lengths)``, which gives ``[B, T / 4, D]`` of ``x`` ``[B, T, F]``, and a quarter of the lengths.
+    """Apply ``convolve``, which divides the number of frames by 4, to a padded batch.
 
-    Where lengths can be read it goes row by row: the planes of a single row stay in the cache, where those of a batch
-    go through memory and cost more than their arithmetic.
+    On CPU it runs row by row, so that the feature maps of a row stay in the cache.
+
+    Args:
+        convolve: maps ``[b, t, F]`` and lengths ``[b]`` to ``[b, ceil(t / 4), D]``.
+        x: ``[B, T, F]``.
+        lengths: valid frames of each row ``[B]``.
+
+    Returns:
+        Features ``[B, ceil(T / 4), D]`` and their lengths, ``ceil(lengths / 4)``.
+
+    Example:
+        >>> features, lengths = quarter(lambda x, _: x[:, ::4], torch.zeros(2, 9, 5), torch.tensor([9, 6]))
+        >>> features.shape, lengths.tolist()
+        (torch.Size([2, 3, 5]), [3, 2])
     """
     quarters = (lengths + 3) // 4
     if not checks.readable(lengths):
         return convolve(x, lengths), quarters
     rows = []
     for row, size in zip(x, lengths.tolist()):
-        # A row without frames gives one frame of nothing, which its length hides.
+        # A convolution needs a frame; an empty row's length of 0 masks its output.
         rows.append(convolve(row[None, : max(size, 1)], torch.tensor([size]))[0])
     frames = (x.shape[1] + 3) // 4
     return torch.stack([F.pad(row, (0, 0, 0, frames - len(row))) for row in rows]), quarters

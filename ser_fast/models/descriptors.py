@@ -1,4 +1,4 @@
-"""What the functionals hear in each frame of a power spectrogram: mels, cepstra, voice, the shape of the spectrum."""
+"""Frame descriptors of a power spectrogram: mels, cepstra, voicing, pitch, level and spectral shape."""
 
 import math
 from typing import NamedTuple
@@ -11,37 +11,49 @@ from ser_fast.models.masking import frame_mask, standardize
 from ser_fast.nn.power_spectrogram import FullPrecision
 from ser_fast.ops.mel import mel_filters
 
-FLOOR = 1e-8  # of a mel's power, some 90 dB below a loud voice
-PITCH = (60.0, 600.0)  # hertz; the lags of the correlogram are evenly spaced in its logarithm
-VOICE_BAND = 2000.0  # hertz, below which harmonics are looked for
-VOICED = 0.6  # of a frame's power that repeats with the period
-QUIET = math.log(1e-4)  # of the loudest frame's power; what lies below is no voice
-LOWEST = 50.0  # hertz, where the shape of the spectrum begins
-SHORTER = 0.02  # correlation by which the shortest lag goes before the longest
+FLOOR = 1e-8  # lower bound of a power before its logarithm, about 90 dB below a loud voice
+PITCH = (60.0, 600.0)  # hertz; range of the correlogram's lags, which are log-spaced
+VOICE_BAND = 2000.0  # hertz; upper limit of the band that the correlogram uses
+VOICED = 0.6  # voicing above which a frame is voiced
+QUIET = math.log(1e-4)  # level, relative to the loudest frame, below which no frame is voiced: -40 dB
+LOWEST = 50.0  # hertz; lower limit of the spectral shape
+SHORTER = 0.02  # correlation added to the shortest lag, decreasing to 0 at the longest
 
 
 class Frames(NamedTuple):
-    """Descriptors of each frame.
+    """Descriptors of each frame, defined in the docstring of :class:`Functionals`."""
 
-    ``lengths`` ``[B]``; masks ``valid``, ``voiced`` ``[B, T]``; ``mels`` ``[B, T, n_mels]``; ``cepstra`` ``[B, T,
-    n_cepstra]``; ``voicing``, ``pitch`` (octaves above the lowest) and ``level`` (logarithm of the power over the
-    loudest frame's) ``[B, T, 1]``; ``correlogram`` ``[B, T, n_lags]``; ``shape`` ``[B, T, 11]``.
-    """
-
-    lengths: Tensor
-    valid: Tensor
-    voiced: Tensor
-    mels: Tensor
-    cepstra: Tensor
-    voicing: Tensor
-    pitch: Tensor
-    level: Tensor
-    correlogram: Tensor
-    shape: Tensor
+    lengths: Tensor  # [B], valid frames
+    valid: Tensor  # [B, T], bool
+    voiced: Tensor  # [B, T], bool
+    mels: Tensor  # [B, T, n_mels], standardised log power
+    cepstra: Tensor  # [B, T, n_cepstra]
+    voicing: Tensor  # [B, T, 1], maximum of the correlogram
+    pitch: Tensor  # [B, T, 1], octaves above PITCH[0]
+    level: Tensor  # [B, T, 1], log power relative to the loudest frame
+    correlogram: Tensor  # [B, T, n_lags], in -1..1
+    shape: Tensor  # [B, T, 11]
 
 
 class Descriptors(FullPrecision):
-    """Power spectrograms of windowed frames to their :class:`Frames`; :class:`Functionals` says what each is."""
+    """Compute the :class:`Frames` of power spectrograms.
+
+    Args:
+        window: analysis window ``[win_length]`` of the spectrogram.
+        n_fft: DFT length, in samples.
+        sample_rate: sample rate, in hertz.
+        n_mels: mel bands.
+        n_cepstra: cepstral coefficients.
+        n_lags: lags of the correlogram.
+        f_min: lower edge of the lowest mel band, in hertz.
+        f_max: upper edge of the highest mel band, in hertz.
+
+    Example:
+        >>> describe = Descriptors(torch.hann_window(640), 1024, 16000, 64, 20, 64, 50.0, 8000.0)
+        >>> frames = describe(torch.rand(2, 10, 513), torch.tensor([10, 7]))
+        >>> frames.mels.shape, frames.pitch.shape
+        (torch.Size([2, 10, 64]), torch.Size([2, 10, 1]))
+    """
 
     def __init__(
         self, window: Tensor, n_fft: int, sample_rate: int, n_mels: int, n_cepstra: int, n_lags: int, f_min: float,
@@ -63,7 +75,7 @@ class Descriptors(FullPrecision):
             self.register_buffer(name, value.float().contiguous(), persistent=False)
 
     def forward(self, power: Tensor, lengths: Tensor) -> Frames:
-        """Descriptors of power spectrograms ``[B, T, F]`` with lengths ``[B]`` in frames."""
+        """Return the descriptors of power spectrograms ``[B, T, n_fft / 2 + 1]`` with lengths ``[B]`` in frames."""
         valid = frame_mask(lengths, power.shape[1])
         mels = standardize((power @ self.filters).clamp(min=FLOOR).log(), lengths)
         voicing, pitch, level, correlogram = self._voice(power, valid)
@@ -72,18 +84,21 @@ class Descriptors(FullPrecision):
         return Frames(lengths, valid, voiced, mels, mels @ self.cosines, *voice, correlogram, self._shape(power))
 
     def _voice(self, power: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Voicing, pitch and level ``[B, T]``, and the correlogram."""
-        # Bin 0 is left out: an offset would correlate at every lag.
+        """Return voicing, pitch and level ``[B, T]``, and the correlogram ``[B, T, n_lags]``."""
+        # Without bin 0: a constant offset would correlate at every lag.
         band = power[..., 1 : 1 + len(self.correlation)]
         energy = band.sum(2).masked_fill(~valid, 0)
-        peak = F.pad(energy, (0, 1)).amax(1, keepdim=True).clamp(min=FLOOR)  # there may be no frame
+        peak = F.pad(energy, (0, 1)).amax(1, keepdim=True).clamp(min=FLOOR)  # T may be 0
         correlogram = (band @ self.correlation / (energy + 1e-6 * peak)[..., None]).clamp(-1, 1)
-        # The multiples of a period correlate as it does itself; the shortest is meant.
+        # Multiples of the period correlate as well as the period; prefer the shortest lag.
         voicing, lag = (correlogram + self.preference).max(2)
         return voicing, self.pitches[lag], (energy / peak).clamp(min=FLOOR).log(), correlogram
 
     def _shape(self, power: Tensor) -> Tensor:
-        """``[B, T, 11]``; frequencies as shares of the highest."""
+        """Return the spectral shape ``[B, T, 11]``; frequencies are fractions of the Nyquist frequency.
+
+        Centroid, spread, flatness, treble - bass, peak differences (2), flux, roll-offs at 25, 50, 75 and 90 %.
+        """
 
         def at(hertz: float) -> int:
             return round(hertz * self.n_fft / self.sample_rate)
@@ -93,7 +108,7 @@ class Descriptors(FullPrecision):
 
         low = at(LOWEST)
         x = power[..., low:].clamp(min=FLOOR)
-        # Total, first and second moment of the frequency, and two bands: one product instead of many passes.
+        # Power, its first and second moment over frequency, and two bands, in one matrix product.
         total, first, second, bass, treble = (x @ self.sums[low:]).unbind(2)
         centroid = first / total
         spread = (second / total - centroid.square()).clamp(min=0).sqrt()
@@ -109,7 +124,7 @@ class Descriptors(FullPrecision):
 
 
 def _sums(n_fft: int, sample_rate: int) -> Tensor:
-    """``[F, 5]``: ones, each bin's frequency as a share of the highest and its square, the bass, the treble."""
+    """Return weights ``[F, 5]``: 1, the bin's fraction of the Nyquist frequency, its square, 0-1 kHz, 1-5 kHz."""
     bins = torch.arange(n_fft // 2 + 1, dtype=torch.float64)
     hertz, share = bins * sample_rate / n_fft, bins / len(bins)
     bass, treble = ((hertz >= low) & (hertz < high) for low, high in ((0, 1000), (1000, 5000)))
@@ -117,7 +132,7 @@ def _sums(n_fft: int, sample_rate: int) -> Tensor:
 
 
 def _correlation(window: Tensor, n_fft: int, sample_rate: int, lags: Tensor) -> Tensor:
-    """``[K, L]`` that takes bins 1 to K of a power spectrum to an autocorrelation as of an unwindowed frame."""
+    """Return ``[K, L]``: maps power bins 1..K to the autocorrelation at L lags, divided by that of the window."""
     angles = 2 * math.pi * torch.arange(n_fft, dtype=torch.float64)[:, None] * lags / n_fft
     own = torch.fft.fft(window, n_fft).abs().square()
     own_bins = torch.fft.fftfreq(n_fft, 1 / n_fft, dtype=torch.float64)[:, None] * lags * (2 * math.pi / n_fft)

@@ -1,4 +1,4 @@
-"""What the systems of the BiGRU-MHA paper share, from the spectrogram to the logits, around an encoder of frames."""
+"""Base class of the BiGRU-MHA paper's systems, which differ in their frame encoder."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,30 +13,45 @@ POOLINGS = ("mean", "attention")
 
 
 class FrameModel(nn.Module):
-    """Waveforms to logits: spectrogram → encoder → self-attention → pooling → two linear layers.
+    """Base class: spectrogram → :meth:`encode` → self-attention → pooling → linear → ReLU → dropout → linear.
 
-    A subclass says in :meth:`encode` what goes through ``rnn``.
+    A subclass implements :meth:`encode`, which runs ``rnn``. See :class:`BiGRUMHA` and :class:`Baseline`.
 
     Args:
-        num_classes: classes, or 1 for a regression.
-        spectrogram: waveforms ``[B, N]`` and lengths to frames ``[B, T, F]`` and lengths.
-        rnn: the encoder's layer over frames, whatever :meth:`encode` runs.
+        num_classes: number of classes, or 1 for regression.
+        spectrogram: module from waveforms ``[B, N]`` and lengths to frames ``[B, T, F]`` and lengths in frames.
+        rnn: layer over frames, used by :meth:`encode`.
         width: features of an encoded frame.
-        num_heads: of the self-attention, which must divide ``width``; 0 leaves it out.
-        attention_dropout: of the attention weights, in 0..1.
-        dropout: between the two linear layers, in 0..1.
+        num_heads: heads of the self-attention; must divide ``width``. 0 omits the self-attention.
+        attention_dropout: dropout probability of the attention weights.
+        dropout: dropout probability between the two linear layers.
         pooling: "mean" over the valid frames, or "attention".
+
+    Raises:
+        ValueError: if ``pooling`` is unknown.
+
+    Example:
+        >>> import torch
+        >>> from ser_fast import PowerSpectrogram
+        >>> class LinearFrames(FrameModel):
+        ...     def encode(self, x, lengths):
+        ...         return self.rnn(x), lengths
+        >>> spectrogram = PowerSpectrogram(16000, 512, 400, 160)
+        >>> model = LinearFrames(4, spectrogram, rnn=nn.Linear(129, 32), width=32, num_heads=0,
+        ...                      attention_dropout=0.0, dropout=0.0, pooling="mean")
+        >>> model(torch.randn(2, 16000)).shape
+        torch.Size([2, 4])
     """
 
-    corpus_statistics = True  # training normalises the spectrogram by its part of the corpus
+    corpus_statistics = True  # training normalises the spectrogram by mean and deviation of the training set
 
     def __init__(
         self,
         num_classes: int,
         spectrogram: PowerSpectrogram,
+        *,
         rnn: nn.Module,
         width: int,
-        *,
         num_heads: int,
         attention_dropout: float,
         dropout: float,
@@ -55,18 +70,44 @@ class FrameModel(nn.Module):
 
     @property
     def weights_hop(self) -> int:
-        """Samples from one attended frame to the next."""
+        """Samples between two frames of the returned attention weights."""
         return self.spectrogram.hop_length
 
     def encode(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Encoded frames ``[B, T', width]`` and their lengths, of frames ``[B, T, F]``, which are 0 past theirs."""
+        """Encode frames; implemented by subclasses.
+
+        Args:
+            x: spectrogram ``[B, T, F]``, 0 past each length.
+            lengths: valid frames of each row ``[B]``.
+
+        Returns:
+            Encoded frames ``[B, T', width]`` and their lengths ``[B]``.
+        """
         raise NotImplementedError
 
     def forward(self, wave: Tensor, lengths: Tensor | None = None, return_weights: bool = False):
-        """Logits ``[B, classes]`` of ``wave`` ``[B, N]`` with lengths ``[B]`` in samples.
+        """Return the logits of a padded batch, and on request the attention weights.
 
-        With ``return_weights`` also the attention: ``[B, heads, T, T]``, from each frame (row) to each (column); the
-        pooling's ``[B, T]`` without heads; None without either.
+        In evaluation mode a row's logits do not depend on its padding or on the other rows.
+
+        Args:
+            wave: waveforms at the spectrogram's sample rate.
+            lengths: samples of each row, in 0..N; by default N in every row.
+            return_weights: also return the attention weights.
+
+        Shape:
+            - wave: ``[B, N]``
+            - lengths: ``[B]``, int64 or int32
+            - logits: ``[B, num_classes]``
+            - weights: ``[B, num_heads, T', T']``; ``[B, T']`` if only the pooling attends
+
+        Returns:
+            Logits, or ``(logits, weights)`` with ``return_weights``. ``weights[b, h, i, j]`` is the weight of frame
+            j in the output of frame i; frames are :attr:`weights_hop` samples apart. Without self-attention they
+            are those of attention pooling, and None if there is neither.
+
+        Raises:
+            RuntimeError: if ``wave`` or ``lengths`` has an invalid shape, dtype, device or value.
         """
         x, lengths = self.spectrogram(wave, full_lengths(wave) if lengths is None else lengths)
         if self.spec_augment is not None:

@@ -135,8 +135,14 @@ class Functionals(nn.Module):
         options.require(sample_rate >= 10000, "Functionals", "sample_rate", sample_rate, "at least 10000 hertz")
         options.require(n_fft >= win_length + longest, "Functionals", "n_fft", n_fft,
                         f"at least {win_length + longest:.0f}, the frame and the longest period")  # fmt: skip
-        self.spectrogram = PowerSpectrogram(sample_rate, n_fft, win_length, hop_length, 0.0, sample_rate / 2,
-                                            window_fn=torch.hann_window)  # fmt: skip
+        self.spectrogram = PowerSpectrogram(
+            sample_rate,
+            n_fft,
+            win_length=win_length,
+            hop_length=hop_length,
+            f_max=sample_rate / 2,
+            window_fn=torch.hann_window,
+        )
         self.spec_augment = None  # training may set a parameterless module: (spec, lengths) -> spec
         self.cut = n_mels, n_cepstra, n_lags, f_min, f_max
         self.descriptors = Descriptors(self.spectrogram.window, n_fft, sample_rate, *self.cut)

@@ -1,4 +1,4 @@
-"""Padded frames, kept from leaking into valid ones."""
+"""Masks and masked statistics of padded batches: padding never changes a valid frame."""
 
 import torch
 from torch import Tensor
@@ -7,24 +7,64 @@ from ser_fast.ops import checks
 
 
 def frame_mask(lengths: Tensor, frames: int) -> Tensor:
-    """True on the valid frames: ``[B, T]`` from lengths ``[B]``."""
+    """Return a mask ``[B, T]`` of the valid frames, ``t < lengths[b]``.
+
+    Args:
+        lengths: valid frames of each row ``[B]``.
+        frames: T, frames of the padded batch.
+
+    Example:
+        >>> frame_mask(torch.tensor([2, 0]), 3).tolist()
+        [[True, True, False], [False, False, False]]
+    """
     return torch.arange(frames, device=lengths.device) < lengths[:, None]
 
 
 def full_lengths(wave: Tensor) -> Tensor:
-    """The lengths of a batch ``[B, N]`` without padding."""
+    """Return the lengths ``[B]`` in samples of a batch ``[B, N]`` without padding: N in every row.
+
+    Raises:
+        RuntimeError: if ``wave`` is not 2-D.
+
+    Example:
+        >>> full_lengths(torch.zeros(2, 16000)).tolist()
+        [16000, 16000]
+    """
     checks.require(wave.dim() == 2, "model", f"wave has shape {list(wave.shape)}", "[B, N]")
     return torch.full((wave.shape[0],), wave.shape[1], device=wave.device)
 
 
 def masked_mean(x: Tensor, lengths: Tensor) -> Tensor:
-    """Mean over the valid frames of ``[B, T, D]``; 0 for a row without any."""
+    """Return the mean ``[B, D]`` over the valid frames of ``x``; 0 for a row without valid frames.
+
+    Args:
+        x: ``[B, T, D]``.
+        lengths: valid frames of each row ``[B]``.
+
+    Example:
+        >>> masked_mean(torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([2])).tolist()
+        [[2.0]]
+    """
     valid = frame_mask(lengths, x.shape[1])[..., None]
     return x.masked_fill(~valid, 0).sum(1) / lengths.clamp(min=1)[:, None]
 
 
 def standardize(x: Tensor, lengths: Tensor) -> Tensor:
-    """Mean 0 and variance 1 over each row's valid pixels of [B, T, F]; a row without contrast becomes 0."""
+    """Scale each row's valid frames to mean 0 and variance 1 over frames and features together.
+
+    The standard deviation is clamped to at least 1e-3, so a constant row becomes 0.
+
+    Args:
+        x: ``[B, T, F]``.
+        lengths: valid frames of each row ``[B]``.
+
+    Returns:
+        ``[B, T, F]``, 0 past each length.
+
+    Example:
+        >>> standardize(torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([2])).tolist()
+        [[[-1.0], [1.0], [0.0]]]
+    """
     valid = frame_mask(lengths, x.shape[1])[..., None]
     count = (lengths.clamp(min=1) * x.shape[2])[:, None, None]
     centred = (x - x.masked_fill(~valid, 0).sum((1, 2), keepdim=True) / count).masked_fill(~valid, 0)

@@ -1,4 +1,4 @@
-"""torch's layers in the place of ours, in the same models: what benchmarks and the experiment `time` race against."""
+"""torch's recurrent layers in our models, for comparison in benchmarks and in the experiment `time`."""
 
 import copy
 from types import MethodType
@@ -14,7 +14,21 @@ from ser_fast.ops import gru
 
 
 def reference(layer: GRU, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-    """What batch-first layers with biases must compute without dropout, by their op's reference."""
+    """Return the output of a GRU computed by the op's reference implementation, without dropout.
+
+    Args:
+        layer: a batch-first GRU with biases.
+        x: ``[B, T, I]``.
+        lengths: valid frames of each row ``[B]``; by default all.
+
+    Returns:
+        ``[B, T, D * H]``, 0 past each length.
+
+    Example:
+        >>> layer, x = GRU(8, 16, batch_first=True), torch.randn(2, 5, 8)
+        >>> torch.allclose(reference(layer, x), layer(x)[0], atol=1e-5)
+        True
+    """
     directions = 1 + layer.bidirectional
     for first in range(0, len(layer.all_weights), directions):
         w_ih, w_hh, b_ih, b_hh = zip(*layer.all_weights[first : first + directions])
@@ -25,13 +39,35 @@ def reference(layer: GRU, x: Tensor, lengths: Tensor | None = None) -> Tensor:
 
 
 def packed(layer: nn.RNNBase, x: Tensor, lengths: Tensor) -> Tensor:
-    """A ragged batch through torch's layer as torch wants it, packed before and padded again after."""
+    """Return the output ``[B, T, D * H]`` of a torch layer on a ragged batch, packed before and padded after.
+
+    Args:
+        layer: a batch-first ``nn.GRU`` or ``nn.LSTM``.
+        x: ``[B, T, I]``.
+        lengths: valid frames of each row ``[B]``, at least 1.
+
+    Example:
+        >>> packed(nn.GRU(8, 16, batch_first=True), torch.randn(2, 5, 8), torch.tensor([5, 3])).shape
+        torch.Size([2, 5, 16])
+    """
     y, _ = layer(pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False))
     return pad_packed_sequence(y, batch_first=True, total_length=x.shape[1])[0]
 
 
 class TorchRecurrence(nn.Module):
-    """nn.GRU or nn.LSTM of our layer's size: over the padding too ("padded"), or packed around it ("packed")."""
+    """``nn.GRU`` or ``nn.LSTM`` with the sizes of one of our layers and its call, ``(x, lengths)``.
+
+    Args:
+        ours: the layer whose sizes, device and dtype are taken.
+        cell: ``nn.GRU`` or ``nn.LSTM``.
+        way: "padded" computes the padding too; "packed" packs and unpacks around the layer.
+
+    Example:
+        >>> layer = TorchRecurrence(GRU(8, 16, batch_first=True), nn.LSTM, "packed")
+        >>> y, _ = layer(torch.randn(2, 5, 8), torch.tensor([5, 3]))
+        >>> y.shape
+        torch.Size([2, 5, 16])
+    """
 
     def __init__(self, ours: GRU, cell: type[nn.RNNBase], way: str):
         super().__init__()
@@ -41,38 +77,52 @@ class TorchRecurrence(nn.Module):
         self.way = way
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, None]:
+        """Return the output ``[B, T, D * H]`` of ``x`` ``[B, T, I]``, and None in place of the last state."""
         return (packed(self.rnn, x, lengths) if self.way == "packed" else self.rnn(x)[0]), None
 
 
 class ReferenceRecurrence(nn.Module):
-    """Our layer by its op's reference."""
+    """One of our GRU layers, computed by :func:`reference`."""
 
     def __init__(self, ours: GRU):
         super().__init__()
         self.ours = ours
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, None]:
+        """Return the output ``[B, T, D * H]`` of ``x`` ``[B, T, I]``, and None in place of the last state."""
         return reference(self.ours, x, lengths), None
 
 
 def _recur(model: CGRU, x: Tensor, lengths: Tensor) -> tuple[Tensor, None]:
+    """Replacement of ``CGRU._recur`` for a recurrence that takes lengths."""
     return model.rnn(x, lengths)
 
 
 def with_recurrence(model: nn.Module, recurrence: nn.Module) -> nn.Module:
-    """A copy of the model with another recurrence; everything else is alike in kind and in weights."""
-    twin = copy.deepcopy(model)
-    twin.rnn = copy.deepcopy(recurrence)
-    for part in twin.modules():
+    """Return a copy of the model with a copy of ``recurrence`` as its ``rnn``; all other weights are equal.
+
+    Example:
+        >>> model = CGRU(3, channels=(2, 2), hidden_size=8)
+        >>> with_recurrence(model, ReferenceRecurrence(model.rnn))(torch.randn(1, 8000)).shape
+        torch.Size([1, 3])
+    """
+    changed = copy.deepcopy(model)
+    changed.rnn = copy.deepcopy(recurrence)
+    for part in changed.modules():
         if isinstance(part, nn.RNNBase):
-            part.flatten_parameters()  # a copy's weights lie apart, and cuDNN would gather them in every call
-    if isinstance(twin, CGRU):
-        twin._recur = MethodType(_recur, twin)  # CGRU itself gives lengths to our GRU only
-    return twin
+            part.flatten_parameters()  # copied weights are not contiguous; cuDNN would gather them in every call
+    if isinstance(changed, CGRU):
+        changed._recur = MethodType(_recur, changed)  # CGRU itself passes lengths to our GRU only
+    return changed
 
 
 def with_torch(model: nn.Module) -> dict[str, nn.Module]:
-    """The model with each of torch's recurrences, "torch GRU, padded" and so on."""
+    """Return copies of the model with torch's recurrences, by name.
+
+    Example:
+        >>> list(with_torch(CGRU(3, channels=(2, 2), hidden_size=8)))
+        ['torch GRU, padded', 'torch GRU, packed', 'torch LSTM, padded', 'torch LSTM, packed']
+    """
     return {
         f"torch {cell.__name__}, {way}": with_recurrence(model, TorchRecurrence(model.rnn, cell, way))
         for cell in (nn.GRU, nn.LSTM)

@@ -1,4 +1,4 @@
-"""Statistics over the frames of padded batches that a mask selects, 0 where it selects none, and groups of them."""
+"""Statistics of padded batches over the frames that a mask selects, and the groups of them that Functionals uses."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -10,24 +10,52 @@ from torch import Tensor
 from ser_fast.models.descriptors import Frames
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-LEAP = 0.3  # octaves from frame to frame that no voice moves
-LOUD = -2.3  # logarithm of the power over the loudest frame's, 10 dB below it
-SOFT = -4.6  # 20 dB below it
-BANDS = 16  # whose modulations are heard
-MODULATIONS = 8  # ranges of frequency, evenly spaced in its logarithm, from 1/256 of the frame rate to below its half
-SPAN = 1024  # frames of the DFT that finds modulations
+LEAP = 0.3  # octaves; a larger step between two frames is a pitch error
+LOUD = -2.3  # log power relative to the loudest frame: -10 dB
+SOFT = -4.6  # -20 dB
+BANDS = 16  # frequency bands of the modulation spectrum
+MODULATIONS = 8  # log-spaced ranges of modulation frequency, from 1/256 of the frame rate to below half of it
+SPAN = 1024  # DFT length of the modulation spectrum, in frames
 
 
 def moments(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation ``[B, D]`` of ``[B, T, D]`` over the frames of the mask ``[B, T]``."""
+    """Return the mean and the (biased) standard deviation over the masked frames.
+
+    Args:
+        x: ``[B, T, D]``.
+        mask: frames to use, bool ``[B, T]``.
+
+    Returns:
+        Mean and standard deviation, each ``[B, D]``; 0 for a row without a selected frame.
+
+    Example:
+        >>> x, mask = torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[True, True, False]])
+        >>> moments(x, mask)
+        (tensor([[2.]]), tensor([[1.]]))
+    """
     mask, count = mask[..., None], mask.sum(1).clamp(min=1)[:, None]
     mean = x.masked_fill(~mask, 0).sum(1) / count
     return mean, ((x - mean[:, None]).masked_fill(~mask, 0).square().sum(1) / count).sqrt()
 
 
 def distribution(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean, standard deviation and quantiles, ``[B, 7 D]``; a quantile is linear between two values."""
-    x, mask, count = F.pad(x, (0, 0, 0, 1)), F.pad(mask, (0, 1)), mask.sum(1)  # there may be no frame
+    """Return mean, standard deviation and the :data:`QUANTILES` over the masked frames.
+
+    A quantile is interpolated linearly between two values, as ``numpy.quantile`` does.
+
+    Args:
+        x: ``[B, T, D]``.
+        mask: frames to use, bool ``[B, T]``.
+
+    Returns:
+        ``[B, 7 D]``: D means, D standard deviations, then five quantiles of each feature; 0 without a frame.
+
+    Example:
+        >>> x = torch.arange(5.0).view(1, 5, 1)
+        >>> distribution(x, torch.ones(1, 5, dtype=torch.bool))[0, 2:].tolist()  # quantiles
+        [0.20000000298023224, 1.0, 2.0, 3.0, 3.799999952316284]
+    """
+    x, mask, count = F.pad(x, (0, 0, 0, 1)), F.pad(mask, (0, 1)), mask.sum(1)  # T may be 0, gather needs a frame
     ordered = x.mT.masked_fill(~mask[:, None], torch.inf).sort(2).values  # [B, D, T]
     place = torch.tensor(QUANTILES, device=x.device, dtype=x.dtype) * (count - 1).clamp(min=0)[:, None]
     low = place.long()[:, None].expand(-1, x.shape[2], -1)
@@ -38,7 +66,20 @@ def distribution(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def trend(x: Tensor, mask: Tensor) -> Tensor:
-    """The regression line's rise ``[B, D]`` of ``[B, T, D]`` over as many frames as the mask selects."""
+    """Return the slope of the regression line over time, times the number of masked frames.
+
+    Args:
+        x: ``[B, T, D]``.
+        mask: frames to use, bool ``[B, T]``.
+
+    Returns:
+        ``[B, D]``, the line's rise over the selected number of frames.
+
+    Example:
+        >>> x = 2 * torch.arange(5.0).view(1, 5, 1)
+        >>> trend(x, torch.ones(1, 5, dtype=torch.bool)).tolist()
+        [[10.0]]
+    """
     time = torch.arange(x.shape[1], device=x.device, dtype=x.dtype)[None, :, None].expand(len(x), -1, 1)
     count = mask.sum(1)[:, None]
     centred = (time - moments(time, mask)[0][:, None]).masked_fill(~mask[..., None], 0)
@@ -46,14 +87,40 @@ def trend(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def slopes(x: Tensor) -> Tensor:
-    """The usual regression slope over two frames to either side, ``[B, T - 4, D]``: of frames 2 to T - 3."""
+    """Return the delta of frames 2 to T - 3: ``Σ n (x[t+n] - x[t-n]) / (2 Σ n²)``, n = 1, 2.
+
+    Args:
+        x: ``[B, T, D]``.
+
+    Returns:
+        ``[B, T - 4, D]``.
+
+    Example:
+        >>> slopes(3 * torch.arange(6.0).view(1, 6, 1)).flatten().tolist()
+        [3.0, 3.0]
+    """
     return (2 * (x[:, 4:] - x[:, :-4]) + x[:, 3:-1] - x[:, 1:-3]) / 10
 
 
 def modulation(x: Tensor, mask: Tensor) -> Tensor:
-    """Logarithm of each range's mean power per frame, ``[B, D, MODULATIONS]``, of ``[B, T, D]`` less its mean."""
+    """Return the log modulation spectrum: mean power per frame in each range of modulation frequency.
+
+    The mean over the masked frames is subtracted before. Ranges are log-spaced; see :data:`MODULATIONS`.
+
+    Args:
+        x: ``[B, T, D]``.
+        mask: frames to use, bool ``[B, T]``.
+
+    Returns:
+        ``[B, D, MODULATIONS]``, natural logarithms.
+
+    Example:
+        >>> x = torch.sin(2 * torch.pi * torch.arange(512) / 16).view(1, 512, 1)  # 1/16 of the frame rate
+        >>> modulation(x, torch.ones(1, 512, dtype=torch.bool)).argmax().item()
+        4
+    """
     x = (x - moments(x, mask)[0][:, None]).masked_fill(~mask[..., None], 0)
-    # The sum over spans has the spectrum of the whole at the frequencies of one span, however long the whole is.
+    # Summing spans of SPAN frames samples the whole sequence's spectrum at the SPAN-point DFT frequencies.
     spans = F.pad(x, (0, 0, 0, -x.shape[1] % SPAN)).unflatten(1, (-1, SPAN)).sum(1)
     power = torch.fft.rfft(spans, dim=1).abs().square() / mask.sum(1).clamp(min=1)[:, None, None]
     edges = torch.logspace(2, SPAN.bit_length() - 2, MODULATIONS + 1, base=2).round().long().tolist()
@@ -104,8 +171,8 @@ def _thirds(x: Frames) -> list[Tensor]:
 
 def _rhythm(x: Frames) -> list[Tensor]:
     frames = x.lengths.clamp(min=1).to(x.mels.dtype)
-    turns = (x.voiced[:, 1:] != x.voiced[:, :-1]) & x.valid[:, 1:]
-    return [torch.stack([x.voiced.sum(1) / frames, turns.sum(1) / frames, frames.log()], 1)]
+    changes = (x.voiced[:, 1:] != x.voiced[:, :-1]) & x.valid[:, 1:]
+    return [torch.stack([x.voiced.sum(1) / frames, changes.sum(1) / frames, frames.log()], 1)]
 
 
 def _unvoiced(x: Frames) -> list[Tensor]:
@@ -122,7 +189,7 @@ def _modulation(x: Frames) -> list[Tensor]:
     return [modulation(torch.cat([bands, x.voicing, x.level], 2), x.valid).flatten(1)]
 
 
-# By their names; the docstring of Functionals says what each holds.
+# By name; documented in the docstring of Functionals.
 GROUPS: dict[str, Callable[[Frames], list[Tensor]]] = {
     "distributions": _distributions,
     "voiced": _voiced,

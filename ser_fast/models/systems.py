@@ -1,16 +1,25 @@
-"""Every system that the two papers measure, by the paper's name and in the order of its tables."""
+"""Systems measured by the two papers, by the paper's name and in the order of its tables."""
 
 from typing import NamedTuple
 
 
 class System(NamedTuple):
-    """A model of ``ser_fast.models.MODELS`` and those of its options that make it this system."""
+    """A model's name in ``ser_fast.models.MODELS`` and the options that make it this system.
+
+    Example:
+        >>> from ser_fast.models import MODELS
+        >>> system = SYSTEMS["CNN+LSTM"]
+        >>> system
+        System(model='baseline', options={'encoder': 'cnn_lstm'})
+        >>> type(MODELS[system.model](7, **system.options)).__name__
+        'Baseline'
+    """
 
     model: str
     options: dict
 
 
-# Experiments 1 and 2: the baselines that the paper names, then its own without and with attention.
+# Experiments 1 and 2: the paper's baselines, then CGRU without and with attention.
 PAPER_1 = {
     "LSTM (paper 1)": System("cgru", {"convolution": False, "attention": False, "cell": "lstm"}),
     "Attention-LSTM": System("cgru", {"convolution": False, "cell": "lstm"}),

@@ -1,4 +1,4 @@
-"""``GRU`` in the place of torch's."""
+"""Drop-in replacement of ``nn.GRU``."""
 
 import numbers
 import warnings
@@ -8,27 +8,66 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from ser_fast import backends
+from ser_fast import _torch_compat, backends
 from ser_fast.nn.gru_cell import init_uniform
 from ser_fast.nn.packing import Join, Part
 from ser_fast.ops import checks, onnx
 from ser_fast.ops.gru import gru
+from ser_fast.ops.lengths import frame_mask
 
 
 class GRU(nn.Module):
-    """``nn.GRU`` on the fused recurrence: its constructor, parameter names, state dict and results, and more.
+    r"""Drop-in replacement of ``nn.GRU`` on the fused recurrence, with ``lengths`` and ``reset_after``.
 
-    Equivalent to ``nn.GRU(...)`` with ``reset_after=True``; with ``reset_after=False`` it is the GRU of
-    Cho et al. 2014 (arXiv:1406.1078), whose reset gate acts before the recurrent product.
+    Equivalent to ``nn.GRU(...)``: same constructor, parameter names, state dict and results. Each layer computes
+
+    - r = σ(W_ir x + b_ir + W_hr h + b_hr)
+    - z = σ(W_iz x + b_iz + W_hz h + b_hz)
+    - n, in one of two forms:
+
+      - ``reset_after=True``, of torch and cuDNN: n = tanh(W_in x + b_in + r (W_hn h + b_hn))
+      - ``reset_after=False``, of Cho et al., "Learning phrase representations using RNN encoder-decoder for
+        statistical machine translation" (2014, arXiv:1406.1078), and of both papers behind :class:`ser_fast.CGRU` and
+        :class:`ser_fast.BiGRUMHA`: n = tanh(W_in x + b_in + W_hn (r h) + b_hn)
+
+    - h' = z h + (1 − z) n
 
     Args:
-        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as ``nn.GRU``.
-        reset_after: which of the two forms; see :func:`gru`.
+        input_size: I, features of a frame.
+        hidden_size: H, features of the state.
+        num_layers: stacked layers.
+        bias: whether layers have biases.
+        batch_first: batched inputs and outputs are ``[B, T, ...]`` instead of ``[T, B, ...]``.
+        dropout: probability of dropping an output of each layer but the last, in training mode.
+        bidirectional: also run each layer from the last frame to the first; D is 2 then, else 1.
+        reset_after: form of the candidate n, see above.
+        device, dtype: of the parameters.
+
+    Attributes:
+        weight_ih_l0, weight_hh_l0, bias_ih_l0, bias_hh_l0, ...: parameters, named and shaped as in ``nn.GRU``, gates
+            in the order r, z, n.
+
+    Shape:
+        See :meth:`forward`.
+
+    Raises:
+        TypeError: if a size is not an int or a flag not a bool.
+        ValueError: if a size is below 1 or ``dropout`` is not in 0..1.
+
+    Example:
+        >>> import torch
+        >>> gru = GRU(401, 128, batch_first=True, bidirectional=True)
+        >>> x, lengths = torch.randn(2, 300, 401), torch.tensor([300, 164])
+        >>> output, h_n = gru(x, lengths=lengths)
+        >>> output.shape, h_n.shape
+        (torch.Size([2, 300, 256]), torch.Size([2, 2, 128]))
+        >>> bool((output[1, 164:] == 0).all())
+        True
     """
 
     mode = "GRU"
     proj_size = 0
-    reset_after = True  # nn.GRU's, for one that swap has turned into this class
+    reset_after = True  # of an nn.GRU that swap has turned into this class
 
     def __init__(
         self,
@@ -73,12 +112,13 @@ class GRU(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        """Draw all parameters anew, uniformly from ±1/√H, as ``nn.GRU`` does."""
         init_uniform(self, self.hidden_size)
 
     def flatten_parameters(self) -> None:
-        """Lay the weights out as one block, which cuDNN wants, as ``nn.GRU`` does; nothing to do off the GPU."""
+        """Make the weights one block of memory for cuDNN, as ``nn.GRU`` does; does nothing off CUDA."""
         weights = {name: getattr(self, name) for names in self._weight_names() for name in names}
-        # A parametrized weight is computed anew each time, so laying it out would serve nobody.
+        # A parametrized weight is recomputed at every access, so its memory cannot be laid out.
         if all(isinstance(weight, nn.Parameter) and weight.is_cuda for weight in weights.values()):
             options = {"bias": self.bias, "batch_first": self.batch_first, "bidirectional": self.bidirectional}
             twin = nn.GRU(self.input_size, self.hidden_size, self.num_layers, **options, device="meta")
@@ -93,6 +133,7 @@ class GRU(nn.Module):
 
     @property
     def all_weights(self) -> list[list[nn.Parameter]]:
+        """Parameters of each layer and direction, as in ``nn.GRU``."""
         return [[getattr(self, name) for name in names] for names in self._weight_names()]
 
     def _weight_names(self) -> list[list[str]]:
@@ -112,21 +153,26 @@ class GRU(nn.Module):
         """Run the layers.
 
         Args:
-            input: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, unbatched ``[T, I]``, or a ``PackedSequence``.
-            hx: first states ``[layers * D, B, H]`` (``[layers * D, H]`` unbatched); zeros if not given.
-            lengths: frames of each row ``[B]``, int64 or int32, on the input's device: packing without packing.
+            input: frames, padded, unbatched, or a ``PackedSequence``.
+            hx: states before the first frame; zeros if None.
+            lengths: frames of each row, int64 or int32, on the input's device; all frames if None. Gives the results
+                of a packed sequence on a padded batch.
+
+        Shape:
+            input ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, or unbatched ``[T, I]``; hx ``[layers * D, B,
+            H]`` (``[layers * D, H]`` unbatched); lengths ``[B]``.
 
         Returns:
-            ``output`` like the input with ``D * H`` features, 0 past each length, and ``h_n`` like ``hx``, each
-            row's state at its own last frame.
+            ``(output, h_n)``: output like the input with ``D * H`` features, 0 past each length, and h_n like hx,
+            each row's state at its own last frame.
 
         Raises:
-            RuntimeError: an argument that does not fit, by name, before anything is computed.
-            ValueError: an input that is neither 2-D nor 3-D; an input or a state of another dtype than the weights',
-                outside autocast.
+            RuntimeError: if an argument has an invalid shape, device or value, before anything is computed.
+            ValueError: if the input is neither 2-D nor 3-D, or the dtype of input or hx differs from that of the
+                weights outside autocast.
         """
         if isinstance(input, PackedSequence):
-            checks.require(lengths is None, "GRU", "lengths is given beside a PackedSequence", "left out")
+            checks.require(lengths is None, "GRU", "lengths is given with a PackedSequence", "None")
             checks.operands("GRU", self.weight_ih_l0, input=input.data, hx=hx)
             shape = list(input.data.shape)
             checks.require(len(shape) == 2, "GRU", f"the PackedSequence's data has shape {shape}", "[N, I]")
@@ -136,13 +182,13 @@ class GRU(nn.Module):
         if input.dim() not in (2, 3):
             raise ValueError(f"GRU: Expected input to be 2D or 3D, got {input.dim()}D instead")
         if input.dim() == 2:
-            checks.require(lengths is None, "GRU", "lengths is given beside an unbatched input", "left out")
+            checks.require(lengths is None, "GRU", "lengths is given with an unbatched input", "None")
             checks.require(hx is None or hx.dim() == 2, "GRU", f"hx has {hx is not None and hx.dim()} dimensions",
                            "[layers * D, H], since the input is unbatched")  # fmt: skip
             batch_axis = 0 if self.batch_first else 1
-            output, h_n = self._forward(input.unsqueeze(batch_axis), None if hx is None else hx.unsqueeze(1), None)
+            output, h_n = self._run(input.unsqueeze(batch_axis), None if hx is None else hx.unsqueeze(1), None)
             return output.squeeze(batch_axis), h_n.squeeze(1)
-        return self._forward(input, hx, lengths)
+        return self._run(input, hx, lengths)
 
     def _suffixes(self, layer: int) -> list[str]:
         return [f"l{layer}", f"l{layer}_reverse"] if self.bidirectional else [f"l{layer}"]
@@ -150,20 +196,20 @@ class GRU(nn.Module):
     def _forward_packed(self, packed: PackedSequence, hx: Tensor | None) -> tuple[PackedSequence, Tensor]:
         if checks.tracing():
             return self._trace_packed(packed, hx)
-        # Rows are kept in the packed order, longest first, so only the states need the two permutations.
+        # Rows stay in the packed order, longest first, so only the states are permuted.
         padded, lengths = pad_packed_sequence(PackedSequence(packed.data, packed.batch_sizes), self.batch_first)
         if hx is not None:
             self._check_states(hx, padded.shape[0 if self.batch_first else 1])
         if hx is not None and packed.sorted_indices is not None:
             hx = hx.index_select(1, packed.sorted_indices)
-        output, h_n = self._forward(padded, hx, lengths.to(padded.device))
+        output, h_n = self._run(padded, hx, lengths.to(padded.device))
         data = pack_padded_sequence(output, lengths, self.batch_first).data
         if packed.unsorted_indices is not None:
             h_n = h_n.index_select(1, packed.unsorted_indices)
         return PackedSequence(data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices), h_n
 
     def _trace_packed(self, packed: PackedSequence, hx: Tensor | None) -> tuple[PackedSequence, Tensor]:
-        """The same by indices whose shapes follow from the arguments', so that a graph can hold it."""
+        """Run a packed sequence by indices whose shapes follow from the arguments, which a graph can hold."""
         data, order = packed.data, packed.sorted_indices
         sizes = packed.batch_sizes.to(data.device)
         if order is not None:
@@ -178,7 +224,7 @@ class GRU(nn.Module):
         valid = rows < sizes[:, None]  # [T, B]
         x = data[torch.where(valid, starts[:, None] + rows, 0)].masked_fill(~valid[..., None], 0)
         turned = x.transpose(0, 1) if self.batch_first else x
-        output, h_n = self._forward(turned, hx, valid.sum(0))
+        output, h_n = self._run(turned, hx, valid.sum(0))
         frames = torch.arange(data.shape[0], device=data.device)
         times = torch.zeros_like(frames).index_put((starts[1:],), torch.ones_like(starts[1:])).cumsum(0)
         output = output.transpose(0, 1) if self.batch_first else output
@@ -187,48 +233,58 @@ class GRU(nn.Module):
         y = output[times, frames - starts[times]]
         return PackedSequence(y, packed.batch_sizes, order, packed.unsorted_indices), h_n
 
-    def _forward(self, x: Tensor, hx: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _run(self, x: Tensor, hx: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Check the arguments of a batch and run it on the path that serves it."""
         self._check(x, hx, lengths)
+        path, lengths = self._path(x, lengths)
+        if path == "packed":
+            return self._packed(x, hx, lengths)
+        if lengths is not None and (torch.is_grad_enabled() or torch.jit.is_tracing()):
+            # The products behind the input weights' gradient include the padding, where 0 * NaN is NaN.
+            valid = frame_mask(lengths, x.shape[1 if self.batch_first else 0])
+            x = x.masked_fill(~(valid if self.batch_first else valid.T)[..., None], 0)
+        return self._torch_layers(x, hx, lengths) if path == "torch" else self._layers(x, hx, lengths)
+
+    def _path(self, x: Tensor, lengths: Tensor | None) -> tuple[str, Tensor | None]:
+        """Return the path of a batch and the lengths it needs, None if every frame is valid.
+
+        "torch" is ``nn.GRU``'s own, "op" our recurrence over the padded batch, "packed" the same over valid frames.
+        """
         if x.shape[0 if self.batch_first else 1] == 0:
-            return self._torch_forward(x, hx, None)  # nothing to compute, and torch knows the shapes
+            return "torch", None  # nothing to compute, and torch knows the shapes
         if checks.transforming():
-            return self._layers(x, hx, lengths)
+            return "op", lengths
         if self._takes_packed(x, lengths):
             total = int(lengths.sum())
             if 0 < total < x.shape[0] * x.shape[1]:
-                return self._ragged(x, hx, lengths)
+                return "packed", lengths
             lengths = lengths if total == 0 else None
-        if lengths is not None and (torch.is_grad_enabled() or torch.jit.is_tracing()):
-            # The products that give the input weights' gradient run over the padding too, where 0 * NaN is NaN.
-            frames = torch.arange(x.shape[1 if self.batch_first else 0], device=x.device)
-            past = frames >= lengths[:, None] if self.batch_first else frames[:, None] >= lengths
-            x = x.masked_fill(past[..., None], 0)
-        # Of torch's GRU neither packing nor the loop over the steps off CUDA can be traced, and ONNX knows no cuDNN.
-        op = torch.compiler.is_compiling() and (lengths is not None or not x.is_cuda or onnx.exporting())
-        if self.reset_after and self._backend(x) == "torch" and not op:
-            return self._torch_forward(x, hx, lengths)
-        return self._layers(x, hx, lengths)
+        # Tracing fails in torch's packing and in its loop over steps off CUDA, and ONNX has no cuDNN.
+        untraceable = torch.compiler.is_compiling() and (lengths is not None or not x.is_cuda or onnx.exporting())
+        if self.reset_after and self._backend(x) == "torch" and not untraceable:
+            return "torch", lengths
+        return "op", lengths
 
     def _backend(self, x: Tensor) -> str:
         kind = x.device.type
         autocast = kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)
         dtype = torch.get_autocast_dtype(kind) if autocast else x.dtype
-        # The number of steps may choose the path, but a traced graph and autocast keep to the op.
+        # A single step takes torch's path, except in a traced graph and under autocast.
         steps = None if autocast or torch.compiler.is_compiling() else x.shape[1 if self.batch_first else 0]
         return backends.select("gru", x.device, steps, dtype=dtype, hidden_size=self.hidden_size)
 
     def _takes_packed(self, x: Tensor, lengths: Tensor | None) -> bool:
-        """Where lengths can be read and a kernel takes packed rows, padding costs nothing."""
+        """Return whether padding can be skipped: lengths are readable and the kernel takes packed rows."""
         return lengths is not None and checks.readable(lengths) and backends.select("gru", x.device) == "compiled"
 
-    def _ragged(self, x: Tensor, hx: Tensor | None, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """The layers on the valid frames alone, row after row."""
+    def _packed(self, x: Tensor, hx: Tensor | None, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the layers on the valid frames alone, row after row."""
         rows, sizes = x if self.batch_first else x.transpose(0, 1), lengths.tolist()
         y, h_n = self._layers(Join.apply(rows, sizes, self.batch_first), hx, lengths)
         return Part.apply(y, sizes, rows.shape[1], self.batch_first), h_n
 
     def _layers(self, x: Tensor, hx: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-        """All layers on ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, or packed ``[N, I]``."""
+        """Run all layers on ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, or packed ``[N, I]``."""
         directions = 2 if self.bidirectional else 1
         turned = self.batch_first and x.dim() == 3
         states = []
@@ -240,11 +296,11 @@ class GRU(nn.Module):
             if self.dropout and layer < self.num_layers - 1:
                 x = F.dropout(x, self.dropout, self.training)
         if x.requires_grad and x.dim() == 3 and x.device.type == "cpu" and not checks.tracing():
-            x = x.clone()  # the op's backward reads its output, which nn.GRU's callers may overwrite on a CPU
+            x = x.clone()  # the op's backward reads its output, which callers of nn.GRU may overwrite on a CPU
         return x, torch.cat(states)
 
     def _layer(self, layer: int, x: Tensor, h0, lengths, turned: bool) -> tuple[Tensor, Tensor]:
-        """y ``[T, B, D, H]`` (packed ``[N, D, H]``) and h_n ``[D, B, H]`` of one layer."""
+        """Return y ``[T, B, D, H]`` (packed ``[N, D, H]``) and h_n ``[D, B, H]`` of one layer."""
         w_ih, w_hh, b_ih, b_hh = (
             torch.stack([getattr(self, f"{name}_{suffix}") for suffix in self._suffixes(layer)])
             if self.bias or name.startswith("weight")
@@ -270,8 +326,8 @@ class GRU(nn.Module):
         layers = self.num_layers * (2 if self.bidirectional else 1)
         checks.shape("GRU", "hx", hx, (layers, batch, self.hidden_size), "[layers * D, B, H]")
 
-    def _torch_forward(self, x: Tensor, hx: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-        """torch's own GRU on these weights. With lengths it packs, which reads them on the host."""
+    def _torch_layers(self, x: Tensor, hx: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Run torch's own GRU on these weights. With lengths it packs, which reads them on the host."""
         directions = 2 if self.bidirectional else 1
         batch = x.shape[0] if self.batch_first else x.shape[1]
         if hx is None:
@@ -279,11 +335,11 @@ class GRU(nn.Module):
         weights = [weight for group in self.all_weights for weight in group]
         options = (self.bias, self.num_layers, self.dropout, self.training, self.bidirectional)
         if lengths is None:
-            return torch._VF.gru(x, hx, weights, *options, self.batch_first)
+            return _torch_compat.gru(x, hx, weights, *options, self.batch_first)
         host = lengths.cpu().clamp(0, x.shape[1 if self.batch_first else 0])
-        # Packing refuses empty rows: they run one frame, whose output and state are put back afterwards.
+        # Packing refuses empty rows: they run one frame, whose output and state are restored afterwards.
         packed = pack_padded_sequence(x, host.clamp(min=1), self.batch_first, enforce_sorted=False)
-        data, h_n = torch._VF.gru(
+        data, h_n = _torch_compat.gru(
             packed.data, packed.batch_sizes, hx.index_select(1, packed.sorted_indices), weights, *options
         )
         output, _ = pad_packed_sequence(

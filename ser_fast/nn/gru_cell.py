@@ -1,4 +1,4 @@
-"""One GRU step as a module."""
+"""Drop-in replacement of ``nn.GRUCell``."""
 
 import math
 
@@ -6,21 +6,47 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ser_fast import _torch_compat
 from ser_fast.ops import checks
 from ser_fast.ops.gru import cell
 
 
 def init_uniform(module: nn.Module, hidden_size: int) -> None:
+    """Draw all parameters uniformly from ±1/√H, as torch's recurrent modules do."""
     bound = 1 / math.sqrt(hidden_size)
     for weight in module.parameters():
         nn.init.uniform_(weight, -bound, bound)
 
 
 class GRUCell(nn.Module):
-    """``nn.GRUCell`` with ``reset_after`` as in :class:`GRU`: one step, for streaming.
+    """Drop-in replacement of ``nn.GRUCell`` with ``reset_after``: one step of :class:`ser_fast.GRU`, for streaming.
 
-    It runs torch's own operators, since a kernel that lays W_hh out anew for a single step is slower: see
-    ``ser-fast info``.
+    It runs torch's own operators, since packing W_hh for a single step costs more than a kernel saves.
+
+    Args:
+        input_size: I, features of a frame.
+        hidden_size: H, features of the state.
+        bias: whether there are biases.
+        reset_after: form of the candidate n, see :class:`ser_fast.GRU`.
+        device, dtype: of the parameters.
+
+    Attributes:
+        weight_ih, weight_hh, bias_ih, bias_hh: parameters, named and shaped as in ``nn.GRUCell``.
+
+    Shape:
+        input ``[B, I]`` or unbatched ``[I]``, hx and result ``[B, H]`` or ``[H]``.
+
+    Raises:
+        TypeError: if a size is not an int.
+        ValueError: if a size is below 1.
+
+    Example:
+        >>> import torch
+        >>> cell, h = GRUCell(80, 128, reset_after=False), torch.zeros(1, 128)
+        >>> for frame in torch.randn(5, 1, 80):
+        ...     h = cell(frame, h)
+        >>> h.shape
+        torch.Size([1, 128])
     """
 
     def __init__(
@@ -47,6 +73,7 @@ class GRUCell(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        """Draw all parameters anew, uniformly from ±1/√H."""
         init_uniform(self, self.hidden_size)
 
     def extra_repr(self) -> str:
@@ -54,29 +81,48 @@ class GRUCell(nn.Module):
         return f"{self.input_size}, {self.hidden_size}{bias}" + ("" if self.reset_after else ", reset_after=False")
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        """The next state ``[B, H]`` from the input ``[B, I]`` and the state ``hx`` ``[B, H]``; unbatched likewise.
+        """Return the next state.
+
+        Args:
+            input: frame ``[B, I]``, or unbatched ``[I]``.
+            hx: state before it ``[B, H]``, or unbatched ``[H]``; zeros if None.
+
+        Returns:
+            State after it, shaped like hx.
 
         Raises:
-            RuntimeError: an argument that does not fit, by name, before anything is computed.
-            ValueError: more than two dimensions, or another dtype than the weights', outside autocast.
+            RuntimeError: if an argument has an invalid shape or device, before anything is computed.
+            ValueError: if an argument has more than two dimensions, or its dtype differs from that of the weights
+                outside autocast.
         """
-        try:
-            if self.reset_after and input.dim() == 2 and hx.dim() == 2 and input.shape[0]:
-                return torch._VF.gru_cell(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        except (AttributeError, RuntimeError, TypeError):
-            pass  # a small step takes no longer than checking it, so what does not fit is named only once it failed
+        if self.reset_after and self._is_usual(input, hx):
+            return _torch_compat.gru_cell(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         self._check(input, hx)
         shape = (*input.shape[:-1], self.hidden_size)
         x = input.reshape(-1, self.input_size)
         h = x.new_zeros(len(x), self.hidden_size) if hx is None else hx.reshape(-1, self.hidden_size)
         if self.reset_after:
-            h = torch._VF.gru_cell(x, h, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+            h = _torch_compat.gru_cell(x, h, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         else:
             h, *_ = cell(F.linear(x, self.weight_ih, self.bias_ih), h, self.weight_hh, self.bias_hh, False)
         return h.reshape(shape)
 
+    def _is_usual(self, x: Tensor, h: Tensor | None) -> bool:
+        """Return whether arguments need no further check: a small step takes no longer than a full check of it."""
+        weight = self.weight_ih
+        return (
+            isinstance(x, Tensor)
+            and isinstance(h, Tensor)
+            and x.dim() == h.dim() == 2
+            and x.shape == (h.shape[0], self.input_size)
+            and h.shape[1] == self.hidden_size
+            and x.dtype == h.dtype == weight.dtype
+            and x.device == h.device == weight.device
+            and x.layout == h.layout == torch.strided
+        )
+
     def _check(self, x: Tensor, h: Tensor | None) -> None:
-        """In torch's words, as far as it checks the same."""
+        """Check the arguments, in torch's words where it checks the same."""
         checks.operands("GRUCell", self.weight_ih, input=x, hx=h)
         for name, value in (("input", x), ("hidden", h)):
             if value is not None and value.dim() not in (1, 2):

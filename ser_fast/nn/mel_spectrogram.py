@@ -1,4 +1,4 @@
-"""Mel spectrogram: triangular filters on the power spectrogram, and their logarithm."""
+"""The mel spectrogram as a module."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -7,38 +7,57 @@ import torch
 from torch import Tensor
 
 from ser_fast.nn.power_spectrogram import PowerSpectrogram
+from ser_fast.ops.lengths import mask_past
 from ser_fast.ops.mel import mel_filters, require
 from ser_fast.ops.power_spectrogram import FLOOR, power_spectrogram
 
 
 class MelSpectrogram(PowerSpectrogram):
-    """The power spectrogram through :func:`mel_filters`, its logarithm and normalisation.
+    """Mel spectrogram of a padded batch, time-major.
 
+    The power spectrogram times :func:`ser_fast.functional.mel_filters`:
     mel[t, m] = Σ_k P[t, k] W[k, m] with P of :func:`ser_fast.functional.power_spectrogram`, then log(max(mel, floor))
     with ``log``, then (· − mean) / std once :meth:`set_statistics` has set these, ``[n_mels]`` each. The defaults are
-    25 ms Hann frames every 10 ms and 80 filters. With ``log=False`` it equals ``librosa.feature.melspectrogram``
+    25 ms Hann frames every 10 ms and 80 filters. With ``log=False`` equivalent to ``librosa.feature.melspectrogram``
     with ``htk=True, norm=None, pad_mode="reflect"``, transposed.
 
-    Only the bins that lie in a filter are computed. Half modules and autocast leave the filters and the product in
-    float32, as they leave the spectrogram, for powers overflow float16. The product obeys
-    ``torch.set_float32_matmul_precision``, whose default is float32: as TF32 ("high" on CUDA) it errs by up to 0.1 %.
+    Only the bins inside a filter are computed. Filters and product stay in float32 in half modules and under
+    autocast, like the spectrogram, since powers overflow float16. The product obeys
+    ``torch.set_float32_matmul_precision``, whose default is float32; as TF32 ("high" on CUDA) its error is up to 0.1
+    %.
 
     Args:
         sample_rate: hertz.
-        n_fft, win_length, hop_length: samples.
-        f_min, f_max, n_mels, mel_scale, norm: as in :func:`mel_filters`.
-        window_fn, wkwargs: makes the window, called as ``window_fn(win_length, **wkwargs)``.
-        center, pad_mode: as in :func:`ser_fast.functional.power_spectrogram`.
-        log: natural logarithm of the mels, floored at ``floor``.
+        n_fft: size of the DFT in samples.
+        win_length: samples of a frame.
+        hop_length: samples from one frame to the next.
+        f_min, f_max: hertz, where the first filter begins and the last one ends; f_max is half the sample rate if
+            None.
+        n_mels: number of filters.
+        window_fn, wkwargs: make the window: ``window_fn(win_length, **wkwargs)``.
+        center, pad_mode: as in :class:`PowerSpectrogram`.
+        mel_scale: "htk" or "slaney", see :func:`ser_fast.functional.mel_filters`.
+        norm: None or "slaney", see there.
+        log: natural logarithm of the mels.
+        floor: smallest mel before the logarithm.
+
+    Shape:
+        wave ``[B, N]``, lengths ``[B]`` in samples; mels ``[B, T, n_mels]``, lengths ``[B]`` in frames.
 
     Raises:
-        ValueError: an argument that does not fit, by name.
+        ValueError: if an argument is out of range or no bin lies between f_min and f_max.
+
+    Example:
+        >>> import torch
+        >>> MelSpectrogram()(torch.randn(2, 16000)).shape
+        torch.Size([2, 101, 80])
     """
 
     def __init__(
         self,
         sample_rate: int = 16000,
         n_fft: int = 512,
+        *,
         win_length: int = 400,
         hop_length: int = 160,
         f_min: float = 0.0,
@@ -60,8 +79,8 @@ class MelSpectrogram(PowerSpectrogram):
         touched = filters.any(1).nonzero()
         low, high = (min(int(touched[end]) * sample_rate / n_fft, sample_rate / 2) for end in (0, -1))
         super().__init__(
-            sample_rate, n_fft, win_length, hop_length, low, high, window_fn, wkwargs, center, pad_mode, log,
-            floor=floor,
+            sample_rate, n_fft, win_length=win_length, hop_length=hop_length, f_min=low, f_max=high,
+            window_fn=window_fn, wkwargs=wkwargs, center=center, pad_mode=pad_mode, log=log, floor=floor,
         )  # fmt: skip
         self.n_mels = n_mels
         self.mel_scale = mel_scale
@@ -82,7 +101,4 @@ class MelSpectrogram(PowerSpectrogram):
             mel = mel.clamp(min=self.floor).log()
         if self.normalize:
             mel = (mel - self.mean) / self.std
-        if lengths is None:
-            return mel
-        past = torch.arange(mel.shape[1], device=mel.device) >= self.frame_lengths(lengths)[:, None]
-        return mel.masked_fill(past[..., None], 0)
+        return mask_past(mel, None if lengths is None else self.frame_lengths(lengths))

@@ -1,27 +1,27 @@
-"""Ragged batches as packed frames and back, with cheap derivatives."""
+"""Ragged batches as packed frames and back, with derivatives that cost no more than the copy itself."""
 
 import torch
 from torch import Tensor
 
 
 def join(rows: Tensor, sizes: list[int]) -> Tensor:
-    """The first frames of each row ``[B, T, W]``, one row after the other ``[N, W]``."""
+    """Return the first ``sizes[b]`` frames of each row of ``[B, T, W]``, one row after the other: ``[N, W]``."""
     return torch.cat([row[:size] for row, size in zip(rows, sizes)])
 
 
 def part(packed: Tensor, sizes: list[int], frames: int, batch_first: bool) -> Tensor:
-    """``[N, W]`` as rows with zeros behind them: ``[B, frames, W]`` with ``batch_first``, else ``[frames, B, W]``."""
+    """Return packed ``[N, W]`` zero-padded: ``[B, frames, W]`` with ``batch_first``, else ``[frames, B, W]``."""
     batch, width = len(sizes), packed.shape[1]
     shape = (batch, frames, width) if batch_first else (frames, batch, width)
     padded = packed.new_zeros(shape)
     rows = padded if batch_first else padded.transpose(0, 1)
-    for row, part in zip(rows, packed.split(sizes)):
-        row[: len(part)] = part
+    for row, values in zip(rows, packed.split(sizes)):
+        row[: len(values)] = values
     return padded
 
 
 class Join(torch.autograd.Function):
-    """:func:`join`, whose own derivative would fill a whole batch with zeros for every row."""
+    """:func:`join`; torch's own derivative of it would fill a whole batch with zeros for every row."""
 
     @staticmethod
     def forward(ctx, rows: Tensor, sizes: list[int], batch_first: bool) -> Tensor:
@@ -35,7 +35,7 @@ class Join(torch.autograd.Function):
 
 
 class Part(torch.autograd.Function):
-    """:func:`part`, likewise."""
+    """:func:`part`, whose derivative is :class:`Join`."""
 
     @staticmethod
     def forward(ctx, packed: Tensor, sizes: list[int], frames: int, batch_first: bool) -> Tensor:

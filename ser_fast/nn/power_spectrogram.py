@@ -1,4 +1,4 @@
-"""The power spectrogram as a module, and as a stream over audio that is still arriving."""
+"""The power spectrogram as a module, and as a stream over audio that is still being recorded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ser_fast.ops.power_spectrogram import FLOOR, PAD_MODES, frame_counts, power
 
 
 class FullPrecision(nn.Module):
-    """Moves and casts its own buffers, but never to half precision, in which a power spectrogram overflows."""
+    """Base class of modules whose own buffers are never cast to half precision, where power spectrograms overflow."""
 
     def _apply(self, fn, recurse=True):
         before = dict(self.named_buffers(recurse=False))
@@ -28,25 +28,49 @@ class FullPrecision(nn.Module):
 
 
 class PowerSpectrogram(FullPrecision):
-    """:func:`power_spectrogram` with its window and statistics as buffers, in the field's units.
+    """Power spectrogram of a padded batch, time-major, with its window and statistics as buffers.
 
-    The defaults are the BiGRU-MHA paper's: 16 kHz, 40 ms Hamming frames every 10 ms, DFT of 1600, 0 to 4 kHz. The
-    window is periodic, torch's default; ``wkwargs={"periodic": False}`` makes it symmetric.
+    P[t, k] = |Σ_n window[n] wave[t·hop + n] exp(−2πi k n / n_fft)|² by :func:`ser_fast.functional.power_spectrogram`,
+    then log(max(P, floor)) with ``log``, then (· − mean) / std once statistics are set. The defaults are those of the
+    BiGRU-MHA paper (Artificial Intelligence and Robotics Research 13(2), 2024): 16 kHz, 40 ms frames every 10 ms, DFT
+    of 1600, 0 to 4 kHz; that the window is a Hamming window, and periodic as torch's default, is our reading.
+    Equivalent to ``torch.stft(...).abs() ** 2``, cropped and transposed.
 
     Args:
         sample_rate: hertz.
-        n_fft, win_length, hop_length: samples.
+        n_fft: size of the DFT in samples.
+        win_length: samples of a frame.
+        hop_length: samples from one frame to the next.
         f_min, f_max: hertz; the bins from f_min to f_max, both included, are kept.
-        window_fn, wkwargs: makes the window, called as ``window_fn(win_length, **wkwargs)``.
-        center, pad_mode: as in :func:`power_spectrogram`.
-        log: natural logarithm of the power, floored at ``floor``.
-        mean, std: ``[F]`` statistics to normalise by; :meth:`set_statistics` sets them later.
+        window_fn, wkwargs: make the window: ``window_fn(win_length, **wkwargs)``. Windows are periodic by torch's
+            default; ``wkwargs={"periodic": False}`` makes them symmetric.
+        center: centre frame t on sample t·hop, by padding each row at its own ends.
+        pad_mode: of the padding: "reflect", "constant", "replicate" or "circular".
+        log: natural logarithm of the power.
+        mean, std: normalisation of each bin ``[F]``; :meth:`set_statistics` sets it later.
+        floor: smallest power before the logarithm.
+
+    Shape:
+        wave ``[B, N]``, lengths ``[B]`` in samples; spectrogram ``[B, T, F]``, lengths ``[B]`` in frames.
+
+    Raises:
+        ValueError: if an argument is out of range, no bin lies in f_min..f_max, or only one of mean and std is given.
+
+    Example:
+        >>> import torch
+        >>> spectrogram = PowerSpectrogram()
+        >>> spectrogram(torch.randn(2, 16000)).shape
+        torch.Size([2, 97, 401])
+        >>> frames, lengths = spectrogram(torch.randn(2, 16000), torch.tensor([16000, 8000]))
+        >>> lengths
+        tensor([97, 47])
     """
 
     def __init__(
         self,
         sample_rate: int = 16000,
         n_fft: int = 1600,
+        *,
         win_length: int = 640,
         hop_length: int = 160,
         f_min: float = 0.0,
@@ -81,7 +105,7 @@ class PowerSpectrogram(FullPrecision):
         self.pad_mode = pad_mode
         self.log = log
         self.floor = floor
-        # A bin is kept if its frequency lies in the range; a little slack forgives the division's rounding.
+        # A bin is kept if its frequency lies in the range, up to the division's rounding.
         first = math.ceil(f_min * n_fft / sample_rate - 1e-6)
         self.bins = (first, math.floor(f_max * n_fft / sample_rate + 1e-6) + 1)
         if self.bins[0] >= self.bins[1]:
@@ -100,12 +124,19 @@ class PowerSpectrogram(FullPrecision):
         self.register_buffer("std", torch.ones(count))
         self.normalize = False
         if (mean is None) != (std is None):
-            raise ValueError("PowerSpectrogram: mean and std are given one without the other; give both or neither")
+            raise ValueError("PowerSpectrogram: only one of mean and std is given; give both or neither")
         if mean is not None:
             self.set_statistics(mean, std)
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Normalise by these from now on: ``[F]`` each, finite, std above 0."""
+        """Normalise each bin from now on.
+
+        Args:
+            mean, std: ``[F]``, finite; std above 0.
+
+        Raises:
+            RuntimeError: if a shape or a value is invalid.
+        """
         for name, value in (("mean", mean), ("std", std)):
             checks.shape("PowerSpectrogram", name, value, tuple(self.mean.shape), "[F]")
         mean, std = (value.detach().to(self.mean) for value in (mean, std))
@@ -131,11 +162,22 @@ class PowerSpectrogram(FullPrecision):
         )
 
     def frame_lengths(self, lengths: Tensor) -> Tensor:
-        """Frames of rows of these many samples."""
+        """Return the frames of rows of these many samples, ``[B]`` each."""
         return frame_counts(lengths, self.n_fft, self.win_length, self.hop_length, self.center)
 
     def forward(self, wave: Tensor, lengths: Tensor | None = None):
-        """``[B, T, F]`` of ``wave`` ``[B, N]``; with ``lengths`` ``[B]`` in samples, also the lengths in frames."""
+        """Compute the spectrogram.
+
+        Args:
+            wave: ``[B, N]``, of the window's dtype, or int16, which stands for sample / 32768.
+            lengths: samples of each row, int64 or int32 ``[B]``, on the wave's device.
+
+        Returns:
+            The spectrogram ``[B, T, F]``, 0 past each row's frames; with lengths ``(spectrogram, frame_lengths)``.
+
+        Raises:
+            RuntimeError: if an argument has an invalid shape, dtype, device or value, or a sample is not finite.
+        """
         if isinstance(wave, Tensor) and wave.dtype == torch.int16 and self.window.dtype == torch.float64:
             wave = wave.double() / 32768
         spec = self._spectra(wave, lengths, self.center)
@@ -149,26 +191,41 @@ class PowerSpectrogram(FullPrecision):
         )  # fmt: skip
 
     def stream(self) -> SpectrogramStream:
-        """What takes a wave in chunks and gives each frame as soon as it is complete."""
+        """Return a stream that takes a wave in chunks and gives each frame as soon as it is complete."""
         return SpectrogramStream(self)
 
 
 class SpectrogramStream:
-    """A spectrogram of rows that arrive in chunks; ``spectrogram.stream()`` makes it.
+    """Spectrogram of rows that arrive in chunks; made by ``spectrogram.stream()``.
 
-    The frames of all chunks and of :meth:`finish`, one after the other, are those of the whole wave: bit for bit in
-    the compiled CPU kernels, up to rounding where torch's FFT or the mel filters' product takes part, since their
-    order of addition depends on the number of frames. A window or its padding of samples is kept from call to call,
-    however long the wave; where chunks require a gradient, so is the whole graph.
+    The frames of all chunks and of :meth:`finish`, concatenated, equal those of the whole wave: bit for bit with the
+    compiled CPU kernels, up to rounding with torch's FFT or the mel filters' product, whose order of addition depends
+    on the number of frames. At most a window or its padding of samples is kept from call to call, however long the
+    wave; the autograd graph is kept too if chunks require a gradient.
 
-    With ``center`` and ``pad_mode="reflect"`` nothing comes before n_fft // 2 + 1 samples have, since a shorter wave
-    is an error. All rows have the same number of samples.
+    With ``center`` and ``pad_mode="reflect"`` no frame comes before n_fft // 2 + 1 samples, since a shorter wave is
+    an error. All rows have the same number of samples.
+
+    A stream and a GRU of one direction, which carries its state, run a model during the recording. A bidirectional
+    GRU cannot: its second direction begins at the end, and every output depends on it.
 
     Args:
         spectrogram: a :class:`ser_fast.PowerSpectrogram` or :class:`ser_fast.MelSpectrogram`.
 
     Raises:
-        ValueError: circular padding, which begins with the wave's end.
+        ValueError: if the padding is circular: it begins with the wave's end.
+
+    Example:
+        >>> import torch, ser_fast
+        >>> gru = ser_fast.GRU(80, 128, batch_first=True)
+        >>> stream, state = ser_fast.MelSpectrogram().stream(), None
+        >>> for chunk in torch.randn(1, 16000).split(1000, dim=1):  # [B, n], any n
+        ...     frames = stream(chunk)  # [B, t, 80]: all frames that became complete
+        ...     if frames.shape[1]:
+        ...         y, state = gru(frames, state)
+        >>> y, state = gru(stream.finish(), state)
+        >>> state.shape
+        torch.Size([1, 1, 128])
     """
 
     def __init__(self, spectrogram: PowerSpectrogram):
@@ -179,25 +236,26 @@ class SpectrogramStream:
                 "it must be 'reflect', 'constant' or 'replicate'"
             )
         self.spectrogram = spectrogram
-        # The parts of torch.stft's padding that windows centred in n_fft see.
+        # The parts of torch.stft's padding that reach windows centred in n_fft.
         self._left = n_fft // 2 - (n_fft - width) // 2 if spectrogram.center else 0
         self._right = width - n_fft % 2 - self._left if spectrogram.center else 0
-        # Of fewer samples the spectrogram itself makes what it can: an error, or a frame filled up with zeros.
+        # The spectrogram itself handles fewer samples: an error, or a frame filled up with zeros.
         reflected = n_fft // 2 + 1 if spectrogram.pad_mode == "reflect" else 1
         self._least = reflected if spectrogram.center else width
         self._begin()
 
     def _begin(self) -> None:
-        self._kind = None  # of this utterance's chunks
+        self._kind = None  # batch size, dtype and device of this utterance's chunks
         self._held = None  # [B, n], the last samples
-        self._padded = False  # whether there were enough to pad them on the left
-        self._skip = 0  # how many of these and of coming samples lie before the next frame
+        self._padded = False  # whether the left padding has been added
+        self._skip = 0  # samples, held or still to come, before the next frame
 
     def __call__(self, chunk: Tensor) -> Tensor:
-        """All frames ``[B, t, F]``, t ≥ 0, that the samples ``chunk`` ``[B, n]``, n ≥ 0, complete.
+        """Return all frames ``[B, t, F]``, t ≥ 0, that are complete with the samples ``chunk`` ``[B, n]``, n ≥ 0.
 
         Raises:
-            RuntimeError: a chunk that does not fit, by name; the stream goes on as if it had not been given.
+            RuntimeError: if the chunk has an invalid shape, dtype, device or value; the stream's state is unchanged
+                then.
         """
         kind = self._check(chunk)
         samples = chunk.to(self.spectrogram.window.dtype)
@@ -207,22 +265,22 @@ class SpectrogramStream:
         if padded and not self._padded:
             held = self._pad(held, self._left, 0)
         frames, used = self._complete(held, self._skip) if padded else (self._none(held), 0)
-        # The padding on the right will be made of the last samples.
+        # The last samples are kept for the padding on the right.
         dropped = max(0, min(used, held.shape[1] - self._right - 1))
         self._kind, self._held, self._padded, self._skip = kind, held[:, dropped:].clone(), padded, used - dropped
         return frames
 
     def finish(self) -> Tensor:
-        """The frames ``[B, t, F]``, t ≥ 0, that only the end completes; the next chunk begins another utterance.
+        """Return the last frames ``[B, t, F]``, t ≥ 0; the next chunk begins another utterance.
 
-        They are those that reach into the padding on the right, or without ``center`` the one frame, filled up with
-        zeros, of a wave shorter than a window.
+        These are the frames that reach into the padding on the right, or without ``center`` the one zero-padded frame
+        of a wave shorter than a window.
 
         Raises:
-            RuntimeError: no chunk was given; a wave too short to be reflected, as by the spectrogram itself.
+            RuntimeError: if no chunk was given, or the wave is too short to be reflected.
         """
         op = "SpectrogramStream"
-        checks.require(self._held is not None, op, "finish comes before the first chunk", "called after one")
+        checks.require(self._held is not None, op, "finish() is called before the first chunk", "called after one")
         held, padded, skip = self._held, self._padded, self._skip
         self._begin()
         if padded:
@@ -233,7 +291,7 @@ class SpectrogramStream:
         return F.pad(held, (left, right), mode=self.spectrogram.pad_mode) if self.spectrogram.center else held
 
     def _complete(self, held: Tensor, skip: int) -> tuple[Tensor, int]:
-        """All frames of the held samples, the first after ``skip`` of them, and where the next one begins."""
+        """Return all frames of the held samples after the first ``skip``, and where the next frame begins."""
         width, hop = self.spectrogram.win_length, self.spectrogram.hop_length
         count = 1 + (held.shape[1] - skip - width) // hop
         if count <= 0:
@@ -245,7 +303,7 @@ class SpectrogramStream:
         return held.new_empty(len(held), 0, len(self.spectrogram.mean))
 
     def _check(self, chunk: Tensor) -> dict:
-        """What the chunks of an utterance have in common."""
+        """Check a chunk and return what all chunks of an utterance must share."""
         op, window = "SpectrogramStream", self.spectrogram.window
         checks.tensors(op, chunk=chunk)
         good = chunk.dim() == 2 and len(chunk) > 0
@@ -255,7 +313,9 @@ class SpectrogramStream:
         kind = {"batch size": len(chunk), "dtype": chunk.dtype, "device": chunk.device}
         for name, value in kind.items():
             first = value if self._kind is None else self._kind[name]
-            checks.require(value == first, op, f"chunk has {name} {value}", f"{first}, as in the utterance's first")
+            checks.require(
+                value == first, op, f"chunk has {name} {value}", f"{first}, as in the utterance's first chunk"
+            )
         if checks.readable(chunk) and not chunk.isfinite().all():
             row, sample = (~chunk.isfinite()).nonzero()[0].tolist()
             checks.require(False, op, f"chunk[{row}, {sample}] is {chunk[row, sample]}", "finite")

@@ -1,4 +1,4 @@
-"""``swap``: our modules in the place of torch's and torchaudio's inside any model, in place."""
+"""``swap``: replace the modules of torch and torchaudio inside a model by ours, in place."""
 
 import sys
 from dataclasses import dataclass, field
@@ -7,14 +7,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ser_fast import _torch_compat
 from ser_fast.nn.gru import GRU
 from ser_fast.ops import checks
 from ser_fast.ops.power_spectrogram import PAD_MODES, power_spectrogram
 
 
 @dataclass
-class Swap:
-    """What :func:`swap` did: names of submodules ("" is the model itself) with what they are now, or why not."""
+class SwapReport:
+    """Result of :func:`swap`; ``print(report)`` lists it.
+
+    Attributes:
+        replaced: names of the replaced submodules, "" for the model itself, with a description of each.
+        left: names of similar submodules that were not replaced, with the reason.
+
+    Example:
+        >>> from torch import nn
+        >>> print(swap(nn.Sequential(nn.Linear(8, 8), nn.GRU(8, 16))))
+        1: nn.GRU is ser_fast.GRU(8, 16)
+    """
 
     replaced: dict[str, str] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
@@ -25,29 +36,40 @@ class Swap:
         return "\n".join(lines) or "nothing to replace: no nn.GRU and no power spectrogram of torchaudio"
 
 
-def swap(model: nn.Module) -> Swap:
-    """Turn every ``nn.GRU`` of a model into :class:`ser_fast.GRU`, and torchaudio's power ``Spectrogram`` likewise.
+def swap(model: nn.Module) -> SwapReport:
+    """Replace every ``nn.GRU`` of a model by :class:`ser_fast.GRU`, and torchaudio's power ``Spectrogram`` by ours.
 
     The modules stay the same objects with another class, so parameters, buffers, names, hooks, the training mode,
-    the state dict and an optimizer that is already built stay as they are. A spectrogram keeps torchaudio's layout
+    the state dict and an optimizer that is already built stay valid. A spectrogram keeps torchaudio's layout
     ``[..., F, T]``, window, padding and centring; on CPU it refuses samples that are not finite.
 
+    Not replaced are subclasses, whose own code would be lost, including parametrized modules; modules whose
+    ``forward`` was replaced; scripted modules; spectrograms that are complex, two-sided, not of power 2 or with a
+    learned window.
+
     Args:
-        model: any module; it is changed in place. :func:`unswap` changes it back.
+        model: any module; it is changed in place. :func:`unswap` undoes it.
 
     Returns:
-        What was replaced, and what was left and why; left are subclasses, whose own code would be lost, among them
-        parametrized modules; modules whose ``forward`` was replaced; scripted modules; spectrograms that are
-        complex, two-sided, not of power 2 or of a learned window.
+        A :class:`SwapReport` of what was replaced, and what was not and why.
 
     Raises:
-        TypeError: ``model`` is not a module.
+        TypeError: if ``model`` is not a module.
+
+    Example:
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.GRU(40, 64, batch_first=True))
+        >>> report = swap(model)
+        >>> report.replaced
+        {'0': 'nn.GRU is ser_fast.GRU(40, 64, batch_first=True)'}
+        >>> unswap(model)
+        ['0']
     """
     _check_module("swap", model)
-    report, spectrogram = Swap(), _torchaudio_spectrogram()
+    report, spectrogram = SwapReport(), _torchaudio_spectrogram()
     for name, module in model.named_modules():
         if type(module) in (nn.GRU, spectrogram) and "forward" in vars(module):
-            report.left[name] = "its forward was replaced on this very object: swap the model before that"
+            report.left[name] = "its forward was replaced on this object: swap the model before that"
         elif type(module) is nn.GRU:
             _become(module, GRU)
             report.replaced[name] = f"nn.GRU is ser_fast.{module}"
@@ -64,12 +86,18 @@ def swap(model: nn.Module) -> Swap:
 
 
 def unswap(model: nn.Module) -> list[str]:
-    """Undo :func:`swap`: the names of the modules that are torch's or torchaudio's again.
+    """Undo :func:`swap`.
+
+    Args:
+        model: the model that was swapped; it is changed in place.
+
+    Returns:
+        Names of the modules that are torch's or torchaudio's again.
 
     Raises:
-        TypeError: ``model`` is not a module.
-        ValueError: a swapped module has been given another class since, as a parametrization does. Nothing has been
-            changed then.
+        TypeError: if ``model`` is not a module.
+        ValueError: if a swapped module has changed its class since, as a parametrization does. Nothing is changed
+            then.
     """
     _check_module("unswap", model)
     swapped = {name: module for name, module in model.named_modules() if "_swapped_from" in vars(module)}
@@ -77,7 +105,8 @@ def unswap(model: nn.Module) -> list[str]:
         if type(module) not in (GRU, Spectrogram):
             kind = type(module).__name__
             raise ValueError(
-                f"unswap: {name or 'the model'} is a {kind}; it must be as swap made it: remove its parametrizations"
+                f"unswap: {name or 'the model'} is a {kind}; it must have the class that swap set: "
+                "remove its parametrizations"
             )
     for module in swapped.values():
         _become_again(module)
@@ -90,19 +119,15 @@ def _check_module(function: str, model) -> None:
 
 
 def _torchaudio_spectrogram() -> type | None:
-    """A model that holds one has imported it."""
+    """Return torchaudio's class if torchaudio is imported: a model with a Spectrogram has imported it."""
     transforms = sys.modules.get("torchaudio.transforms")
     return getattr(transforms, "Spectrogram", None)
-
-
-# What nn.GRU keeps of its weights beside the weights themselves; it would go stale, or not pickle, under our class.
-_CACHES = ("_flat_weights", "_flat_weight_refs", "_flat_weights_names", "_all_weights")
 
 
 def _become(module: nn.Module, kind: type) -> None:
     module._swapped_from = type(module)
     module.__class__ = kind
-    for name in _CACHES:
+    for name in _torch_compat.GRU_CACHES:
         vars(module).pop(name, None)
 
 
@@ -112,13 +137,11 @@ def _become_again(module: nn.Module) -> None:
     module.__class__ = module._swapped_from
     del module._swapped_from
     if gru:
-        vars(module)["_all_weights"] = names
-        vars(module)["_flat_weights_names"] = [name for group in names for name in group]
-        module._init_flat_weights()
+        _torch_compat.restore_gru_weights(module, names)
 
 
 def _looks_like_one(module: nn.Module, spectrogram: type | None) -> str:
-    """Why a module that is nearly one of those is left; empty for any other module."""
+    """Return why a module similar to those is not replaced; empty for any other module."""
     if isinstance(module, torch.jit.ScriptModule) and getattr(module, "original_name", "") == "GRU":
         return "compiled by TorchScript: swap the model before it is scripted"
     if nn.utils.parametrize.is_parametrized(module) and isinstance(module, nn.GRU):
@@ -130,7 +153,7 @@ def _looks_like_one(module: nn.Module, spectrogram: type | None) -> str:
 
 
 def _not_ours(module: nn.Module) -> str:
-    """Why a torchaudio Spectrogram is left, or nothing."""
+    """Return why a torchaudio Spectrogram is not replaced; empty if it can be."""
     if module.power != 2:
         return f"power is {module.power}: only 2 is fused"
     if not module.onesided:
@@ -145,9 +168,10 @@ def _not_ours(module: nn.Module) -> str:
 
 
 class Spectrogram(nn.Module):
-    """``torchaudio.transforms.Spectrogram`` of power 2 on the fused op; only :func:`swap` makes it.
+    """``torchaudio.transforms.Spectrogram`` of power 2 on the fused op, with its attributes; made by :func:`swap`.
 
-    |STFT|² of ``[..., N]`` as ``[..., F, T]``, F = n_fft // 2 + 1, with torchaudio's attributes.
+    Shape:
+        waveform ``[..., N]``; result ``[..., F, T]`` with F = n_fft // 2 + 1.
     """
 
     def extra_repr(self) -> str:
@@ -157,10 +181,11 @@ class Spectrogram(nn.Module):
         )
 
     def forward(self, waveform: Tensor) -> Tensor:
-        """``[..., F, T]`` of ``waveform`` ``[..., N]``.
+        """Return |STFT|² ``[..., F, T]`` of ``waveform`` ``[..., N]``.
 
         Raises:
-            RuntimeError: another dtype than the window's; without centring, less than n_fft samples.
+            RuntimeError: if the dtype differs from the window's, or there are fewer than n_fft samples without
+                centring.
         """
         checks.tensors("Spectrogram", waveform=waveform)
         wave = F.pad(waveform, (self.pad, self.pad)) if self.pad else waveform

@@ -1,15 +1,16 @@
-"""Frame attention pooling: a softmax over time of w·h weighs the frames' sum."""
+"""Frame attention pooling: the sum of frames, weighted by a softmax over time of w·h."""
 
 import torch
 from torch import Tensor
 
-from ser_fast import backends
+from ser_fast.backends import registry
 from ser_fast.ops import checks, onnx
 from ser_fast.ops.checks import HALF
+from ser_fast.ops.lengths import frame_mask, mask_past
 
 
 def reference(h: Tensor, w: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The op ``ser_fast::attention_pool`` in plain torch, differentiable: the truth kernels are held to."""
+    """Reference implementation of ``ser_fast::attention_pool`` in plain PyTorch, differentiable."""
     _check("attention_pool", h, w, lengths)
     dtype = h.dtype
     if dtype in HALF:
@@ -17,9 +18,8 @@ def reference(h: Tensor, w: Tensor, lengths: Tensor | None = None) -> tuple[Tens
     if lengths is None:
         weights = torch.softmax(h @ w, dim=1)
     else:
-        valid = torch.arange(h.shape[1], device=h.device) < lengths[:, None]
-        h = h.masked_fill(~valid[..., None], 0)
-        # An empty row would be a softmax of nothing but -inf: it keeps finite scores and is zeroed afterwards.
+        valid, h = frame_mask(lengths, h.shape[1]), mask_past(h, lengths)
+        # A row without frames keeps finite scores, since a softmax over -inf alone is NaN, and is zeroed afterwards.
         scores = (h @ w).masked_fill(~valid & valid.any(1, keepdim=True), -torch.inf)
         weights = torch.softmax(scores, dim=1) * valid
     return (weights[:, None] @ h).squeeze(1).to(dtype), weights.to(dtype)
@@ -34,13 +34,15 @@ def reference_backward(
     weights: Tensor,
     lengths: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The op ``ser_fast::attention_pool_backward`` in plain torch: gradients of h ``[B, T, D]`` and of w ``[D]``.
+    """Reference implementation of ``ser_fast::attention_pool_backward`` in plain PyTorch.
 
-    The score's gradient is ds_t = α_t (g·h_t − g·pooled + e_t − Σ α e), e the gradient of the weights.
+    The score's gradient is ds_t = α_t (g·h_t − g·pooled + e_t − Σ α e), with g the gradient of ``pooled`` and e that
+    of the weights; then dh_t = α_t g + ds_t w and dw = Σ ds_t h_t.
+
+    Returns:
+        Gradients of h ``[B, T, D]`` and of w ``[D]``.
     """
-    if lengths is not None:
-        valid = torch.arange(h.shape[1], device=h.device) < lengths[:, None]
-        h = h.masked_fill(~valid[..., None], 0)
+    h = mask_past(h, lengths)
     along = (h @ grad_pooled[..., None]).squeeze(2)
     mean = (grad_pooled * pooled).sum(1, keepdim=True)
     if grad_weights is not None:
@@ -51,21 +53,37 @@ def reference_backward(
     return grad_h, (score[..., None] * h).sum((0, 1))
 
 
-WIDEST = 8192  # what the lanes of a block hold: kPoolWidest in kernels/attention_pool.h
+WIDEST = 8192  # features that a block of the CUDA kernel holds: kPoolWidest in kernels/attention_pool.h
 
 
 def on_cuda(h: Tensor, w: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The op by the CUDA C++ kernel, or by the reference where a frame is too wide for a block."""
+    """CUDA kernel of ``attention_pool``; falls back to the reference for frames too wide for a block."""
     fits = h.dim() == 3 and h.shape[2] <= WIDEST
     kernel = torch.ops.ser_fast_cuda.attention_pool if fits else reference
     return kernel(h, w, lengths)
 
 
 def backward_on_cuda(grad_pooled, grad_weights, h, w, pooled, weights, lengths) -> tuple[Tensor, Tensor]:
-    """Likewise."""
+    """CUDA backward of ``attention_pool``; falls back to the reference like the forward."""
     fits = h.dim() == 3 and h.shape[2] <= WIDEST
     kernel = torch.ops.ser_fast_cuda.attention_pool_backward if fits else reference_backward
     return kernel(grad_pooled, grad_weights, h, w, pooled, weights, lengths)
+
+
+def on_triton(h: Tensor, w: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Triton kernel of ``attention_pool``; falls back to the reference for frames too wide for a program."""
+    from ser_fast.kernels import attention_pool as kernels
+
+    outputs = new_outputs(h, w, lengths)
+    return kernels.attention_pool(h, w, lengths, *outputs) if kernels.fits(h.shape[2]) else reference(h, w, lengths)
+
+
+def backward_on_triton(grad_pooled, grad_weights, h, w, pooled, weights, lengths) -> tuple[Tensor, Tensor]:
+    """Triton backward of ``attention_pool``; falls back to the reference like the forward."""
+    from ser_fast.kernels import attention_pool as kernels
+
+    backward = kernels.attention_pool_backward if kernels.fits(h.shape[2]) else reference_backward
+    return backward(grad_pooled, grad_weights, h, w, pooled, weights, lengths)
 
 
 def _check(op: str, h: Tensor, w: Tensor, lengths: Tensor | None) -> None:
@@ -76,13 +94,15 @@ def _check(op: str, h: Tensor, w: Tensor, lengths: Tensor | None) -> None:
     checks.lengths(op, lengths, h, sizes[0], sizes[1])
 
 
-def new_outputs(h, w, lengths):
+def new_outputs(h: Tensor, w: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Check the arguments and return uninitialised outputs."""
     _check("attention_pool", h, w, lengths)
     batch, frames, width = h.shape
     return h.new_empty(batch, width), h.new_empty(batch, frames)
 
 
-def new_gradients(grad_pooled, grad_weights, h, w, pooled, weights, lengths):
+def new_gradients(grad_pooled, grad_weights, h, w, pooled, weights, lengths) -> tuple[Tensor, Tensor]:
+    """Return uninitialised gradients."""
     return h.new_empty(h.shape), w.new_empty(w.shape)
 
 
@@ -106,20 +126,24 @@ _BACKWARD = (
     "attention_pool_backward(Tensor grad_pooled, Tensor? grad_weights, Tensor h, Tensor w, Tensor pooled,"
     " Tensor weights, Tensor? lengths) -> (Tensor grad_h, Tensor grad_w)"
 )
-backends.cuda_library.define(_FORWARD)
-backends.cuda_library.define(_BACKWARD)
-backends.register(
+registry.cuda_library.define(_FORWARD)
+registry.cuda_library.define(_BACKWARD)
+registry.register(
+    "attention_pool",
     _FORWARD,
     reference=reference,
+    triton=on_triton,
     cuda=on_cuda,
     fake=new_outputs,
     backward=_backward,
     setup_context=_setup_context,
     half_on=("cuda",),
 )
-backends.register(
+registry.register(
+    "attention_pool",
     _BACKWARD,
     reference=reference_backward,
+    triton=backward_on_triton,
     cuda=backward_on_cuda,
     fake=new_gradients,
     half_on=("cuda",),
@@ -127,20 +151,34 @@ backends.register(
 
 
 def attention_pool(h: Tensor, w: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Pool frames by attention: α_t = exp(w·h_t) / Σ exp(w·h_s) over the valid frames, pooled = Σ α_t h_t.
+    """Pool frames by attention: α_t = exp(w·h_t) / Σ_s exp(w·h_s) over the valid frames, pooled = Σ_t α_t h_t.
 
-    Equation 5 of the attention CGRU paper (Computer Systems & Applications 32(1), 2023).
+    Equation 5 of the attention CGRU paper (Computer Systems & Applications 32(1), 2023). Without lengths equivalent
+    to ``weights = torch.softmax(h @ w, 1); pooled = (weights[:, None] @ h).squeeze(1)``.
 
     Args:
-        h: frames ``[B, T, D]``.
-        w: the scoring vector ``[D]``.
-        lengths: valid frames of each row, int64 or int32 ``[B]``, on h's device. A row of length 0 pools to 0.
+        h: frames, float32, float64, float16 or bfloat16; half precision is summed in float32.
+        w: scoring vector, of h's dtype.
+        lengths: valid frames of each row, int64 or int32, on h's device; all frames if None. A row of length 0 has
+            pooled 0 and weights 0.
+
+    Shape:
+        h ``[B, T, D]``, w ``[D]``, lengths ``[B]``; pooled ``[B, D]``, weights ``[B, T]``.
 
     Returns:
-        ``pooled`` ``[B, D]`` and the weights α ``[B, T]``, 0 past each length.
+        ``(pooled, weights)``; the weights are 0 past each row's length. Differentiable in h and w.
 
     Raises:
-        RuntimeError: a shape, dtype, device or length that does not fit, by name. Lengths are not read on CUDA.
+        RuntimeError: if an argument has an invalid shape, dtype, device or value. Lengths are not read on CUDA.
+
+    Example:
+        >>> import torch
+        >>> h, w = torch.randn(2, 5, 8), torch.randn(8)
+        >>> pooled, weights = attention_pool(h, w, lengths=torch.tensor([5, 2]))
+        >>> pooled.shape, weights.shape
+        (torch.Size([2, 8]), torch.Size([2, 5]))
+        >>> weights[1, 2:]
+        tensor([0., 0., 0.])
     """
     checks.tensors("attention_pool", h=h, w=w, lengths=lengths)
     if checks.transforming() or onnx.exporting():

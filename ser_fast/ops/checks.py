@@ -1,24 +1,26 @@
-"""Argument checks that name the argument, its value and what is allowed, before anything is computed.
+"""Argument checks that name the argument, its value and the constraint, before anything is computed.
 
-The compiled ops make the same checks in ``csrc/boundary.h``; these serve the reference, the fake kernels of
+The compiled ops make the same checks in ``csrc/boundary.h``. These are for the references, the fake kernels of
 ``torch.compile`` and the modules.
 """
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+
+from ser_fast import _torch_compat
 
 HALF = (torch.float16, torch.bfloat16)
 FLOATING = (torch.float32, torch.float64, *HALF)
 
 
 def require(good: bool, op: str, found: str, allowed: str) -> None:
+    """Raise the RuntimeError "op: found; it must be allowed", as the compiled ops do, unless ``good``."""
     if not good:
         raise RuntimeError(f"{op}: {found}; it must be {allowed}")
 
 
 def tensors(op: str, **arguments) -> None:
-    """Each is a dense tensor or None."""
+    """Check that each argument is a dense tensor or None."""
     for name, value in arguments.items():
         if value is None:
             continue
@@ -27,18 +29,20 @@ def tensors(op: str, **arguments) -> None:
 
 
 def shape(op: str, name: str, tensor: Tensor, wanted: tuple, letters: str) -> None:
+    """Check a tensor's shape; ``letters`` names its axes, such as "[B, D]"."""
     found = tuple(tensor.shape)
     require(found == wanted, op, f"{name} has shape {list(found)}", f"{letters} = {list(wanted)}")
 
 
 def dtype(op: str, name: str, tensor: Tensor, *allowed: torch.dtype) -> None:
+    """Check that a tensor has one of the allowed dtypes."""
     names = [str(kind).removeprefix("torch.") for kind in allowed]
     listed = " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
     require(tensor.dtype in allowed, op, f"{name} has dtype {str(tensor.dtype).removeprefix('torch.')}", listed)
 
 
 def operand(op: str, name: str, tensor: Tensor | None, like: Tensor, wanted: tuple, letters: str) -> None:
-    """An optional operand that goes with a first one: its device, dtype and shape are fixed."""
+    """Check an optional operand against the op's first one: same device and dtype, and the shape ``wanted``."""
     if tensor is None:
         return
     require(tensor.device == like.device, op, f"{name} is on {tensor.device}", f"on {like.device}")
@@ -47,7 +51,7 @@ def operand(op: str, name: str, tensor: Tensor | None, like: Tensor, wanted: tup
 
 
 def lengths(op: str, given: Tensor | None, like: Tensor, batch: int, limit: int) -> None:
-    """Lengths [batch] on ``like``'s device; their values, 0..limit, are read where that needs no synchronisation."""
+    """Check lengths ``[B]`` on the device of ``like``; their values, 0..limit, only where reading them is free."""
     if given is None:
         return
     dtype(op, "lengths", given, torch.int64, torch.int32)
@@ -60,27 +64,22 @@ def lengths(op: str, given: Tensor | None, like: Tensor, batch: int, limit: int)
 
 
 def transforming() -> bool:
-    """Whether torch.func or forward-mode differentiation is at work: they know plain torch, the reference."""
-    if torch.compiler.is_compiling():
-        return False
-    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
+    """Return whether torch.func or forward-mode differentiation is active, which need the reference."""
+    return not torch.compiler.is_compiling() and _torch_compat.transforming()
 
 
 def tracing() -> bool:
-    """Whether a graph is being made, which must serve other values than those at hand."""
+    """Return whether a graph is being traced, which must hold for other values than the present ones."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def readable(tensor: Tensor) -> bool:
-    """Whether the values can be looked at: on CPU, and a real tensor rather than one that is being traced."""
-    if tracing() or tensor.device.type != "cpu":
-        return False
-    fake = isinstance(tensor, torch._subclasses.FakeTensor)
-    return not fake and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    """Return whether a tensor's values can be read for free: on CPU, and neither traced nor transformed."""
+    return not tracing() and tensor.device.type == "cpu" and _torch_compat.has_values(tensor)
 
 
 def of_type(module: str, name: str, value, kind: type) -> None:
-    """The wording is torch's, which its tests and its users' tests look for."""
+    """Check a constructor's argument, in the words of torch's modules, which their tests look for."""
     good = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
     if not good:
         found = f"{type(value).__name__} ({value!r})"
@@ -88,6 +87,7 @@ def of_type(module: str, name: str, value, kind: type) -> None:
 
 
 def sizes(module: str, **values: int) -> None:
+    """Check that each value is a positive int, in the words of torch's modules."""
     for name, value in values.items():
         of_type(module, name, value, int)
         if value < 1:
@@ -95,7 +95,7 @@ def sizes(module: str, **values: int) -> None:
 
 
 def operands(module: str, weight: Tensor, **given: Tensor | None) -> None:
-    """Dense tensors on the weights' device and, autocast aside, of their dtype."""
+    """Check a module's inputs: dense, on its weights' device and, outside autocast, of their dtype."""
     tensors(module, **given)
     for name, value in given.items():
         if value is None:

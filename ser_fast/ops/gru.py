@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ser_fast import backends
+from ser_fast.backends import dispatch, registry
 from ser_fast.ops import checks
 from ser_fast.ops.checks import HALF
 
@@ -18,10 +18,14 @@ def reference(
     reset_after: bool = True,
     save_gates: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The op ``ser_fast::gru`` in plain torch, differentiable: the truth that every kernel is held to.
+    """Reference implementation of ``ser_fast::gru`` in plain PyTorch, differentiable.
 
-    Arguments as :func:`gru`; returns ``y``, ``h_n`` and, with ``save_gates``, the gates ``[T, B, D, 4H]`` that
-    the backward wants: r, z, n and q, which is W_hn h + b_hn with ``reset_after`` and r h without.
+    Args:
+        save_gates: also return what the backward reads; the others are those of :func:`gru`.
+
+    Returns:
+        ``y``, ``h_n`` and the gates ``[T, B, D, 4H]``, empty without ``save_gates``: r, z, n and q, where q is
+        W_hn h + b_hn with ``reset_after`` and r h without.
     """
     _check("gru", gx, w_hh, b_hh, h0, lengths)
     if gx.dim() == 3:
@@ -55,19 +59,19 @@ def reference(
 
 
 def _places(lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """The frame and the row of each packed frame, [N] each."""
+    """Return the frame and the row of each packed frame, [N] each."""
     rows = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
     starts = lengths.cumsum(0) - lengths
     return torch.arange(len(rows), device=lengths.device) - starts[rows], rows
 
 
 def _padded(packed: Tensor, lengths: Tensor) -> Tensor:
-    """[N, D, W] as [T, B, D, W], 0 past each length."""
+    """Return packed frames [N, D, W] as [T, B, D, W], 0 past each length."""
     return packed.new_zeros(int(lengths.max()), len(lengths), *packed.shape[1:]).index_put(_places(lengths), packed)
 
 
 def cell(gx: Tensor, h: Tensor, w: Tensor, b: Tensor | None, reset_after: bool) -> tuple[Tensor, ...]:
-    """One step: the new state and r, z, n, q. Shapes: gx [B, 3H], h [B, H], w [3H, H], b [3H]."""
+    """Compute one step: the new state and r, z, n, q. Shapes: gx [B, 3H], h [B, H], w [3H, H], b [3H]."""
     hidden = h.shape[1]
     gx_r, gx_z, gx_n = gx.chunk(3, dim=1)
     if reset_after:
@@ -94,10 +98,14 @@ def reference_backward(
     reset_after: bool,
     grad_gates: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The op ``ser_fast::gru_backward`` in plain torch, differentiable.
+    """Reference implementation of ``ser_fast::gru_backward`` in plain PyTorch, differentiable.
 
-    Returns the gradients of ``gx`` ``[T, B, D, 3H]``, of q = W_hn h + b_hn ``[T, B, D, H]`` (empty without
-    ``reset_after``) and of ``h0`` ``[D, B, H]``. ``grad_gates`` is the gates' gradient in second derivatives.
+    Args:
+        grad_gates: gradient of the gates, which only second derivatives have.
+
+    Returns:
+        Gradients of ``gx`` ``[T, B, D, 3H]``, of q = W_hn h + b_hn ``[T, B, D, H]`` (empty without ``reset_after``)
+        and of ``h0`` ``[D, B, H]``.
     """
     grad_gates = torch.zeros_like(gates) if grad_gates is None else grad_gates
     if y.dim() == 3:
@@ -137,9 +145,9 @@ def reference_backward(
 
 
 def _states_before(y: Tensor, h0: Tensor | None, lengths: Tensor | None) -> Tensor:
-    """The state that each step started from, shaped and laid out as y; anything past a row's length."""
+    """Return the state before each step, shaped and laid out as y; undefined past a row's length."""
     if y.dim() == 3:
-        # One frame more takes what rows without frames would write; nothing is read on the host.
+        # The extra frame at the end receives the writes of rows without frames, so no length is read on the host.
         total, sizes = len(y), lengths.clamp(min=0)
         ends = sizes.cumsum(0)
         before = y.new_zeros(total + 1, *y.shape[1:])
@@ -188,7 +196,7 @@ def _batch_first(like: Tensor) -> bool:
 
 
 def _empty_frames(like: Tensor, width: int) -> Tensor:
-    """A new [T, B, D, width] or [N, D, width] tensor, laid out batch-first in memory where ``like`` is."""
+    """Return a new [T, B, D, width] or [N, D, width] tensor, batch-first in memory if ``like`` is."""
     if _batch_first(like):
         frames, batch, directions, _ = like.shape
         return like.new_empty(batch, frames, directions, width).transpose(0, 1)
@@ -199,7 +207,8 @@ def _laid_out_as(like: Tensor, tensor: Tensor) -> Tensor:
     return tensor.transpose(0, 1).contiguous().transpose(0, 1) if _batch_first(like) else tensor.contiguous()
 
 
-def new_outputs(gx, w_hh, b_hh, h0, lengths, reset_after, save_gates):
+def new_outputs(gx, w_hh, b_hh, h0, lengths, reset_after, save_gates) -> tuple[Tensor, Tensor, Tensor]:
+    """Check the arguments and return uninitialised outputs."""
     _check("gru", gx, w_hh, b_hh, h0, lengths)
     directions, width = gx.shape[-2:]
     batch, hidden = gx.shape[1] if gx.dim() == 4 else lengths.shape[0], width // 3
@@ -207,7 +216,10 @@ def new_outputs(gx, w_hh, b_hh, h0, lengths, reset_after, save_gates):
     return _empty_frames(gx, hidden), gx.new_empty(directions, batch, hidden), gates
 
 
-def new_gradients(grad_y, grad_h_n, y, gates, w_hh, h0, lengths, reset_after, grad_gates=None):
+def new_gradients(
+    grad_y, grad_h_n, y, gates, w_hh, h0, lengths, reset_after, grad_gates=None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return uninitialised gradients."""
     hidden = y.shape[-1]
     grad_q = _empty_frames(y, hidden) if reset_after else y.new_empty(0)
     return _empty_frames(y, 3 * hidden), grad_q, torch.empty_like(grad_h_n, memory_format=torch.contiguous_format)
@@ -225,8 +237,7 @@ def _setup_context(ctx, inputs, output):
 def _backward(ctx, grad_y, grad_h_n, grad_gates):
     if not ctx.save_gates:
         raise RuntimeError(
-            "gru: save_gates is False; it must be True, as in a model that was run or exported with gradients "
-            "enabled, where a gradient is wanted"
+            "gru: save_gates is False; it must be True for a gradient: run or export the model with gradients enabled"
         )
     y, gates, w_hh, h0, lengths = ctx.saved_tensors
     grad_y = torch.zeros_like(y) if grad_y is None else grad_y
@@ -234,7 +245,7 @@ def _backward(ctx, grad_y, grad_h_n, grad_gates):
     arguments = grad_y, grad_h_n, y, gates, w_hh, h0, lengths, ctx.reset_after
     if grad_gates is None:
         grad_gx, grad_q, grad_h0 = torch.ops.ser_fast.gru_backward(*arguments)
-    else:  # only a second derivative asks for the gates' own
+    else:  # only in second derivatives
         grad_gx, grad_q, grad_h0 = torch.ops.ser_fast.gru_backward_with_gates(*arguments, grad_gates)
     grad_w = grad_b = None
     if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
@@ -243,10 +254,10 @@ def _backward(ctx, grad_y, grad_h_n, grad_gates):
 
 
 def _weight_gradients(grad_gx, grad_q, y, gates, h0, lengths, reset_after) -> tuple[Tensor, Tensor]:
-    """dW_hh [D, 3H, H] and db_hh [D, 3H]: products over all frames at once, so neither atomics nor an order to lose.
+    """Return dW_hh [D, 3H, H] and db_hh [D, 3H]: products over all frames at once, so no atomics and a fixed order.
 
-    The candidate's rows have a product of their own: with ``reset_after`` its gradient differs from the one of
-    gx by a factor r, without it they multiply q = r h in the place of h.
+    The candidate's rows have a product of their own: with ``reset_after`` their gradient differs from that of gx by a
+    factor r; without it they multiply q = r h instead of h.
     """
     hidden = y.shape[-1]
     grad, before = _flat(grad_gx), _flat(_states_before(y, h0, lengths))
@@ -262,7 +273,7 @@ def _weight_gradients(grad_gx, grad_q, y, gates, h0, lengths, reset_after) -> tu
 
 
 def _flat(tensor: Tensor) -> Tensor:
-    """All frames in the order in which they lie, without a copy: [N, D, W]."""
+    """Return all frames in memory order, without a copy: [N, D, W]."""
     if tensor.dim() == 3:
         return tensor
     tensor = tensor.transpose(0, 1) if _batch_first(tensor) else tensor
@@ -279,46 +290,72 @@ _GRADIENTS = "(Tensor grad_gx, Tensor grad_q, Tensor grad_h0)"
 
 
 def on_cuda(gx, w_hh, b_hh, h0, lengths, reset_after, save_gates) -> tuple[Tensor, Tensor, Tensor]:
-    """The op by the CUDA C++ kernel, or by the reference where W_hh does not fit on the GPU's chip."""
+    """CUDA kernel of ``gru``; falls back to the reference if W_hh does not fit on the chip."""
     args = (gx, w_hh, b_hh, h0, lengths, reset_after, save_gates)
-    if w_hh.shape[-1] > backends.widest[backends.gru_product(gx.dtype)]:
+    if not dispatch.fits_on_chip(w_hh.shape[-1], gx.dtype):
         return reference(*args)
-    return torch.ops.ser_fast_cuda.gru(*args, backends.tf32_allowed())
+    return torch.ops.ser_fast_cuda.gru(*args, dispatch.tf32_allowed())
 
 
 def backward_on_cuda(grad_y, grad_h_n, y, gates, w_hh, h0, lengths, reset_after) -> tuple[Tensor, Tensor, Tensor]:
-    """Likewise."""
+    """CUDA backward of ``gru``; falls back to the reference like the forward."""
     args = (grad_y, grad_h_n, y, gates, w_hh, h0, lengths, reset_after)
-    if w_hh.shape[-1] > backends.widest[backends.gru_product(y.dtype)]:
+    if not dispatch.fits_on_chip(w_hh.shape[-1], y.dtype):
         return reference_backward(*args)
-    return torch.ops.ser_fast_cuda.gru_backward(*args, backends.tf32_allowed())
+    return torch.ops.ser_fast_cuda.gru_backward(*args, dispatch.tf32_allowed())
 
 
-backends.cuda_library.define(f"gru({_ARGUMENTS}, bool tf32) -> {_OUTPUTS}")
-backends.cuda_library.define(f"gru_backward({_BACKWARD_ARGUMENTS}, bool tf32) -> {_GRADIENTS}")
-backends.cuda_library.define("gru_limits(Tensor like) -> Tensor")
-backends.cuda_library.define("gru_restrict(Tensor like, Tensor most) -> Tensor")
-backends.library.define(
+def on_triton(gx, w_hh, b_hh, h0, lengths, reset_after, save_gates) -> tuple[Tensor, Tensor, Tensor]:
+    """Triton kernel of ``gru``; it streams W_hh if that does not fit on the chip."""
+    from ser_fast.kernels import gru as kernels
+
+    outputs = new_outputs(gx, w_hh, b_hh, h0, lengths, reset_after, save_gates)
+    kernels.gru(gx, w_hh, b_hh, h0, lengths, reset_after, save_gates, dispatch.tf32_allowed(), *outputs)
+    return outputs
+
+
+def backward_on_triton(grad_y, grad_h_n, y, gates, w_hh, h0, lengths, reset_after) -> tuple[Tensor, Tensor, Tensor]:
+    """Triton backward of ``gru``."""
+    from ser_fast.kernels import gru as kernels
+
+    args = (grad_y, grad_h_n, y, gates, w_hh, h0, lengths, reset_after)
+    gradients = new_gradients(*args)
+    kernels.gru_backward(*args, dispatch.tf32_allowed(), *gradients)
+    return gradients
+
+
+registry.cuda_library.define(f"gru({_ARGUMENTS}, bool tf32) -> {_OUTPUTS}")
+registry.cuda_library.define(f"gru_backward({_BACKWARD_ARGUMENTS}, bool tf32) -> {_GRADIENTS}")
+registry.cuda_library.define("gru_limits(Tensor like) -> Tensor")
+registry.cuda_library.define("gru_restrict(Tensor like, Tensor most) -> Tensor")
+registry.library.define(
     "gru_plan(Tensor limits, int batch, int directions, int hidden, bool reset_after, int product, bool backward)"
     " -> Tensor"
 )
-backends.register(
+registry.register(
+    "gru",
     f"gru({_ARGUMENTS}) -> {_OUTPUTS}",
     reference=reference,
     fake=new_outputs,
+    triton=on_triton,
     cuda=on_cuda,
+    hidden_size=lambda gx, *_: gx.shape[-1] // 3 if gx.dim() else None,
     backward=_backward,
     setup_context=_setup_context,
     half_on=("cpu", "cuda"),
 )
-backends.register(
+registry.register(
+    "gru",
     f"gru_backward({_BACKWARD_ARGUMENTS}) -> {_GRADIENTS}",
     reference=reference_backward,
     fake=new_gradients,
+    triton=backward_on_triton,
     cuda=backward_on_cuda,
+    hidden_size=lambda grad_y, *_: grad_y.shape[-1] if grad_y.dim() else None,
     half_on=("cpu", "cuda"),
 )
-backends.register(
+registry.register(
+    "gru",
     f"gru_backward_with_gates({_BACKWARD_ARGUMENTS}, Tensor grad_gates) -> {_GRADIENTS}",
     reference=reference_backward,
     fake=new_gradients,
@@ -335,29 +372,46 @@ def gru(
     *,
     reset_after: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """The GRU recurrence over a padded or packed batch, all directions in one call.
+    """Run the GRU recurrence over a padded or packed batch, all directions in one call.
 
     r = σ(gx_r + W_hr h + b_hr), z = σ(gx_z + W_hz h + b_hz), h' = z h + (1 − z) n, where
 
     - ``reset_after=True`` (torch, cuDNN): n = tanh(gx_n + r (W_hn h + b_hn));
     - ``reset_after=False`` (Cho et al. 2014, arXiv:1406.1078): n = tanh(gx_n + W_hn (r h) + b_hn).
 
+    float16 and bfloat16 are computed in float32, including the state between the steps; on a CPU with AVX512-BF16 the
+    recurrent product takes the state rounded to bfloat16. Under CPU autocast to bfloat16 the results are bfloat16,
+    under CPU autocast to float16 they are float32.
+
     Args:
-        gx: the input's projection with its bias ``[T, B, D, 3H]``, D directions, gates in the order r, z, n. A
-            batch-first tensor transposed to this shape is taken as it lies. With ``lengths`` also ``[N, D, 3H]``, the
-            frames of all rows one after the other without padding; y has this form then.
-        w_hh, b_hh: recurrent weights ``[D, 3H, H]`` and biases ``[D, 3H]``.
-        h0: the states before the first step ``[D, B, H]``; zeros if not given.
-        lengths: frames of each row, int64 or int32 ``[B]``, on gx's device. Direction 1 starts at each row's own
-            last frame; past a row's length y is 0 and the state stays.
+        gx: projected input with its bias, gates in the order r, z, n. A batch-first tensor transposed to
+            ``[T, B, D, 3H]`` is used without a copy. With lengths also packed: the frames of all rows one after the
+            other without padding.
+        w_hh: recurrent weights.
+        b_hh: recurrent biases; none if None.
+        h0: states before the first step; zeros if None.
+        lengths: frames of each row, int64 or int32, on gx's device; all frames if None. Direction 1 starts at each
+            row's own last frame; past a row's length y is 0 and the state stays.
+        reset_after: form of the candidate n, see above.
+
+    Shape:
+        gx ``[T, B, D, 3H]`` or packed ``[N, D, 3H]`` with D = 1 or 2 directions, w_hh ``[D, 3H, H]``, b_hh ``[D,
+        3H]``, h0 ``[D, B, H]``, lengths ``[B]``; y ``[T, B, D, H]`` or packed ``[N, D, H]``, h_n ``[D, B, H]``.
 
     Returns:
-        ``y`` ``[T, B, D, H]`` and the last states ``h_n`` ``[D, B, H]``. float16 and bfloat16 are computed in
-        float32, the state between the steps too; on a CPU with AVX512-BF16 the recurrent product takes the state
-        rounded to bfloat16. Under CPU autocast to bfloat16 the results are bfloat16, to float16 float32.
+        ``(y, h_n)``: all states and the last ones. Differentiable in gx, w_hh, b_hh and h0.
 
     Raises:
-        RuntimeError: a shape, dtype, device or length that does not fit, by name. Lengths are not read on CUDA.
+        RuntimeError: if an argument has an invalid shape, dtype, device or value. Lengths are not read on CUDA.
+
+    Example:
+        >>> import torch
+        >>> gx, w_hh = torch.randn(7, 2, 1, 3 * 16), torch.randn(1, 3 * 16, 16) / 4
+        >>> y, h_n = gru(gx, w_hh, lengths=torch.tensor([7, 3]))
+        >>> y.shape, h_n.shape
+        (torch.Size([7, 2, 1, 16]), torch.Size([1, 2, 16]))
+        >>> bool((y[2, 1] == h_n[:, 1]).all()), bool((y[3:, 1] == 0).all())
+        (True, True)
     """
     checks.tensors("gru", gx=gx, w_hh=w_hh, b_hh=b_hh, h0=h0, lengths=lengths)
     if checks.transforming():
@@ -367,7 +421,7 @@ def gru(
     if widened:
         _check("gru", gx, w_hh, b_hh, h0, lengths)
         gx, w_hh, b_hh, h0 = (None if tensor is None else tensor.float() for tensor in (gx, w_hh, b_hh, h0))
-    # A trace is checked without gradients, and must not change by that.
+    # torch.jit checks a trace with gradients disabled; the traced graph must not depend on that.
     wants_grad = torch.jit.is_tracing() or (
         torch.is_grad_enabled()
         and any(tensor is not None and tensor.requires_grad for tensor in (gx, w_hh, b_hh, h0))

@@ -39,7 +39,7 @@ def mel_filters(
     norm: Literal["slaney"] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Triangular filters, evenly spaced in mels: a power spectrogram times them is a mel spectrogram.
+    """Return triangular filters, evenly spaced in mels: a power spectrogram times them is a mel spectrogram.
 
     With c_0 .. c_{M+1} the frequencies evenly spaced in mels from f_min to f_max, and f_k = k sample_rate / n_fft,
     W[k, m] = max(0, min((f_k − c_m) / (c_{m+1} − c_m), (c_{m+2} − f_k) / (c_{m+2} − c_{m+1}))). The mels of f hertz:
@@ -52,23 +52,31 @@ def mel_filters(
     ``torchaudio.functional.melscale_fbanks`` where n_fft and the sample rate are even.
 
     Args:
-        n_mels: filters.
-        n_fft: samples.
+        n_mels: number of filters.
+        n_fft: size of the DFT in samples.
         sample_rate: hertz.
         f_min, f_max: hertz, where the first filter begins and the last one ends; f_max is half the sample rate if
-            not given.
-        norm: "slaney" divides each filter by its half width in hertz, (c_{m+2} − c_m) / 2, so that all have an area
-            of 1 hertz; without it all reach up to 1.
-        dtype: of the result; the arithmetic is float64's.
+            None.
+        mel_scale: "htk" or "slaney", see above.
+        norm: "slaney" divides each filter by its half width in hertz, (c_{m+2} − c_m) / 2, so that its area is 1
+            hertz; with None the peak of each filter is 1.
+        dtype: of the result; the arithmetic is in float64.
+
+    Shape:
+        filters ``[F, n_mels]`` with F = n_fft // 2 + 1.
 
     Returns:
-        ``[F, n_mels]`` with F = n_fft // 2 + 1, on the CPU.
+        The filters, on the CPU.
 
     Raises:
-        ValueError: an argument that does not fit, by name; no bin between f_min and f_max.
+        ValueError: if an argument is out of range or no bin lies between f_min and f_max.
 
     Warns:
-        UserWarning: some filters are so narrow that no bin lies in them.
+        UserWarning: if some filters are so narrow that no bin lies in them.
+
+    Example:
+        >>> mel_filters(80, 512, 16000).shape
+        torch.Size([257, 80])
     """
     op = "mel_filters"
     f_max = sample_rate / 2 if f_max is None else f_max
@@ -92,8 +100,8 @@ def mel_filters(
         raise ValueError(f"{op}: no bin lies between f_min = {f_min} and f_max = {f_max} Hz; {spacing}")
     if empty:
         warnings.warn(
-            f"{op}: n_mels is {n_mels}, and {empty} of the filters have no bin in them: they give 0. "
-            f"Take fewer filters or a larger n_fft: {spacing}",
+            f"{op}: n_mels is {n_mels}, and {empty} of the filters contain no bin: they give 0. "
+            f"Use fewer filters or a larger n_fft: {spacing}",
             stacklevel=2,
         )
     return filters.to(dtype)

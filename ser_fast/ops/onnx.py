@@ -1,7 +1,7 @@
-"""The ops in ONNX's standard operators: what ``torch.onnx.export`` writes of our modules, for any runtime.
+"""The ops in ONNX's standard operators, for any runtime.
 
-Inside ``torch.onnx.export(model, ...)`` the modules take these forms by themselves. A program that ``torch.export``
-made holds our own ops instead, which no ONNX runtime knows: export the module, not the program.
+Inside ``torch.onnx.export(model, ...)`` the modules take these forms by themselves. A program of ``torch.export``
+holds our own ops instead, which no ONNX runtime knows: export the module, not the program.
 """
 
 import math
@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-OPSET = 14  # of GRU's definition
+OPSET = 14  # opset that defines the GRU operator
 
 
 def exporting() -> bool:
-    """Whether ``torch.onnx.export`` is at work; asking it alone would import the exporter into every program."""
+    """Return whether ``torch.onnx.export`` is running; the first test avoids importing the exporter needlessly."""
     return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
 
 
@@ -28,7 +28,7 @@ def gru(
     lengths: Tensor | None,
     reset_after: bool,
 ) -> tuple[Tensor, Tensor]:
-    """One layer as ONNX's GRU, whose gates are in the order z, r, h: y ``[T, B, D, H]`` and h_n ``[D, B, H]``.
+    """Return y ``[T, B, D, H]`` and h_n ``[D, B, H]`` of one layer by ONNX's GRU, with gates in the order z, r, h.
 
     Arguments: x ``[T, B, I]``, w_ih ``[D, 3H, I]``, w_hh ``[D, 3H, H]``, biases ``[D, 3H]``, h0 ``[D, B, H]``,
     lengths ``[B]``. ``reset_after`` is ONNX's ``linear_before_reset``.
@@ -50,19 +50,19 @@ def gru(
         version=OPSET,
     )
     if lengths is not None and h0 is not None:
-        # Of an empty row runtimes forget the first state.
+        # Runtimes lose the first state of an empty row.
         h_n = torch.where(lengths[:, None] > 0, h_n, h0)
     return y.transpose(1, 2), h_n
 
 
 def _ordered(gates: Tensor) -> Tensor:
-    """r, z, n along the second axis as z, r, n."""
+    """Reorder r, z, n along the second axis to z, r, n."""
     r, z, n = gates.chunk(3, dim=1)
     return torch.cat([z, r, n], dim=1)
 
 
 def power(samples: Tensor, window: Tensor, n_fft: int, hop_length: int, bin_begin: int, bin_end: int) -> Tensor:
-    """|DFT|² ``[B, T, F]`` of the windowed frames of padded ``[B, N]``, as one convolution with the DFT's rows."""
+    """Return |DFT|² ``[B, T, F]`` of the frames of padded ``[B, N]``: one convolution with the DFT's rows."""
     place = torch.arange(len(window), device=samples.device)
     turns = torch.arange(bin_begin, bin_end, device=samples.device)[:, None] * place % n_fft
     angles = turns.double() * (2 * math.pi / n_fft)

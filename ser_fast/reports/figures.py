@@ -115,7 +115,9 @@ def attention(model: nn.Module, wave: Tensor, path: Path, title: str = "") -> Pa
     with torch.no_grad():
         _, weights = model.eval()(wave[None].to(device), return_weights=True)
     top_frequency = (front.bins[1] - 1) * rate / front.n_fft
-    front_end = PowerSpectrogram(rate, front.n_fft, front.win_length, front.hop_length, f_max=top_frequency, log=True)
+    front_end = PowerSpectrogram(
+        rate, front.n_fft, win_length=front.win_length, hop_length=front.hop_length, f_max=top_frequency, log=True
+    )
     decibel = front_end(wave[None].float())[0] * (10 / math.log(10))
     seconds, step = len(wave) / rate, front.hop_length / rate
     # A frame is drawn one hop wide around the middle of its window.

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ser_fast import backends
-from ser_fast.backends import gpus, info
+from ser_fast.backends import build, gpus, info
 
 BUILT = ("8.0", "8.6", "8.9", "9.0a", "10.0", "12.0+PTX")
 
@@ -63,10 +63,9 @@ def test_triton_compiles_for_any_gpu_from_8_0_on():
 
 
 @pytest.fixture
-def machine(monkeypatch):
+def machine(fresh_state, monkeypatch):
     """A machine with one GPU, as far as torch tells of it."""
-    monkeypatch.setattr(backends, "on_cuda", "auto")
-    monkeypatch.setattr(backends, "loaded", True)
+    fresh_state.loaded = True
 
     def with_gpu(name: str, capability: tuple[int, int], driver: int = 13000, **built) -> None:
         def libraries(name: str):
@@ -80,9 +79,9 @@ def machine(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: name)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
         played = types.SimpleNamespace(CDLL=libraries, c_int=ctypes.c_int, byref=ctypes.pointer)
-        monkeypatch.setattr(backends, "ctypes", played)
+        monkeypatch.setattr(build, "ctypes", played)
         known = {"compiled": True, "reason": None, "compiler": "g++", "cuda": "built", "cuda_archs": list(BUILT)}
-        monkeypatch.setattr(backends, "build_info", lambda: known | {"nvcc": "13.0.88"} | built)
+        monkeypatch.setattr(build, "build_info", lambda: known | {"nvcc": "13.0.88"} | built)
 
     return with_gpu
 
@@ -110,16 +109,16 @@ def test_an_old_driver_is_refused_and_triton_is_left(machine):
         backends.use("cuda")
     said = info.what_runs()["cuda:0"]
     assert said.startswith("torch's operators: cuda refused, cuda:0 is NVIDIA A100: its driver serves CUDA 12.8; ")
-    assert said.endswith("; SER_FAST_BACKEND=triton chooses kernels, unproven on a GPU")
+    assert said.endswith("; SER_FAST_BACKEND=triton chooses kernels, not yet run on a GPU")
     backends.use("triton")
-    assert info.what_runs()["cuda:0"].startswith("the triton kernels, unproven on a GPU")
+    assert info.what_runs()["cuda:0"].startswith("the triton kernels, not yet run on a GPU")
 
 
 def test_info_says_why_a_good_gpu_runs_on_torch(machine, monkeypatch):
     pytest.importorskip("triton")
     machine("NVIDIA H100", (9, 0))
     said = info.what_runs()["cuda:0"]
-    assert said == "torch's operators: SER_FAST_BACKEND=cuda or triton chooses kernels, unproven on a GPU"
+    assert said == "torch's operators: SER_FAST_BACKEND=cuda or triton chooses kernels, not yet run on a GPU"
     assert f"{'tensors on cuda:0':<24} {said}\n" in info.text()
     machine("NVIDIA H100", (9, 0), cuda="not built: nvcc was not found, so ... .", cuda_archs=[])
     assert "cuda refused, its kernels are not built: nvcc was not found" in info.what_runs()["cuda:0"]
@@ -139,12 +138,11 @@ def test_a_torch_for_cuda_without_a_gpu_has_the_cpu_alone(monkeypatch):
     assert list(info.what_runs()) == ["cpu"]
 
 
-def test_info_names_other_devices(monkeypatch):
+def test_info_names_other_devices(fresh_state, monkeypatch):
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("mps"))
     assert info.what_runs()["mps"] == "torch's operators: there are no kernels for it"
     assert backends.select("attention_pool", "mps") == "reference"
-    monkeypatch.setattr(backends, "loaded", False)
-    monkeypatch.setattr(backends, "reason", "no C++ compiler was found.")
+    fresh_state.loaded, fresh_state.reason = False, "no C++ compiler was found."
     assert info.what_runs()["cpu"] == "torch's operators: no C++ compiler was found."
 
 

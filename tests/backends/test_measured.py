@@ -10,11 +10,9 @@ import torch
 
 import ser_fast
 from ser_fast import backends
-from ser_fast.backends import info, measured
+from ser_fast.backends import build, dispatch, info, measured, registry, state
 
 pytest.importorskip("triton")
-from ser_fast.kernels import attention_pool as pool_kernels
-from ser_fast.kernels import gru as gru_kernels
 
 ROOT = Path(__file__).parents[2]
 ABOUT = {"gpu": "NVIDIA H100 80GB HBM3", "date": "2026-12-01", "torch": "2.13.0", "commit": "0123abc"}
@@ -31,16 +29,13 @@ OTHERS = {"attention_pool": {"float32": ["torch", "cuda"]}, "power_spectrogram":
 
 
 @pytest.fixture
-def gpu(monkeypatch, tmp_path):
+def gpu(fresh_state, monkeypatch, tmp_path):
     """One GPU of compute capability 9.0 with an H100's limits and all kernels; a call writes what was measured."""
-    monkeypatch.setattr(backends, "on_cuda", "auto")
-    monkeypatch.setattr(backends, "widest", [0, 0, 0])
-    monkeypatch.setattr(backends, "gru_kernels", None)
-    monkeypatch.setattr(backends, "capability", lambda gpu: "9.0")
-    monkeypatch.setattr(backends, "missing", lambda backend: None)
-    monkeypatch.setattr(backends, "refused", lambda backend, gpu: None)
-    monkeypatch.setattr(backends, "_visible", lambda: range(1))
-    monkeypatch.setattr(backends, "gru_limits", lambda gpu: torch.tensor(info.KNOWN_GPUS["H100"]))
+    monkeypatch.setattr(build, "capability", lambda gpu: "9.0")
+    monkeypatch.setattr(build, "missing", lambda backend: None)
+    monkeypatch.setattr(build, "refused", lambda backend, gpu: None)
+    monkeypatch.setattr(build, "visible", lambda: range(1))
+    monkeypatch.setattr(dispatch, "gru_limits", lambda gpu: torch.tensor(info.KNOWN_GPUS["H100"]))
     monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "tf32")
     monkeypatch.setattr(measured, "FILE", tmp_path / "measured.json")
     monkeypatch.delenv("SER_FAST_BACKEND", raising=False)
@@ -49,14 +44,12 @@ def gpu(monkeypatch, tmp_path):
         measured.FILE.write_text(table if isinstance(table, str) else json.dumps(table))
         forget()
 
-    forget()
-    yield write
-    forget()
+    return write
 
 
 def forget() -> None:
-    backends.measured_on.cache_clear()
-    backends._measured_path.cache_clear()
+    state.current.gpus.clear()
+    state.current.paths.clear()
 
 
 def chosen(hidden_size: int, dtype: torch.dtype = torch.float32, **given) -> str:
@@ -68,17 +61,17 @@ def test_nothing_changes_where_nothing_was_measured(gpu, monkeypatch):
         raise AssertionError("no GPU is to be asked")
 
     for name in ("capability", "missing", "refused"):
-        monkeypatch.setattr(backends, name, asked)
+        monkeypatch.setattr(build, name, asked)
     assert [backends.select(op, "cuda") for op in backends.OPS] == ["torch", "reference", "reference"]
     assert chosen(64) == "torch" and not measured.FILE.exists()
-    assert backends.on_cuda_tensors("gru", lambda gx: "reference")(torch.ones(2, 1, 1, 48)) == "reference"
+    assert registry.on_cuda_tensors("gru", lambda gx: "reference")(torch.ones(2, 1, 1, 48)) == "reference"
     assert info.info()["measured"].keys() == {"nothing"}
 
 
 @pytest.mark.parametrize("capability", ["8.9", None])
 def test_other_gpus_and_none_run_on_torch(gpu, monkeypatch, capability):
     gpu({"9.0": ABOUT | {"gru": GRU} | OTHERS})
-    monkeypatch.setattr(backends, "capability", lambda gpu: capability)
+    monkeypatch.setattr(build, "capability", lambda gpu: capability)
     assert [backends.select(op, "cuda") for op in backends.OPS] == ["torch", "reference", "reference"]
 
 
@@ -111,7 +104,7 @@ def test_what_does_not_fit_goes_to_the_next(gpu, monkeypatch):
     """float32's W_hh fits an H100 up to 256 units by the CUDA kernels, 64 by Triton's."""
     gpu({"9.0": ABOUT | {"gru": GRU}})
     monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee")
-    assert (chosen(256), chosen(257)) == ("cuda", "torch") and backends.widest == [512, 256, 256]
+    assert (chosen(256), chosen(257)) == ("cuda", "torch") and state.current.widest == (512, 256, 256)
 
 
 def test_the_op_alone_takes_kernels_before_the_reference(gpu, monkeypatch):
@@ -119,12 +112,12 @@ def test_the_op_alone_takes_kernels_before_the_reference(gpu, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee")
 
     def ran(name: str, width: int) -> str:
-        """Of the op by this name, whose first tensor is so wide."""
-        kernels = gru_kernels if "gru" in name else pool_kernels
-        monkeypatch.setattr(kernels, name, lambda *args: "triton", raising=False)
-        return backends.on_cuda_tensors(name, lambda *args: "reference", lambda *args: "cuda")(
-            torch.ones(2, 3, 1, width)
-        )
+        """Return the path of an op whose first tensor is ``width`` wide."""
+        parts = {"gru": 3, "gru_backward": 1}.get(name)
+        paths = [lambda *args, path=path: path for path in ("reference", "triton", "cuda")]
+        hidden_size = (lambda first: first.shape[-1] // parts) if parts else (lambda first: None)
+        op = name.removesuffix("_backward")
+        return registry.on_cuda_tensors(op, *paths, hidden_size)(torch.ones(2, 3, 1, width))
 
     assert (ran("gru", 3 * 256), ran("gru_backward", 256)) == ("cuda", "cuda")
     assert (ran("gru", 3 * 512), ran("gru_backward", 512)) == ("triton", "triton"), "Triton streams what does not fit"
@@ -136,10 +129,10 @@ def test_the_op_alone_takes_kernels_before_the_reference(gpu, monkeypatch):
 
 def test_kernels_that_are_not_here_are_passed_over(gpu, monkeypatch):
     gpu({"9.0": ABOUT | {"gru": {"tf32": {"64": ["cuda", "triton", "torch"]}}}})
-    monkeypatch.setattr(backends, "missing", lambda backend: "it was not built" if backend == "cuda" else None)
+    monkeypatch.setattr(build, "missing", lambda backend: "it was not built" if backend == "cuda" else None)
     assert chosen(64) == "triton"
     forget()
-    monkeypatch.setattr(backends, "refused", lambda backend, gpu: "its driver is too old")
+    monkeypatch.setattr(build, "refused", lambda backend, gpu: "its driver is too old")
     assert chosen(64) == "torch"
 
 
@@ -156,8 +149,8 @@ def test_a_gpu_is_asked_once(gpu, monkeypatch):
     def counted(name, ask):
         return lambda *args: asked.append(name) or ask(*args)
 
-    for name in ("capability", "missing", "refused", "gru_limits"):
-        monkeypatch.setattr(backends, name, counted(name, getattr(backends, name)))
+    for module, name in ((build, "capability"), (build, "missing"), (build, "refused"), (dispatch, "gru_limits")):
+        monkeypatch.setattr(module, name, counted(name, getattr(module, name)))
     assert (chosen(64), chosen(128)) == ("triton", "cuda")
     first = list(asked)
     assert (chosen(64), chosen(100), chosen(128)) == ("triton", "cuda", "cuda") and asked == first
@@ -219,6 +212,8 @@ def test_a_broken_file_is_named_in_a_sentence(gpu, table, sentence):
 def test_info_shows_what_was_measured(gpu, monkeypatch):
     gpu({"9.0": ABOUT | {"gru": GRU} | OTHERS})
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA H100 80GB HBM3")
+    built = {"compiled": True, "reason": None, "compiler": "g++", "cuda": "built for 9.0a", "cuda_archs": ["9.0a"]}
+    monkeypatch.setattr(backends, "build_info", lambda: built)
     said = info.text()
     for line in (
         "on 9.0                   NVIDIA H100 80GB HBM3, 2026-12-01, torch 2.13.0, commit 0123abc",
@@ -226,8 +221,8 @@ def test_info_shows_what_was_measured(gpu, monkeypatch):
         "9.0 attention_pool float32 torch",
     ):
         assert f"\n{line}\n" in f"{said}\n"
-    assert "cuda kernels             proven on 9.0 for gru, attention_pool, power_spectrogram; " in said
-    triton = "proven on 9.0 for gru, unproven on a GPU for attention_pool, power_spectrogram"
+    assert "cuda kernels             tested on 9.0 for gru, attention_pool, power_spectrogram; " in said
+    triton = "tested on 9.0 for gru, not yet run on a GPU for attention_pool, power_spectrogram"
     assert f"triton kernels           {triton}; " in said
     fastest = "by size what was fastest on NVIDIA H100 80GB HBM3, cuda, triton or torch's operators: "
     assert info._on_gpu(0).startswith(
@@ -236,10 +231,10 @@ def test_info_shows_what_was_measured(gpu, monkeypatch):
     backends.use("triton")
     assert info._on_gpu(0) == f"the triton kernels, {triton}; torch's operators for what they leave out"
     backends.use("auto")
-    monkeypatch.setattr(backends, "capability", lambda gpu: "8.9")
+    monkeypatch.setattr(build, "capability", lambda gpu: "8.9")
     forget()
-    unproven = "torch's operators: SER_FAST_BACKEND=cuda or triton chooses kernels, unproven on a GPU"
-    assert info._on_gpu(0) == unproven, "proven on another GPU alone"
+    untested = "torch's operators: SER_FAST_BACKEND=cuda or triton chooses kernels, not yet run on a GPU"
+    assert info._on_gpu(0) == untested, "tested on another GPU alone"
 
 
 def test_the_shipped_table_is_one():

@@ -278,7 +278,7 @@ class PlayedGraph:
 
 
 @pytest.fixture
-def played(imported, native, monkeypatch, tmp_path):
+def played(imported, native, fresh_state, monkeypatch, tmp_path):
     """A part's Bench as on a GPU, whose tensors are the CPU's; the CUDA ops are the runner's."""
     bench = imported("device.bench")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -291,10 +291,8 @@ def played(imported, native, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "played")
-    monkeypatch.setattr(backends, "on_cuda", "auto")
-    monkeypatch.setattr(backends, "use", lambda name: monkeypatch.setattr(backends, "on_cuda", name))
-    monkeypatch.setattr(backends, "widest", [512, 256, 256])
-    monkeypatch.setattr(backends, "gru_kernels", gru_kernels)
+    fresh_state.widest, fresh_state.triton_gru_plan = (512, 256, 256), gru_kernels.plan
+    monkeypatch.setattr(backends, "use", lambda name: setattr(fresh_state, "on_cuda", name))
     monkeypatch.setattr(torch, "compile", lambda call, **options: call)
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     here = bench.Bench(False, tmp_path, 600, None)

@@ -15,7 +15,7 @@ from ser_fast.data.corpora.synthetic import synthesize, synthetic_sentiment
 from ser_fast.experiments import EXPERIMENTS, Settings, published, settings, timing
 from ser_fast.experiments.claims import compare, speaker_uas
 from ser_fast.experiments.paper1 import four_emotions
-from ser_fast.experiments.settings import Lab, from_options
+from ser_fast.experiments.settings import Runner, from_options
 from ser_fast.models import CGRU, MODELS, BiGRUMHA
 from ser_fast.models.systems import PAPER_2, PAPER_2_HEADS, SYSTEMS, System
 from ser_fast.training import cross_validation
@@ -65,7 +65,7 @@ def test_experiment_leaves_its_table_its_numbers_and_its_figure(name, data, out)
     assert any(SHOWN[name] in cell for row in rows for cell in row)
     assert all(f"| {' | '.join(row)} |" in text for row in rows)
     assert result.protocol in text and "Scale tiny" in text and "(recipe: " in text
-    assert all(sentence in text for sentence in EXPERIMENTS[name].odd + EXPERIMENTS[name].papers)
+    assert all(sentence in text for sentence in EXPERIMENTS[name].inconsistencies + EXPERIMENTS[name].papers)
     assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     numbers = json.loads((out / f"{name}.json").read_text())
     assert numbers["scale"] == "tiny" and numbers["protocol"] == result.protocol
@@ -101,32 +101,32 @@ def test_another_corpus_in_the_same_folder_has_runs_of_its_own(data, tmp_path):
     folder = Path(data["classes"]).parent
     lines = Path(data["classes"]).read_text().splitlines()[:-1]
     other.write_text("\n".join([lines[0], *(f"{folder}/{line}" for line in lines[1:])]) + "\n")
-    labs = [Lab(Settings(corpus, tmp_path, "tiny"), "paper1") for corpus in (data["classes"], str(other))]
-    assert labs[0].folder("CGRU") != labs[1].folder("CGRU")
+    runners = [Runner(Settings(corpus, tmp_path, "tiny"), "paper1") for corpus in (data["classes"], str(other))]
+    assert runners[0].folder("CGRU") != runners[1].folder("CGRU")
 
 
 def test_full_is_the_recipe_and_the_line_goes_before_the_scale(data, tmp_path):
-    config, options = Lab(Settings(data["classes"], tmp_path, "full"), "paper2_emodb").configured(SYSTEMS["CNN"])
+    config, options = Runner(Settings(data["classes"], tmp_path, "full"), "paper2_emodb").configure(SYSTEMS["CNN"])
     assert (config.learning_rate, config.batch_size, config.epochs, config.loss) == (1e-4, 32, 80, "l1")
     assert options == {"attention_dropout": 0.2, "dropout": 0.2, "log": False, "encoder": "cnn"}
-    lab = Lab(from_options({"data": data["classes"], "scale": "quick", "options": {"log": False}, "epochs": 3,
+    runner = Runner(from_options({"data": data["classes"], "scale": "quick", "options": {"log": False}, "epochs": 3,
                             "learning_rate": None, "folds": 4, "protocol": "random"}), "paper1")  # fmt: skip
-    config, options = lab.configured(SYSTEMS["DCNN-LSTM"], optimizer="sgd")
+    config, options = runner.configure(SYSTEMS["DCNN-LSTM"], optimizer="sgd")
     assert (config.epochs, config.learning_rate, config.optimizer) == (3, 1e-3, "sgd")
     assert options["channels"] == (8, 16) and options["cell"] == "lstm" and "log" not in options
-    assert lab.configured(SYSTEMS["CNN"])[1]["log"] is False
-    assert (lab.folds.protocol, lab.folds.folds) == ("random", 4)
+    assert runner.configure(SYSTEMS["CNN"])[1]["log"] is False
+    assert (runner.folds.protocol, runner.folds.folds) == ("random", 4)
     # Attention over heads is only possible where they divide what they attend to, at every scale.
     for scale in settings.SCALES:
         for system in SYSTEMS.values():
-            config, options = Lab(Settings(data["classes"], tmp_path, scale), "paper1").configured(system)
+            config, options = Runner(Settings(data["classes"], tmp_path, scale), "paper1").configure(system)
             MODELS[config.model](2, **options)
 
 
 def test_the_papers_systems_of_claims_each_have_their_own_recipe(data, tmp_path):
-    lab = Lab(Settings(data["classes"], tmp_path, "full"), "paper2_iemocap")
-    assert lab.configured(SYSTEMS["CGRU"])[0].learning_rate == 0.005
-    assert lab.configured(SYSTEMS["CNN"])[0].learning_rate == 1e-5
+    runner = Runner(Settings(data["classes"], tmp_path, "full"), "paper2_iemocap")
+    assert runner.configure(SYSTEMS["CGRU"])[0].learning_rate == 0.005
+    assert runner.configure(SYSTEMS["CNN"])[0].learning_rate == 1e-5
 
 
 def test_embedded_voices_are_marked(tmp_path):
@@ -278,8 +278,8 @@ def test_published_numbers_are_the_papers():
 
 
 def test_the_systems_own_name_is_kept_where_others_have_it_too(data, tmp_path):
-    lab = Lab(Settings(data["classes"], tmp_path, "tiny"), "paper2_emodb")
-    assert lab.folder("Bi-GRU + MHA, 8 heads") == lab.folder("Bi-GRU + MHA")
-    assert lab.folder("Bi-GRU + MHA, 4 heads") != lab.folder("Bi-GRU + MHA")
-    assert lab.system("paper2_emodb") == System("bigru_mha", {"num_heads": 8, "attention_dropout": 0.2,
+    runner = Runner(Settings(data["classes"], tmp_path, "tiny"), "paper2_emodb")
+    assert runner.folder("Bi-GRU + MHA, 8 heads") == runner.folder("Bi-GRU + MHA")
+    assert runner.folder("Bi-GRU + MHA, 4 heads") != runner.folder("Bi-GRU + MHA")
+    assert runner.system("paper2_emodb") == System("bigru_mha", {"num_heads": 8, "attention_dropout": 0.2,
                                                               "dropout": 0.2, "log": False})  # fmt: skip

@@ -24,20 +24,16 @@ from samples import (
 
 import ser_fast
 from ser_fast import backends
-from ser_fast.ops import attention_pool
+from ser_fast.ops import attention_pool, gru, power_spectrogram
 
 pytest.importorskip("triton")
-from ser_fast.kernels import attention_pool as pool_kernels
-from ser_fast.kernels import gru as gru_kernels
-from ser_fast.kernels import power_spectrogram as spectrogram_kernels
 
 pytestmark = TRITON
 
 
 @pytest.fixture(params=["cuda", "triton"] if DEVICE == "cuda" else ["triton"])
-def backend(request, monkeypatch) -> str:
+def backend(request, fresh_state) -> str:
     """Whose kernels run. The CUDA ones go through test_native.py where there is no GPU."""
-    monkeypatch.setattr(backends, "on_cuda", "auto")
     if DEVICE == "cuda":
         backends.use(request.param)
     return request.param
@@ -45,7 +41,9 @@ def backend(request, monkeypatch) -> str:
 
 def kernel(module, name: str):
     """The op, which runs the chosen backend's kernel; without a GPU Triton's launcher on its interpreter."""
-    return getattr(torch.ops.ser_fast if DEVICE == "cuda" else module, name)
+    if DEVICE == "cuda":
+        return getattr(torch.ops.ser_fast, name)
+    return module.backward_on_triton if name.endswith("_backward") else module.on_triton
 
 
 def inputs(small: bool = DEVICE == "cpu") -> dict[str, tuple]:
@@ -78,13 +76,13 @@ def everything(arguments: dict[str, tuple]) -> list[torch.Tensor]:
     results = []
     for given in arguments["gru"]:
         _, w_hh, _, h0, lengths, reset_after, _ = given
-        y, h_n, gates = kernel(gru_kernels, "gru")(*given)
-        grads = kernel(gru_kernels, "gru_backward")(y, h_n, y, gates, w_hh, h0, lengths, reset_after)
+        y, h_n, gates = kernel(gru, "gru")(*given)
+        grads = kernel(gru, "gru_backward")(y, h_n, y, gates, w_hh, h0, lengths, reset_after)
         results += [y, h_n, gates, *grads]
     h, w, lengths = arguments["pool"]
-    pooled, weights = kernel(pool_kernels, "attention_pool")(h, w, lengths)
-    grads = kernel(pool_kernels, "attention_pool_backward")(pooled, weights, h, w, pooled, weights, lengths)
-    spectrogram = kernel(spectrogram_kernels, "power_spectrogram")(*arguments["spectrogram"])
+    pooled, weights = kernel(attention_pool, "attention_pool")(h, w, lengths)
+    grads = kernel(attention_pool, "attention_pool_backward")(pooled, weights, h, w, pooled, weights, lengths)
+    spectrogram = kernel(power_spectrogram, "power_spectrogram")(*arguments["spectrogram"])
     return [*results, pooled, weights, *grads, spectrogram]
 
 

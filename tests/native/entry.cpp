@@ -1,4 +1,4 @@
-// What the tests ask of the library besides its ops.
+// C functions that the tests call besides the ops.
 #include <cstddef>
 
 #include "../../kernels/attention_pool.h"
@@ -7,9 +7,9 @@
 
 namespace ser_fast {
 
-size_t host_seed = 0;  // csrc/boundary.h hands it to the runner
+size_t host_seed = 0;  // csrc/boundary.h passes it to the runner
 
-// Of the GPU that is played, an H100; a test may restrict it.
+// Limits of the simulated GPU, an H100; tests can lower them by gru_restrict.
 int gru_limits(GruLimits* limits) {
   *limits = {227 * 1024, {132, 66, 32, 15}};
   return 0;
@@ -21,7 +21,7 @@ extern "C" {
 
 void ser_fast_seed(size_t seed) { ser_fast::host_seed = seed; }
 
-// The plan of every H and B from 1 to ``most``, two directions, into out [H, B].
+// Writes the plans of every H and B from 1 to ``most``, with two directions, to out [H, B].
 void gru_plans(const int64_t* limits, int product, int backward, int reset_after, int most, ser_fast::GruPlan* out) {
   const ser_fast::GruLimits given = {limits[0], {limits[1], limits[2], limits[3], limits[4]}};
   for (int hidden = 1; hidden <= most; ++hidden)

@@ -1,4 +1,4 @@
-// Kernels with a fault each, which the runner must report.
+// Kernels with one fault each, which the runner must report.
 #include <cmath>
 #include <cstdio>
 #include <stdexcept>
@@ -44,7 +44,7 @@ void racing(Args args) {
 
 void outside(Args) { shared<float>()[128 + thread()] = 1; }
 
-// The faults of clusters: two blocks of 64 threads.
+// Faults in clusters of two blocks of 64 threads.
 
 void one_block_alone(Args) {
   if (cluster_rank() == 0) cluster_barrier();
@@ -53,7 +53,7 @@ void one_block_alone(Args) {
 Mbarrier* counter() { return shared<Mbarrier>(); }
 Pair<float>* inbox() { return shared<Pair<float>>() + 1; }
 
-// Each block's first thread sends a pair to the other one's inbox, of which so many bytes are expected.
+// Each block's first thread sends a pair, 8 bytes, to the other block's inbox, which expects `expected` bytes.
 void send(int expected) {
   if (thread() == 0) {
     mbarrier_init(counter(), 1);
@@ -88,7 +88,7 @@ void not_waited_for(Args args) {
 
 }  // namespace
 
-// What the runner says of kernel ``which``, run by blocks of 64 threads, and what the kernel wrote.
+// Runs kernel ``which`` in blocks of 64 threads. Returns what it wrote; the runner's report goes to ``error``.
 extern "C" float fault(int which, size_t seed, char* error, size_t size) {
   void (*const kernels[])(Args) = {half_a_warp,     two_barriers,          left_early,     unwritten,
                                    racing,          outside,               not_waited_for, one_block_alone,

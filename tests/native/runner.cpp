@@ -1,8 +1,9 @@
-// Runs a CUDA kernel on the host: a fiber for every thread of a cluster's blocks, clusters one after the other.
+// Runs a CUDA kernel on the host: one fiber per thread of a cluster, one cluster after the other.
 //
-// Fibers run in an order drawn by seed, and what is under way, copies and stores into other blocks, arrives at moments
-// drawn by seed, so that a result which depends on them shows. A barrier, a shuffle or a product that only some reach, or
-// an mbarrier whose bytes never come, is a deadlock and is reported. Shared memory is NaN until it is written.
+// Fibers run in an order drawn from the seed, stores into other blocks arrive at times drawn from it, and
+// asynchronous copies arrive only when they are waited for, so that results that depend on timing differ between
+// seeds. A barrier, shuffle or product that only some threads reach, and an mbarrier whose bytes never arrive, are
+// reported as deadlocks. Shared memory is NaN until it is written.
 #include "../../kernels/device.h"
 
 #include <ucontext.h>
@@ -38,15 +39,15 @@ struct Fiber {
   Wait waits = Wait::kNothing;
   int line = 0;            // of the kernel's source
   int id = 0, count = 0;   // of a barrier of some threads
-  void* mine = nullptr;    // what the lane gave
+  void* mine = nullptr;    // the lane's argument of together
   void (*work)(void* const*) = nullptr;
-  void* barrier = nullptr;  // of memory, and the parity waited for
+  void* barrier = nullptr;  // the mbarrier waited for, with the parity
   int parity = 0;
   std::deque<std::vector<Copy>> groups;  // committed, oldest first
   std::vector<Copy> open;
 };
 
-// An mbarrier's state lies beside the memory: the memory only tells one from another.
+// State of an mbarrier, kept outside shared memory; its address there only identifies it.
 struct Counter {
   int arrivals, pending, bytes = 0, phase = 0;
 };
@@ -60,11 +61,11 @@ struct Store {
 
 struct Cluster {
   const std::function<void()>& kernel;
-  int first, threads;  // of its blocks, of a block
+  int first, threads;  // index of the first block, threads per block
   std::vector<Fiber> fibers;
   std::vector<std::vector<float>> shared = {};  // NaN until it is written
   std::map<void*, Counter> counters = {};
-  std::vector<Store> stores = {};  // on their way
+  std::vector<Store> stores = {};  // in flight
   ucontext_t scheduler = {};
   Fiber* current = nullptr;
   std::string failure = {};
@@ -184,7 +185,7 @@ void start(Fiber& fiber, int index, int threads, char* stack) {
   makecontext(&fiber.context, enter, 0);
 }
 
-// Every fiber that can, in an order of its own, up to where it waits or ends.
+// Runs every ready fiber, in random order, until it waits or ends. Returns whether there was one.
 bool advance(Cluster& cluster, std::mt19937_64& random) {
   std::vector<Fiber*> ready;
   for (Fiber& fiber : cluster.fibers)
@@ -198,7 +199,7 @@ bool advance(Cluster& cluster, std::mt19937_64& random) {
   return !ready.empty();
 }
 
-// Stores arrive in any order and at any time: each with one chance in two, all of them where nothing else can happen.
+// Delivers stores in random order: each with probability 1/2, or all of them. Returns whether one was delivered.
 bool deliver(Cluster& cluster, std::mt19937_64& random, bool all) {
   std::shuffle(cluster.stores.begin(), cluster.stores.end(), random);
   bool moved = false;
@@ -219,7 +220,7 @@ bool deliver(Cluster& cluster, std::mt19937_64& random, bool all) {
   return moved;
 }
 
-// All of these wait for the same, at the same line.
+// Whether all fibers of the group wait for `what` at the same line.
 bool meet(const std::vector<Fiber*>& group, Wait what) {
   return std::all_of(group.begin(), group.end(), [&](const Fiber* fiber) {
     return fiber->waits == what && fiber->line == group[0]->line;
@@ -231,7 +232,7 @@ bool free(const std::vector<Fiber*>& group) {
   return true;
 }
 
-// Barriers of some threads of a block that as many as they want have come to.
+// Releases the barriers of part of a block that the required number of threads has reached.
 bool release_some(const std::vector<Fiber*>& block) {
   bool moved = false;
   std::map<int, std::vector<Fiber*>> waiting;
@@ -242,7 +243,7 @@ bool release_some(const std::vector<Fiber*>& block) {
   return moved;
 }
 
-// Whoever has what he waits for goes on.
+// Releases every fiber whose wait is over. Returns whether there was one.
 bool release(Cluster& cluster) {
   bool moved = false;
   std::vector<Fiber*> all, block;

@@ -13,6 +13,7 @@ from host_gpu import DTYPES, assert_near, ops, seed, spoilt
 from samples import assert_as_accurate, pool_arguments, spectrogram_arguments, spread, to
 
 from ser_fast import backends
+from ser_fast.backends import build
 from ser_fast.ops import attention_pool, power_spectrogram
 
 
@@ -264,11 +265,11 @@ def test_the_ops_and_modules_run_on_the_kernels(native):
     """In a process of its own, where "cuda" is chosen and what is registered for CUDA tensors serves those of the CPU."""
     script = """
 import sys, torch, ser_fast
-from ser_fast import backends
+from ser_fast.backends import registry, state
 from ser_fast.ops import attention_pool, gru, power_spectrogram
 torch.manual_seed(0)
 torch.ops.load_library(sys.argv[1])
-backends.on_cuda, backends.widest[:] = "cuda", (512, 256, 256)
+state.current.on_cuda, state.current.widest = "cuda", (512, 256, 256)
 torch.backends.cudnn.rnn.fp32_precision = "ieee"
 calls = []
 def counted(name, kernel):
@@ -284,8 +285,9 @@ for name, reference, kernel in (
     ("power_spectrogram", power_spectrogram.reference, power_spectrogram.on_cuda),
     ("power_spectrogram_out", power_spectrogram._reference_out, power_spectrogram.out_on_cuda),
 ):
-    call = backends.on_cuda_tensors(name, counted("reference", reference), counted(name, kernel))
-    backends.library.impl(name, call, "CPU")
+    op = next(op for op in ("gru", "attention_pool", "power_spectrogram") if name.startswith(op))
+    call = registry.on_cuda_tensors(op, counted("reference", reference), None, counted(name, kernel))
+    registry.library.impl(name, call, "CPU")
 
 def near(one, other, scale=1e-5):
     assert (one - other).abs().max() <= scale * other.abs().max(), (one, other)
@@ -298,12 +300,12 @@ for given in (None, frames):
     y, h_n = layer(x, lengths=given)
     found = torch.autograd.grad(y.square().sum() + h_n.sum(), weights)
     assert calls == ["gru"] * 2 + ["gru_backward"] * 2, calls
-    backends.widest[:] = (0, 0, 0)  # nothing fits: the reference within on_cuda
+    state.current.widest = (0, 0, 0)  # nothing fits: the reference within on_cuda
     y_wanted, h_wanted = layer(x, lengths=given)
     near(y, y_wanted), near(h_n, h_wanted)
     for one, other in zip(found, torch.autograd.grad(y_wanted.square().sum() + h_wanted.sum(), weights)):
         near(one, other)
-    backends.widest[:] = (512, 256, 256)
+    state.current.widest = (512, 256, 256)
 calls.clear()
 
 pool, lengths = ser_fast.AttentionPool(24), torch.tensor([70, 0, 33])
@@ -360,9 +362,8 @@ print("served")
     assert result.stdout.strip() == "served", result.stderr
 
 
-def test_cuda_is_chosen_for_what_its_kernels_serve(monkeypatch):
-    monkeypatch.setattr(backends, "on_cuda", "auto")
-    monkeypatch.setattr(backends, "build_info", lambda: {"cuda_archs": ["9.0a"]})
+def test_cuda_is_chosen_for_what_its_kernels_serve(fresh_state, monkeypatch):
+    monkeypatch.setattr(build, "build_info", lambda: {"cuda_archs": ["9.0a"]})
     assert [backends.select(op, "cuda") for op in backends.OPS] == ["torch", "reference", "reference"]
     backends.use("cuda")
     assert [backends.select(op, "cuda") for op in backends.OPS] == ["cuda", "cuda", "cuda"]
@@ -375,13 +376,11 @@ def test_cuda_is_chosen_for_what_its_kernels_serve(monkeypatch):
         backends.use("cuda")
 
 
-def test_cuda_that_is_not_there_is_refused_with_the_reason(monkeypatch):
-    monkeypatch.setattr(backends, "on_cuda", "auto")
-    monkeypatch.setattr(backends, "build_info", lambda: {"cuda_archs": [], "cuda": "not built: nvcc was not found."})
+def test_cuda_that_is_not_there_is_refused_with_the_reason(fresh_state, monkeypatch):
+    monkeypatch.setattr(build, "build_info", lambda: {"cuda_archs": [], "cuda": "not built: nvcc was not found."})
     with pytest.raises(ValueError, match="backend is 'cuda', but its kernels are not built: nvcc was not found"):
         backends.use("cuda")
-    monkeypatch.setattr(backends, "loaded", False)
-    monkeypatch.setattr(backends, "reason", "they did not load")
+    fresh_state.loaded, fresh_state.reason = False, "they did not load"
     with pytest.raises(ValueError, match="backend is 'cuda', but they did not load"):
         backends.use("cuda")
     assert backends.on_cuda == "auto"

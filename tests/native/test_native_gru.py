@@ -11,6 +11,7 @@ from host_gpu import assert_near, ops, seed, spoilt
 from samples import gru_arguments, spread, to
 
 from ser_fast import backends
+from ser_fast.backends import dispatch
 from ser_fast.ops import gru
 
 PRODUCTS = {  # a dtype, and torch's switch for tf32
@@ -196,7 +197,7 @@ GPUS = {
 
 @pytest.mark.parametrize("gpu_name", GPUS)
 @pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize("product", [0, 1, 2], ids=backends.GRU_PRODUCTS)
+@pytest.mark.parametrize("product", [0, 1, 2], ids=dispatch.GRU_PRODUCTS)
 def test_every_plan_fits(native, gpu_name, product, backward):
     """All H and B up to 1024: rows are covered once, blocks and clusters are whole, shared memory is what there is."""
     shared, active = GPUS[gpu_name]
@@ -230,7 +231,7 @@ def test_every_plan_fits(native, gpu_name, product, backward):
 def test_what_a_gpu_holds():
     def widest(name):
         shared, active = GPUS[name]
-        return backends.widest_gru(torch.tensor([1024 * shared, *active]))
+        return dispatch.widest_gru(torch.tensor([1024 * shared, *active]))
 
     assert widest("H100") == [512, 256, 256]
     assert widest("A100") == [192, 128, 128]
@@ -238,9 +239,8 @@ def test_what_a_gpu_holds():
     assert widest("RTX 5090")[:2] == [512, 256] and widest("RTX 5090")[2] >= 128
 
 
-def test_the_planned_kernels_are_chosen_by_size(monkeypatch):
-    monkeypatch.setattr(backends, "on_cuda", "cuda")
-    monkeypatch.setattr(backends, "widest", [512, 256, 128])
+def test_the_planned_kernels_are_chosen_by_size(fresh_state, monkeypatch):
+    fresh_state.on_cuda, fresh_state.widest = "cuda", (512, 256, 128)
     monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee")
     for dtype, hidden, wanted in ((torch.float16, 512, "cuda"), (torch.float16, 513, "torch"), (torch.float32, 128, "cuda"),
                                   (torch.float32, 129, "torch"), (torch.float64, 8, "torch")):  # fmt: skip

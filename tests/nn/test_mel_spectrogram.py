@@ -70,8 +70,8 @@ def test_log_mels_equal_librosas(options, name):
     assert found.shape == truth.shape
     filters, eps = module.filters.double(), 2**-24
     plain = ser_fast.PowerSpectrogram(
-        16000, module.n_fft, module.win_length, module.hop_length, 0, 8000, partial(torch.hann_window, dtype=torch.float64),
-        center=module.center, pad_mode=module.pad_mode,
+        16000, module.n_fft, win_length=module.win_length, hop_length=module.hop_length, f_max=8000,
+        window_fn=partial(torch.hann_window, dtype=torch.float64), center=module.center, pad_mode=module.pad_mode,
     )  # fmt: skip
     power = plain(torch.from_numpy(wave).double()[None])[0]
     frame = (2 * power.sum(1, keepdim=True) / module.n_fft).sqrt()  # by Parseval, of the windowed frame
@@ -102,7 +102,9 @@ def test_only_the_bins_that_a_filter_touches_are_computed(seed):
     f_min = draw.uniform(0, 1000)
     f_max = draw.uniform(f_min + 1000, sample_rate / 2)
     bank = (draw.randint(1, 12), n_fft, sample_rate, f_min, f_max)
-    module = ser_fast.MelSpectrogram(sample_rate, n_fft, n_fft, 100, f_min, f_max, bank[0])
+    module = ser_fast.MelSpectrogram(
+        sample_rate, n_fft, win_length=n_fft, hop_length=100, f_min=f_min, f_max=f_max, n_mels=bank[0]
+    )
     whole = mel_filters(*bank)
     begin, end = module.bins
     assert torch.equal(module.filters, whole[begin:end])
@@ -146,7 +148,7 @@ def test_half_modules_and_autocast_keep_their_mels_in_float32(dtype):
 
 
 def test_gradient_reaches_the_wave():
-    module = ser_fast.MelSpectrogram(100, 20, 16, 8, n_mels=4).double()
+    module = ser_fast.MelSpectrogram(100, 20, win_length=16, hop_length=8, n_mels=4).double()
     wave = torch.randn(2, 60, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda wave: module(wave, torch.tensor([60, 31]))[0], wave)
 

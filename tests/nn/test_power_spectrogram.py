@@ -104,7 +104,7 @@ def test_int16_into_a_float64_module():
 
 
 def test_gradient_reaches_the_wave_through_the_module():
-    front = ser_fast.PowerSpectrogram(100, 20, 16, 8, 0, 50, log=True).double()
+    front = ser_fast.PowerSpectrogram(100, 20, win_length=16, hop_length=8, f_max=50, log=True).double()
     wave = torch.randn(2, 60, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda wave: front(wave, torch.tensor([60, 31]))[0], wave)
 
@@ -125,7 +125,7 @@ def test_quiet_audio_has_no_warning():
         ({"f_min": 3.0, "f_max": 4.0}, "no bin lies in 3.0..4.0 Hz; bins are 10.0 Hz apart"),
         ({"pad_mode": "same"}, "pad_mode is 'same'; it must be one of reflect"),
         ({"window_fn": lambda n: torch.ones(n - 1)}, r"window_fn gave shape \[639\]; it must be \[win_length\] = \[640\]"),
-        ({"mean": torch.zeros(401)}, "mean and std are given one without the other"),
+        ({"mean": torch.zeros(401)}, "only one of mean and std is given"),
         ({"mean": torch.zeros(400), "std": torch.ones(400)}, r"mean has shape \[400\]; it must be \[F\] = \[401\]"),
         ({"mean": torch.zeros(401), "std": torch.zeros(401)}, "std has a value out of range; it must be finite and above 0"),
     ],

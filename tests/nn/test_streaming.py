@@ -30,7 +30,9 @@ def random_spectrogram(draw: random.Random) -> ser_fast.PowerSpectrogram:
     hop = draw.choice([1, draw.randint(1, width), width + draw.randint(1, 100)])
     center, log = draw.random() < 0.6, draw.random() < 0.5
     pad_mode = draw.choice(["reflect", "constant", "replicate"])
-    module = ser_fast.PowerSpectrogram(100, n_fft, width, hop, 0, 50, center=center, pad_mode=pad_mode, log=log)
+    module = ser_fast.PowerSpectrogram(
+        100, n_fft, win_length=width, hop_length=hop, f_max=50, center=center, pad_mode=pad_mode, log=log
+    )
     if draw.random() < 0.5:
         module.set_statistics(torch.randn_like(module.mean), torch.rand_like(module.std) + 0.5)
     return module.double() if draw.random() < 0.5 else module
@@ -73,7 +75,9 @@ def test_a_voice_in_chunks(module):
 @pytest.mark.parametrize("center", [False, True])
 @pytest.mark.parametrize(("n_fft", "width", "hop"), [(16, 10, 4), (15, 12, 5), (16, 6, 20)])
 def test_a_frame_comes_with_its_last_sample(center, n_fft, width, hop):
-    module = ser_fast.PowerSpectrogram(100, n_fft, width, hop, 0, 50, center=center, pad_mode="constant")
+    module = ser_fast.PowerSpectrogram(
+        100, n_fft, win_length=width, hop_length=hop, f_max=50, center=center, pad_mode="constant"
+    )
     stream, given = module.stream(), 0
     wave = torch.randn(1, 90)
     before = n_fft // 2 - (n_fft - width) // 2 if center else 0  # padding that the first window sees
@@ -110,7 +114,9 @@ def test_short_and_empty_utterances():
     assert stream(wave).shape == (2, 0, 401)
     assert torch.equal(stream.finish(), plain(wave))
     assert stream(wave[:, :0]).shape == (2, 0, 401) and stream.finish().shape == (2, 0, 401)
-    with pytest.raises(RuntimeError, match="finish comes before the first chunk; it must be called after one"):
+    with pytest.raises(
+        RuntimeError, match=r"finish\(\) is called before the first chunk; it must be called after one"
+    ):
         stream.finish()
     mel = ser_fast.MelSpectrogram().stream()
     assert mel(wave[:, :0]).shape == mel.finish().shape == (2, 0, 80)
@@ -141,7 +147,7 @@ def test_circular_padding_is_refused_where_there_is_any():
 @pytest.mark.parametrize(
     ("chunk", "sentence"),
     [
-        (torch.zeros(3, 10), "chunk has batch size 3; it must be 2, as in the utterance's first"),
+        (torch.zeros(3, 10), "chunk has batch size 3; it must be 2, as in the utterance's first chunk"),
         (torch.zeros(2, 10, dtype=torch.int16), "chunk has dtype torch.int16; it must be torch.float32, as in"),
         (torch.zeros(2, 10).double(), "chunk has dtype float64; it must be float32 or int16"),
         (torch.zeros(2, 10, device="meta"), "chunk is on meta; it must be on cpu"),
@@ -164,7 +170,7 @@ def test_bad_chunks_get_one_clear_error_and_change_nothing(chunk, sentence):
 
 @pytest.mark.parametrize("center", [False, True])
 def test_gradients_reach_the_chunks(center):
-    module = ser_fast.MelSpectrogram(100, 20, 16, 5, n_mels=4, center=center).double()
+    module = ser_fast.MelSpectrogram(100, 20, win_length=16, hop_length=5, n_mels=4, center=center).double()
     wave = torch.randn(2, 90, dtype=torch.float64, requires_grad=True)
     whole = module(wave)
     cotangent = torch.randn_like(whole)

@@ -128,7 +128,9 @@ def test_unswap_refuses_what_was_parametrized_since(tagger):
     ser_fast.swap(tagger)
     parametrizations.weight_norm(tagger.rnns[1], "weight_hh_l0")
     truth = run(tagger)
-    with pytest.raises(ValueError, match=r"unswap: rnns\.1 is a ParametrizedGRU; it must be as swap made it"):
+    with pytest.raises(
+        ValueError, match=r"unswap: rnns\.1 is a ParametrizedGRU; it must have the class that swap set"
+    ):
         ser_fast.unswap(tagger)
     assert type(tagger.rnns[0]) is ser_fast.GRU
     assert_same(run(tagger), truth)

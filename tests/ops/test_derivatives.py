@@ -110,5 +110,5 @@ def test_an_ensemble_is_a_vmap_over_weights():
     for one, model in zip(y, models):
         assert_exact(one, model(x)[0])
     wave = torch.randn(3, 2, 50, **DOUBLE)
-    spectrogram = ser_fast.PowerSpectrogram(100, 16, 10, 5, f_max=50).double()
+    spectrogram = ser_fast.PowerSpectrogram(100, 16, win_length=10, hop_length=5, f_max=50).double()
     assert_exact(vmap(spectrogram)(wave), torch.stack([spectrogram(one) for one in wave]))

@@ -74,7 +74,7 @@ def test_filters_without_a_bin_get_one_warning(make):
         make()
     empty = int((mel_counts(128, 512) == 0).sum())
     assert empty > 0 and len(caught) == 1
-    assert str(caught[0].message).startswith(f"mel_filters: n_mels is 128, and {empty} of the filters have no bin")
+    assert str(caught[0].message).startswith(f"mel_filters: n_mels is 128, and {empty} of the filters contain no bin")
 
 
 def mel_counts(n_mels: int, n_fft: int) -> np.ndarray:

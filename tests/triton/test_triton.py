@@ -21,10 +21,10 @@ from selection import important
 
 import ser_fast
 from ser_fast import backends
+from ser_fast.backends import dispatch, registry
 from ser_fast.ops import attention_pool, checks, gru, power_spectrogram
 
 pytest.importorskip("triton")
-from ser_fast.kernels import attention_pool as pool_kernels
 from ser_fast.kernels import gru as gru_kernels
 from ser_fast.kernels import power_spectrogram as spectrogram_kernels
 
@@ -67,13 +67,13 @@ def test_gru(case, dtype, poison):
     given = to(gru_arguments(*sizes, **options), dtype)
     exact = to(given, torch.float64)
     bound = 2 + sizes[3] ** 0.5 / 4
-    found, peer, truth = gru_kernels.gru(*given), gru.reference(*given), gru.reference(*exact)
+    found, peer, truth = gru.on_triton(*given), gru.reference(*given), gru.reference(*exact)
     for name, *one in zip(("y", "h_n", "gates"), found, peer, truth):
         assert_near(*one, bound, name)
     y, h_n, gates = found
     _, w_hh, _, h0, lengths, reset_after, _ = given
     backward = (torch.randn_like(y), torch.randn_like(h_n), y, gates, w_hh, h0, lengths, reset_after)
-    found, peer = gru_kernels.gru_backward(*backward), gru.reference_backward(*backward)
+    found, peer = gru.backward_on_triton(*backward), gru.reference_backward(*backward)
     truth = gru.reference_backward(*to(backward, torch.float64))
     for name, *one in zip(("grad_gx", "grad_q", "grad_h0"), found, peer, truth):
         assert_near(*one, bound, name)
@@ -85,17 +85,17 @@ def test_gru_of_small_inputs(scale):
     gx, w_hh, *rest = to(gru_arguments(4, 3, 1, 16, ragged_rows=False, reset_after=True, biased=False), torch.float32)
     gx[..., 32:] *= scale
     exact = to((gx, w_hh, *rest), torch.float64)
-    found, peer, truth = gru_kernels.gru(gx, w_hh, *rest), gru.reference(gx, w_hh, *rest), gru.reference(*exact)
+    found, peer, truth = gru.on_triton(gx, w_hh, *rest), gru.reference(gx, w_hh, *rest), gru.reference(*exact)
     assert_as_accurate(found[0], peer[0], truth[0])
 
 
 def test_gru_takes_tf32_where_torch_allows_it(monkeypatch):
     """A tf32 product keeps 10 bits of its factors: 2^-10 for each of H terms, at random. The interpreter is exact."""
     monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "tf32")
-    assert gru_kernels.plan(64, torch.float32, gru_kernels.tf32_allowed()).precision == "tf32"
+    assert gru_kernels.plan(64, torch.float32, dispatch.tf32_allowed()).precision == "tf32"
     given = to(gru_arguments(5, 3, 2, 64, ragged_rows=True, reset_after=True), torch.float32)
     truth = gru.reference(*to(given, torch.float64))
-    for one, other in zip(gru_kernels.gru(*given), truth):
+    for one, other in zip(gru.on_triton(*given), truth):
         assert (one - other).abs().max() < 2**-10 * 64**0.5 * other.abs().max()
 
 
@@ -117,7 +117,7 @@ def test_packed_frames_of_no_row_are_zero(poison):
 def launch_unchecked(*arguments):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checks, "readable", lambda tensor: False)
-        return gru_kernels.gru(*arguments)
+        return gru.on_triton(*arguments)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -126,14 +126,14 @@ def launch_unchecked(*arguments):
 def test_attention_pool(sizes, ragged_rows, dtype, poison):
     """In half precision results are rounded once, and gradients see the rounded weights and pooled frames as well."""
     given = to(pool_arguments(*sizes, ragged_rows=ragged_rows), dtype)
-    found, peer = pool_kernels.attention_pool(*given), attention_pool.reference(*given)
+    found, peer = attention_pool.on_triton(*given), attention_pool.reference(*given)
     truth = attention_pool.reference(*to(given, torch.float64))
     for name, *one in zip(("pooled", "weights"), found, peer, truth):
         assert_near(*one, 2, name)
     h, w, lengths = given
     for grad_weights in (None, torch.randn_like(found[1])):
         backward = (torch.randn_like(found[0]), grad_weights, h, w, *found, lengths)
-        results = pool_kernels.attention_pool_backward(*backward)
+        results = attention_pool.backward_on_triton(*backward)
         peer = attention_pool.reference_backward(*backward)
         truth = attention_pool.reference_backward(*to(backward, torch.float64))
         for name, *one in zip(("grad_h", "grad_w"), results, peer, truth):
@@ -144,16 +144,16 @@ def test_attention_pool_of_scores_that_overflow():
     """A tile of frames may score -inf throughout, as long as another of its row does not."""
     h, w = torch.randn(1, 700, 8, device=DEVICE), torch.full((8,), 100.0, device=DEVICE)
     h[:, :150] = -1e38
-    for one, other in zip(pool_kernels.attention_pool(h, w, None), attention_pool.reference(h, w, None)):
+    for one, other in zip(attention_pool.on_triton(h, w, None), attention_pool.reference(h, w, None)):
         assert torch.isfinite(one).all() and (one - other).abs().max() < 1e-5 * other.abs().max()
 
 
 def test_attention_pool_of_wide_frames_and_of_empty_rows(poison):
     h, w = torch.randn(2, 3, 5000, device=DEVICE) / 50, torch.randn(5000, device=DEVICE) / 50
     lengths = torch.tensor([0, 2], device=DEVICE, dtype=torch.int32)
-    for one, other in zip(pool_kernels.attention_pool(h, w, lengths), attention_pool.reference(h, w, lengths)):
+    for one, other in zip(attention_pool.on_triton(h, w, lengths), attention_pool.reference(h, w, lengths)):
         assert torch.equal(one, other)
-    pooled, weights = pool_kernels.attention_pool(h[..., :9], w[:9], lengths)
+    pooled, weights = attention_pool.on_triton(h[..., :9], w[:9], lengths)
     assert not pooled[0].any() and not weights[0].any() and not weights[1, 2]
 
 
@@ -177,7 +177,7 @@ def test_power_spectrogram(case, kind, poison):
     exact = to(given, torch.float64)
     if kind == torch.int16:
         exact = (given[0].double() / 32768, *exact[1:])
-    found = spectrogram_kernels.power_spectrogram(*given)
+    found = power_spectrogram.on_triton(*given)
     peer, truth = power_spectrogram.reference(*given), power_spectrogram.reference(*exact)
     if options.get("log"):
         # Near the floor a logarithm has no bounded relative error: the powers are compared instead.
@@ -193,7 +193,7 @@ def test_power_spectrogram_of_quiet_and_loud_samples(level):
     given = list(to(spectrogram_arguments(2, 3000, 200, 256, 80), torch.float32))
     given[0] = given[0] * level
     given[0][:, 1200:] *= 1e-4
-    found, peer = spectrogram_kernels.power_spectrogram(*given), power_spectrogram.reference(*given)
+    found, peer = power_spectrogram.on_triton(*given), power_spectrogram.reference(*given)
     truth = power_spectrogram.reference(*to(given, torch.float64))
     for frame in range(found.shape[1]):
         assert_as_accurate(found[:, frame], peer[:, frame], truth[:, frame], f"frame {frame}")
@@ -201,18 +201,18 @@ def test_power_spectrogram_of_quiet_and_loud_samples(level):
 
 def test_power_spectrogram_writes_where_it_is_told():
     given = to(spectrogram_arguments(2, 500, 100, 128, 30), torch.float32)
-    wanted = spectrogram_kernels.power_spectrogram(*given)
+    wanted = power_spectrogram.on_triton(*given)
     out = torch.full_like(wanted, torch.nan)
-    spectrogram_kernels.power_spectrogram_out(*given, out)
+    power_spectrogram.out_on_triton(*given, out)
     assert torch.equal(out, wanted)
     with pytest.raises(RuntimeError, match=r"out has shape \[2, 14, 64\]"):
-        spectrogram_kernels.power_spectrogram_out(*given, out[..., 1:])
+        power_spectrogram.out_on_triton(*given, out[..., 1:])
 
 
 def test_power_spectrogram_leaves_huge_tables_to_torch(monkeypatch):
     given = to(spectrogram_arguments(2, 500, 100, 128, 30), torch.float32)
     monkeypatch.setattr(spectrogram_kernels, "_LARGEST_TABLE", 100)
-    assert torch.equal(spectrogram_kernels.power_spectrogram(*given), power_spectrogram.reference(*given))
+    assert torch.equal(power_spectrogram.on_triton(*given), power_spectrogram.reference(*given))
 
 
 def test_what_lies_past_a_length_reaches_nothing():
@@ -220,21 +220,21 @@ def test_what_lies_past_a_length_reaches_nothing():
     args = list(to(gru_arguments(5, 3, 2, 16, ragged_rows=True, reset_after=True), torch.float32))
     lengths = args[4]
     past = (torch.arange(5, device=DEVICE)[:, None] >= lengths)[..., None, None]
-    clean = gru_kernels.gru(*args)
+    clean = gru.on_triton(*args)
     grads = [torch.randn_like(tensor) for tensor in clean[:2]]
-    wanted = gru_kernels.gru_backward(*grads, clean[0], clean[2], args[1], args[3], lengths, True)
+    wanted = gru.backward_on_triton(*grads, clean[0], clean[2], args[1], args[3], lengths, True)
     args[0] = args[0].masked_fill(past, torch.nan)
-    y, h_n, gates = gru_kernels.gru(*args)
+    y, h_n, gates = gru.on_triton(*args)
     assert all(torch.equal(one, other) for one, other in zip((y, h_n, gates), clean))
     noisy = (tensor.masked_fill(past, torch.nan) for tensor in (grads[0], y, gates))
-    found = gru_kernels.gru_backward(next(noisy), grads[1], *noisy, args[1], args[3], lengths, True)
+    found = gru.backward_on_triton(next(noisy), grads[1], *noisy, args[1], args[3], lengths, True)
     assert all(torch.equal(one, other) for one, other in zip(found, wanted))
     h, w, lengths = to(pool_arguments(3, 9, 16, ragged_rows=True), torch.float32)
     spoilt = h.masked_fill((torch.arange(9, device=DEVICE) >= lengths[:, None])[..., None], torch.nan)
-    clean, found = pool_kernels.attention_pool(h, w, lengths), pool_kernels.attention_pool(spoilt, w, lengths)
+    clean, found = attention_pool.on_triton(h, w, lengths), attention_pool.on_triton(spoilt, w, lengths)
     assert all(torch.equal(one, other) for one, other in zip(found, clean))
     ones = torch.ones_like(clean[0])
-    pair = (pool_kernels.attention_pool_backward(ones, None, x, w, *clean, lengths) for x in (h, spoilt))
+    pair = (attention_pool.backward_on_triton(ones, None, x, w, *clean, lengths) for x in (h, spoilt))
     assert all(torch.equal(one, other) for one, other in zip(*pair))
 
 
@@ -242,30 +242,30 @@ def test_strided_inputs():
     args = to(gru_arguments(4, 3, 2, 16, ragged_rows=True, reset_after=False), torch.float32)
     strided = [spread(value) if isinstance(value, torch.Tensor) else value for value in args]
     assert strided[0].stride(-1) == 2
-    for one, other in zip(gru_kernels.gru(*strided), gru_kernels.gru(*args)):
+    for one, other in zip(gru.on_triton(*strided), gru.on_triton(*args)):
         assert torch.equal(one, other)
     h, w, _ = to(pool_arguments(3, 9, 16, ragged_rows=False), torch.float32)
-    wanted = pool_kernels.attention_pool(h, w, None)
+    wanted = attention_pool.on_triton(h, w, None)
     for changed in (spread(h), h.transpose(0, 1).contiguous().transpose(0, 1), torch.cat([h[:, :1], h], 1)[:, 1:]):
-        for one, other in zip(pool_kernels.attention_pool(changed, spread(w), None), wanted):
+        for one, other in zip(attention_pool.on_triton(changed, spread(w), None), wanted):
             assert torch.equal(one, other)
     wave, window, *rest = to(spectrogram_arguments(2, 500, 100, 128, 30), torch.float32)
-    found = spectrogram_kernels.power_spectrogram(spread(wave), spread(window), *rest)
-    assert torch.equal(found, spectrogram_kernels.power_spectrogram(wave, window, *rest))
+    found = power_spectrogram.on_triton(spread(wave), spread(window), *rest)
+    assert torch.equal(found, power_spectrogram.on_triton(wave, window, *rest))
 
 
 def test_a_wrong_argument_is_named_before_anything_runs():
     args = list(to(gru_arguments(3, 3, 2, 16, ragged_rows=False, reset_after=True), torch.float32))
     args[1] = args[1][:, :5]
     with pytest.raises(RuntimeError, match=r"gru: w_hh has shape \[2, 5, 16\]; it must be \[D, 3H, H\]"):
-        gru_kernels.gru(*args)
+        gru.on_triton(*args)
     h, w, _ = to(pool_arguments(3, 9, 16, ragged_rows=False), torch.float32)
     with pytest.raises(RuntimeError, match=r"attention_pool: w has shape \[3\]"):
-        pool_kernels.attention_pool(h, w[:3], None)
+        attention_pool.on_triton(h, w[:3], None)
     args = list(to(spectrogram_arguments(2, 500, 100, 128, 30), torch.float32))
     args[3] = 0
     with pytest.raises(RuntimeError, match="hop_length is 0"):
-        spectrogram_kernels.power_spectrogram(*args)
+        power_spectrogram.on_triton(*args)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -293,8 +293,7 @@ def test_the_budget_gate_tells_spills_in_loops_from_others(monkeypatch):
     assert spills_in_loops("\n".join((before, branch.replace("0x10", "0x30"), inside, after))) == 0
 
 
-def test_cuda_tensors_run_on_torch_until_triton_is_chosen(monkeypatch):
-    monkeypatch.setattr(backends, "on_cuda", "auto")
+def test_cuda_tensors_run_on_torch_until_triton_is_chosen(fresh_state, monkeypatch):
     assert [backends.select(op, "cuda") for op in backends.OPS] == ["torch", "reference", "reference"]
     backends.use("triton")
     assert [backends.select(op, "cuda") for op in backends.OPS] == ["triton"] * 3
@@ -322,9 +321,8 @@ def test_the_environment_chooses_too():
     assert result.stdout.strip() == f"['triton', 'triton', 'triton'] {backends.loaded}", result.stderr
 
 
-def test_choosing_a_backend_does_not_break_a_graph(monkeypatch):
+def test_choosing_a_backend_does_not_break_a_graph(fresh_state, monkeypatch):
     """What a module asks on a GPU, traced where there is none: the answer alone, for tensors of the CPU."""
-    monkeypatch.setattr(backends, "on_cuda", "auto")
     backends.use("triton")
     chosen = []
 
@@ -337,18 +335,16 @@ def test_choosing_a_backend_does_not_break_a_graph(monkeypatch):
     assert chosen == ["triton"]
 
 
-def test_the_switch_reaches_the_launchers(monkeypatch):
+def test_the_switch_reaches_the_launchers(fresh_state, monkeypatch):
     """What is registered for CUDA tensors, called by hand, with launchers that only tell they were called."""
-    monkeypatch.setattr(backends, "on_cuda", "auto")
-    for name, kernels in (("gru_backward", gru_kernels), ("attention_pool", pool_kernels)):
-        monkeypatch.setattr(kernels, name, lambda *args: "triton")
-        call = backends.on_cuda_tensors(name, lambda *args: "reference")
+    for op in ("gru", "attention_pool"):
+        call = registry.on_cuda_tensors(op, lambda *args: "reference", triton=lambda *args: "triton")
         assert call(torch.ones(1)) == "reference"
         backends.use("triton")
         assert (call(torch.ones(1)), call(torch.ones(1).double())) == ("triton", "reference")
         backends.use("auto")
     backends.use("triton")
-    spectrogram = backends.on_cuda_tensors("power_spectrogram_backward", lambda *args: "reference")
+    spectrogram = registry.on_cuda_tensors("power_spectrogram", lambda *args: "reference")
     assert spectrogram(torch.ones(1)) == "reference"  # torch's FFT is this op's only backward
 
 
@@ -357,12 +353,13 @@ def test_the_ops_run_on_the_launchers():
     """In a process of its own, where the launchers serve the ops of CPU tensors: autograd, opcheck, modules, compile."""
     script = """
 import torch, ser_fast
-from ser_fast import backends
-from ser_fast.kernels import attention_pool, gru, power_spectrogram
-for kernels in (attention_pool, gru, power_spectrogram):
-    for name in ("attention_pool", "attention_pool_backward", "gru", "gru_backward", "power_spectrogram"):
-        if hasattr(kernels, name) and name.startswith(kernels.__name__.split(".")[-1]):
-            backends.library.impl(name, getattr(kernels, name), "CPU")
+from ser_fast.backends import registry
+from ser_fast.ops import attention_pool, gru, power_spectrogram
+for name, kernel in (
+    ("attention_pool", attention_pool.on_triton), ("attention_pool_backward", attention_pool.backward_on_triton),
+    ("gru", gru.on_triton), ("gru_backward", gru.backward_on_triton), ("power_spectrogram", power_spectrogram.on_triton),
+):
+    registry.library.impl(name, kernel, "CPU")
 gx = torch.randn(3, 2, 2, 48, requires_grad=True)
 w_hh = (torch.randn(2, 48, 16) / 4).requires_grad_()
 for arguments in ((gx, w_hh, None, None, torch.tensor([3, 0]), True, True), (gx, w_hh, None, None, None, False, True)):

@@ -1,0 +1,234 @@
+"""Which backend runs an op on a device.
+
+CPU tensors run on the compiled kernels once these are loaded: ``SER_FAST_BACKEND=reference`` turns them off,
+``SER_FAST_CPU`` chooses their instruction set. CUDA tensors run on the path that was measured fastest on GPUs of the
+same compute capability (:mod:`ser_fast.backends.measured`), and on torch's own operators where nothing was measured,
+until ``SER_FAST_BACKEND`` or :func:`use` chooses the CUDA C++ kernels ("cuda") or the Triton kernels ("triton").
+"""
+
+import importlib
+import itertools
+import os
+
+import torch
+
+from ser_fast._torch_compat import constant_in_graphs, without_modes
+from ser_fast.backends import build, measured, state
+
+BACKENDS = ("auto", "compiled", "cuda", "triton", "reference")
+OPS = ("gru", "attention_pool", "power_spectrogram")
+GRU_PRODUCTS = ("half precision", "tf32", "float32 as three tf32 products")
+TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int16)
+CUDA_DTYPES = {
+    "gru": (torch.float32, torch.float16, torch.bfloat16),
+    "attention_pool": (torch.float32, torch.float16, torch.bfloat16),
+    "power_spectrogram": (torch.float32, torch.int16),
+}
+# Measured cases in which torch's path is faster, or ours was never measured; `ser-fast info` prints them.
+RULES = {
+    "GRU with T = 1 on CPU": "torch: packing W_hh for the kernel costs more than one step saves",
+    "GRUCell": "torch, for the same reason",
+    "GRU without kernels of ours": "torch, on CPU where they were not built and on any other device: the reference "
+    "is slower",
+    "GRU on CUDA, cuda or triton": "torch where W_hh does not fit on chip: nothing was measured there",
+    "CUDA, none chosen": "the fastest path measured on GPUs of its compute capability, if its kernels are installed; "
+    "torch for what was not measured, and for a GRU with T = 1 or larger than any measured",
+}
+
+
+def load() -> None:
+    """Load the compiled kernels if they were built and ``SER_FAST_BACKEND`` does not turn them off.
+
+    Raises:
+        ValueError: ``SER_FAST_BACKEND`` is not one of ``BACKENDS``, or its kernels cannot run here.
+        ImportError: ``SER_FAST_BACKEND=compiled`` and the kernels did not load.
+    """
+    now = state.current
+    wanted = os.environ.get("SER_FAST_BACKEND", "auto")
+    if wanted not in BACKENDS:
+        raise ValueError(f"SER_FAST_BACKEND is '{wanted}'; it must be one of {', '.join(BACKENDS)}")
+    if wanted == "reference":
+        now.reason = "SER_FAST_BACKEND=reference turns the compiled kernels off; unset it to use them."
+        return
+    try:
+        now.instruction_set = importlib.import_module("ser_fast._C").cpu
+        now.loaded, now.reason = True, None
+    except ImportError as error:
+        now.reason = (
+            build.build_info()["reason"]
+            or f"the compiled kernels did not load ({error}); type `pip install --force-reinstall ser_fast`."
+        )
+    if wanted == "compiled" and not now.loaded:
+        raise ImportError(f"SER_FAST_BACKEND=compiled, but {now.reason}")
+    if wanted in ("cuda", "triton"):
+        use(wanted)
+
+
+def use(backend: str) -> None:
+    """Choose what CUDA tensors run on from now on.
+
+    Args:
+        backend: "cuda", "triton", or "auto": the path that was measured fastest, else torch's operators.
+
+    Raises:
+        ValueError: another name; "cuda" if it was not built or did not load, "triton" if it is not installed; a
+            visible GPU that is AMD's or that :func:`ser_fast.backends.gpus.refusal` refuses.
+    """
+    if backend not in ("auto", "cuda", "triton"):
+        raise ValueError(f"backend is '{backend}'; it must be 'auto', 'cuda' or 'triton', for CUDA tensors")
+    if backend != "auto":
+        refusals = (build.refused(backend, gpu) for gpu in build.visible())
+        why = build.missing(backend) or next(filter(None, refusals), None)
+        if why:
+            raise ValueError(f"backend is '{backend}', but {why}")
+        _make_ready(backend)
+    state.current.on_cuda = backend
+
+
+def _make_ready(backend: str) -> None:
+    """Load what choosing by size needs: Triton's plans, or what fits on the chips of the GPUs that run "cuda"."""
+    if backend == "triton":
+        state.current.triton_gru_plan = importlib.import_module("ser_fast.kernels.gru").plan
+        return
+    fitting = [widest_gru(gru_limits(gpu)) for gpu in build.visible() if not build.refused("cuda", gpu)]
+    state.current.widest = tuple(map(min, zip(*fitting))) if fitting else (0, 0, 0)
+
+
+def gru_limits(gpu: int) -> torch.Tensor:
+    """Return what :func:`widest_gru` needs to know about the GPU of this index."""
+    return torch.ops.ser_fast_cuda.gru_limits(torch.empty(0, device=f"cuda:{gpu}"))
+
+
+def widest_gru(limits: torch.Tensor) -> list[int]:
+    """Return the largest H whose GRU the CUDA kernels run on a GPU, forward and backward, for each of GRU_PRODUCTS.
+
+    Args:
+        limits: bytes of shared memory a block may have, and how many clusters of 1, 2, 4 and 8 blocks run at once.
+    """
+
+    def fits(hidden: int, product: int) -> bool:
+        ways = itertools.product((True, False), repeat=2)
+        plan = torch.ops.ser_fast.gru_plan
+        return all(plan(limits, 1, 1, hidden, reset_after, product, backward)[0] for reset_after, backward in ways)
+
+    return [max((hidden for hidden in (64, 128, 192, 256, 512) if fits(hidden, product)), default=0)
+            for product in range(len(GRU_PRODUCTS))]  # fmt: skip
+
+
+def tf32_allowed() -> bool:
+    """Return torch's switch for tf32 in RNNs, which cuDNN obeys too."""
+    return torch.backends.cudnn.rnn.fp32_precision == "tf32"
+
+
+def gru_product(dtype: torch.dtype) -> int:
+    """Return the index in GRU_PRODUCTS of the products that a GRU of this dtype uses now."""
+    if dtype != torch.float32:
+        return 0
+    return 1 if tf32_allowed() else 2
+
+
+def fits_on_chip(hidden_size: int, dtype: torch.dtype) -> bool:
+    """Return whether the CUDA kernels can keep a W_hh of this size on the chip."""
+    return hidden_size <= state.current.widest[gru_product(dtype)]
+
+
+def measured_on(gpu: int | None) -> tuple[dict, tuple[str, ...]]:
+    """Return what was measured on GPUs of this one's compute capability, and which of those kernels it can run.
+
+    Args:
+        gpu: a GPU's index, None for torch's current one. ``SER_FAST_BACKEND=reference`` turns all kernels off.
+    """
+    known = state.current.gpus
+    if gpu not in known:
+        table = {} if os.environ.get("SER_FAST_BACKEND") == "reference" else measured.read(measured.FILE)
+        entry = table.get(build.capability(gpu), {}) if table else {}
+        here = tuple(
+            name for name in measured.BACKENDS if entry and not (build.missing(name) or build.refused(name, gpu))
+        )
+        with without_modes():  # the plans computed here are no part of a graph that is being exported
+            for name in here:
+                _make_ready(name)
+        known[gpu] = entry, here
+    return known[gpu]
+
+
+@constant_in_graphs  # a compiled graph cannot hold a query of the GPU
+def _fastest(op: str, gpu: int | None, dtype: torch.dtype, tf32: bool, hidden_size: int | None, alone: bool) -> str:
+    """Return the fastest path that was measured for a call and can run it; "torch" if none was."""
+    known, call = state.current.paths, (op, gpu, dtype, tf32, hidden_size, alone)
+    if call not in known:
+        entry, here = measured_on(gpu)
+        name = "float32" if dtype == torch.int16 else str(dtype).removeprefix("torch.")
+        order = measured.order(entry, op, "tf32" if tf32 else name, hidden_size)
+        known[call] = _first_of([path for path in order if path in ("torch", *here)], op, dtype, hidden_size, alone)
+    return known[call]
+
+
+def path_on_cuda(op: str, gpu: int | None, dtype: torch.dtype, hidden_size: int | None, alone: bool = False) -> str:
+    """Return "cuda", "triton" or "torch" for an op on CUDA tensors.
+
+    Args:
+        alone: whether the op itself is called rather than a module; its "torch" is the reference.
+    """
+    if state.current.on_cuda == "auto":
+        tf32 = op == "gru" and dtype == torch.float32 and tf32_allowed()
+        return _fastest(op, gpu, dtype, tf32, hidden_size, alone)
+    return _first_of([state.current.on_cuda], op, dtype, hidden_size, alone)
+
+
+def _first_of(paths: list[str], op: str, dtype: torch.dtype, hidden_size: int | None, alone: bool) -> str:
+    """Return the first path that can run the call. The GRU's op alone has no torch path; Triton's can stream W_hh."""
+    for path in paths:
+        if path == "torch":
+            serves = not (alone and op == "gru")
+        elif path == "triton":
+            plan = state.current.triton_gru_plan
+            fits = alone or hidden_size is None or plan(hidden_size, dtype, tf32_allowed()).resident
+            serves = fits and dtype in TRITON_DTYPES
+        else:
+            serves = (hidden_size is None or fits_on_chip(hidden_size, dtype)) and dtype in CUDA_DTYPES[op]
+        if serves:
+            return path
+    return "torch"
+
+
+def select(
+    op: str,
+    device: str | torch.device = "cpu",
+    steps: int | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    hidden_size: int | None = None,
+) -> str:
+    """Return which backend runs an op: "compiled", "cuda", "triton", "torch" or "reference".
+
+    "torch" is the path of ``nn.GRU``. ``ser_fast.GRU(reset_after=True)`` takes it by ``RULES`` for a single step and
+    where no kernel was built; on a GPU also unless kernels of ours are chosen, or were measured to be faster for this
+    precision and hidden size, and W_hh fits on chip. A frame or a transform too large for a block of the CUDA kernels
+    runs on the reference even where this returns "cuda".
+
+    Args:
+        op: "gru", "attention_pool" or "power_spectrogram".
+        device: of the tensors.
+        steps: of the GRU; None for many.
+        dtype: of the tensors.
+        hidden_size: of the GRU; None if it does not matter.
+
+    Raises:
+        ValueError: ``op`` is not an op.
+
+    Example:
+        >>> select("gru", "cpu", steps=1)
+        'torch'
+    """
+    if op not in OPS:
+        raise ValueError(f"op is '{op}'; it must be one of {', '.join(OPS)}")
+    device = torch.device(device)
+    kind = device.type
+    if kind == "cuda" and not (state.current.on_cuda == "auto" and steps == 1):
+        path = path_on_cuda(op, device.index, dtype, hidden_size)
+        if path != "torch":
+            return path
+    if op == "gru" and (kind != "cpu" or steps == 1 or not state.current.loaded):
+        return "torch"
+    return "compiled" if kind == "cpu" and state.current.loaded else "reference"

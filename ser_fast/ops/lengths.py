@@ -1,0 +1,31 @@
+"""Valid frames of padded batches."""
+
+import torch
+from torch import Tensor
+
+
+def frame_mask(lengths: Tensor, frames: int) -> Tensor:
+    """Return the mask of the valid frames.
+
+    Args:
+        lengths: frames of each row, ``[B]``.
+        frames: T, frames of the padded batch.
+
+    Returns:
+        bool ``[B, T]``, True where t < lengths[b].
+
+    Example:
+        >>> import torch
+        >>> frame_mask(torch.tensor([3, 1]), 3)
+        tensor([[ True,  True,  True],
+                [ True, False, False]])
+    """
+    return torch.arange(frames, device=lengths.device) < lengths[:, None]
+
+
+def mask_past(x: Tensor, lengths: Tensor | None, value: float = 0) -> Tensor:
+    """Return ``x`` ``[B, T, ...]`` with ``value`` past each row's length; ``x`` itself without lengths."""
+    if lengths is None:
+        return x
+    past = ~frame_mask(lengths, x.shape[1])
+    return x.masked_fill(past[(..., *(None,) * (x.dim() - 2))], value)
