@@ -117,6 +117,7 @@ def test_interrupted_in_an_epoch_and_resumed_equals_uninterrupted(dataset, tmp_p
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.thorough
 def test_killed_in_an_epoch_and_resumed_equals_uninterrupted(voices, tmp_path):
     def command(out: Path) -> list[str]:
         options = {"data": f"folders:{voices}", "out": out, "model": "cgru", "test_speakers": "s2", "epochs": 3,
