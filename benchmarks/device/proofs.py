@@ -23,8 +23,8 @@ FILES = {
     "both": (["integration/test_gpu.py"], 8),
 }
 REHEARSED = {
-    "cuda": ["native/test_native.py", "-k", "clamped or schemas"],
-    "triton": ["triton/test_triton.py", "-k", "clamped or row_are_zero"],
+    "cuda": ["native/test_native.py", "-k", "clamp or schemas"],
+    "triton": ["triton/test_triton.py", "-k", "clears_packed"],
     "both": ["integration/test_gpu.py", "-k", "bitwise"],
 }
 TOOLS = ("memcheck", "racecheck", "synccheck")
