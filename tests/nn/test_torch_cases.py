@@ -10,7 +10,7 @@ import pytest
 
 
 @pytest.mark.thorough
-def test_the_module_database_of_torch_passes():
+def test_torch_module_database_passes():
     """None is skipped: what torch's tests leave out on CPU (parity with a GPU, memory formats of images) has no case."""
     command = [sys.executable, "-m", "pytest", "-q", "-W", "ignore", "-p", "no:cacheprovider"]
     result = subprocess.run(
