@@ -6,7 +6,7 @@ import torch
 from ser_fast.data.batches import LengthSortedBatches
 
 
-def test_batches_are_neighbours_in_length_and_cover_everything_once():
+def test_batches_are_sorted_by_length():
     waves = [torch.full((length,), float(length)) for length in (5, 1, 9, 2, 8, 3, 7)]
     batches = LengthSortedBatches(waves, list(range(7)), 3)
     assert batches.groups == [[1, 3, 5], [0, 6, 4], [2]]
@@ -20,7 +20,7 @@ def test_batches_are_neighbours_in_length_and_cover_everything_once():
     assert sorted(seen) == list(range(7))
 
 
-def test_batches_can_be_drawn_from_buckets_and_cover_everything_once():
+def test_batches_drawn_from_buckets_cover_everything():
     waves = [torch.zeros(length) for length in torch.randint(1, 900, (40,)).tolist()]
     batches = LengthSortedBatches(waves, [0] * 40, 4, bucket=3)
     epochs = []
@@ -34,7 +34,7 @@ def test_batches_can_be_drawn_from_buckets_and_cover_everything_once():
 
 
 @pytest.mark.parametrize("bucket", [0, 2])
-def test_balanced_epochs_have_as_many_of_every_class(bucket):
+def test_balanced_batches_repeat_smaller_classes(bucket):
     labels = [0] * 10 + [1] * 4 + [2]
     batches = LengthSortedBatches([torch.zeros(n + 1) for n in range(15)], labels, 4, bucket=bucket, balance=True)
     seen = [index for batch in batches.epoch(torch.Generator().manual_seed(0)) for index in batch.index]

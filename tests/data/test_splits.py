@@ -20,7 +20,7 @@ def assert_disjoint_and_whole(found, count: int = 60) -> None:
     "held_out",
     [{"test_speakers": ["s2"]}, {"test_speakers": ["s0", "s4"]}, {"test_fold": "2/5"}, {"test_fraction": 0.3}],
 )
-def test_no_utterance_is_on_two_sides(held_out, validation):
+def test_split_puts_no_utterance_on_two_sides(held_out, validation):
     for seed in range(5):
         found = split(SPEAKERS, LABELS, CLASSES, **held_out, validation=validation, valid_fraction=0.25, seed=seed)
         assert_disjoint_and_whole(found)
@@ -36,7 +36,7 @@ def test_no_utterance_is_on_two_sides(held_out, validation):
             assert {LABELS[i] for i in found.test} == {0, 1, 2}
 
 
-def test_folds_of_values_need_no_classes():
+def test_split_of_values_needs_no_classes():
     values = [random.Random(i).uniform(-1, 1) for i in range(60)]
     tested = []
     for number in range(1, 5):
@@ -46,7 +46,7 @@ def test_folds_of_values_need_no_classes():
     assert sorted(tested) == list(range(60))
 
 
-def test_a_corpus_with_parts_of_its_own_keeps_them():
+def test_split_keeps_the_corpus_parts():
     parts = ["train"] * 40 + ["valid"] * 8 + ["test"] * 12
     found = split(SPEAKERS, LABELS, CLASSES, parts)
     assert (found.train, found.valid, found.test) == (list(range(40)), list(range(40, 48)), list(range(48, 60)))
@@ -59,7 +59,7 @@ def test_a_corpus_with_parts_of_its_own_keeps_them():
         split(SPEAKERS, LABELS, CLASSES, ["train"] * 60)
 
 
-def test_a_part_without_a_class_is_said():
+def test_split_names_a_class_without_test_utterance():
     speakers, labels = ["a"] * 30 + ["b"] * 2, [0] * 15 + [1] * 15 + [0, 0]
     assert split(speakers, labels, ["x", "y"], test_speakers=["b"]).protocol.endswith("; no test utterance of y")
 
@@ -80,7 +80,7 @@ def test_a_part_without_a_class_is_said():
          "validation is speakers, but data leaves the training 1 of them; it must leave two or more"),
     ],
 )  # fmt: skip
-def test_bad_splits_get_one_clear_error(changes, sentence):
+def test_split_refuses_bad_options(changes, sentence):
     parts = {"speakers": SPEAKERS, "labels": LABELS, "classes": CLASSES}
     with pytest.raises(ValueError, match=sentence):
         split(**(parts | changes))
