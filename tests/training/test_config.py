@@ -31,19 +31,19 @@ from ser_fast.training.config import TrainConfig, learning_rate
         ({"augment": {"mixup": -1.0}}, "mixup is -1.0; it must be 0 or in"),
     ],
 )
-def test_bad_options_get_one_clear_error(changes, sentence):
+def test_config_refuses_bad_options(changes, sentence):
     with pytest.raises(ValueError, match=sentence):
         TrainConfig(**changes)
 
 
 @pytest.mark.parametrize("given", ["03,08", " 08, 03,", ["03", "08"], ["08", "03", "08"]])
-def test_test_speakers_may_be_written_as_one_likes(given):
+def test_config_reads_test_speakers_in_any_form(given):
     assert TrainConfig(test_speakers=given).held_out["test_speakers"] == ["03", "08"]
     assert TrainConfig(test_speakers=10).held_out["test_speakers"] == ["10"]
     assert TrainConfig().held_out["test_speakers"] == []
 
 
-def test_the_cosine_schedule_rises_and_falls_to_nothing():
+def test_cosine_schedule_rises_and_falls_to_zero():
     config = TrainConfig(schedule="cosine", learning_rate=2.0)
     rates = [learning_rate(config, step / 100) for step in range(101)]
     assert rates[0] < 0.1 and max(rates) == max(rates[3:8]) > 1.9 and rates[100] == pytest.approx(0, abs=1e-9)

@@ -16,7 +16,7 @@ def assert_disjoint_and_whole(found, count: int = 60) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["loso", "speakers", "random"])
-def test_every_utterance_is_tested_once_for_each_seed(protocol):
+def test_plan_tests_every_utterance_once_a_seed(protocol):
     count = 3 if protocol == "speakers" else 5
     runs, sentence = plan(TrainConfig(valid_fraction=0.2, seed=7), Folds(protocol, count, seeds=2), SPEAKERS)
     assert len(runs) == 2 * count and {run.seed for run in runs} == {7, 8}
@@ -40,7 +40,7 @@ def test_every_utterance_is_tested_once_for_each_seed(protocol):
         (Folds("speakers", 4), ["a", "b", "c"], "protocol is speakers in 4 folds, but data has 3 speakers"),
     ],
 )
-def test_too_few_speakers_are_refused(folds, speakers, sentence):
+def test_plan_refuses_too_few_speakers(folds, speakers, sentence):
     with pytest.raises(ValueError, match=sentence):
         plan(TrainConfig(), folds, speakers)
 
@@ -54,6 +54,6 @@ def test_too_few_speakers_are_refused(folds, speakers, sentence):
         ({"protocol": "losso"}, "protocol is 'losso'; it must be one of loso, speakers, random"),
     ],
 )
-def test_bad_folds_get_one_clear_error(options, sentence):
+def test_folds_refuse_bad_options(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         Folds(**options)

@@ -13,7 +13,7 @@ def test_l1_loss_is_between_softmax_and_one_hot():
     assert task.loss(logits, task.targets([0])) == pytest.approx(float((1 - p[0, 0] + p[0, 1]) / 2))
 
 
-def test_label_smoothing_spreads_a_part_of_every_target():
+def test_label_smoothing_spreads_every_target():
     logits, truth = torch.tensor([[2.0, -1.0, 0.5]]), torch.tensor([1])
     for name, by_hand in (
         ("cross_entropy", torch.nn.functional.cross_entropy(logits, truth, label_smoothing=0.3)),

@@ -97,7 +97,7 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert all(torch.equal(tensor, others[key]) for key, tensor in tensors.items()), name
 
 
-def test_interrupted_in_an_epoch_and_resumed_equals_uninterrupted(dataset, tmp_path):
+def test_interrupted_run_resumes_to_the_same_result(dataset, tmp_path):
     train(config(tmp_path / "whole"), dataset)
 
     class Interrupt(Reporter):
@@ -118,7 +118,7 @@ def test_interrupted_in_an_epoch_and_resumed_equals_uninterrupted(dataset, tmp_p
 
 
 @pytest.mark.thorough
-def test_killed_in_an_epoch_and_resumed_equals_uninterrupted(voices, tmp_path):
+def test_killed_run_resumes_to_the_same_result(voices, tmp_path):
     def command(out: Path) -> list[str]:
         options = {"data": f"folders:{voices}", "out": out, "model": "cgru", "test_speakers": "s2", "epochs": 3,
                    "batch_size": 1, "valid_fraction": 0.2, "cgru.channels": "[4, 4]", "cgru.hidden_size": 8}  # fmt: skip
@@ -139,7 +139,7 @@ def test_killed_in_an_epoch_and_resumed_equals_uninterrupted(voices, tmp_path):
     assert not [path for path in parts.rglob("*") if path.name.endswith(".tmp")]
 
 
-def test_the_loss_falls_and_a_finished_run_is_left_as_it_is(dataset, tmp_path):
+def test_trainer_learns_and_leaves_finished_runs(dataset, tmp_path):
     long = config(tmp_path / "run", epochs=12, batch_size=4, learning_rate=5e-3)
     train(long, dataset)
     rows = metrics(long.out)
@@ -149,14 +149,14 @@ def test_the_loss_falls_and_a_finished_run_is_left_as_it_is(dataset, tmp_path):
     assert len(before) == 2 and all(path.stat().st_mtime_ns == time for path, time in before.items())
 
 
-def test_a_run_can_be_made_longer(dataset, tmp_path):
+def test_run_can_be_made_longer(dataset, tmp_path):
     train(config(tmp_path / "grown", epochs=1), dataset)
     train(config(tmp_path / "grown", epochs=2), dataset)
     train(config(tmp_path / "whole", epochs=2), dataset)
     assert_same_run(tmp_path / "grown", tmp_path / "whole")
 
 
-def test_a_run_can_be_moved(dataset, tmp_path):
+def test_run_can_be_moved(dataset, tmp_path):
     train(config(tmp_path / "here", epochs=1), dataset)
     (tmp_path / "here").rename(tmp_path / "there")
     assert train(config(tmp_path / "there", epochs=2, data="elsewhere"), dataset).progress.epoch == 2
@@ -172,7 +172,7 @@ def test_a_run_can_be_moved(dataset, tmp_path):
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_a_corpus_that_changed_is_noticed(change, dataset, tmp_path):
+def test_trainer_refuses_a_changed_corpus(change, dataset, tmp_path):
     train(config(tmp_path, epochs=1), dataset)
     ((name, edit),) = change.items()
     changed = dataclasses.replace(dataset, **{name: edit(getattr(dataset, name))})
@@ -188,7 +188,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
 
 
-def test_two_processes_cannot_write_one_folder(dataset, tmp_path):
+def test_trainer_refuses_a_folder_in_use(dataset, tmp_path):
     options = run_options(config(tmp_path), TINY)
     with run_folder(tmp_path, options):
         (tmp_path / ".last.safetensors.1.tmp").write_text("being written")
@@ -210,14 +210,14 @@ def test_two_processes_cannot_write_one_folder(dataset, tmp_path):
         ("config.json", '{"epochs": 3, "seed": 0}', "where a run with another augment, balance, .* lies"),
     ],
 )
-def test_a_foreign_folder_is_refused_and_left_alone(file, content, reason, dataset, tmp_path):
+def test_trainer_refuses_a_foreign_folder(file, content, reason, dataset, tmp_path):
     (tmp_path / file).write_text(content)
     with pytest.raises(ValueError, match=rf"out is .*, {reason}.*; it must be a new folder"):
         train(config(tmp_path), dataset)
     assert contents(tmp_path) == {tmp_path / file: content.encode()}
 
 
-def test_a_folder_that_cannot_be_made_is_refused(dataset, tmp_path):
+def test_trainer_refuses_a_folder_that_cannot_be_made(dataset, tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(ValueError, match="which cannot be written"):
         train(config(tmp_path / "file" / "run"), dataset)
@@ -226,7 +226,7 @@ def test_a_folder_that_cannot_be_made_is_refused(dataset, tmp_path):
 @pytest.mark.parametrize(
     "damage", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:99])]
 )
-def test_a_lost_best_checkpoint_is_replaced_and_said(damage, dataset, tmp_path):
+def test_trainer_replaces_a_lost_best_checkpoint(damage, dataset, tmp_path):
     train(config(tmp_path, epochs=2), dataset)
     damage(tmp_path / "best.safetensors")
     kept = Kept()
@@ -237,14 +237,14 @@ def test_a_lost_best_checkpoint_is_replaced_and_said(damage, dataset, tmp_path):
     assert summary["best"] == summary["last"] and summary["best_epoch"] == 2
 
 
-def test_a_damaged_last_checkpoint_says_what_to_do(dataset, tmp_path):
+def test_trainer_refuses_a_damaged_last_checkpoint(dataset, tmp_path):
     train(config(tmp_path, epochs=1), dataset)
     (tmp_path / "last.safetensors").write_bytes(b"x")
     with pytest.raises(CheckpointError, match=r"last\.safetensors is not a whole .*; remove .* to begin again"):
         train(config(tmp_path, epochs=2), dataset)
 
 
-def test_a_batch_too_large_for_memory_is_named(dataset, tmp_path, monkeypatch):
+def test_trainer_names_a_batch_too_large_for_memory(dataset, tmp_path, monkeypatch):
     def too_much(*_):
         return torch.empty(1 << 60)
 
@@ -255,14 +255,14 @@ def test_a_batch_too_large_for_memory_is_named(dataset, tmp_path, monkeypatch):
         train(config(tmp_path), dataset)
 
 
-def test_logits_that_are_not_finite_are_no_class(dataset):
+def test_predict_refuses_logits_not_finite(dataset):
     model = BiGRUMHA(3, hidden_size=4, num_heads=2)
     torch.nn.init.constant_(model.classifier.bias, torch.nan)
     with pytest.raises(FloatingPointError, match="logits are not finite"):
         predict(model, dataset.batches([0, 1], 2), task_of(dataset.classes, [], "auto"), torch.device("cpu"))
 
 
-def test_statistics_come_from_the_training_part_only(dataset, tmp_path):
+def test_statistics_come_from_the_training_part_alone(dataset, tmp_path):
     trainer = train(config(tmp_path, model="bigru_mha", epochs=1), dataset, options={"hidden_size": 8})
     front = trainer.model.spectrogram
     front.normalize = False
@@ -271,13 +271,13 @@ def test_statistics_come_from_the_training_part_only(dataset, tmp_path):
     assert torch.allclose(front.std.double(), frames.std(0, correction=0), rtol=1e-4)
 
 
-def test_a_silent_bin_does_not_divide_by_zero():
+def test_statistics_of_a_silent_bin_are_finite():
     model = BiGRUMHA(2, hidden_size=4, num_heads=2)
     fit_statistics(model, LengthSortedBatches([torch.zeros(2000), torch.zeros(3000)], [0, 1], 2))
     assert torch.isfinite(model.eval()(torch.zeros(1, 2000))).all()
 
 
-def test_a_balanced_epoch_ends_where_its_schedule_does(dataset, tmp_path, monkeypatch):
+def test_balanced_epoch_ends_with_its_schedule(dataset, tmp_path, monkeypatch):
     rates = []
     step = Trainer._step
     monkeypatch.setattr(
@@ -290,19 +290,19 @@ def test_a_balanced_epoch_ends_where_its_schedule_does(dataset, tmp_path, monkey
     assert len(shares) == len(list(shares.epoch(torch.Generator().manual_seed(0)))) == 4
 
 
-def test_a_schedule_that_counts_its_epochs_cannot_be_made_longer(dataset, tmp_path):
+def test_scheduled_run_cannot_be_made_longer(dataset, tmp_path):
     train(config(tmp_path, epochs=1, schedule="cosine"), dataset)
     with pytest.raises(ValueError, match="where a run with another epochs lies"):
         train(config(tmp_path, epochs=2, schedule="cosine"), dataset)
 
 
-def test_patience_ends_a_run_that_no_longer_improves(dataset, tmp_path):
+def test_patience_ends_a_run(dataset, tmp_path):
     # so small a rate changes no prediction, and hardly the loss
     trainer = train(config(tmp_path, epochs=30, patience=2, optimizer="sgd", learning_rate=1e-30), dataset)
     assert trainer.progress.epoch == 3 and trainer.progress.best_epoch == 1
 
 
-def test_without_a_validation_the_last_epoch_is_tested(dataset, tmp_path):
+def test_run_without_validation_tests_the_last_epoch(dataset, tmp_path):
     trainer = train(config(tmp_path, epochs=2, validation="none"), dataset)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["best_epoch"] == 2 and summary["best"] == summary["last"]
@@ -325,7 +325,7 @@ def test_every_optimizer_learns_and_resumes(optimizer, dataset, tmp_path):
 AUGMENTED = {"speeds": [0.9, 1.0, 1.1], "snr": [10, 20], "time_masks": 1, "freq_masks": 1, "mixup": 0.3}
 
 
-def test_augmentation_is_drawn_again_alike_after_an_interruption(dataset, tmp_path):
+def test_augmented_run_resumes_to_the_same_result(dataset, tmp_path):
     options = {"augment": AUGMENTED, "batch_size": 12, "bucket": 2, "balance": True}
     train(config(tmp_path / "whole", epochs=2, **options), dataset)
     train(config(tmp_path / "parts", epochs=1, **options), dataset)
@@ -335,7 +335,7 @@ def test_augmentation_is_drawn_again_alike_after_an_interruption(dataset, tmp_pa
     assert metrics(tmp_path / "plain")[0]["loss"] != metrics(tmp_path / "whole")[0]["loss"]
 
 
-def test_masks_fall_on_training_alone(dataset, tmp_path):
+def test_spec_augment_acts_in_training_alone(dataset, tmp_path):
     trainer = train(config(tmp_path, epochs=1, augment={"freq_masks": 2, "freq_mask": 0.5}), dataset)
     model, wave = trainer.model, dataset.waves[0][None]
     model.dropout.p = 0.0
@@ -346,7 +346,7 @@ def test_masks_fall_on_training_alone(dataset, tmp_path):
     assert model.state_dict().keys() == CGRU(3, **TINY).state_dict().keys()
 
 
-def test_predictions_are_kept_by_name(dataset, tmp_path):
+def test_run_keeps_predictions_by_name(dataset, tmp_path):
     trainer = train(config(tmp_path, epochs=1), dataset)
     with open(tmp_path / "predictions.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -358,7 +358,7 @@ def test_predictions_are_kept_by_name(dataset, tmp_path):
     assert right / len(rows) == pytest.approx(summary["best"]["accuracy"])
 
 
-def test_values_are_learnt_and_predicted(dataset, tmp_path):
+def test_run_learns_and_predicts_values(dataset, tmp_path):
     valued = dataclasses.replace(dataset, classes=[], labels=[label - 1.0 for label in dataset.labels])
     trainer = train(config(tmp_path, epochs=12, batch_size=4, learning_rate=5e-3), valued)
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -374,7 +374,7 @@ def test_values_are_learnt_and_predicted(dataset, tmp_path):
 
 @pytest.mark.parametrize(("changes", "sentence"), [({"loss": "cross_entropy"}, "loss is cross_entropy, but data has values"),
                                                    ({"label_smoothing": 0.1}, "label_smoothing is 0.1, but data has values")])  # fmt: skip
-def test_options_of_classes_are_refused_for_values(changes, sentence, dataset, tmp_path):
+def test_run_of_values_refuses_options_of_classes(changes, sentence, dataset, tmp_path):
     valued = dataclasses.replace(dataset, classes=[], labels=[float(label) for label in dataset.labels])
     with pytest.raises(ValueError, match=sentence):
         train(config(tmp_path, **changes), valued)
