@@ -212,7 +212,7 @@ def read_table() -> dict[tuple[str, str, str], str]:
     return {(way, form, subject): cell for way, form, *found in body for subject, cell in zip(header[2:], found)}
 
 
-def test_the_table_has_every_cell():
+def test_table_has_every_cell():
     table = read_table()
     assert set(table) == set(cells())
     assert all(table.values())
@@ -220,7 +220,7 @@ def test_the_table_has_every_cell():
 
 @pytest.mark.filterwarnings("ignore")  # torch's compilers and exporters warn of themselves
 @pytest.mark.parametrize(("way", "form", "subject"), cells(), ids=map("-".join, cells()))
-def test_what_the_table_says(way, form, subject):
+def test_table_cell(way, form, subject):
     torch._dynamo.reset()
     says = read_table()[way, form, subject]
     if subject == "nn.GRU" and form == "lengths":
