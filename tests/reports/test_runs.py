@@ -6,7 +6,7 @@ from ser_fast.cli import main
 from ser_fast.data.corpora.synthetic import synthesize
 
 
-def test_a_picture_that_fails_does_not_cost_the_report(tmp_path, monkeypatch):
+def test_report_survives_a_failing_picture(tmp_path, monkeypatch):
     def fail(*_):
         raise ValueError("no ink")
 
