@@ -18,9 +18,7 @@ import shutil
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; the workers share the cores
-os.environ.setdefault(
-    "TORCHINDUCTOR_COMPILE_THREADS", "1"
-)  # its pool of processes takes longer than what is compiled
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # starting its processes takes longer than compiling
 
 import pytest
 import torch

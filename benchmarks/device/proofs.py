@@ -23,8 +23,8 @@ FILES = {
     "both": (["integration/test_gpu.py"], 8),
 }
 REHEARSED = {
-    "cuda": ["native/test_native.py", "-k", "clamped or schemas"],
-    "triton": ["triton/test_triton.py", "-k", "clamped or row_are_zero"],
+    "cuda": ["native/test_native.py", "-k", "clamp or schemas"],
+    "triton": ["triton/test_triton.py", "-k", "clears_packed"],
     "both": ["integration/test_gpu.py", "-k", "bitwise"],
 }
 TOOLS = ("memcheck", "racecheck", "synccheck")
@@ -43,7 +43,8 @@ def tests(bench: Bench) -> list[Case]:
 def tested(bench: Bench, kernels: str, files: list[str], jobs: int) -> list[dict]:
     """Run test files and return the outcomes by backend, as far as they are known when time runs out."""
     chosen = REHEARSED[kernels] if bench.rehearse else files
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "device.outcomes", *chosen]
+    options = ["-q", "-m", "", "-p", "no:cacheprovider", "-p", "device.outcomes"]  # thorough cases too
+    command = [sys.executable, "-m", "pytest", *options, *chosen]
     if jobs > 1 and not bench.rehearse and importlib.util.find_spec("xdist"):
         command += ["-n", str(jobs), "--dist", "worksteal"]
     benchmarks = str(Path(__file__).parents[1])

@@ -36,7 +36,7 @@ class FrameModel(nn.Module):
         >>> class LinearFrames(FrameModel):
         ...     def encode(self, x, lengths):
         ...         return self.rnn(x), lengths
-        >>> spectrogram = PowerSpectrogram(16000, 512, 400, 160)
+        >>> spectrogram = PowerSpectrogram(16000, 512, win_length=400, hop_length=160)
         >>> model = LinearFrames(4, spectrogram, rnn=nn.Linear(129, 32), width=32, num_heads=0,
         ...                      attention_dropout=0.0, dropout=0.0, pooling="mean")
         >>> model(torch.randn(2, 16000)).shape

@@ -8,11 +8,11 @@ import pytest
 from ser_fast import backends
 
 
-def test_compiled_kernels_are_what_runs_here():
+def test_compiled_kernels_are_loaded():
     assert backends.loaded, backends.reason
 
 
-def test_the_references_serve_where_nothing_is_compiled():
+def test_references_run_without_compiled_kernels():
     """In a process of its own, since kernels cannot be unloaded: ops, modules, autograd, opcheck."""
     script = """
 import torch, ser_fast
@@ -41,7 +41,7 @@ print("served")
     assert result.stdout.strip() == "served", result.stderr
 
 
-def test_import_and_a_training_step_warn_of_nothing():
+def test_import_and_training_step_do_not_warn():
     script = """
 import torch, ser_fast
 for model in (ser_fast.CGRU(3), ser_fast.BiGRUMHA(3)):
@@ -53,7 +53,7 @@ for model in (ser_fast.CGRU(3), ser_fast.BiGRUMHA(3)):
     assert (result.returncode, result.stderr) == (0, "")
 
 
-def test_importing_the_package_does_not_import_the_compiler():
+def test_import_does_not_load_torch_dynamo():
     """Which takes seconds."""
     script = "import sys, torch; assert 'torch._dynamo' not in sys.modules; import ser_fast; print([*sys.modules])"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
@@ -61,7 +61,7 @@ def test_importing_the_package_does_not_import_the_compiler():
     assert "'ser_fast.backends'" in result.stdout and "'torch._dynamo'" not in result.stdout
 
 
-def test_backend_names_are_checked():
+def test_select_refuses_unknown_names():
     with pytest.raises(ValueError, match="op is 'fft'; it must be one of gru"):
         backends.select("fft")
     result = subprocess.run([sys.executable, "-c", "import ser_fast"], capture_output=True, text=True,

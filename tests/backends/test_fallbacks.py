@@ -29,7 +29,7 @@ BUILT = ("8.0", "8.6", "8.9", "9.0a", "10.0", "12.0+PTX")
         ((8, 9), ["8.6"], 14000),  # a newer driver
     ],
 )
-def test_a_gpu_that_runs_what_was_built_is_taken(capability, archs, driver):
+def test_refusal_is_none_for_supported_gpus(capability, archs, driver):
     assert gpus.refusal("cuda", capability, driver, archs, "13.0.88") is None
 
 
@@ -46,18 +46,18 @@ def test_a_gpu_that_runs_what_was_built_is_taken(capability, archs, driver):
         ((9, 0), [], 13000, "what was built: "),
     ],
 )  # fmt: skip
-def test_a_gpu_or_a_driver_that_is_too_old_is_refused_by_name(capability, archs, driver, sentence):
+def test_refusal_names_old_gpus_and_drivers(capability, archs, driver, sentence):
     assert sentence in gpus.refusal("cuda", capability, driver, archs, "13.0.88")
 
 
-def test_ptx_needs_a_driver_as_new_as_its_compiler():
+def test_refusal_of_ptx_compares_minor_versions():
     """Within a major version a driver runs machine code of later minor ones, but does not compile their PTX."""
     assert gpus.refusal("cuda", (8, 0), 13000, BUILT, "13.1.2") is None
     assert "by CUDA 13.1" in gpus.refusal("cuda", (13, 0), 13000, BUILT, "13.1.2")
     assert gpus.refusal("cuda", (13, 0), 13010, BUILT, "13.1.2") is None
 
 
-def test_triton_compiles_for_any_gpu_from_8_0_on():
+def test_refusal_of_triton_starts_below_8_0():
     assert gpus.refusal("triton", (7, 5)) == "its compute capability is 7.5; it must be at least 8.0"
     assert gpus.refusal("triton", (8, 0)) is None and gpus.refusal("triton", (13, 0)) is None
 
@@ -86,7 +86,7 @@ def machine(fresh_state, monkeypatch):
     return with_gpu
 
 
-def test_an_old_gpu_is_refused_and_info_says_what_runs_there(machine):
+def test_use_refuses_an_old_gpu(machine):
     pytest.importorskip("triton")
     machine("Tesla T4", (7, 5))
     for backend in ("cuda", "triton"):
@@ -102,7 +102,7 @@ def test_an_old_gpu_is_refused_and_info_says_what_runs_there(machine):
     )
 
 
-def test_an_old_driver_is_refused_and_triton_is_left(machine):
+def test_use_refuses_cuda_with_an_old_driver(machine):
     pytest.importorskip("triton")
     machine("NVIDIA A100", (8, 0), driver=12080)
     with pytest.raises(ValueError, match=r"its driver serves CUDA 12\.8; it must serve CUDA 13, which built"):
@@ -114,7 +114,7 @@ def test_an_old_driver_is_refused_and_triton_is_left(machine):
     assert info.what_runs()["cuda:0"].startswith("the triton kernels, not yet run on a GPU")
 
 
-def test_info_says_why_a_good_gpu_runs_on_torch(machine, monkeypatch):
+def test_info_explains_torch_on_a_supported_gpu(machine, monkeypatch):
     pytest.importorskip("triton")
     machine("NVIDIA H100", (9, 0))
     said = info.what_runs()["cuda:0"]
@@ -127,7 +127,7 @@ def test_info_says_why_a_good_gpu_runs_on_torch(machine, monkeypatch):
     assert said.startswith("torch's operators: cuda and triton refused, this torch is for AMD GPUs")
 
 
-def test_a_torch_for_cuda_without_a_gpu_has_the_cpu_alone(monkeypatch):
+def test_info_without_a_gpu_lists_the_cpu_alone(monkeypatch):
     built_for_cuda = torch.device("cuda")
     monkeypatch.setattr(
         torch.accelerator,
@@ -147,7 +147,7 @@ def test_info_names_other_devices(fresh_state, monkeypatch):
 
 
 @pytest.mark.usefixtures("needs_kernels")
-def test_without_compiled_kernels_models_train_and_info_says_why():
+def test_models_train_without_compiled_kernels():
     script = """
 import importlib.abc, sys
 class NoKernels(importlib.abc.MetaPathFinder):

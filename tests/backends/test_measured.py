@@ -56,7 +56,7 @@ def chosen(hidden_size: int, dtype: torch.dtype = torch.float32, **given) -> str
     return backends.select("gru", "cuda:0", dtype=dtype, hidden_size=hidden_size, **given)
 
 
-def test_nothing_changes_where_nothing_was_measured(gpu, monkeypatch):
+def test_select_without_a_table_keeps_torch(gpu, monkeypatch):
     def asked(*_):
         raise AssertionError("no GPU is to be asked")
 
@@ -69,13 +69,13 @@ def test_nothing_changes_where_nothing_was_measured(gpu, monkeypatch):
 
 
 @pytest.mark.parametrize("capability", ["8.9", None])
-def test_other_gpus_and_none_run_on_torch(gpu, monkeypatch, capability):
+def test_select_keeps_torch_on_unmeasured_gpus(gpu, monkeypatch, capability):
     gpu({"9.0": ABOUT | {"gru": GRU} | OTHERS})
     monkeypatch.setattr(build, "capability", lambda gpu: capability)
     assert [backends.select(op, "cuda") for op in backends.OPS] == ["torch", "reference", "reference"]
 
 
-def test_the_fastest_is_taken_by_precision_and_size(gpu, monkeypatch):
+def test_select_takes_the_fastest_by_precision_and_size(gpu, monkeypatch):
     gpu({"8.0": ABOUT, "9.0": ABOUT | {"gru": GRU} | OTHERS})
     sizes = {size: chosen(size) for size in (1, 64, 65, 128, 129, 256, 257)}
     assert sizes == {1: "triton", 64: "triton", 65: "cuda", 128: "cuda", 129: "torch", 256: "torch", 257: "torch"}
@@ -90,7 +90,7 @@ def test_the_fastest_is_taken_by_precision_and_size(gpu, monkeypatch):
     assert backends.select("gru", "cpu", dtype=torch.float32, hidden_size=64) == "compiled"
 
 
-def test_a_forced_backend_is_kept_until_auto_returns(gpu):
+def test_use_overrides_the_table_until_auto(gpu):
     gpu({"9.0": ABOUT | {"gru": GRU}})
     backends.use("cuda")
     assert chosen(64) == chosen(256) == chosen(64, steps=1) == "cuda"
@@ -100,14 +100,14 @@ def test_a_forced_backend_is_kept_until_auto_returns(gpu):
     assert chosen(64) == "triton" and chosen(128) == "cuda" and chosen(256) == "torch"
 
 
-def test_what_does_not_fit_goes_to_the_next(gpu, monkeypatch):
+def test_select_skips_kernels_that_do_not_fit(gpu, monkeypatch):
     """float32's W_hh fits an H100 up to 256 units by the CUDA kernels, 64 by Triton's."""
     gpu({"9.0": ABOUT | {"gru": GRU}})
     monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee")
     assert (chosen(256), chosen(257)) == ("cuda", "torch") and state.current.widest == (512, 256, 256)
 
 
-def test_the_op_alone_takes_kernels_before_the_reference(gpu, monkeypatch):
+def test_select_prefers_kernels_for_the_bare_op(gpu, monkeypatch):
     gpu({"9.0": ABOUT | {"gru": GRU} | OTHERS})
     monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee")
 
@@ -127,7 +127,7 @@ def test_the_op_alone_takes_kernels_before_the_reference(gpu, monkeypatch):
     assert chosen(256) == "torch" and (ran("gru", 3 * 256), ran("gru_backward", 256)) == ("triton", "triton")
 
 
-def test_kernels_that_are_not_here_are_passed_over(gpu, monkeypatch):
+def test_select_skips_missing_kernels(gpu, monkeypatch):
     gpu({"9.0": ABOUT | {"gru": {"tf32": {"64": ["cuda", "triton", "torch"]}}}})
     monkeypatch.setattr(build, "missing", lambda backend: "it was not built" if backend == "cuda" else None)
     assert chosen(64) == "triton"
@@ -136,13 +136,13 @@ def test_kernels_that_are_not_here_are_passed_over(gpu, monkeypatch):
     assert chosen(64) == "torch"
 
 
-def test_the_environment_keeps_them_out(gpu, monkeypatch):
+def test_environment_disables_the_table(gpu, monkeypatch):
     gpu({"9.0": ABOUT | {"gru": GRU}})
     monkeypatch.setenv("SER_FAST_BACKEND", "reference")
     assert chosen(64) == "torch"
 
 
-def test_a_gpu_is_asked_once(gpu, monkeypatch):
+def test_select_queries_the_gpu_once(gpu, monkeypatch):
     gpu({"9.0": ABOUT | {"gru": GRU}})
     asked = []
 
@@ -168,7 +168,7 @@ class Asking(ser_fast.GRU):
 
 
 @pytest.mark.parametrize("way", ["compile", "export", "strict export"])
-def test_a_graph_stays_whole(gpu, way):
+def test_select_does_not_break_a_graph(gpu, way):
     """The tracer is the first to ask, and what is asked does not show in its graph."""
     gpu({"9.0": ABOUT | {"gru": GRU}})
     layer, x = Asking(4, 128), torch.randn(3, 2, 4)
@@ -200,7 +200,7 @@ def test_a_graph_stays_whole(gpu, way):
         ({"9.0": ABOUT | {"attention_pool": {"float32": ["torch", [], "hip"]}}}, "9.0 attention_pool float32 is ['torch', []"),
     ],
 )  # fmt: skip
-def test_a_broken_file_is_named_in_a_sentence(gpu, table, sentence):
+def test_table_names_a_broken_file(gpu, table, sentence):
     gpu(table if isinstance(table, str) else json.dumps(table))
     for ask in (lambda: chosen(64), info.text):
         with pytest.raises(ValueError) as raised:
@@ -209,7 +209,7 @@ def test_a_broken_file_is_named_in_a_sentence(gpu, table, sentence):
     assert backends.select("gru") == "compiled", "the CPU needs no table"
 
 
-def test_info_shows_what_was_measured(gpu, monkeypatch):
+def test_info_shows_the_table(gpu, monkeypatch):
     gpu({"9.0": ABOUT | {"gru": GRU} | OTHERS})
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA H100 80GB HBM3")
     built = {"compiled": True, "reason": None, "compiler": "g++", "cuda": "built for 9.0a", "cuda_archs": ["9.0a"]}
@@ -237,7 +237,7 @@ def test_info_shows_what_was_measured(gpu, monkeypatch):
     assert info._on_gpu(0) == untested, "tested on another GPU alone"
 
 
-def test_the_shipped_table_is_one():
+def test_shipped_table_is_valid():
     measured.read(Path(measured.__file__).with_name("measured.json"))
     assert tuple(measured.PRECISIONS) == backends.OPS
 
@@ -294,7 +294,7 @@ def choose(monkeypatch, tmp_path, capsys):
     return run
 
 
-def test_backends_that_never_lost_stand_before_torch(choose):
+def test_choose_puts_winners_before_torch(choose):
     entry, said = choose(
         gru=part(
             *both(2.0, 1.0),
@@ -311,7 +311,7 @@ def test_backends_that_never_lost_stand_before_torch(choose):
     assert said.endswith("left out:\nnothing\n")
 
 
-def test_one_case_that_lost_puts_torch_first(choose):
+def test_choose_puts_torch_first_after_one_loss(choose):
     """Far faster on the whole, a tenth slower in one: its users would be slower than with nn.GRU."""
     ragged = case(3.3, 2.9, ragged=True)
     ragged["seconds"]["nn.GRU, packed"] = ragged["seconds"].pop("nn.GRU")
@@ -323,7 +323,7 @@ def test_one_case_that_lost_puts_torch_first(choose):
     assert entry["gru"]["tf32"]["128"][0] == "torch", "beside no rival nobody is faster"
 
 
-def test_the_other_ops_compete_with_their_own_rivals(choose):
+def test_choose_compares_other_ops_with_their_peers(choose):
     pool = {"case": "p", "op": "attention_pool", "precision": "float32",
             "seconds": {"ours, cuda": 2.0, "ours, triton": 1.0, "eager torch": 1.5, "torch.compile": 0.5}}  # fmt: skip
     for chain in ("torch.stft chain", "torch stft chain"):
@@ -362,13 +362,13 @@ def test_the_other_ops_compete_with_their_own_rivals(choose):
          "attention_pool by cuda: p: failed"),
     ],
 )  # fmt: skip
-def test_what_is_not_proven_is_left_out_and_said(choose, parts, order, sentence):
+def test_choose_leaves_out_unproven_backends(choose, parts, order, sentence):
     entry, said = choose(**{"gru": part(*both(1.0, 2.0))} | parts)
     assert entry["gru"]["tf32"] == {"128": order}
     assert sentence in said.split("left out:")[1]
 
 
-def test_a_run_replaces_its_own_compute_capability_alone(choose, tmp_path):
+def test_choose_replaces_one_compute_capability(choose, tmp_path):
     choose(machine={"capability": "8.0", "gpu": "A100"}, gru=part(*both(1.0, 2.0)))
     choose(gru=part(*both(1.0, 2.0)))
     entry, said = choose(gru=part(*both(2.0, 1.0)))
@@ -385,14 +385,14 @@ def test_a_run_replaces_its_own_compute_capability_alone(choose, tmp_path):
         ({}, {"gru": part(case(1.0, 2.0))}, "no op was timed in it, in both modes; nothing is written"),
     ],
 )  # fmt: skip
-def test_a_run_that_tells_too_little_writes_nothing(choose, capsys, tmp_path, machine, parts, sentence):
+def test_choose_refuses_incomplete_runs(choose, capsys, tmp_path, machine, parts, sentence):
     with pytest.raises(SystemExit):
         choose(machine=machine, **parts)
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "out.json").exists()
 
 
-def test_a_broken_table_is_not_written_over(choose, capsys, tmp_path):
+def test_choose_keeps_a_broken_table(choose, capsys, tmp_path):
     (tmp_path / "out.json").write_text("{")
     with pytest.raises(SystemExit):
         choose(gru=part(*both(1.0, 2.0)))
@@ -400,7 +400,7 @@ def test_a_broken_table_is_not_written_over(choose, capsys, tmp_path):
     assert (tmp_path / "out.json").read_text() == "{"
 
 
-def test_what_is_written_is_what_is_taken(gpu, choose):
+def test_choose_writes_what_select_reads(gpu, choose):
     entry, _ = choose(gru=part(*both(2.0, 1.0), *both(4.0, 5.0, hidden_size=256)))
     gpu({"9.0": entry})
     assert (chosen(64), chosen(100), chosen(200)) == ("triton", "cuda", "torch"), "Triton keeps 64 units in float32"

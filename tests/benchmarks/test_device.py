@@ -44,7 +44,8 @@ def rehearse(out: Path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 
-def test_the_run_can_be_rehearsed_and_a_part_repeated(tmp_path):
+@pytest.mark.thorough
+def test_device_run_can_be_rehearsed(tmp_path):
     result = rehearse(tmp_path, "--part=pool", "--part=spectrogram", "--part=gru", "--part=sanitizer")
     assert result.returncode == 0, result.stdout + result.stderr
     first = json.loads((tmp_path / "run.json").read_text())
@@ -85,7 +86,7 @@ def importlib_aims() -> list:
         (["--part=everything"], "invalid choice: 'everything'"),
     ],
 )
-def test_bad_options_get_one_sentence(tmp_path, arguments, sentence):
+def test_device_run_refuses_bad_options(tmp_path, arguments, sentence):
     result = rehearse(tmp_path / "out", *arguments)
     assert sentence in result.stderr and result.returncode == 2
     assert not (tmp_path / "out").exists()
@@ -118,9 +119,7 @@ with open(sys.argv[sys.argv.index("--out") + 1], "a") as file:
         ("subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)'])", [None, "not run"], "cut short", "ran out"),
     ],
 )  # fmt: skip
-def test_a_case_that_fails_or_hangs_takes_no_other_with_it(
-    driver, tmp_path, monkeypatch, script, states, whole, said
-):
+def test_device_case_failing_stops_no_other(driver, tmp_path, monkeypatch, script, states, whole, said):
     """A process that a case ends is followed by one that begins with the next; one that hangs ends with its time."""
     place = driver.Workspace(tmp_path, tmp_path / "site", [])
     call, script = place.call, CASES.format(script=script)
@@ -137,7 +136,7 @@ def test_a_case_that_fails_or_hangs_takes_no_other_with_it(
 
 
 @pytest.mark.parametrize("works", [True, False])
-def test_a_wheel_that_fails_is_built_instead_and_said_to_be(driver, tmp_path, monkeypatch, works):
+def test_device_run_rebuilds_a_failing_wheel(driver, tmp_path, monkeypatch, works):
     place, wheel = driver.Workspace(tmp_path, tmp_path / "site", []), tmp_path / "ser_fast-9.whl"
     commands = []
 
@@ -155,7 +154,7 @@ def test_a_wheel_that_fails_is_built_instead_and_said_to_be(driver, tmp_path, mo
         assert "is not a supported wheel" in how and how.startswith("built here, because") and built
 
 
-def test_outcomes_of_tests_are_kept_as_they_come(imported, tmp_path, monkeypatch):
+def test_device_run_keeps_test_outcomes(imported, tmp_path, monkeypatch):
     """By backend; those of a file that cannot be collected too; and what was known when time ran out."""
     proofs, bench = imported("device.proofs"), imported("device.bench")
     (tmp_path / "test_some.py").write_text(
@@ -182,7 +181,7 @@ def test_outcomes_of_tests_are_kept_as_they_come(imported, tmp_path, monkeypatch
     assert hung["passed"] == 1 and hung["state"] == "not run" and "time ran out" in hung["error"]
 
 
-def test_a_machine_without_git_is_measured_all_the_same(imported, monkeypatch):
+def test_machine_without_git_has_no_commit(imported, monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert imported("harness").machine()["commit"] == ""
 
@@ -226,7 +225,7 @@ def on_a_gpu() -> dict:
             "parts": {name: part | {"cases": found} for name, found in cases.items()}}  # fmt: skip
 
 
-def test_aims_are_met_by_their_worst_case_or_missed(imported):
+def test_aims_are_judged_by_their_worst_case(imported):
     aims, run = imported("device.aims"), on_a_gpu()
     found = {aim.name: aims.reached(aim, run["parts"]) for aim in aims.AIMS}
     assert found["recurrence forward, tf32, H=128, B=64 D=2"] == ("0.8 µs a step", "met")
@@ -240,7 +239,7 @@ def test_aims_are_met_by_their_worst_case_or_missed(imported):
     assert found["step time relative to the LSTM version, deviation from the sum of parts"] == ("0 %", "met")
 
 
-def test_the_report_shows_what_was_found_failed_and_left_out(imported, tmp_path):
+def test_device_report_shows_results_and_failures(imported, tmp_path):
     report, run = imported("device.report"), on_a_gpu()
     shown = report.markdown(run)
     assert shown.startswith("# a GPU of this test\n") and "rehearsal" not in shown
@@ -301,7 +300,7 @@ def played(imported, native, fresh_state, monkeypatch, tmp_path):
     torch.backends.cudnn.allow_tf32 = before[1]
 
 
-def test_a_case_that_hangs_or_breaks_the_device_ends_the_process(imported, tmp_path):
+def test_device_part_ends_after_a_hanging_case(imported, tmp_path):
     """After it has said so, and with the status by which the next process goes on."""
     script = """
 import sys, time
@@ -342,7 +341,7 @@ def whole(case: dict, *names: str) -> None:
         assert name in case["seconds"] and ("packed" in name) != (f"{name}, graph" in case["seconds"]), name
 
 
-def test_what_only_a_gpu_runs_runs_on_one_that_is_played(played, imported, monkeypatch):
+def test_gpu_parts_run_on_a_simulated_gpu(played, imported, monkeypatch):
     """Every line but the kernels' own, at small sizes."""
     gru, pool, spectrogram = (imported(f"device.{name}") for name in ("gru", "attention_pool", "power_spectrogram"))
     for module, name, value in (
@@ -382,7 +381,7 @@ def test_what_only_a_gpu_runs_runs_on_one_that_is_played(played, imported, monke
         whole(case, "torch.stft chain")
 
 
-def test_whole_steps_of_the_models_on_a_gpu_that_is_played(played, imported, monkeypatch):
+def test_model_steps_run_on_a_simulated_gpu(played, imported, monkeypatch):
     models, bench_models = imported("device.models"), imported("bench_models")
     monkeypatch.setattr(models, "BATCHES", (2,))
     monkeypatch.setattr(bench_models, "EMODB_FRAMES", [40, 30])
@@ -396,7 +395,7 @@ def test_whole_steps_of_the_models_on_a_gpu_that_is_played(played, imported, mon
 
 
 @pytest.mark.parametrize("wrong", [None, "ours, cuda"])
-def test_what_is_wrong_is_not_timed_and_the_rest_is(played, wrong):
+def test_wrong_results_are_not_timed(played, wrong):
     def matches(name: str) -> float:
         if name == wrong:
             raise AssertionError("differs by 1")

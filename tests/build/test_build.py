@@ -103,7 +103,7 @@ def assert_left_out(built, sentence: str) -> None:
 
 
 @pytest.mark.usefixtures("needs_kernels")
-def test_with_isolation_builds_against_the_environments_own_torch(sources, environment):
+def test_isolated_build_uses_the_environments_torch(sources, environment):
     """pip hides the environment's packages from the build, which finds torch all the same and loads elsewhere."""
     site = next(environment.parents[1].glob("lib/python*/site-packages"))
     packages = Path(torch.__file__).parents[1]
@@ -122,7 +122,7 @@ def test_with_isolation_builds_against_the_environments_own_torch(sources, envir
         (site / "rest.pth").unlink()
 
 
-def test_a_wheel_is_abi3_and_holds_the_kernels_and_their_sources_package(sources, fakes):
+def test_wheel_is_abi3_and_holds_the_kernels(sources, fakes):
     result, tag, names, info = build(sources, **fakes())
     assert result.returncode == 0, result.stdout + result.stderr
     assert tag.startswith("cp310-abi3-linux"), result.stdout + result.stderr
@@ -132,7 +132,7 @@ def test_a_wheel_is_abi3_and_holds_the_kernels_and_their_sources_package(sources
     assert next((sources / "dist").glob("*.whl")).name.startswith(f"ser_fast-{ser_fast.__version__}-")
 
 
-def test_an_sdist_holds_what_was_written_and_nothing_that_was_made(sources, tmp_path):
+def test_sdist_holds_sources_alone(sources, tmp_path):
     """All that a build and the tests need, made without torch too; of the benchmarks not the results."""
     written = {path.relative_to(sources).as_posix() for path in sources.rglob("*") if path.is_file()}
     for made in ("build/lib/gru.o", "ser_fast/_C.abi3.so", "ser_fast/build_info.json", "runs/demo/best.safetensors",
@@ -151,7 +151,7 @@ def test_an_sdist_holds_what_was_written_and_nothing_that_was_made(sources, tmp_
 
 
 @pytest.mark.usefixtures("needs_kernels")
-def test_the_object_asks_for_the_stable_abi_only():
+def test_object_needs_the_stable_abi_alone():
     """Of torch's symbols, nothing but the C shims, CUDA's weakly; of Python's, only the limited API's; no CUDA runtime."""
     listing = subprocess.run(["nm", "-D", "--undefined-only", ROOT / "ser_fast" / "_C.abi3.so"], capture_output=True,
                              text=True, check=True).stdout.splitlines()  # fmt: skip
@@ -167,26 +167,26 @@ def test_the_object_asks_for_the_stable_abi_only():
     assert {name for name in symbols if name.startswith(("_Py", "Py"))} <= allowed
 
 
-def test_without_torch(sources, environment):
+def test_build_without_torch(sources, environment):
     assert_left_out(build(sources, environment, options=()), "torch was not found")
 
 
-def test_without_a_compiler(sources, fakes):
+def test_build_without_a_compiler(sources, fakes):
     wanted = "no C++ compiler was found at CXX=no-such-compiler"
     assert_left_out(build(sources, **fakes() | {"CXX": "no-such-compiler"}), wanted)
 
 
-def test_with_a_compiler_that_fails(sources, fakes):
+def test_build_with_a_failing_compiler(sources, fakes):
     result, _, names, info = build(sources, **fakes() | {"CXX": shutil.which("false")})
     assert result.returncode == 0 and "the compiler failed" in info["reason"]
     assert not [name for name in names if name.endswith(".so")]
 
 
-def test_when_asked_not_to_build(sources):
+def test_build_switched_off(sources):
     assert_left_out(build(sources, SER_FAST_BUILD="0"), "SER_FAST_BUILD=0 leaves the kernels out")
 
 
-def test_when_asked_to_build_or_fail(sources, fakes):
+def test_build_required_fails_without_a_compiler(sources, fakes):
     result, tag, _, _ = build(sources, **fakes() | {"SER_FAST_BUILD": "1", "CXX": "no-such-compiler"})
     assert result.returncode != 0 and tag is None
     assert "no C++ compiler was found" in result.stdout + result.stderr
@@ -240,7 +240,7 @@ ALL = ["8.0", "8.6", "8.9", "9.0a", "10.0", "12.0+PTX"]
         ),
     ],
 )
-def test_torch_and_the_environment_decide_on_cuda(sources, fakes, torch_cuda, environment, archs, said):
+def test_build_of_cuda_follows_torch_and_environment(sources, fakes, torch_cuda, environment, archs, said):
     result, _, _, info = build(sources, **fakes(torch_cuda, **environment))
     output = result.stdout + result.stderr
     assert result.returncode == 0 and info["compiled"], output
@@ -267,14 +267,14 @@ def test_torch_and_the_environment_decide_on_cuda(sources, fakes, torch_cuda, en
         ([], {}, ALL, "all architectures, because no GPU is visible"),
     ],
 )
-def test_a_visible_gpu_decides_on_the_architectures(setup, monkeypatch, fakes, gpus, environment, archs, why):
+def test_find_cuda_takes_visible_gpus(setup, monkeypatch, fakes, gpus, environment, archs, why):
     module = setup(**fakes("13.0", **environment))
     monkeypatch.setattr(module, "visible_gpus", lambda: gpus)
     cuda = module.find_cuda(module.Torch(ROOT, "2.13.0", "13.0"))
     assert (cuda.archs, cuda.why) == (archs, why)
 
 
-def test_a_gpu_that_is_too_old_gets_no_cuda_kernels(setup, monkeypatch, fakes):
+def test_find_cuda_refuses_old_gpus(setup, monkeypatch, fakes):
     module = setup(**fakes("13.0"))
     monkeypatch.setattr(module, "visible_gpus", lambda: ["7.5"])
     with pytest.raises(module.Missing, match=r"capability 7.5, and the kernels need 8.0 .*`export SER_FAST_CUDA=1`"):
@@ -302,12 +302,12 @@ class Driver:
 @pytest.mark.parametrize(
     ("capabilities", "found"), [([(12, 0), (9, 0), (8, 6), (9, 0)], ["8.6", "9.0", "12.0"]), (None, [])]
 )
-def test_the_driver_shows_the_gpus(setup, monkeypatch, capabilities, found):
+def test_visible_gpus_asks_the_driver(setup, monkeypatch, capabilities, found):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: {"libcuda.so.1": Driver(capabilities)}[name])
     assert setup().visible_gpus() == found
 
 
-def test_without_a_driver_no_gpu_is_visible(setup, monkeypatch):
+def test_visible_gpus_without_a_driver(setup, monkeypatch):
     def refuse(name):
         raise OSError("libcuda.so.1: cannot open shared object file: No such file or directory")
 
@@ -315,21 +315,21 @@ def test_without_a_driver_no_gpu_is_visible(setup, monkeypatch):
     assert setup().visible_gpus() == []
 
 
-def test_without_nvcc_says_so_and_goes_on(sources, fakes):
+def test_build_without_nvcc(sources, fakes):
     result, _, _, info = build(sources, **fakes("13.0", nvcc=False))
     assert result.returncode == 0 and info["compiled"], result.stdout + result.stderr
     assert info["cuda"].startswith("not built: nvcc was not found") and "`" in info["cuda"] and not info["cuda_archs"]
     assert f"ser_fast: CUDA kernels {info['cuda']}" in result.stdout + result.stderr
 
 
-def test_cuda_asked_for_without_nvcc_fails_with_a_sentence(sources, fakes):
+def test_build_of_cuda_required_fails_without_nvcc(sources, fakes):
     result, tag, _, _ = build(sources, **fakes(nvcc=False, SER_FAST_CUDA="1"))
     assert result.returncode != 0 and tag is None
     assert "SER_FAST_CUDA=1 requires the CUDA kernels, but nvcc was not found" in result.stdout + result.stderr
 
 
 @pytest.mark.parametrize("wanted", ["", "1"])
-def test_an_nvcc_that_fails_leaves_cuda_out_unless_it_was_asked_for(sources, fakes, wanted):
+def test_build_with_a_failing_nvcc(sources, fakes, wanted):
     """nvcc answers questions and compiles nothing; it is found under CUDA_HOME."""
     environment = fakes("13.0", nvcc=False, SER_FAST_CUDA=wanted)
     nvcc = sources.parent / "cuda/bin/nvcc"
@@ -346,7 +346,7 @@ def test_an_nvcc_that_fails_leaves_cuda_out_unless_it_was_asked_for(sources, fak
 
 
 @pytest.mark.parametrize("system", ["darwin", "win32"])
-def test_other_systems_get_the_python_part_and_a_sentence(setup, monkeypatch, system):
+def test_build_on_other_systems(setup, monkeypatch, system):
     module = setup()
     monkeypatch.setattr(sys, "platform", system)
     with pytest.raises(module.Missing, match=f"the kernels are compiled on Linux only, not on {system}.$"):
@@ -363,7 +363,7 @@ def test_other_systems_get_the_python_part_and_a_sentence(setup, monkeypatch, sy
         ("", {75, 80, 86, 89, 90}, ["8.0", "8.6", "8.9", "9.0a+PTX"]),
     ],
 )
-def test_architectures_are_torchs_list_or_those_that_nvcc_knows(setup, wanted, known, archs):
+def test_find_archs_reads_the_list_or_asks_nvcc(setup, wanted, known, archs):
     module = setup(TORCH_CUDA_ARCH_LIST=wanted, CUDA_VISIBLE_DEVICES="")
     assert module.choose_archs("nvcc", known)[0] == archs
 
@@ -372,13 +372,13 @@ def test_architectures_are_torchs_list_or_those_that_nvcc_knows(setup, wanted, k
     ("wanted", "sentence"),
     [("Hopper", "holds 'Hopper'; it must hold numbers"), ("7.5", "is '7.5'; it must hold an arch")],
 )
-def test_architectures_that_are_none_are_named(setup, wanted, sentence):
+def test_find_archs_refuses_unknown_names(setup, wanted, sentence):
     module = setup(TORCH_CUDA_ARCH_LIST=wanted)
     with pytest.raises(module.Missing, match=f"TORCH_CUDA_ARCH_LIST {sentence}"):
         module.choose_archs("nvcc", {90})
 
 
-def test_an_architecture_becomes_machine_code_and_ptx_where_asked(setup):
+def test_gencode_of_machine_code_and_ptx(setup):
     module = setup()
     assert module.gencode("9.0a") == "-gencode=arch=compute_90a,code=sm_90a"
     assert module.gencode("12.0+PTX") == (
@@ -387,7 +387,7 @@ def test_an_architecture_becomes_machine_code_and_ptx_where_asked(setup):
     assert (module.host_compiler("/usr/bin/g++"), module.host_compiler("ccache g++")) == ("-ccbin /usr/bin/g++", "")
 
 
-def test_a_wrong_switch_is_refused(sources):
+def test_build_refuses_a_wrong_switch(sources):
     result, tag, _, _ = build(sources, SER_FAST_BUILD="yes")
     assert result.returncode != 0 and tag is None
     assert (

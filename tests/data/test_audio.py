@@ -60,7 +60,7 @@ def wav(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize(("subtype", "tolerance"), [("PCM_16", 2**-15), ("PCM_24", 2**-23), ("FLOAT", 0.0)])
-def test_wav_samples_come_back(tmp_path, subtype, tolerance):
+def test_read_audio_returns_wav_samples(tmp_path, subtype, tolerance):
     expected = sine(440, 16000)
     samples = read_audio(written(tmp_path / "a.wav", expected, subtype=subtype))
     assert samples.dtype == torch.float32 and samples.shape == (16000,)
@@ -68,40 +68,40 @@ def test_wav_samples_come_back(tmp_path, subtype, tolerance):
 
 
 @pytest.mark.parametrize("suffix", [".flac", ".ogg", ".mp3", ".aiff"])
-def test_other_formats(tmp_path, suffix):
+def test_read_audio_of_other_formats(tmp_path, suffix):
     samples = read_audio(written(tmp_path / f"a{suffix}", sine(440, 16000)))
     assert samples.shape == (16000,)
     assert pitch(samples, 16000) == pytest.approx(440, abs=1)
 
 
-def test_channels_are_averaged(tmp_path):
+def test_read_audio_averages_channels(tmp_path):
     left, right = sine(300, 16000), sine(1000, 16000)
     samples = read_audio(written(tmp_path / "a.wav", np.stack([left, right], 1), subtype="FLOAT"))
     torch.testing.assert_close(samples, torch.from_numpy((left + right) / 2))
 
 
 @pytest.mark.parametrize("rate", [8000, 11025, 24000, 44100, 48000])
-def test_resampling_keeps_pitch_level_and_length(tmp_path, rate):
+def test_read_audio_resampling_keeps_pitch_and_level(tmp_path, rate):
     samples = read_audio(written(tmp_path / "a.wav", sine(1000, rate), rate, subtype="FLOAT"))
     assert abs(len(samples) - 16000) <= 1
     assert pitch(samples, 16000) == pytest.approx(1000, abs=1)
     assert samples[1000:-1000].abs().max() == pytest.approx(0.5, abs=1e-3)
 
 
-def test_resampling_there_and_back(tmp_path):
+def test_read_audio_resampling_there_and_back(tmp_path):
     expected = sine(1000, 16000)
     up = read_audio(written(tmp_path / "a.wav", expected, subtype="FLOAT"), sample_rate=24000)
     back = read_audio(written(tmp_path / "b.wav", up.numpy(), 24000, subtype="FLOAT"))
     torch.testing.assert_close(back[500:-500], torch.from_numpy(expected)[500:-500], rtol=0, atol=1e-3)
 
 
-def test_resampling_does_not_alias(tmp_path):
+def test_read_audio_resampling_does_not_alias(tmp_path):
     samples = read_audio(written(tmp_path / "a.wav", sine(11000, 24000), 24000, subtype="FLOAT"))
     assert samples[500:-500].abs().max() < 1e-3
 
 
 @either_reader
-def test_start_and_end(wav):
+def test_read_audio_between_start_and_end(wav):
     whole = read_audio(wav)
     assert torch.equal(read_audio(wav, start=0.25, end=0.5), whole[4000:8000])
     assert torch.equal(read_audio(wav, start=0.25), whole[4000:])
@@ -114,13 +114,13 @@ def test_start_and_end(wav):
     ("start", "end"),
     [(-0.1, None), (0.5, 0.5), (0.5, 0.4), (1.0, None), (0.0, 1.5), (0.2, 0.200001), (math.nan, 1.0)],
 )
-def test_start_and_end_outside_the_file(wav, start, end):
+def test_read_audio_refuses_parts_outside_the_file(wav, start, end):
     with pytest.raises(AudioError, match=r"a\.wav: start=.*allowed: 0 <= start < end <= 1\.000 seconds"):
         read_audio(wav, start=start, end=end)
 
 
 @either_reader
-def test_missing_and_folder(tmp_path):
+def test_read_audio_refuses_missing_files_and_folders(tmp_path):
     with pytest.raises(AudioError, match=r"nope\.wav: No such file"):
         read_audio(tmp_path / "nope.wav")
     with pytest.raises(AudioError, match=tmp_path.name):
@@ -128,14 +128,14 @@ def test_missing_and_folder(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.wav", "a.mp3", "a.raw"])
-def test_text_is_not_audio(tmp_path, name):
+def test_read_audio_refuses_text(tmp_path, name):
     (tmp_path / name).write_text("no audio at all\n" * 20)
     with pytest.raises(AudioError, match=rf"{name}: not readable as audio"):
         read_audio(tmp_path / name)
 
 
 @either_reader
-def test_empty(tmp_path):
+def test_read_audio_refuses_empty_files(tmp_path):
     (tmp_path / "bytes.wav").touch()
     with pytest.raises(AudioError, match=r"bytes\.wav: the file is empty"):
         read_audio(tmp_path / "bytes.wav")
@@ -144,7 +144,7 @@ def test_empty(tmp_path):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_samples_that_are_not_finite(tmp_path, value):
+def test_read_audio_refuses_samples_not_finite(tmp_path, value):
     samples = sine(440, 16000)
     samples[5000] = value
     with pytest.raises(AudioError, match=r"a\.wav: holds NaN or infinite"):
@@ -155,44 +155,44 @@ def test_samples_that_are_not_finite(tmp_path, value):
 @pytest.mark.parametrize(
     "options", [{}, {"format": "WAVEX"}, {"format": "RF64"}, {"endian": "BIG"}, {"format": "AIFF"}], ids=str
 )
-def test_truncated(tmp_path, options, missing):
+def test_read_audio_refuses_truncated_files(tmp_path, options, missing):
     path = written(tmp_path / "a.wav", sine(440, 16000), **options)
     assert len(read_audio(path)) == 16000
     with pytest.raises(AudioError, match=rf"a\.wav: truncated, {missing} bytes"):
         read_audio(cut(path, missing))
 
 
-def test_truncated_flac(tmp_path):
+def test_read_audio_refuses_truncated_flac(tmp_path):
     with pytest.raises(AudioError, match=r"a\.flac: "):
         read_audio(cut(written(tmp_path / "a.flac", sine(440, 16000)), 3000))
 
 
-def test_truncated_mp3_is_short_but_not_empty(tmp_path):
+def test_read_audio_of_truncated_mp3_is_short(tmp_path):
     path = written(tmp_path / "a.mp3", sine(440, 16000))
     assert 0 < len(read_audio(cut(path, path.stat().st_size // 2))) < 16000
 
 
 @either_reader
 @pytest.mark.parametrize("size", [0xFFFFFFFF, 0x7FFFF000])
-def test_streamed_wav_has_no_size(wav, size):
+def test_read_audio_of_streamed_wav_without_size(wav, size):
     whole = read_audio(wav)
     assert torch.equal(read_audio(with_data_size(wav, size)), whole)
 
 
-def test_longer_than_a_block(tmp_path):
+def test_read_audio_of_more_than_a_block(tmp_path):
     expected = sine(1.0, 16000, seconds=70, amplitude=0.9)
     samples = read_audio(written(tmp_path / "a.wav", np.stack([expected] * 2, 1), subtype="FLOAT"))
     assert torch.equal(samples, torch.from_numpy(expected))
 
 
 @either_reader
-def test_streamed_wav_of_size_zero_is_empty_not_truncated(wav):
+def test_read_audio_of_streamed_wav_of_size_zero(wav):
     with pytest.raises(AudioError, match="holds no samples"):
         read_audio(with_data_size(wav, 0))
 
 
 @either_reader
-def test_odd_chunks_around_the_samples(tmp_path):
+def test_read_audio_skips_odd_chunks(tmp_path):
     """An odd chunk before the samples is padded; the pad byte after odd samples may be absent."""
     path = written(tmp_path / "a.wav", sine(440, 16000, 0.01)[:99], subtype="PCM_U8")
     content = path.read_bytes().rstrip(b"\0")
@@ -209,27 +209,27 @@ def test_odd_chunks_around_the_samples(tmp_path):
 
 @either_reader
 @pytest.mark.parametrize("length", [4, 12, 20, 40, 43])
-def test_header_cut_short(wav, length):
+def test_read_audio_refuses_cut_headers(wav, length):
     wav.write_bytes(wav.read_bytes()[:length])
     with pytest.raises(AudioError, match=r"a\.wav: "):
         read_audio(wav)
 
 
 @either_reader
-def test_too_short_to_resample(tmp_path):
+def test_read_audio_refuses_waves_too_short_to_resample(tmp_path):
     path = written(tmp_path / "a.wav", sine(440, 48000)[:1], 48000)
     with pytest.raises(AudioError, match="1 samples at 48000 Hz are none at 8000 Hz"):
         read_audio(path, sample_rate=8000)
 
 
 @either_reader
-def test_bad_sample_rate(wav):
+def test_read_audio_refuses_bad_sample_rates(wav):
     with pytest.raises(ValueError, match="sample_rate is 0"):
         read_audio(wav, sample_rate=0)
 
 
 @pytest.mark.parametrize(("module", "suffix"), [("soundfile", "flac"), ("soxr", "wav")])
-def test_missing_extra_is_named(tmp_path, monkeypatch, module, suffix):
+def test_read_audio_names_the_missing_extra(tmp_path, monkeypatch, module, suffix):
     path = written(tmp_path / f"a.{suffix}", sine(440, 8000), 8000)
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=rf"{module}: pip install 'ser_fast\[train\]'"):
@@ -237,12 +237,12 @@ def test_missing_extra_is_named(tmp_path, monkeypatch, module, suffix):
 
 
 @either_reader
-def test_utterance_on_disk(wav):
+def test_read_utterance_on_disk(wav):
     utterance = Utterance("a", "s", "l", wav, start=0.25, end=0.5)
     assert torch.equal(read_utterance(utterance), read_audio(wav)[4000:8000])
 
 
-def test_utterance_in_memory():
+def test_read_utterance_in_memory():
     samples = torch.from_numpy(sine(1000, 24000))
     same = read_utterance(Utterance("a", "s", "l", samples=samples, sample_rate=24000), 24000)
     assert torch.equal(same, samples)
@@ -261,7 +261,7 @@ def test_utterance_in_memory():
         ({"samples": torch.full((8,), math.nan), "sample_rate": 16000}, "NaN"),
     ],
 )
-def test_bad_utterance_in_memory(fields, reason):
+def test_read_utterance_refuses_bad_samples(fields, reason):
     with pytest.raises(AudioError, match=f"mine: .*{reason}"):
         read_utterance(Utterance("mine", "s", "l", **fields))
 
@@ -276,7 +276,7 @@ def test_find_audio(tmp_path):
     assert all(suffix == suffix.lower() for suffix in AUDIO_SUFFIXES)
 
 
-def test_find_audio_finds_nothing(tmp_path):
+def test_find_audio_refuses_empty_folders(tmp_path):
     with pytest.raises(AudioError, match="no audio file"):
         find_audio(tmp_path)
     with pytest.raises(AudioError, match="no such file"):

@@ -41,7 +41,7 @@ def batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return wave, torch.tensor(LENGTHS), targets
 
 
-def test_nothing_is_done_by_default():
+def test_augmenter_does_nothing_by_default():
     off, waves, state = augmenter(), random_waves(), torch.get_rng_state()
     assert all(after is before for after, before in zip(off.waves(waves, range(6)), waves))
     assert masking() is None
@@ -50,7 +50,7 @@ def test_nothing_is_done_by_default():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_seed_decides_everything_and_the_input_stays():
+def test_augmenter_depends_on_the_seed_alone():
     options = {"speeds": [0.9, 1.0, 1.1], "snr": [0.0, 20.0], "time_masks": 2, "freq_masks": 2, "mixup": 0.4}
     lengths, waves = torch.tensor([40, 7]), random_waves()
     spec, before = random_spec(lengths, 30), [wave.clone() for wave in random_waves()]
@@ -70,7 +70,7 @@ def test_a_seed_decides_everything_and_the_input_stays():
 
 
 @pytest.mark.parametrize("speed", [0.5, 0.9, 1.1, 2.0])
-def test_speed_scales_length_and_pitch(speed):
+def test_change_speed_scales_length_and_pitch(speed):
     rate, hertz = 16000, 1000
     tone = torch.sin(2 * math.pi * hertz * torch.arange(rate, dtype=torch.float64) / rate).float()
     changed = change_speed(tone, speed)
@@ -83,12 +83,12 @@ def test_speed_scales_length_and_pitch(speed):
 
 @pytest.mark.parametrize("length", [0, 1, 2, 3])
 @pytest.mark.parametrize("speed", [0.5, 0.9, 1.1, 2.0])
-def test_no_speed_empties_an_utterance(length, speed):
+def test_change_speed_never_empties_an_utterance(length, speed):
     changed = change_speed(torch.ones(length), speed)
     assert (len(changed) > 0) == (length > 0) and torch.isfinite(changed).all()
 
 
-def test_speeds_say_that_they_need_soxr_before_an_epoch_begins(monkeypatch):
+def test_augmenter_requires_soxr_for_speeds(monkeypatch):
     monkeypatch.setitem(sys.modules, "soxr", None)
     with pytest.raises(ImportError, match=r"changing the speed needs soxr: pip install 'ser_fast\[train\]'"):
         augmenter(speeds=[1.0, 0.9])
@@ -96,7 +96,7 @@ def test_speeds_say_that_they_need_soxr_before_an_epoch_begins(monkeypatch):
     assert all(torch.equal(after, before) for after, before in zip(same, random_waves()))
 
 
-def test_speeds_are_all_drawn_and_resampled_once(monkeypatch):
+def test_augmenter_resamples_each_speed_once(monkeypatch):
     calls = []
     monkeypatch.setattr(augmentation, "change_speed", lambda wave, speed: calls.append(speed) or wave * speed)
     varied, waves = augmenter(speeds=[0.9, 1.0, 1.1]), [torch.ones(50)] * 3
@@ -106,7 +106,7 @@ def test_speeds_are_all_drawn_and_resampled_once(monkeypatch):
     assert len(calls) == 9 and sorted(set(calls)) == [0.9, 1.0, 1.1]
 
 
-def test_what_is_kept_is_bounded(monkeypatch):
+def test_augmenter_cache_is_bounded(monkeypatch):
     monkeypatch.setattr(augmentation, "KEPT_BYTES", 500)
     varied, waves = augmenter(speeds=[0.8]), [torch.ones(40), torch.ones(50), torch.ones(20)]
     first = varied.waves(waves, [0, 1, 2])
@@ -119,7 +119,7 @@ def test_what_is_kept_is_bounded(monkeypatch):
 
 @pytest.mark.parametrize("pink", [False, True])
 @pytest.mark.parametrize("snr", [-10.0, 0.0, 7.5, 30.0])
-def test_noise_has_the_ratio_asked_for(snr, pink):
+def test_add_noise_has_the_given_ratio(snr, pink):
     torch.manual_seed(3)
     for scale in (1e-4, 1.0):
         wave = scale * torch.randn(5001)
@@ -129,7 +129,7 @@ def test_noise_has_the_ratio_asked_for(snr, pink):
         assert found == pytest.approx(snr, abs=1e-3)
 
 
-def test_pink_noise_falls_by_three_decibels_an_octave():
+def test_add_noise_pink_falls_3_db_an_octave():
     torch.manual_seed(4)
     quiet = torch.full((60000,), 1e-6)
     for pink, slope in ((False, 0.0), (True, -3.01)):
@@ -142,13 +142,13 @@ def test_pink_noise_falls_by_three_decibels_an_octave():
 
 @pytest.mark.parametrize("wave", [torch.zeros(0), torch.zeros(1), torch.zeros(300), torch.full((1,), 0.5)])
 @pytest.mark.parametrize("pink", [False, True])
-def test_silence_and_single_samples_stay_finite(wave, pink):
+def test_add_noise_of_silence_is_finite(wave, pink):
     noisy = add_noise(wave, -100.0, pink)
     assert noisy.shape == wave.shape and torch.isfinite(noisy).all()
     assert wave.any() or torch.equal(noisy, wave)
 
 
-def test_a_share_of_the_utterances_gets_noise_within_the_range():
+def test_augmenter_adds_noise_to_a_share():
     torch.manual_seed(5)
     waves = [torch.randn(400) for _ in range(300)]
     noisy = augmenter(snr=[5.0, 15.0], noise_share=0.3).waves(waves, range(300))
@@ -162,7 +162,7 @@ def test_a_share_of_the_utterances_gets_noise_within_the_range():
         assert sum(after is not before for after, before in zip(noisy, waves)) == count
 
 
-def test_noise_is_white_or_pink(monkeypatch):
+def test_augmenter_draws_white_and_pink_noise(monkeypatch):
     kinds = []
     monkeypatch.setattr(augmentation, "add_noise", lambda wave, snr, pink: kinds.append(bool(pink)) or wave)
     torch.manual_seed(12)
@@ -172,7 +172,7 @@ def test_noise_is_white_or_pink(monkeypatch):
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5])
 @pytest.mark.parametrize("widest", [0, 3, 1000])
-def test_masks_lie_within_the_size_and_hide_at_most_half(count, widest):
+def test_masks_hide_at_most_half(count, widest):
     torch.manual_seed(6)
     sizes = torch.tensor([0, 1, 2, 3, 9, 40, 41])
     most = torch.zeros(len(sizes), dtype=torch.int64)
@@ -194,7 +194,7 @@ def test_masks_reach_every_position():
 
 @pytest.mark.parametrize(("times", "freqs"), [(1, 0), (0, 2), (2, 1)])
 @pytest.mark.parametrize("lengths", [[37, 1, 12, 0, 60], [9], [1], [2, 2]])
-def test_hidden_pixels_take_the_mean_and_others_stay(times, freqs, lengths):
+def test_spec_augment_fills_masks_with_the_mean(times, freqs, lengths):
     torch.manual_seed(8)
     lengths = torch.tensor(lengths)
     spec = random_spec(lengths, 21)
@@ -216,7 +216,7 @@ def test_hidden_pixels_take_the_mean_and_others_stay(times, freqs, lengths):
 @pytest.mark.parametrize(
     ("options", "axis"), [({"time_masks": 1, "time_mask": 0.25}, 2), ({"freq_masks": 1, "freq_mask": 0.4}, 1)]
 )
-def test_widths_are_drawn_up_to_the_widest(options, axis):
+def test_spec_augment_draws_every_width(options, axis):
     torch.manual_seed(9)
     spec, lengths = random_spec(torch.tensor([40]), 25), torch.tensor([40])
     masked = spec_augment(Augmentation(**options), PowerSpectrogram(8000, hop_length=200))
@@ -226,13 +226,13 @@ def test_widths_are_drawn_up_to_the_widest(options, axis):
     assert torch.stack(hidden).any(0).all(), "some position is never hidden"
 
 
-def test_a_spectrogram_of_no_rows_stays():
+def test_spec_augment_of_no_rows():
     spec = torch.zeros(0, 0, 5)
     assert masking(time_masks=1)(spec, torch.zeros(0, dtype=torch.int64)) is spec
 
 
 @pytest.mark.parametrize("alpha", [0.001, 0.4, 1, 1000])
-def test_mixing_is_one_weight_for_wave_and_targets(alpha):
+def test_mix_weighs_waves_and_targets_alike(alpha):
     torch.manual_seed(10)
     wave, lengths, targets = batch()
     wave[:, 0] = torch.arange(1.0, 7.0)  # tells the rows apart
@@ -247,7 +247,7 @@ def test_mixing_is_one_weight_for_wave_and_targets(alpha):
         assert not mixed[row, length:].any()
 
 
-def test_mixing_takes_every_row_twice_and_means_follow_alpha():
+def test_mix_weights_follow_alpha():
     torch.manual_seed(11)
     wave, lengths, targets = torch.rand(400, 2), torch.full((400,), 2), torch.eye(400)
     *_, near = augmenter(mixup=0.05).mix(wave, lengths, targets)
@@ -258,7 +258,7 @@ def test_mixing_takes_every_row_twice_and_means_follow_alpha():
 
 
 @pytest.mark.parametrize("rows", [0, 1])
-def test_a_row_alone_mixes_with_itself(rows):
+def test_mix_of_one_row_changes_nothing(rows):
     wave, lengths, targets = torch.randn(rows, 9), torch.full((rows,), 9), torch.rand(rows, 1)
     mixed, longer, shares = augmenter(mixup=0.4).mix(wave, lengths, targets)
     assert torch.allclose(mixed, wave) and torch.equal(longer, lengths) and torch.allclose(shares, targets)
@@ -282,12 +282,12 @@ def test_a_row_alone_mixes_with_itself(rows):
         ({"mixup": math.nan}, r"mixup is nan; it must be 0 or in 0.001..1000"),
     ],
 )
-def test_bad_options_get_one_clear_error(options, sentence):
+def test_augmentation_refuses_bad_options(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         Augmentation(**options)
 
 
-def test_options_are_nested_on_a_command_line():
+def test_augmentation_options_are_nested():
     jsonargparse = pytest.importorskip("jsonargparse")
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Augmentation, "augment")

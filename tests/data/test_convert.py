@@ -55,7 +55,7 @@ def found(corpus) -> list[tuple]:
     return [(Path(u.name).stem.split("_", 1)[1], u.speaker, u.label) for u in corpus.utterances]
 
 
-def test_iemocap(iemocap, tmp_path, capsys):
+def test_convert_iemocap(iemocap, tmp_path, capsys):
     out = tmp_path / "tables" / "four.csv"
     corpus, title, header, rows, notes = convert("iemocap", iemocap, out)
     assert found(corpus) == [
@@ -79,7 +79,7 @@ def test_iemocap(iemocap, tmp_path, capsys):
     assert not list(out.parent.glob(".*"))
 
 
-def test_iemocap_options(iemocap, tmp_path):
+def test_convert_iemocap_with_options(iemocap, tmp_path):
     corpus = convert("iemocap", iemocap, tmp_path / "five.csv", excited_as_happy=True).corpus
     happy = [name for name, _, label in found(corpus) if label == "happiness"]
     assert happy == ["impro01_M000", "impro01_M001", "script01_1b_M001"]
@@ -88,7 +88,7 @@ def test_iemocap_options(iemocap, tmp_path):
     assert notes[0].startswith("left out: 4 scripted, 1 excitement, 1 no agreement")
 
 
-def test_iemocap_with_something_missing(iemocap, tmp_path):
+def test_convert_iemocap_refuses_missing_files(iemocap, tmp_path):
     with pytest.raises(
         ValueError, match=r"holds no Session\*/dialog/EmoEvaluation.*allowed: IEMOCAP_full_release.*usc"
     ):
@@ -111,7 +111,7 @@ def test_iemocap_with_something_missing(iemocap, tmp_path):
         "[0.1 - 2.0]\tSes01F_impro01_F000\tneu",
     ],
 )
-def test_iemocap_with_a_malformed_line(iemocap, tmp_path, line):
+def test_convert_iemocap_refuses_malformed_lines(iemocap, tmp_path, line):
     table = iemocap / "Session1" / "dialog" / "EmoEvaluation" / "Ses01F_impro01.txt"
     table.write_text(f"%\n\n{line}\n")
     with pytest.raises(ValueError, match=r"Ses01F_impro01\.txt, line 3: .*allowed: \[START - END\], the turn"):
@@ -133,7 +133,7 @@ CLIPS = ("Raw/video_0001/0001.wav", "Raw/video_0001/0002.wav", "Raw/video_0002/0
 
 
 @pytest.mark.parametrize(("header", "encoding"), [(HEADER, "utf-8-sig"), (None, "utf-8"), (HEADER, "gb18030")])
-def test_ch_sims(tmp_path, header, encoding):
+def test_convert_ch_sims(tmp_path, header, encoding):
     root = waved(labelled(tmp_path / "sims", *SIMS, header=header, encoding=encoding), *CLIPS)
     out = tmp_path / "sims.csv"
     corpus, _, _, rows, notes = convert("ch_sims", root, out)
@@ -148,13 +148,13 @@ def test_ch_sims(tmp_path, header, encoding):
     assert ["train", "1", "1"] in rows and rows[-1] == ["all", "3", "2"]
 
 
-def test_ch_sims_after_a_spreadsheet(tmp_path):
+def test_convert_ch_sims_after_a_spreadsheet(tmp_path):
     rows = [row.replace(",000", ",") for row in SIMS]
     root = waved(labelled(tmp_path / "sims", *rows), *CLIPS)
     assert len(convert("ch_sims", root, tmp_path / "sims.csv").corpus.utterances) == 3
 
 
-def test_films_without_audio_name_the_command(tmp_path):
+def test_convert_names_the_command_that_extracts_audio(tmp_path):
     root = waved(labelled(tmp_path / "my sims", *SIMS), CLIPS[0])
     (root / CLIPS[1]).with_suffix(".mp4").touch()
     with pytest.raises(ValueError, match=r"2 files \(video_0001/0002, video_0002/0001\).* without audio") as error:
@@ -164,7 +164,7 @@ def test_films_without_audio_name_the_command(tmp_path):
     assert not (tmp_path / "sims.csv").exists()
 
 
-def test_mosi_from_films_or_from_segments(tmp_path):
+def test_convert_mosi_from_films_or_segments(tmp_path):
     rows = ["a$_,1,FINE,2.4,,,,Positive,train", "-b,11,AWFUL,-3.0,,,,Negative,test"]
     films = waved(labelled(tmp_path / "films", *rows), "Raw/a$_/1.wav", "Raw/-b/11.wav")
     cut = "Raw/Audio/WAV_16000/Segmented"
@@ -190,13 +190,13 @@ def test_mosi_from_films_or_from_segments(tmp_path):
         ('v,1,"hm,0.5,,,,Positive,test', r"line 3: unexpected end of data, allowed: comma"),
     ],
 )
-def test_a_malformed_label_table(tmp_path, row, message):
+def test_convert_refuses_malformed_label_tables(tmp_path, row, message):
     root = waved(labelled(tmp_path, SIMS[0], row), *CLIPS)
     with pytest.raises(ValueError, match=rf"label\.csv, {message}"):
         convert("ch_sims", root, tmp_path / "t.csv")
 
 
-def test_a_label_table_that_is_missing(tmp_path):
+def test_convert_refuses_missing_label_tables(tmp_path):
     with pytest.raises(ValueError, match=r"holds no label\.csv, allowed: mosi's label\.csv and Raw/.*thuiar/MMSA"):
         convert("mosi", tmp_path, tmp_path / "t.csv")
     with pytest.raises(ValueError, match="0 utterances"):
@@ -205,14 +205,14 @@ def test_a_label_table_that_is_missing(tmp_path):
         convert("mosi", labelled(tmp_path, "v,1", header="video_id,clip_id"), tmp_path / "t.csv")
 
 
-def test_a_manifest_elsewhere_names_whole_paths(tmp_path):
+def test_convert_writes_whole_paths_elsewhere(tmp_path):
     root = waved(labelled(tmp_path / "sims", *SIMS), *CLIPS)
     out = tmp_path / "elsewhere" / "sims.csv"
     assert convert("ch_sims", root, out).corpus.utterances[0].path == root / CLIPS[0]
     assert str(root) in out.read_text()
 
 
-def test_what_convert_refuses(iemocap, tmp_path):
+def test_convert_refuses_bad_arguments(iemocap, tmp_path):
     taken = tmp_path / "taken.csv"
     taken.write_text("mine")
     with pytest.raises(ValueError, match=r"out is '.*taken\.csv', which exists; it must be a new file"):

@@ -53,7 +53,7 @@ def test_emodb_names(tmp_path):
     assert corpus.name == "emodb" and corpus.classes == ["anger", "boredom"]
 
 
-def test_emodb_stray_names(tmp_path):
+def test_emodb_refuses_stray_names(tmp_path):
     names = ["03a01Xa", "3a01Wa", "03a01W", "03a01Waa", "03A01Wa", "noise"]
     touched(tmp_path, "03a02Wa.wav", *(f"{name}.wav" for name in names))
     with pytest.raises(ValueError, match=r"6 files \(03A01Wa\.wav, .*, \.\.\.\).*WLEAFTN") as error:
@@ -61,12 +61,12 @@ def test_emodb_stray_names(tmp_path):
     assert "03a02Wa.wav" not in str(error.value)
 
 
-def test_emodb_same_name_twice(tmp_path):
+def test_emodb_refuses_a_name_twice(tmp_path):
     with pytest.raises(ValueError, match=r"1 file \(03a01Wa\).*more than once"):
         emodb(touched(tmp_path, "16k/03a01Wa.wav", "48k/03a01Wa.wav"))
 
 
-def test_casia(tmp_path):
+def test_casia_names(tmp_path):
     names = ["same/liuchanhg/angry/201.wav", "same/wangzhe/Happy/201.wav", "same/wangzhe/neutral/201.wav"]
     names += ["other/Chang.Liu/sad/1.wav", "other/Zhe.Wang/normal/1.wav", "other/Chang.Liu/fear/1.wav"]
     corpus = casia(touched(tmp_path, *names, "other/Chang.Liu/texts.txt"))
@@ -84,7 +84,7 @@ def test_casia(tmp_path):
 
 
 @pytest.mark.parametrize("stray", ["angry/201.wav", "wangzhe/bored/201.wav", "wangzhe/201.wav"])
-def test_casia_in_another_layout(tmp_path, stray):
+def test_casia_refuses_another_layout(tmp_path, stray):
     message = rf"1 file \({stray}\).*allowed: CASIA's SPEAKER/EMOTION/\*\.wav.*Institute of Automation"
     with pytest.raises(ValueError, match=message):
         casia(touched(tmp_path, "wangzhe/angry/202.wav", stray))
@@ -99,7 +99,7 @@ def test_casia_has_four_speakers(tmp_path):
         casia(touched(tmp_path, "Zhe W/sad/1.wav"))
 
 
-def test_ravdess(tmp_path):
+def test_ravdess_names(tmp_path):
     names = ["Actor_12/03-01-06-01-02-01-12.wav", "Actor_01/03-01-08-02-01-02-01.wav"]
     names += ["Actor_01/03-01-01-01-01-01-01.wav"]
     corpus = ravdess(touched(tmp_path, *names, "Actor_01/01-01-01-01-01-01-01.mp4"))
@@ -126,20 +126,20 @@ def test_ravdess_has_eight_emotions(tmp_path):
         ("all/Actor_01/03-01-01-01-01-01-01.wav", r"\(03-01-01-01-01-01-01\).*more than once"),
     ],
 )
-def test_ravdess_of_another_kind(tmp_path, stray, message):
+def test_ravdess_refuses_other_kinds(tmp_path, stray, message):
     with pytest.raises(ValueError, match=rf"1 file {message}, allowed: (RAVDESS's audio-only.*zenodo|once)"):
         ravdess(touched(tmp_path, "Actor_01/03-01-01-01-01-01-01.wav", stray))
 
 
 @pytest.mark.parametrize("read", [casia, emodb, folders, ravdess])
-def test_root_is_no_folder(tmp_path, read):
+def test_corpus_refuses_a_root_that_is_no_folder(tmp_path, read):
     with pytest.raises(FileNotFoundError, match="nope"):
         read(tmp_path / "nope")
     with pytest.raises(ValueError, match="no audio file"):
         read(tmp_path)
 
 
-def test_folders(tmp_path):
+def test_folders_names(tmp_path):
     names = ["sad/x.wav", "angry/bob/y.FLAC", "angry/bob/day1/z.mp3", "angry/eve/y.ogg", ".git/v.wav"]
     touched(tmp_path, *names)
     corpus = folders(tmp_path)
@@ -159,12 +159,12 @@ def test_folders_follow_links(tmp_path):
     assert folders(tmp_path / "root").classes == ["angry", "sad"]
 
 
-def test_folders_with_a_file_outside_the_classes(tmp_path):
+def test_folders_refuse_files_outside_the_classes(tmp_path):
     with pytest.raises(ValueError, match=r"stray\.wav.*<label>"):
         folders(touched(tmp_path, "sad/x.wav", "stray.wav"))
 
 
-def test_folders_with_an_empty_class(tmp_path):
+def test_folders_refuse_empty_classes(tmp_path):
     with pytest.raises(ValueError, match=r"\['angry'\].*no audio file"):
         folders(touched(tmp_path, "sad/x.wav", "angry/x.m4a"))
 
@@ -188,7 +188,7 @@ def test_manifest_csv(tmp_path):
     ]
 
 
-def test_the_same_audio_twice_is_refused(tmp_path):
+def test_manifest_refuses_the_same_audio_twice(tmp_path):
     table = tmp_path / "t.csv"
     table.write_text("file,speaker,label,start,end\na.wav,1,x,0,1\na.wav,1,x,1,2\nb.wav,1,y,,\n")
     assert len(manifest(table).utterances) == 3
@@ -197,7 +197,7 @@ def test_the_same_audio_twice_is_refused(tmp_path):
         manifest(table)
 
 
-def test_manifest_jsonl_says_the_same_as_csv(tmp_path):
+def test_manifest_jsonl_equals_csv(tmp_path):
     rows = [
         {"file": "a, ü.wav", "speaker": 3, "label": "sad", "start": 0, "end": 1.5},
         {"file": "b.wav", "speaker": "4", "label": "froh", "start": None},
@@ -226,7 +226,7 @@ def test_manifest_jsonl_says_the_same_as_csv(tmp_path):
         ("file,speaker,label,start,end\na.wav,s,sad,2,1\n", r"line 2: column 'end' is 1\.0.*start, 2\.0"),
     ],
 )
-def test_manifest_csv_errors(tmp_path, text, message):
+def test_manifest_csv_refuses_bad_rows(tmp_path, text, message):
     with pytest.raises(ValueError, match=rf"table\.csv.*{message}"):
         manifest(table(tmp_path, text))
 
@@ -243,7 +243,7 @@ def test_manifest_csv_errors(tmp_path, text, message):
         ('{"file": "a", "speaker": "s", "label": "l", "end": [1]}', r"column 'end' is \[1\]"),
     ],
 )
-def test_manifest_jsonl_errors(tmp_path, line, message):
+def test_manifest_jsonl_refuses_bad_lines(tmp_path, line, message):
     good = '{"file": "a", "speaker": "s", "label": "l"}\n'
     with pytest.raises(ValueError, match=rf"table\.jsonl, line 2: .*{message}"):
         manifest(table(tmp_path, good + line, "table.jsonl"))
@@ -280,12 +280,12 @@ def test_manifest_of_values_and_parts(tmp_path):
         ("file,speaker,value,part\na.wav,s,0,train\nb.wav,s,0,\n", r"1 of 2 utterances without a part, such as b"),
     ],
 )
-def test_manifest_errors_of_values_and_parts(tmp_path, text, message):
+def test_manifest_refuses_bad_values_and_parts(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
         manifest(table(tmp_path, text))
 
 
-def test_manifest_jsonl_mixes_no_labels_and_values(tmp_path):
+def test_manifest_jsonl_refuses_labels_beside_values(tmp_path):
     lines = '{"file": "a", "speaker": "s", "label": "l"}\n{"file": "b", "speaker": "s", "value": 1}'
     with pytest.raises(ValueError, match="line 2: has 'value' in a table of 'label'"):
         manifest(table(tmp_path, lines, "table.jsonl"))
@@ -302,12 +302,12 @@ def test_manifest_jsonl_mixes_no_labels_and_values(tmp_path):
         ([], {"label": "", "value": 0.5, "part": "dev"}, r"has the part 'dev', allowed: train, valid, test"),
     ],
 )
-def test_a_corpus_has_labels_or_values(classes, fields, message):
+def test_corpus_has_labels_or_values(classes, fields, message):
     with pytest.raises(ValueError, match=rf"corpus 'c': u1 {message}"):
         Corpus("c", [Utterance("u1", "s", **fields)], classes)
 
 
-def test_manifest_of_another_kind(tmp_path):
+def test_manifest_refuses_other_file_types(tmp_path):
     with pytest.raises(ValueError, match=r"suffix '\.txt', allowed: \.csv, \.jsonl"):
         manifest(table(tmp_path, "file,speaker,label\n", "table.txt"))
     (tmp_path / "table.csv").write_bytes("file,speaker,label\nä.wav,s,l\n".encode("latin-1"))
@@ -345,13 +345,13 @@ def test_load_corpus_synthetic(monkeypatch):
 @pytest.mark.parametrize(
     "spec", ["", "nope", "savee:x", "ravdess:nope", "casia:nope", "emodb:nope", "folders:nope", "manifest:no.csv"]
 )
-def test_load_corpus_of_a_missing_path(tmp_path, monkeypatch, spec):
+def test_load_corpus_refuses_missing_paths(tmp_path, monkeypatch, spec):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=spec.rpartition(":")[2] or "corpus ''"):
         load_corpus(spec)
 
 
-def test_load_corpus_of_something_else(tmp_path):
+def test_load_corpus_refuses_other_files(tmp_path):
     with pytest.raises(ValueError, match="names no path"):
         load_corpus("emodb:")
     with pytest.raises(ValueError, match=r"is a \.txt file, allowed: synthetic"):

@@ -5,8 +5,6 @@ import random
 import pytest
 
 from ser_fast.data.splits import split
-from ser_fast.training.config import TrainConfig
-from ser_fast.training.folds import Folds, plan
 
 SPEAKERS = [f"s{i // 12}" for i in range(60)]
 LABELS = [i % 3 for i in range(60)]
@@ -22,7 +20,7 @@ def assert_disjoint_and_whole(found, count: int = 60) -> None:
     "held_out",
     [{"test_speakers": ["s2"]}, {"test_speakers": ["s0", "s4"]}, {"test_fold": "2/5"}, {"test_fraction": 0.3}],
 )
-def test_no_utterance_is_on_two_sides(held_out, validation):
+def test_split_puts_no_utterance_on_two_sides(held_out, validation):
     for seed in range(5):
         found = split(SPEAKERS, LABELS, CLASSES, **held_out, validation=validation, valid_fraction=0.25, seed=seed)
         assert_disjoint_and_whole(found)
@@ -38,25 +36,7 @@ def test_no_utterance_is_on_two_sides(held_out, validation):
             assert {LABELS[i] for i in found.test} == {0, 1, 2}
 
 
-@pytest.mark.parametrize("protocol", ["loso", "speakers", "random"])
-def test_every_utterance_is_tested_once_for_each_seed(protocol):
-    count = 3 if protocol == "speakers" else 5
-    runs, sentence = plan(TrainConfig(valid_fraction=0.2, seed=7), Folds(protocol, count, seeds=2), SPEAKERS)
-    assert len(runs) == 2 * count and {run.seed for run in runs} == {7, 8}
-    assert len({run.config.out for run in runs}) == len(runs)
-    assert ("speakers shared" in sentence) == (protocol == "random")
-    tested = {7: [], 8: []}
-    for run in runs:
-        found = split(SPEAKERS, LABELS, CLASSES, **run.config.held_out)
-        assert_disjoint_and_whole(found)
-        tested[run.seed] += found.test
-        if protocol != "random":
-            assert not {SPEAKERS[i] for i in found.test} & {SPEAKERS[i] for i in found.train + found.valid}
-            assert run.name == ",".join(sorted({SPEAKERS[i] for i in found.test}))
-    assert sorted(tested[7]) == sorted(tested[8]) == list(range(60))
-
-
-def test_folds_of_values_need_no_classes():
+def test_split_of_values_needs_no_classes():
     values = [random.Random(i).uniform(-1, 1) for i in range(60)]
     tested = []
     for number in range(1, 5):
@@ -66,7 +46,7 @@ def test_folds_of_values_need_no_classes():
     assert sorted(tested) == list(range(60))
 
 
-def test_a_corpus_with_parts_of_its_own_keeps_them():
+def test_split_keeps_the_corpus_parts():
     parts = ["train"] * 40 + ["valid"] * 8 + ["test"] * 12
     found = split(SPEAKERS, LABELS, CLASSES, parts)
     assert (found.train, found.valid, found.test) == (list(range(40)), list(range(40, 48)), list(range(48, 60)))
@@ -79,33 +59,7 @@ def test_a_corpus_with_parts_of_its_own_keeps_them():
         split(SPEAKERS, LABELS, CLASSES, ["train"] * 60)
 
 
-@pytest.mark.parametrize(
-    ("folds", "speakers", "sentence"),
-    [
-        (Folds("loso"), ["a"] * 9, "protocol is loso in 1 folds, but data has 1 speakers"),
-        (Folds("speakers", 4), ["a", "b", "c"], "protocol is speakers in 4 folds, but data has 3 speakers"),
-    ],
-)
-def test_too_few_speakers_are_refused(folds, speakers, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        plan(TrainConfig(), folds, speakers)
-
-
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        ({"folds": 1}, "folds is 1; it must be at least 2"),
-        ({"seeds": 0}, "seeds is 0; it must be at least 1"),
-        ({"jobs": 0}, "jobs is 0; it must be at least 1"),
-        ({"protocol": "losso"}, "protocol is 'losso'; it must be one of loso, speakers, random"),
-    ],
-)
-def test_bad_folds_get_one_clear_error(options, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        Folds(**options)
-
-
-def test_a_part_without_a_class_is_said():
+def test_split_names_a_class_without_test_utterance():
     speakers, labels = ["a"] * 30 + ["b"] * 2, [0] * 15 + [1] * 15 + [0, 0]
     assert split(speakers, labels, ["x", "y"], test_speakers=["b"]).protocol.endswith("; no test utterance of y")
 
@@ -126,7 +80,7 @@ def test_a_part_without_a_class_is_said():
          "validation is speakers, but data leaves the training 1 of them; it must leave two or more"),
     ],
 )  # fmt: skip
-def test_bad_splits_get_one_clear_error(changes, sentence):
+def test_split_refuses_bad_options(changes, sentence):
     parts = {"speakers": SPEAKERS, "labels": LABELS, "classes": CLASSES}
     with pytest.raises(ValueError, match=sentence):
         split(**(parts | changes))

@@ -6,14 +6,14 @@ import torch
 from ser_fast.data.corpora.synthetic import EMOTIONS, synthesize, synthetic, synthetic_sentiment
 
 
-def test_the_samples_depend_on_the_arguments_alone():
+def test_synthesize_depends_on_its_arguments_alone():
     first = synthesize("anger", speaker=0, take=0)
     torch.manual_seed(1)
     assert torch.equal(first, synthesize("anger", speaker=0, take=0))
 
 
 @pytest.mark.parametrize("other", [("fear", 0, 0), ("anger", 2, 0), ("anger", 0, 1)])
-def test_another_emotion_speaker_or_take_sounds_different(other):
+def test_synthesize_varies_with_every_argument(other):
     first, second = synthesize("anger", 0, 0), synthesize(*other)
     shorter = min(len(first), len(second))
     assert not torch.allclose(first[:shorter], second[:shorter], atol=1e-2)
@@ -21,7 +21,7 @@ def test_another_emotion_speaker_or_take_sounds_different(other):
 
 @pytest.mark.parametrize("emotion", EMOTIONS)
 @pytest.mark.parametrize("sample_rate", [8000, 16000, 44100])
-def test_an_utterance_is_finite_in_range_and_about_a_second_long(emotion, sample_rate):
+def test_synthesize_is_in_range_and_about_a_second(emotion, sample_rate):
     for speaker in range(2):
         samples = synthesize(emotion, speaker, take=3, sample_rate=sample_rate)
         assert samples.dtype == torch.float32 and samples.dim() == 1
@@ -30,7 +30,7 @@ def test_an_utterance_is_finite_in_range_and_about_a_second_long(emotion, sample
         assert 0.7 < len(samples) / sample_rate < 2.4
 
 
-def test_the_second_speaker_has_a_higher_voice_than_the_first():
+def test_synthesize_gives_speakers_their_pitch():
     def lowest_partials(speaker):
         spectrum = torch.fft.rfft(synthesize("neutral", speaker, take=0), 16000).abs().square()
         return spectrum[60:160].sum() / spectrum[60:300].sum()
@@ -38,7 +38,7 @@ def test_the_second_speaker_has_a_higher_voice_than_the_first():
     assert lowest_partials(0) > 2 * lowest_partials(1)
 
 
-def test_the_corpus_holds_every_speaker_emotion_and_take():
+def test_synthetic_holds_every_utterance():
     corpus = synthetic(speakers=2, takes=2)
     assert corpus.name == "synthetic"
     assert corpus.classes == list(EMOTIONS)
@@ -50,7 +50,7 @@ def test_the_corpus_holds_every_speaker_emotion_and_take():
     assert torch.equal(last.samples, synthesize("surprise", speaker=1, take=1))
 
 
-def test_the_sentiment_corpus_is_reproducible_and_spreads_its_values():
+def test_synthetic_sentiment_is_reproducible():
     corpus = synthetic_sentiment(speakers=2, takes=8)
     assert corpus.name == "synthetic-sentiment" and corpus.classes == []
     assert corpus.speakers == ["s00", "s01"] and len({u.name for u in corpus.utterances}) == 16
@@ -61,7 +61,7 @@ def test_the_sentiment_corpus_is_reproducible_and_spreads_its_values():
     assert all(torch.equal(a.samples, b.samples) and a.value == b.value for a, b in zip(again, corpus.utterances))
 
 
-def test_the_value_is_heard():
+def test_synthetic_sentiment_is_audible():
     # Happiness is brighter than sadness by several decibels an octave, far more than takes and speakers differ.
     def brightness(samples):
         spectrum = torch.fft.rfft(samples, 32000).abs().square()
@@ -88,6 +88,6 @@ def test_the_value_is_heard():
         (lambda: synthetic_sentiment(sample_rate=100), "sample_rate is 100; it must be at least 8000"),
     ],
 )
-def test_a_wrong_argument_is_named_with_what_is_allowed(call, message):
+def test_synthetic_refuses_bad_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -51,7 +51,7 @@ def riff(described: bytes, samples: bytes = bytes(range(240)), size: int | None 
 @pytest.mark.parametrize("container", ["WAV", "WAVEX", "RF64"])
 @pytest.mark.parametrize("channels", [1, 2, 3])
 @pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32"])
-def test_the_same_bits_as_by_soundfile(tmp_path, monkeypatch, missing, subtype, channels, container):
+def test_open_pcm_equals_soundfile_bitwise(tmp_path, monkeypatch, missing, subtype, channels, container):
     path = noise(tmp_path / "a.wav", channels=channels, subtype=subtype, format=container)
     monkeypatch.setattr(audio, "_BLOCK_FRAMES", 300)  # 1001 frames in four blocks
     parts = ({}, {"start": 0.01}, {"end": 0.02}, {"start": 0.003, "end": 0.05}, {"end": 0.07})
@@ -63,7 +63,7 @@ def test_the_same_bits_as_by_soundfile(tmp_path, monkeypatch, missing, subtype, 
     assert found[0].min() >= -1 and (channels > 1 or found[0][0] == -1)
 
 
-def test_no_more_is_read_than_samples(tmp_path):
+def test_open_pcm_reads_no_more_than_samples(tmp_path):
     path = tmp_path / "a.wav"
     path.write_bytes(riff(header()) + b"LIST" + struct.pack("<I", 100) + bytes(100))
     wav = open_pcm(path)
@@ -89,7 +89,7 @@ ODD = {
 
 
 @pytest.mark.parametrize("case", ODD)
-def test_odd_headers_are_read_as_by_soundfile(tmp_path, missing, case):
+def test_open_pcm_reads_odd_headers_like_soundfile(tmp_path, missing, case):
     path = tmp_path / "a.wav"
     path.write_bytes(ODD[case])
     expected = read_audio(path)
@@ -99,7 +99,7 @@ def test_odd_headers_are_read_as_by_soundfile(tmp_path, missing, case):
 
 @pytest.mark.parametrize("lost", [1, 2, 1500, 2001])
 @pytest.mark.parametrize("container", ["WAV", "WAVEX", "RF64", "AIFF"])
-def test_a_truncated_file_is_bad_audio(tmp_path, missing, container, lost):
+def test_open_pcm_refuses_truncated_files(tmp_path, missing, container, lost):
     path = noise(tmp_path / "a", subtype="PCM_16", format=container)
     path.write_bytes(path.read_bytes()[:-lost])
     missing()
@@ -122,7 +122,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("case", DAMAGED)
-def test_a_wav_file_that_is_none_is_bad_audio(tmp_path, missing, case):
+def test_open_pcm_refuses_files_that_are_no_wav(tmp_path, missing, case):
     path = tmp_path / "a.WAV"
     path.write_bytes(DAMAGED[case])
     for reader in ("soundfile", "python"):
@@ -139,7 +139,7 @@ def test_a_wav_file_that_is_none_is_bad_audio(tmp_path, missing, case):
      ("a.wav", {"format": "WAVEX", "subtype": "FLOAT"})],
     ids=str,
 )  # fmt: skip
-def test_what_needs_soundfile_says_so(tmp_path, missing, name, options):
+def test_read_audio_names_soundfile_where_needed(tmp_path, missing, name, options):
     path = noise(tmp_path / name, **options)
     assert len(read_audio(path)) >= 1001
     missing()
@@ -150,7 +150,7 @@ def test_what_needs_soundfile_says_so(tmp_path, missing, name, options):
         read_audio(path)
 
 
-def test_soundfile_without_its_library_is_as_good_as_missing(tmp_path, monkeypatch):
+def test_read_audio_without_libsndfile_uses_open_pcm(tmp_path, monkeypatch):
     path = noise(tmp_path / "a.wav")
     expected = read_audio(path)
     (tmp_path / "soundfile.py").write_text("raise OSError('sndfile library not found')")
@@ -159,7 +159,7 @@ def test_soundfile_without_its_library_is_as_good_as_missing(tmp_path, monkeypat
     assert torch.equal(read_audio(path), expected)
 
 
-def test_soundfile_is_preferred(tmp_path, monkeypatch):
+def test_read_audio_prefers_soundfile(tmp_path, monkeypatch):
     path = noise(tmp_path / "a.wav")
     opened = []
     monkeypatch.setattr(
@@ -169,7 +169,7 @@ def test_soundfile_is_preferred(tmp_path, monkeypatch):
     assert opened == [path]
 
 
-def test_only_the_wanted_part_is_read(tmp_path, missing):
+def test_open_pcm_reads_the_wanted_part_alone(tmp_path, missing):
     path = noise(tmp_path / "a.wav", 1_000_000, subtype="PCM_16")
     missing()
     read_audio(path, end=0.1)  # what is imported for the first time would be counted
@@ -183,7 +183,7 @@ def test_only_the_wanted_part_is_read(tmp_path, missing):
 
 
 @pytest.mark.skipif(not (DATA / "emodb" / "wav").is_dir(), reason=f"Emo-DB is not in {DATA}")
-def test_emodb_is_the_same_bit_by_bit(missing):
+def test_open_pcm_of_emodb_equals_soundfile(missing):
     files = find_audio(DATA / "emodb" / "wav")[::10]
     expected = [read_audio(file) for file in files]
     missing()

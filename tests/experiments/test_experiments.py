@@ -55,7 +55,7 @@ def out(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_experiment_leaves_its_table_its_numbers_and_its_figure(name, data, out):
+def test_experiment_writes_table_numbers_and_figure(name, data, out):
     corpus = data["values" if name == "sentiment" else "classes"]
     result = experiments.run(name, Settings(corpus, out, "tiny"))
     rows = list(csv.reader((out / f"{name}.csv").read_text().splitlines()))
@@ -71,7 +71,7 @@ def test_experiment_leaves_its_table_its_numbers_and_its_figure(name, data, out)
     assert numbers["scale"] == "tiny" and numbers["protocol"] == result.protocol
 
 
-def test_second_call_and_experiments_with_the_same_systems_train_nothing(data, tmp_path, monkeypatch):
+def test_experiment_trains_no_system_twice(data, tmp_path, monkeypatch):
     trained = []
     run = cross_validation.Trainer.run
     monkeypatch.setattr(cross_validation.Trainer, "run", lambda self: trained.append(self.config.out) or run(self))
@@ -96,7 +96,7 @@ def test_second_call_and_experiments_with_the_same_systems_train_nothing(data, t
     assert (tmp_path / "heads.csv").read_bytes() == first
 
 
-def test_another_corpus_in_the_same_folder_has_runs_of_its_own(data, tmp_path):
+def test_experiment_keeps_corpora_apart(data, tmp_path):
     other = tmp_path / "classes.csv"
     folder = Path(data["classes"]).parent
     lines = Path(data["classes"]).read_text().splitlines()[:-1]
@@ -105,7 +105,7 @@ def test_another_corpus_in_the_same_folder_has_runs_of_its_own(data, tmp_path):
     assert runners[0].folder("CGRU") != runners[1].folder("CGRU")
 
 
-def test_full_is_the_recipe_and_the_line_goes_before_the_scale(data, tmp_path):
+def test_experiment_options_override_the_scale(data, tmp_path):
     config, options = Runner(Settings(data["classes"], tmp_path, "full"), "paper2_emodb").configure(SYSTEMS["CNN"])
     assert (config.learning_rate, config.batch_size, config.epochs, config.loss) == (1e-4, 32, 80, "l1")
     assert options == {"attention_dropout": 0.2, "dropout": 0.2, "log": False, "encoder": "cnn"}
@@ -123,13 +123,13 @@ def test_full_is_the_recipe_and_the_line_goes_before_the_scale(data, tmp_path):
             MODELS[config.model](2, **options)
 
 
-def test_the_papers_systems_of_claims_each_have_their_own_recipe(data, tmp_path):
+def test_claims_give_each_paper_its_recipe(data, tmp_path):
     runner = Runner(Settings(data["classes"], tmp_path, "full"), "paper2_iemocap")
     assert runner.configure(SYSTEMS["CGRU"])[0].learning_rate == 0.005
     assert runner.configure(SYSTEMS["CNN"])[0].learning_rate == 1e-5
 
 
-def test_embedded_voices_are_marked(tmp_path):
+def test_experiment_marks_synthetic_voices(tmp_path):
     experiments.run("sentiment", Settings(out=tmp_path, scale="tiny"))
     assert (
         "embedded synthetic voices: shows that it runs, says nothing about speech"
@@ -146,7 +146,7 @@ def summary(values: dict[tuple[int, str], float]) -> dict:
     "differences,said",
     [((0.05, 0.06, 0.07), "confirmed"), ((-0.05, -0.06, -0.07), "contradicted"), ((0.2, -0.1, 0.0), "not confirmed")],
 )
-def test_verdict_is_that_of_the_interval_over_paired_folds(differences, said):
+def test_compare_decides_by_the_interval(differences, said):
     hard = {"a": 0.3, "b": 0.6, "c": 0.9}  # folds differ far more than systems do
     worse = summary({(seed, fold): value for seed in range(2) for fold, value in hard.items()})
     better = summary({
@@ -160,14 +160,14 @@ def test_verdict_is_that_of_the_interval_over_paired_folds(differences, said):
     assert found["mean"] == pytest.approx(sum(differences) / 3)
 
 
-def test_folds_that_differ_are_not_paired_and_one_fold_decides_nothing():
+def test_compare_needs_paired_folds():
     one, other = summary({(0, "a"): 0.5, (0, "b"): 0.6}), summary({(0, "a"): 0.5, (0, "c"): 0.6})
     with pytest.raises(ValueError, match="must be those of the other system"):
         compare(one, other)
     assert compare(summary({(0, "a"): 0.9}), summary({(0, "a"): 0.1}))["verdict"] == "not tested"
 
 
-def test_ua_of_each_speaker_is_of_all_its_predictions(tmp_path):
+def test_speaker_uas_count_all_predictions(tmp_path):
     for fold, lines in (("fold01", ["u,a,x,x", "v,a,y,x"]), ("fold02", ["w,a,y,y", "z,b,x,y"])):
         (tmp_path / "seed0" / fold).mkdir(parents=True)
         text = "\n".join(["name,speaker,truth,predicted", *lines]) + "\n"
@@ -175,7 +175,7 @@ def test_ua_of_each_speaker_is_of_all_its_predictions(tmp_path):
     assert speaker_uas(tmp_path, ["x", "y"]) == {"a": 0.75, "b": 0.0}
 
 
-def test_ratios_part_what_the_cell_gains_from_what_the_kernels_gain():
+def test_timing_ratios_separate_cell_and_kernels():
     medians = {timing.OURS: 2.0, timing.OURS_AFTER: 1.0, "torch GRU, padded": 4.0, "torch GRU, packed": 6.0,
                "torch LSTM, padded": 9.0, "torch LSTM, packed": 8.0}  # fmt: skip
     assert timing.ratios(medians) == {
@@ -185,7 +185,7 @@ def test_ratios_part_what_the_cell_gains_from_what_the_kernels_gain():
     }  # fmt: skip
 
 
-def test_what_differs_from_the_reference_is_not_timed(monkeypatch):
+def test_timing_refuses_wrong_results(monkeypatch):
     model = CGRU(3, channels=(2, 2), hidden_size=8)
     wave, lengths = torch.randn(3, 8000), torch.tensor([8000, 5000, 3001])
     assert timing.check("CGRU", model, wave, lengths) < timing.TOLERANCE["cpu"]
@@ -194,7 +194,7 @@ def test_what_differs_from_the_reference_is_not_timed(monkeypatch):
         timing.check("CGRU", model, wave, lengths)
 
 
-def test_peers_are_of_as_many_layers_as_ours():
+def test_timing_peers_have_as_many_layers():
     model = BiGRUMHA(3, num_layers=2, hidden_size=8, num_heads=2, hop_length=320).eval()
     wave, lengths = torch.randn(3, 8000), torch.tensor([8000, 5000, 3001])
     assert timing.check("BiGRU-MHA", model, wave, lengths) < timing.TOLERANCE["cpu"]
@@ -211,7 +211,7 @@ def test_peers_are_of_as_many_layers_as_ours():
         copied(wave, lengths)
 
 
-def test_peers_are_laid_out_as_cudnn_wants_them(monkeypatch):
+def test_timing_peers_are_laid_out_for_cudnn(monkeypatch):
     """After they were copied: a copy's weights lie apart, and cuDNN gathers such weights in every call."""
     laid_out = []
     monkeypatch.setattr(torch.nn.RNNBase, "flatten_parameters", lambda layer: laid_out.append(layer))
@@ -219,7 +219,7 @@ def test_peers_are_laid_out_as_cudnn_wants_them(monkeypatch):
         assert any(layer is twin.rnn.rnn for layer in laid_out)
 
 
-def test_four_emotions_are_of_one_sentence_where_names_tell_it():
+def test_four_emotions_takes_one_sentence():
     emodb = [Utterance(f"03a0{sentence}{letter}a", "03", label)
              for sentence, letters in ((1, "WF"), (2, "WFTN"))
              for letter, label in zip(letters, ("anger", "happiness", "sadness", "neutral"))]  # fmt: skip
@@ -239,7 +239,7 @@ def test_four_emotions_are_of_one_sentence_where_names_tell_it():
         ("heads", {"data": "values"}, "a corpus of values; heads needs one of classes"),
     ],
 )
-def test_what_cannot_run_is_said_in_a_sentence(name, changes, sentence, data, tmp_path):
+def test_experiment_refuses_what_cannot_run(name, changes, sentence, data, tmp_path):
     asked = {"data": "classes", "out": tmp_path / "out", "scale": "tiny"} | changes
     asked["data"] = data[asked["data"]]
     with pytest.raises(ValueError, match=sentence):
@@ -247,7 +247,7 @@ def test_what_cannot_run_is_said_in_a_sentence(name, changes, sentence, data, tm
     assert not (tmp_path / "out").exists()
 
 
-def test_scale_that_is_none():
+def test_experiment_refuses_unknown_scales():
     with pytest.raises(ValueError, match="scale is 'small'; it must be one of full, quick, tiny"):
         Settings(scale="small")
 
@@ -277,7 +277,7 @@ def test_published_numbers_are_the_papers():
     assert published.BEST_OPTIMIZER == ("adam", 0.005)
 
 
-def test_the_systems_own_name_is_kept_where_others_have_it_too(data, tmp_path):
+def test_experiment_keeps_names_of_shared_systems(data, tmp_path):
     runner = Runner(Settings(data["classes"], tmp_path, "tiny"), "paper2_emodb")
     assert runner.folder("Bi-GRU + MHA, 8 heads") == runner.folder("Bi-GRU + MHA")
     assert runner.folder("Bi-GRU + MHA, 4 heads") != runner.folder("Bi-GRU + MHA")

@@ -99,7 +99,7 @@ def train_both(folder: Path) -> None:
     distributed.finish()
 
 
-def test_two_processes_give_what_one_does(tmp_path):
+def test_two_processes_train_like_one(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     two.mkdir()
     train_both(one)
@@ -167,7 +167,7 @@ def wrap(_) -> None:
     distributed.finish()
 
 
-def test_modules_in_torchs_own_wrapper_give_what_one_process_does(tmp_path):
+def test_modules_in_ddp_train_like_one_process(tmp_path):
     two_ranks(tmp_path, wrap)
 
 
@@ -198,12 +198,12 @@ def refuse_an_option(_) -> None:
     assert said.getvalue() == ("ser-fast: epochs is 0; it must be at least 1\n" if first else "")
 
 
-def test_what_fails_is_told_by_the_first_process_alone(tmp_path):
+def test_errors_are_shown_by_rank_0_alone(tmp_path):
     two_ranks(tmp_path, fail_alone, read_another_corpus, refuse_an_option)
 
 
 @pytest.mark.parametrize("command", ["demo", "predict", "info"])
-def test_the_other_commands_are_not_torchruns(command, monkeypatch, capsys):
+def test_other_commands_refuse_torchrun(command, monkeypatch, capsys):
     monkeypatch.setattr(distributed, "world", lambda: 2)
     monkeypatch.setattr(distributed, "rank", lambda: 0)
     assert cli.main([command]) == 1
@@ -212,7 +212,7 @@ def test_the_other_commands_are_not_torchruns(command, monkeypatch, capsys):
     )  # fmt: skip
 
 
-def test_every_process_takes_a_gpu_of_its_own(monkeypatch):
+def test_every_process_takes_its_own_gpu(monkeypatch):
     chosen = []
     monkeypatch.setattr(distributed, "world", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "1")
@@ -266,7 +266,7 @@ sys.exit(cli.main())
 """
 
 
-def test_a_killed_process_ends_all_and_the_same_command_goes_on(corpus, tmp_path):
+def test_killed_process_ends_all_and_run_resumes(corpus, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     script = tmp_path / "ser_fast_script.py"
     script.write_text(SCRIPT)
@@ -300,7 +300,7 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert all(torch.equal(tensor, others[key]) for key, tensor in tensors.items()), name
 
 
-def test_a_refusal_is_said_once_and_ends_all(corpus, tmp_path):
+def test_refusal_is_shown_once_and_ends_all(corpus, tmp_path):
     (tmp_path / "thesis.txt").write_text("ten years of work")
     refused = torchrun("-m", "ser_fast", *options(corpus, tmp_path))
     assert refused.returncode != 0 and refused.stdout == ""
@@ -309,7 +309,7 @@ def test_a_refusal_is_said_once_and_ends_all(corpus, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_a_model_that_normalises_over_batches_is_refused(corpus, tmp_path):
+def test_torchrun_refuses_batch_normalization(corpus, tmp_path):
     out = tmp_path / "out"
     refused = torchrun("-m", "ser_fast", "train", f"--data=folders:{corpus}", f"--out={out}", "--model=functionals")
     sentence = (

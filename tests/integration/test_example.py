@@ -36,7 +36,7 @@ def losses(script: str, path: Path) -> list[float]:
     [(IN_FLOAT64, 1.5e-6), ("", 1e-5)],
     ids=["float64", "float32"],
 )
-def test_one_line_changes_no_loss(tmp_path, start, tolerance):
+def test_example_swap_changes_no_loss(tmp_path, start, tolerance):
     theirs, ours = losses(start + SCRIPT, tmp_path / "theirs.py"), losses(start + patched(), tmp_path / "ours.py")
     assert len(theirs) == len(ours) == 12 and len(set(theirs)) == 12
     assert max(abs(one - other) for one, other in zip(ours, theirs)) <= tolerance

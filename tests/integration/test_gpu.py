@@ -90,7 +90,7 @@ def assert_same(found, wanted) -> None:
     assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
 
 
-def test_bitwise_repeatable(backend, poison):
+def test_kernels_are_bitwise_repeatable(backend, poison):
     arguments = inputs()
     wanted = everything(arguments)
     for _ in range(100 if DEVICE == "cuda" else 2):
@@ -107,7 +107,7 @@ on_a_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="there is no GPU")
 
 
 @on_a_gpu
-def test_a_cuda_graph_replays_what_runs_eagerly(backend):
+def test_cuda_graph_replays_the_kernels(backend):
     arguments = inputs()
     wanted = everything(arguments)
     graph = torch.cuda.CUDAGraph()
@@ -120,7 +120,7 @@ def test_a_cuda_graph_replays_what_runs_eagerly(backend):
 
 
 @on_a_gpu
-def test_two_streams_at_once(backend):
+def test_kernels_on_two_streams(backend):
     arguments = inputs()
     wanted = everything(arguments)
     streams = [torch.cuda.Stream() for _ in range(2)]
@@ -136,7 +136,7 @@ def test_two_streams_at_once(backend):
 
 
 @on_a_gpu
-def test_a_second_process(backend):
+def test_kernels_in_a_second_process(backend):
     """Beside this one, and to the same bits."""
     script = (
         "import torch; from integration import test_gpu as t; torch.backends.cudnn.rnn.fp32_precision = 'ieee'; "
@@ -182,7 +182,7 @@ def test_modules_train_on_the_kernels(backend, compiler, dtype, reset_after):
 
 @on_a_gpu
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_training_step_is_captured(backend, packed):
+def test_cuda_graph_captures_a_training_step(backend, packed):
     """The op's forward and backward, the weights' gradient among it, with lengths on the device."""
     options = {"ragged_rows": True, "reset_after": True, "packed": packed}
     arguments = differentiable(to(gru_arguments(20, 40, 2, 64, **options), torch.float32))
@@ -218,7 +218,7 @@ def test_models_compile_with_cuda_graphs(backend, compiler):
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's compilers and exporters warn of themselves
-def test_a_module_goes_to_onnx(backend):
+def test_module_exports_to_onnx(backend):
     """Whatever runs it here, ONNX gets its own GRU."""
     pytest.importorskip("onnxscript")
     gru = ser_fast.GRU(8, 16, bidirectional=True).to(DEVICE).eval()
@@ -227,7 +227,7 @@ def test_a_module_goes_to_onnx(backend):
 
 
 @on_a_gpu
-def test_more_rows_than_a_grid_axis_has(backend):
+def test_attention_pool_of_more_rows_than_a_grid_axis(backend):
     h, w = torch.randn(70000, 3, 16, device="cuda"), torch.randn(16, device="cuda")
     pooled, weights = torch.ops.ser_fast.attention_pool(h, w, None)
     assert_as_accurate(pooled, attention_pool.reference(h, w)[0], attention_pool.reference(h.double(), w.double())[0])
@@ -237,7 +237,7 @@ def test_more_rows_than_a_grid_axis_has(backend):
 
 @on_a_gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
-def test_a_second_gpu(backend):
+def test_kernels_on_a_second_gpu(backend):
     arguments = inputs()
     wanted = everything(arguments)
     second = {name: to(values, device="cuda:1") for name, values in arguments.items() if name != "gru"}

@@ -27,14 +27,14 @@ def loss(printed: str) -> float:
     return float(printed.split()[-1])
 
 
-def test_every_block_of_the_page_is_a_recipe():
+def test_recipes_cover_every_block_of_the_page():
     assert list(RECIPES) == list(PACKAGES)
     assert PAGE.count("```") == 2 * len(RECIPES)
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", PACKAGES)
-def test_a_swapped_model_trains_to_the_loss_of_the_plain_one(name, tmp_path):
+def test_recipe_swap_changes_no_loss(name, tmp_path):
     missing = [package for package in PACKAGES[name] if importlib.util.find_spec(package) is None]
     if missing:
         pytest.skip(f"not installed: {', '.join(missing)}")

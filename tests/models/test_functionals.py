@@ -27,7 +27,7 @@ def masked() -> tuple[torch.Tensor, torch.Tensor]:
     return x.masked_fill(~mask[..., None], torch.inf), mask
 
 
-def test_moments_and_distributions_are_numpys():
+def test_moments_and_distribution_equal_numpy():
     x, mask = masked()
     found = distribution(x, mask).unflatten(1, (-1, 3))[:4]  # the quantiles lie by feature, the moments do not
     mean, std = moments(x, mask)
@@ -41,7 +41,7 @@ def test_moments_and_distributions_are_numpys():
     assert not distribution(x, mask)[4].any() and not mean[4].any() and not std[4].any()
 
 
-def test_a_trend_is_the_regression_lines_rise():
+def test_trend_equals_the_regression_line():
     x, mask = masked()
     x = x.masked_fill(~mask[..., None], 1e3)
     found = trend(x, mask)
@@ -53,13 +53,13 @@ def test_a_trend_is_the_regression_lines_rise():
     assert not found[3:].any()
 
 
-def test_slopes_of_a_line_are_its_own():
+def test_slopes_of_a_line_are_constant():
     line = torch.arange(9.0)[None, :, None] * 0.25 + 3
     assert_exact(slopes(line), torch.full((1, 5, 1), 0.25))
     assert slopes(line[:, :3]).shape == (1, 0, 1)
 
 
-def test_modulations_are_those_of_the_whole_however_long_it_is():
+def test_modulation_of_long_input_equals_the_spectrum():
     frames = SPAN + 700  # folded: the spectrum of the whole at the frequencies of one span
     x = torch.zeros(2, frames + 50, 1, dtype=torch.float64)
     x[:, :frames, 0] = 5 + torch.randn(2, frames, dtype=torch.float64)
@@ -74,7 +74,7 @@ def test_modulations_are_those_of_the_whole_however_long_it_is():
     torch.testing.assert_close(modulation(x[:, :frames], mask[:, :frames]), found)
 
 
-def test_every_group_is_taken_and_stays_where_it_is():
+def test_functionals_groups_keep_their_order():
     power, lengths = torch.rand(3, 30, 513), torch.tensor([30, 17, 0])
     whole = Functionals(2, groups=list(GROUPS)).statistics(power, lengths)
     parts = [Functionals(2, groups=(name,)).statistics(power, lengths) for name in GROUPS]
@@ -91,7 +91,7 @@ def voice(f0: float, seconds: float = 0.6) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("f0", [75.0, 120.0, 233.0, 410.0])
-def test_the_pitch_of_a_voice_is_heard_within_a_lag(f0):
+def test_functionals_pitch_is_right_within_a_lag(f0):
     model = Functionals(2)
     power, lengths = model.spectrogram(voice(f0)[None], torch.tensor([int(0.6 * RATE)]))
     voicing, pitch, level, _ = model.descriptors._voice(power, torch.ones(1, int(lengths), dtype=torch.bool))
@@ -100,7 +100,7 @@ def test_the_pitch_of_a_voice_is_heard_within_a_lag(f0):
     assert level.max() == 0 and level.min() > -0.5
 
 
-def test_noise_and_silence_have_no_voice():
+def test_functionals_noise_and_silence_are_unvoiced():
     model = Functionals(2)
     wave = torch.stack([torch.randn(RATE) * 0.1, torch.zeros(RATE)])
     power, lengths = model.spectrogram(wave, torch.tensor([RATE, RATE]))
@@ -111,7 +111,7 @@ def test_noise_and_silence_have_no_voice():
     assert torch.isfinite(model.statistics(power, lengths)).all()
 
 
-def test_the_shape_of_a_tone_lies_at_its_frequency():
+def test_functionals_shape_of_a_tone_is_at_its_frequency():
     model = Functionals(2)
     time = torch.arange(RATE) / RATE
     power, _ = model.spectrogram((0.5 * torch.sin(2 * math.pi * 2500 * time))[None], torch.tensor([RATE]))
@@ -126,7 +126,7 @@ def test_the_shape_of_a_tone_lies_at_its_frequency():
     assert flux[1:].abs().max() < 1e-3
 
 
-def test_a_batch_of_one_utterance_can_be_trained_on():
+def test_functionals_train_on_one_utterance():
     model = Functionals(2).train()
     before = model.norm.running_mean.clone()
     model(voice(120.0)[None]).sum().backward()
@@ -135,7 +135,7 @@ def test_a_batch_of_one_utterance_can_be_trained_on():
     assert not torch.equal(model.norm.running_mean, before)
 
 
-def test_rows_are_computed_alone():
+def test_functionals_compute_each_row_alone():
     model = Functionals(3).eval()
     wave, lengths, order = torch.randn(4, 9000), torch.tensor([9000, 5000, 300, 0]), [1, 3, 0, 2]
     found = model.features(wave, lengths)
@@ -150,7 +150,7 @@ def test_rows_are_computed_alone():
     torch.testing.assert_close(model.features(wave, lengths), found, rtol=1e-3, atol=1e-3)
 
 
-def test_features_are_computed_once(monkeypatch):
+def test_functionals_compute_features_once(monkeypatch):
     model, twin, other = Functionals(3), Functionals(3), Functionals(3, hop_length=200)
     more = Functionals(3, groups=[*model.groups, "levels"])
     waves = [torch.randn(2000 + 100 * i) for i in range(7)]
@@ -192,19 +192,19 @@ def test_the_cache_of_features_is_bounded(monkeypatch):
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 0), (2, 3, 400)])
-def test_a_wave_of_another_shape_gets_one_clear_error(shape):
+def test_functionals_refuse_waves_of_another_shape(shape):
     with pytest.raises(RuntimeError, match=r"wave has shape"):
         Functionals(2).eval()(torch.zeros(shape), torch.zeros(2, dtype=torch.long))
 
 
-def test_a_waves_gradient_is_that_of_its_statistics():
+def test_functionals_gradient_reaches_the_wave():
     model = Functionals(3).eval()
     wave = voice(130.0)[None, :4000].clone().requires_grad_()
     (gradient,) = torch.autograd.grad(model(wave).sum(), wave)
     assert torch.isfinite(gradient).all() and gradient.any()
 
 
-def test_masks_are_not_remembered():
+def test_functionals_do_not_cache_masked_input():
     model = Functionals(2).eval()
     wave = torch.randn(1, 9000)
     plain = model(wave)
@@ -220,7 +220,7 @@ def test_masks_are_not_remembered():
     assert not torch.equal(third(wave), plain)
 
 
-def test_half_precision_is_that_of_the_layer_alone():
+def test_functionals_in_half_keep_float32_statistics():
     model = Functionals(2).eval()
     wave = torch.randn(2, 9000)
     half = copy.deepcopy(model).bfloat16()
@@ -231,7 +231,7 @@ def test_half_precision_is_that_of_the_layer_alone():
     assert torch.equal(half.float().descriptors.filters, model.descriptors.filters)
 
 
-def test_loudness_alone_changes_nothing():
+def test_functionals_ignore_loudness():
     """The mels are standardised and the rest are ratios; a fourfold amplitude is exact in floating point."""
     model = Functionals(2)
     wave = torch.stack([voice(150.0) + 0.01 * torch.randn(9600), 4 * (voice(150.0))])
@@ -254,6 +254,6 @@ def test_loudness_alone_changes_nothing():
         ({"n_lags": 0}, "Functionals: n_lags is 0; it must be at least 1"),
     ],
 )
-def test_bad_options_get_one_clear_error(options, sentence):
+def test_functionals_refuse_bad_options(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         Functionals(2, **options)

@@ -50,7 +50,7 @@ def batch(dtype=torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", BUILDS)
-def test_a_padded_batch_equals_its_rows(name):
+def test_model_of_padded_batch_equals_rows(name):
     model = BUILDS[name]().double().eval()
     wave, lengths = batch()
     logits = model(wave, lengths)
@@ -62,7 +62,7 @@ def test_a_padded_batch_equals_its_rows(name):
 
 
 @pytest.mark.parametrize("name", ["cgru", "DCNN-LSTM", "baseline-cnn-attention", "CNN+LSTM"])
-def test_convolutions_of_a_batch_equal_those_row_by_row(name, monkeypatch):
+def test_model_convolutions_equal_rows(name, monkeypatch):
     model = BUILDS[name]().double().eval()
     wave, lengths = batch()
     rows = model(wave, lengths)
@@ -71,7 +71,7 @@ def test_convolutions_of_a_batch_equal_those_row_by_row(name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", BUILDS)
-def test_every_weight_gets_a_gradient(name):
+def test_model_gives_every_weight_a_gradient(name):
     model = BUILDS[name]().train()
     wave, lengths = batch(torch.float32)
     nn.functional.cross_entropy(model(wave, lengths)[:5], torch.arange(5)).backward()
@@ -79,7 +79,7 @@ def test_every_weight_gets_a_gradient(name):
         assert weight.grad is not None and torch.isfinite(weight.grad).all() and weight.grad.any(), key
 
 
-def test_attention_by_rows_equals_the_padded_batch(monkeypatch):
+def test_self_attention_by_rows_equals_the_batch(monkeypatch):
     """Whatever is kept and computed at once; nothing is dropped by a byte of 255."""
     attention = MultiHeadSelfAttention(8, 2, dropout=0.5).double()
     monkeypatch.setattr(self_attention, "_random_bytes", lambda shape: torch.full(shape, 255, dtype=torch.uint8))
@@ -101,7 +101,7 @@ def test_attention_by_rows_equals_the_padded_batch(monkeypatch):
     assert_exact(masked_mean(found[0][0], lengths), masked_mean(mixed, lengths))
 
 
-def test_attention_dropout_is_unbiased_and_an_empty_row_pools_to_zero():
+def test_self_attention_dropout_is_unbiased():
     attention = MultiHeadSelfAttention(8, 2, dropout=0.25)
     x, lengths = torch.randn(1, 40, 8).expand(400, -1, -1), torch.full((400,), 30)
     lengths[0] = 0
@@ -117,7 +117,7 @@ def test_attention_dropout_is_unbiased_and_an_empty_row_pools_to_zero():
 
 
 @pytest.mark.parametrize("name", ["cgru", "cgru-frames", "bigru_mha", "baseline-cnn-attention", "Bi-GRU"])
-def test_compiles_without_a_graph_break(name):
+def test_model_compiles_without_a_graph_break(name):
     model = BUILDS[name]().eval()
     wave, lengths = batch(torch.float32)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -127,7 +127,7 @@ def test_compiles_without_a_graph_break(name):
     assert all(torch.isfinite(weight.grad).all() for weight in model.parameters())
 
 
-def test_attention_weights_sum_to_one_over_the_valid_frames():
+def test_attention_weights_sum_to_one():
     wave, lengths = batch(torch.float32)
     cgru = ser_fast.CGRU(5).eval()
     _, weights = cgru(wave, lengths, return_weights=True)
@@ -148,7 +148,7 @@ def test_attention_weights_sum_to_one_over_the_valid_frames():
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_a_system_is_a_model_with_options_of_its_own(name, tmp_path, monkeypatch):
+def test_system_builds_and_draws_its_attention(name, tmp_path, monkeypatch):
     """Its attention, where it has one, covers the utterance in steps of its hop; without one the picture has none."""
     system = SYSTEMS[name]
     assert set(system.options) <= set(inspect.signature(MODELS[system.model]).parameters)
@@ -168,7 +168,7 @@ def test_a_system_is_a_model_with_options_of_its_own(name, tmp_path, monkeypatch
     assert drawn == [1 + attends]
 
 
-def test_systems_differ_as_the_papers_say():
+def test_systems_have_the_papers_parts():
     """What each is made of: convolutions, the recurrence, the heads, and whether frames are pooled by attention."""
 
     def parts(system: System) -> tuple:
@@ -201,14 +201,14 @@ def test_systems_differ_as_the_papers_say():
     assert [found[2] for found in of(PAPER_2_HEADS).values()] == [0, 4, 8, 16, 32]
 
 
-def test_baselines_gru_with_heads_is_bigru_mha():
+def test_baseline_with_gru_and_heads_equals_bigru_mha():
     baseline, ours = Baseline(5, encoder="bigru", num_heads=4).eval(), ser_fast.BiGRUMHA(5, 4).eval()
     baseline.load_state_dict(ours.state_dict())
     wave, lengths = batch(torch.float32)
     assert torch.equal(baseline(wave, lengths), ours(wave, lengths))
 
 
-def test_the_first_layer_is_the_papers_3d_convolution():
+def test_channel_pair_conv_equals_conv3d():
     pair = ChannelPairConv(4).double()
     # [out, 1, frequency 3, time 5, channel 2], on [B, 1, F, T, 3]
     conv3d = nn.Conv3d(1, 4, (3, 5, 2), padding=(1, 2, 0)).double()
@@ -228,7 +228,7 @@ def test_delta_of_a_ramp_is_its_slope():
     assert not delta[1, 7:].any()
 
 
-def test_heads_equal_torchs_multihead_attention():
+def test_self_attention_equals_nn_multihead_attention():
     ours, theirs = MultiHeadSelfAttention(12, 3).double(), nn.MultiheadAttention(12, 3, batch_first=True).double()
     ours.load_state_dict({name.replace("in_proj_", "in_proj."): value for name, value in theirs.state_dict().items()})
     x, lengths = torch.randn(3, 7, 12, dtype=torch.float64), torch.tensor([7, 2, 5])
@@ -241,7 +241,7 @@ def test_heads_equal_torchs_multihead_attention():
     assert_exact(ours(x, lengths), found)
 
 
-def test_attention_dropout_keeps_the_expectation():
+def test_self_attention_dropout_keeps_the_mean():
     attention = MultiHeadSelfAttention(8, 2, dropout=0.5).train()
     x, lengths = torch.randn(1, 20, 8), torch.tensor([20])
     mean = torch.stack([attention(x, lengths) for _ in range(3000)]).mean(0)
@@ -249,7 +249,7 @@ def test_attention_dropout_keeps_the_expectation():
     assert torch.allclose(mean, attention.eval()(x, lengths), atol=0.05)
 
 
-def test_masked_mean_counts_valid_frames_only():
+def test_masked_mean_counts_valid_frames_alone():
     x = torch.tensor([[[1.0], [3.0], [99.0]], [[5.0], [5.0], [5.0]]])
     assert masked_mean(x, torch.tensor([2, 0])).tolist() == [[2.0], [0.0]]
 
@@ -278,6 +278,6 @@ def test_masked_mean_counts_valid_frames_only():
         (lambda: ser_fast.BiGRUMHA(5)(torch.zeros(1, 0)), r"wave has shape \[1, 0\]"),
     ],
 )  # fmt: skip
-def test_bad_arguments_get_one_clear_error(call, sentence):
+def test_models_refuse_bad_arguments(call, sentence):
     with pytest.raises((ValueError, RuntimeError), match=sentence):
         call()

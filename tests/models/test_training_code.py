@@ -13,8 +13,6 @@ MODELS = {
     "CGRU": lambda: ser_fast.CGRU(3, channels=(4, 4), hidden_size=16, dropout=0.0),
     "BiGRUMHA": lambda: ser_fast.BiGRUMHA(3, num_heads=2, hidden_size=16, attention_dropout=0.0, dropout=0.0),
 }
-
-
 WAVE, LENGTHS = (3, 4000), torch.tensor([4000, 2500, 3100])
 
 
@@ -38,7 +36,7 @@ def test_models_train_under_autocast(name, dtype):
         assert weight.dtype == gradient.dtype == torch.float32 and gradient.isfinite().all()
 
 
-def test_a_loss_is_scaled_and_the_step_is_the_same():
+def test_loss_scaling_changes_no_step():
     """float16's way of training; scaling by a power of two changes no rounding in float32."""
     wave = torch.randn(WAVE)
     models = [MODELS["CGRU"]()]
@@ -57,7 +55,7 @@ def test_a_loss_is_scaled_and_the_step_is_the_same():
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_memory_format_changes_nothing(name):
+def test_memory_format_changes_no_logit(name):
     model, wave = MODELS[name]().eval(), torch.randn(WAVE)
     truth = model(wave, LENGTHS)
     if name == "CGRU":

@@ -40,7 +40,7 @@ SIZES = [(1, 1, 1), (3, 5, 7), (2, 130, 16), (4, 1, 129), (2, 70, 300), (1, 9, 1
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("ragged_rows", [False, True])
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_attention_pool(native, sizes, ragged_rows, dtype, poison):
+def test_cuda_attention_pool(native, sizes, ragged_rows, dtype, poison):
     h, w, lengths = to(pool_arguments(*sizes, ragged_rows=ragged_rows))
     h, w = spoilt(h.to(dtype), lengths), (w / sizes[2] ** 0.5).to(dtype)
     seed(native, 1)
@@ -58,7 +58,7 @@ def test_attention_pool(native, sizes, ragged_rows, dtype, poison):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_attention_pool_of_any_layout(native, dtype):
+def test_cuda_attention_pool_takes_any_layout(native, dtype):
     """Rows apart, strided, expanded, beside 16 bytes, lengths of 32 bits: the values decide alone, to the last bit."""
     h, w, lengths = to(pool_arguments(3, 70, 16, ragged_rows=True), dtype)
     apart, beside = h.new_zeros(3, 70, 40), h.new_zeros(3 * 70 * 16 + 1)[1:].view(3, 70, 16)
@@ -76,7 +76,7 @@ def test_attention_pool_of_any_layout(native, dtype):
     assert torch.equal(ops.attention_pool(row, w, None)[0], ops.attention_pool(row.contiguous(), w, None)[0])
 
 
-def test_the_order_in_which_threads_run_changes_nothing(native):
+def test_cuda_results_do_not_depend_on_thread_order(native):
     h, w, lengths = to(pool_arguments(2, 150, 40, ragged_rows=True, dtype=torch.float32))
     wave = to(spectrogram_arguments(2, 400, 100, 120, 30, ragged_rows=True, dtype=torch.float32))
     results = []
@@ -88,7 +88,7 @@ def test_the_order_in_which_threads_run_changes_nothing(native):
     assert all(torch.equal(one, other) for other in results for one, other in zip(results[0], other))
 
 
-def test_every_plan_fits(native):
+def test_cuda_pool_plans_fit(native):
     """Frames are covered once, lanes hold their share, shared memory is within every target's."""
     frames = (1, 63, 64, 65, 1000, 4096, 4097, 100_000)
     for width, count, dtype in itertools.product((*range(1, 70), 127, 1024, 1025, 4097, 8192), frames, DTYPES):
@@ -145,7 +145,7 @@ SPECTROGRAMS = [
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.int16], ids=str)
 @pytest.mark.parametrize("case", SPECTROGRAMS, ids=str)
-def test_power_spectrogram(native, case, kind):
+def test_cuda_power_spectrogram(native, case, kind):
     sizes, options = case
     given = to(spectrogram_arguments(*sizes, **options, dtype=kind))
     given = [x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in given]
@@ -167,7 +167,7 @@ def test_power_spectrogram(native, case, kind):
     assert torch.equal(spectrogram(*strided), spectrogram(*given))
 
 
-def test_every_transform_is_planned_or_left_to_others(native):
+def test_cuda_spectrogram_plans_fit(native):
     for n_fft in range(1, 6500):
         plan = SpectrogramPlan()
         shape = SpectrogramShape(3, 50_000, 300, n_fft, n_fft, 160, 0, 1, False, 0)
@@ -220,19 +220,19 @@ def change(arguments: tuple, position: int, value) -> tuple:
         ("power_spectrogram", (*change(WAVE[:7], 2, 14), None, None, *WAVE[9:], torch.zeros(14, 2), OUT[1]), "n_fft is 14; it must be a product of 2, 3 and 5"),
     ],
 )  # fmt: skip
-def test_bad_input_gets_one_clear_error(native, name, arguments, sentence):
+def test_cuda_ops_refuse_bad_input(native, name, arguments, sentence):
     with pytest.raises(RuntimeError, match=sentence):
         getattr(ops, name)(*arguments)
 
 
-def test_a_tensor_on_another_device_is_named(native):
+def test_cuda_ops_name_a_tensor_on_another_device(native):
     elsewhere = change(POOL, 1, POOL[1].to("meta"))
     with pytest.raises(RuntimeError, match="attention_pool: w is on another device; it must be on cpu"):
         ops.attention_pool.default.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CPU), *elsewhere)
 
 
 @pytest.mark.skipif(not backends.build_info().get("cuda_archs"), reason="the CUDA kernels were not built")
-def test_the_built_ops_want_cuda_tensors():
+def test_built_cuda_ops_refuse_cpu_tensors():
     """The shipped object beside a torch that need not know CUDA: its ops are there and check what they are given."""
     cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
     with pytest.raises(RuntimeError, match="attention_pool: h is on cpu; it must be on a CUDA device"):
@@ -241,7 +241,7 @@ def test_the_built_ops_want_cuda_tensors():
         ops.power_spectrogram.default.redispatch(cuda, *WAVE, *OUT)
 
 
-def test_lengths_are_clamped_not_checked(native):
+def test_cuda_ops_clamp_lengths(native):
     h, w, _ = POOL
     wild, tame = torch.tensor([-5, 2, 99]), torch.tensor([0, 2, 4])
     for one, other in zip(ops.attention_pool(h, w, wild), ops.attention_pool(h, w, tame)):
@@ -252,7 +252,7 @@ def test_lengths_are_clamped_not_checked(native):
     assert torch.equal(out, spectrogram(*change(WAVE, 6, torch.tensor([0, 30]))))
 
 
-def test_the_schemas_tell_what_is_written(native):
+def test_cuda_schemas_declare_what_is_written(native):
     h, w, lengths = POOL
     pooled, weights = ops.attention_pool(h, w, lengths)
     backward = (pooled, weights, h, w, pooled, weights, lengths)
@@ -261,7 +261,7 @@ def test_the_schemas_tell_what_is_written(native):
         torch.library.opcheck(op, arguments, test_utils="test_schema")
 
 
-def test_the_ops_and_modules_run_on_the_kernels(native):
+def test_ops_and_modules_run_on_cuda_kernels(native):
     """In a process of its own, where "cuda" is chosen and what is registered for CUDA tensors serves those of the CPU."""
     script = """
 import sys, torch, ser_fast
@@ -362,7 +362,7 @@ print("served")
     assert result.stdout.strip() == "served", result.stderr
 
 
-def test_cuda_is_chosen_for_what_its_kernels_serve(fresh_state, monkeypatch):
+def test_select_takes_cuda_for_supported_dtypes(fresh_state, monkeypatch):
     monkeypatch.setattr(build, "build_info", lambda: {"cuda_archs": ["9.0a"]})
     assert [backends.select(op, "cuda") for op in backends.OPS] == ["torch", "reference", "reference"]
     backends.use("cuda")
@@ -376,7 +376,7 @@ def test_cuda_is_chosen_for_what_its_kernels_serve(fresh_state, monkeypatch):
         backends.use("cuda")
 
 
-def test_cuda_that_is_not_there_is_refused_with_the_reason(fresh_state, monkeypatch):
+def test_use_refuses_missing_cuda_kernels(fresh_state, monkeypatch):
     monkeypatch.setattr(build, "build_info", lambda: {"cuda_archs": [], "cuda": "not built: nvcc was not found."})
     with pytest.raises(ValueError, match="backend is 'cuda', but its kernels are not built: nvcc was not found"):
         backends.use("cuda")
@@ -387,7 +387,7 @@ def test_cuda_that_is_not_there_is_refused_with_the_reason(fresh_state, monkeypa
 
 
 @pytest.mark.skipif(not backends.build_info().get("cuda_archs"), reason="the CUDA kernels were not built")
-def test_the_environment_chooses_cuda_too():
+def test_environment_selects_cuda():
     script = "from ser_fast import backends; print([backends.select(op, 'cuda') for op in backends.OPS])"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
                             env=os.environ | {"SER_FAST_BACKEND": "cuda"})  # fmt: skip

@@ -87,7 +87,7 @@ SHAPES = [  # T, B, D, H, the GPU, what is given besides
 ]
 
 
-def test_plans_take_no_more_than_they_may(gpu):
+def test_cuda_gru_plans_obey_restrictions(gpu):
     whole = gpu()
     assert gpu((9, 0, 1, 10**6), 50_000) == [50_000, 9, 0, 1, whole[4]]
     with pytest.raises(RuntimeError, match="H is 256; it must be so small that W_hh fits on this GPU's chip"):
@@ -99,7 +99,7 @@ def test_plans_take_no_more_than_they_may(gpu):
 @pytest.mark.parametrize("product", PRODUCTS)
 @pytest.mark.parametrize("reset_after", [True, False])
 @pytest.mark.parametrize("case", SHAPES, ids=str)
-def test_the_recurrence(gpu, case, reset_after, product, poison):
+def test_cuda_gru(gpu, case, reset_after, product, poison):
     sizes, active, options = case
     gpu(active)
     options = {"ragged_rows": False} | options
@@ -108,7 +108,7 @@ def test_the_recurrence(gpu, case, reset_after, product, poison):
 
 @pytest.mark.parametrize("product", ["float16", "bfloat16"])
 @pytest.mark.parametrize("reset_after", [True, False])
-def test_the_largest_clusters(gpu, reset_after, product, poison):
+def test_cuda_gru_on_the_largest_clusters(gpu, reset_after, product, poison):
     """512 units on eight blocks, 192 on one whose W_hh is partly in shared memory."""
     gpu()
     check(gru_arguments(2, 2, 1, 512, ragged_rows=True, reset_after=reset_after, dtype=torch.float32), product)
@@ -118,7 +118,7 @@ def test_the_largest_clusters(gpu, reset_after, product, poison):
 
 @pytest.mark.parametrize("product", ["float32", "float16"])
 @pytest.mark.parametrize("reset_after", [True, False])
-def test_the_order_in_which_threads_blocks_and_stores_come_changes_nothing(native, gpu, reset_after, product):
+def test_cuda_gru_does_not_depend_on_thread_order(native, gpu, reset_after, product):
     gpu((0, 0, 99, 0), 60_000)
     arguments = gru_arguments(6, 9, 2, 64, ragged_rows=True, reset_after=reset_after, dtype=torch.float32)
     results = []
@@ -130,7 +130,7 @@ def test_the_order_in_which_threads_blocks_and_stores_come_changes_nothing(nativ
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_lengths_are_clamped_not_checked(gpu, packed):
+def test_cuda_gru_clamps_lengths(gpu, packed):
     """Into the tensor: packed frames that no row claims are zeros."""
     gpu(ALONE)
     given = to(gru_arguments(6, 4, 2, 8, ragged_rows=False, reset_after=True, dtype=torch.float32))
@@ -145,7 +145,7 @@ def test_lengths_are_clamped_not_checked(gpu, packed):
         assert y[10:].eq(0).all() and y[:10].ne(0).any()
 
 
-def test_tensors_of_any_layout(gpu):
+def test_cuda_gru_takes_any_layout(gpu):
     """Strided, a pair's half beside where pairs begin, lengths of 32 bits: the values decide alone, to the last bit."""
     gpu(ALONE)
     given = to(gru_arguments(5, 3, 2, 16, ragged_rows=True, reset_after=True, dtype=torch.float16))
@@ -175,12 +175,12 @@ GRU = gru_arguments(3, 2, 2, 4, ragged_rows=True, reset_after=True, dtype=torch.
         (4, torch.ones(3, dtype=torch.int64), r"lengths has shape \[3\]; it must be \[B\] = \[2\]"),
     ],
 )
-def test_bad_input_gets_one_clear_error(native, position, value, sentence):
+def test_cuda_gru_refuses_bad_input(native, position, value, sentence):
     with pytest.raises(RuntimeError, match=sentence):
         ops.gru(*GRU[:position], value, *GRU[position + 1 :], False)
 
 
-def test_what_does_not_fit_is_refused(gpu):
+def test_cuda_gru_refuses_sizes_that_do_not_fit(gpu):
     gpu(ALONE)
     arguments = gru_arguments(1, 1, 1, 129, ragged_rows=False, reset_after=True, dtype=torch.float32)
     with pytest.raises(RuntimeError, match="gru: H is 129; it must be so small that W_hh fits on this GPU's chip"):
@@ -198,7 +198,7 @@ GPUS = {
 @pytest.mark.parametrize("gpu_name", GPUS)
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("product", [0, 1, 2], ids=dispatch.GRU_PRODUCTS)
-def test_every_plan_fits(native, gpu_name, product, backward):
+def test_cuda_gru_plans_fit(native, gpu_name, product, backward):
     """All H and B up to 1024: rows are covered once, blocks and clusters are whole, shared memory is what there is."""
     shared, active = GPUS[gpu_name]
     limits = torch.tensor([1024 * shared, *active])
@@ -228,7 +228,7 @@ def test_every_plan_fits(native, gpu_name, product, backward):
         assert (3 * width**2 * (4 if product else 2) <= cluster * (4 * 65536 + 1024 * shared)).all()
 
 
-def test_what_a_gpu_holds():
+def test_widest_gru_of_known_gpus():
     def widest(name):
         shared, active = GPUS[name]
         return dispatch.widest_gru(torch.tensor([1024 * shared, *active]))
@@ -239,7 +239,7 @@ def test_what_a_gpu_holds():
     assert widest("RTX 5090")[:2] == [512, 256] and widest("RTX 5090")[2] >= 128
 
 
-def test_the_planned_kernels_are_chosen_by_size(fresh_state, monkeypatch):
+def test_select_takes_cuda_gru_by_size(fresh_state, monkeypatch):
     fresh_state.on_cuda, fresh_state.widest = "cuda", (512, 256, 128)
     monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee")
     for dtype, hidden, wanted in ((torch.float16, 512, "cuda"), (torch.float16, 513, "torch"), (torch.float32, 128, "cuda"),

@@ -7,7 +7,7 @@ from samples import assert_exact, ragged
 import ser_fast
 
 
-def test_module_is_the_papers_equation():
+def test_attention_pool_equals_the_equation():
     pool = ser_fast.AttentionPool(6).double()
     h, lengths = torch.randn(4, 9, 6, dtype=torch.float64), ragged(4, 9)
     pooled, weights = pool(h, lengths, return_weights=True)
@@ -21,6 +21,6 @@ def test_module_is_the_papers_equation():
     assert torch.equal(pool(h, lengths), pooled)
 
 
-def test_embed_dim_is_checked():
+def test_attention_pool_checks_embed_dim():
     with pytest.raises(ValueError, match="AttentionPool: embed_dim is 0; it must be at least 1"):
         ser_fast.AttentionPool(0)

@@ -69,7 +69,7 @@ def doubled(module: nn.Module, *arguments) -> tuple:
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_equals_nn_gru(seed):
+def test_gru_equals_nn_gru(seed):
     """float64 to 1e-12; float32 errs from float64 no more than twice nn.GRU does.
 
     The error of a case is the root mean square over all outputs and gradients, each by its tensor's largest value.
@@ -96,7 +96,7 @@ def test_equals_nn_gru(seed):
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_lengths_equal_packing(bidirectional, batch_first):
+def test_gru_with_lengths_equals_packing(bidirectional, batch_first):
     theirs = nn.GRU(5, 7, 2, batch_first=batch_first, bidirectional=bidirectional).double()
     ours = ser_fast.GRU(5, 7, 2, batch_first=batch_first, bidirectional=bidirectional).double()
     ours.load_state_dict(theirs.state_dict())
@@ -119,7 +119,7 @@ def test_lengths_equal_packing(bidirectional, batch_first):
             assert_exact(one.grad, other.grad)
 
 
-def test_an_empty_row_keeps_its_state_and_gives_zeros():
+def test_gru_keeps_the_state_of_an_empty_row():
     gru = ser_fast.GRU(3, 4, bidirectional=True)
     hx = torch.randn(2, 2, 4, requires_grad=True)
     x = torch.randn(5, 2, 3, requires_grad=True)
@@ -147,7 +147,7 @@ def paper_gru(x, w_ih, w_hh, b_ih, b_hh):
 
 @pytest.mark.parametrize("hidden", [1, 7, 40])
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_reset_before_equals_the_papers_equations(hidden, bidirectional):
+def test_gru_reset_before_equals_the_equations(hidden, bidirectional):
     gru = ser_fast.GRU(6, hidden, bidirectional=bidirectional, reset_after=False).double()
     lengths = torch.tensor([11, 3, 8])
     x = torch.randn(11, 3, 6, dtype=torch.float64)
@@ -166,14 +166,14 @@ def test_reset_before_equals_the_papers_equations(hidden, bidirectional):
         assert_exact(one, other)
 
 
-def test_the_two_forms_differ():
+def test_gru_forms_differ():
     after, before = ser_fast.GRU(3, 4), ser_fast.GRU(3, 4, reset_after=False)
     before.load_state_dict(after.state_dict())
     x = torch.randn(5, 2, 3)
     assert not torch.allclose(after(x)[0], before(x)[0], atol=1e-3)
 
 
-def test_same_seed_same_weights_and_same_dropout_as_nn_gru():
+def test_gru_draws_weights_and_dropout_like_nn_gru():
     torch.manual_seed(3)
     theirs = nn.GRU(4, 5, 3, dropout=0.5, bidirectional=True)
     torch.manual_seed(3)
@@ -189,7 +189,7 @@ def test_same_seed_same_weights_and_same_dropout_as_nn_gru():
     assert torch.allclose(ours.eval()(x)[0], theirs.eval()(x)[0], atol=1e-5)
 
 
-def test_unbatched_packed_sequences_and_pickle():
+def test_gru_takes_unbatched_and_packed_input():
     theirs, ours = nn.GRU(3, 4, 2), ser_fast.GRU(3, 4, 2)
     ours.load_state_dict(theirs.state_dict())
     x, hx = torch.randn(6, 3), torch.randn(2, 4)
@@ -208,7 +208,7 @@ def test_unbatched_packed_sequences_and_pickle():
 
 @pytest.mark.parametrize("lengths", [None, torch.tensor([3, 0, 6, 1])])
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_torchs_own_path_agrees(lengths, batch_first, monkeypatch):
+def test_gru_on_torch_path_agrees(lengths, batch_first, monkeypatch):
     """The path that CUDA tensors take, on CPU."""
     gru = ser_fast.GRU(3, 5, 2, bidirectional=True, batch_first=batch_first).double()
     x = torch.randn(*((4, 6) if batch_first else (6, 4)), 3, dtype=torch.float64)
@@ -249,17 +249,17 @@ BAD_MODULES = [
 
 
 @pytest.mark.parametrize(("call", "error", "sentence"), BAD_MODULES)
-def test_bad_arguments_get_one_clear_error(call, error, sentence):
+def test_gru_refuses_bad_arguments(call, error, sentence):
     with pytest.raises(error, match=sentence):
         call()
 
 
 @pytest.mark.parametrize("module", [ser_fast.GRU, nn.GRU])
-def test_a_batch_without_rows_gives_none(module):
+def test_gru_of_an_empty_batch_is_empty(module):
     y, h_n = module(3, 2, 2, bidirectional=True)(torch.zeros(4, 0, 3))
     assert y.shape == (4, 0, 4) and h_n.shape == (4, 0, 2)
 
 
-def test_dropout_on_one_layer_warns_like_nn_gru():
+def test_gru_warns_of_dropout_on_one_layer():
     with pytest.warns(UserWarning, match="dropout is 0.2, but it acts between layers"):
         ser_fast.GRU(3, 2, dropout=0.2)

@@ -9,7 +9,7 @@ import ser_fast
 
 
 @pytest.mark.parametrize("reset_after", [True, False])
-def test_cell_walks_like_the_layer(reset_after):
+def test_gru_cell_steps_equal_the_layer(reset_after):
     layer = ser_fast.GRU(4, 6, reset_after=reset_after).double()
     cell = ser_fast.GRUCell(4, 6, reset_after=reset_after).double()
     cell.load_state_dict({name.removesuffix("_l0"): weight for name, weight in layer.state_dict().items()})
@@ -33,6 +33,6 @@ def test_cell_walks_like_the_layer(reset_after):
         (lambda: ser_fast.GRUCell(3, 2)(torch.randn(4, 3), torch.zeros(3, 2)), RuntimeError, "GRUCell: Input batch size 4 doesn't match hidden0 batch size 3"),
     ],
 )  # fmt: skip
-def test_bad_arguments_get_one_clear_error(call, error, sentence):
+def test_gru_cell_refuses_bad_arguments(call, error, sentence):
     with pytest.raises(error, match=sentence):
         call()

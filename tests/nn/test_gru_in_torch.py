@@ -51,7 +51,7 @@ NAMES = ("weight_ih_l0", "weight_hh_l0", "weight_hh_l1_reverse")
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm", "orthogonal", "old weight_norm", "prune"])
 @pytest.mark.filterwarnings("ignore:.torch.nn.utils.weight_norm. is deprecated:FutureWarning")
-def test_reparametrized_weights(name, kind):
+def test_gru_with_reparametrized_weights(name, kind):
     modules = pair(3, 4, 2, bidirectional=True)
     for module in modules:
         torch.manual_seed(1)
@@ -75,7 +75,7 @@ def test_reparametrized_weights(name, kind):
     assert_trains_alike(*modules)
 
 
-def test_a_parametrized_module_is_moved_cast_and_copied():
+def test_parametrized_gru_can_be_cast_and_copied():
     theirs, ours = pair(3, 4)
     for module in (theirs, ours):
         parametrizations.weight_norm(module, "weight_hh_l0")
@@ -85,7 +85,7 @@ def test_a_parametrized_module_is_moved_cast_and_copied():
         torch.testing.assert_close(found, truth, rtol=0, atol=1e-5)  # the weights were float32 for a moment
 
 
-def test_the_other_utilities():
+def test_gru_with_clipping_and_parameter_vectors():
     theirs, ours = pair(3, 4)
     assert_trains_alike(theirs, ours)
     norms = [clip_grad_norm_(module.parameters(), 0.1) for module in (theirs, ours)]
@@ -100,7 +100,7 @@ def test_the_other_utilities():
     assert_trains_alike(theirs, ours)
 
 
-def test_state_dicts_go_both_ways_through_a_file():
+def test_gru_state_dict_interchanges_with_nn_gru():
     theirs, ours = pair(3, 4, 2, bias=False)
     for source, target in ((theirs, ser_fast.GRU), (ours, nn.GRU)):
         file = io.BytesIO()
@@ -111,7 +111,7 @@ def test_state_dicts_go_both_ways_through_a_file():
         assert_trains_alike(source, module)
 
 
-def test_hooks_requires_grad_and_assigned_weights():
+def test_gru_runs_hooks_and_takes_assigned_weights():
     theirs, ours = pair(3, 4)
     seen = []
     ours.register_forward_pre_hook(lambda module, args: seen.append("before"))
@@ -129,7 +129,7 @@ def test_hooks_requires_grad_and_assigned_weights():
 
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("lengths", [None, ragged(4, 6)])
-def test_gradient_checkpointing_changes_nothing(reentrant, lengths):
+def test_gradient_checkpointing_changes_no_gradient(reentrant, lengths):
     gru = ser_fast.GRU(3, 4, 2, bidirectional=True, batch_first=True).double()
     x = torch.randn(4, 6, 3, dtype=torch.float64, requires_grad=True)
 
@@ -144,7 +144,7 @@ def test_gradient_checkpointing_changes_nothing(reentrant, lengths):
 
 @pytest.mark.parametrize("lengths", [None, torch.tensor([5, 2]), torch.tensor([5, 5])])
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_outputs_may_be_overwritten(bidirectional, lengths):
+def test_gru_outputs_may_be_changed_in_place(bidirectional, lengths):
     """As nn.GRU's may on a CPU: residuals and dropout in place."""
     ours = ser_fast.GRU(3, 3, bidirectional=bidirectional).double()
     x, found = torch.randn(5, 2, 3, dtype=torch.float64), []
@@ -162,7 +162,7 @@ def test_outputs_may_be_overwritten(bidirectional, lengths):
 
 @pytest.mark.filterwarnings("ignore")  # that tracing is deprecated, and of each size it reads
 @pytest.mark.parametrize("form", ["padded", "lengths", "packed"])
-def test_a_trace_serves_other_values(form):
+def test_traced_gru_serves_other_lengths(form):
     """torch.jit.trace, which tensorboard's graphs use; made from full rows, it must not take all rows for full."""
 
     class Model(nn.Module):
@@ -182,7 +182,7 @@ def test_a_trace_serves_other_values(form):
         torch.testing.assert_close(traced(*given), model(*given))
 
 
-def test_inference_mode_and_frozen_weights():
+def test_gru_in_inference_mode_and_frozen():
     theirs, ours = pair(3, 4)
     x = torch.randn(5, 2, 3, dtype=torch.float64)
     for manager, frozen in itertools.product((torch.inference_mode, torch.no_grad), (False, True)):
@@ -193,7 +193,7 @@ def test_inference_mode_and_frozen_weights():
             assert_exact(y, theirs(x)[0])
 
 
-def test_shared_memory_and_meta():
+def test_gru_in_shared_memory_and_on_meta():
     ours = ser_fast.GRU(3, 4, 2, bidirectional=True)
     assert ours.share_memory().weight_hh_l0.is_shared()
     y, h_n = ours.to("meta")(torch.empty(5, 2, 3, device="meta"))

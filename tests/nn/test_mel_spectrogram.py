@@ -55,7 +55,7 @@ CASES = [
 
 @pytest.mark.parametrize("name", ["noise", "synthetic", "emodb"])
 @pytest.mark.parametrize("options", CASES)
-def test_log_mels_equal_librosas(options, name):
+def test_log_mels_equal_librosa(options, name):
     """Within what float32 may do to them, band by band, near silence too.
 
     An FFT of n points errs in each bin by about d = 2^-24 log2(n) |frame|, the window by as much again, hence a mel
@@ -85,7 +85,7 @@ def test_log_mels_equal_librosas(options, name):
 
 
 @pytest.mark.parametrize("options", CASES)
-def test_mels_equal_librosas_in_float64(options):
+def test_mels_equal_librosa_in_float64(options):
     """To 1e-12 of the largest: sums of some hundred products."""
     wave = voice("noise").astype(np.float64)
     double = partial(torch.hann_window, dtype=torch.float64)
@@ -96,7 +96,7 @@ def test_mels_equal_librosas_in_float64(options):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_only_the_bins_that_a_filter_touches_are_computed(seed):
+def test_mel_spectrogram_computes_needed_bins_alone(seed):
     draw = random.Random(seed)
     sample_rate, n_fft = draw.choice([8000, 11025, 16000, 44100]), draw.randint(300, 2000)
     f_min = draw.uniform(0, 1000)
@@ -113,7 +113,7 @@ def test_only_the_bins_that_a_filter_touches_are_computed(seed):
 
 
 @pytest.mark.parametrize("center", [False, True])
-def test_a_padded_batch_equals_its_rows(center):
+def test_mel_spectrogram_of_padded_batch_equals_rows(center):
     """The product's order of addition may differ with the number of frames: 257 roundings, so does the mel."""
     module = ser_fast.MelSpectrogram(center=center).double()
     module.set_statistics(torch.randn(80), torch.rand(80) + 0.5)
@@ -129,14 +129,14 @@ def test_a_padded_batch_equals_its_rows(center):
             assert torch.allclose(mel[row, : len(alone)], alone, rtol=1e-12, atol=1e-12)
 
 
-def test_int16_is_exactly_the_float_wave():
+def test_mel_spectrogram_of_int16_equals_float():
     whole = torch.randint(-(2**15), 2**15, (2, 3000), dtype=torch.int16)
     for module in (ser_fast.MelSpectrogram(), ser_fast.MelSpectrogram().double()):
         assert torch.equal(module(whole), module(whole.to(module.window.dtype) / 32768))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_modules_and_autocast_keep_their_mels_in_float32(dtype):
+def test_mel_spectrogram_stays_float32_in_half_precision(dtype):
     wave = 64 * torch.sin(torch.arange(4000) * 0.3)[None]
     module = ser_fast.MelSpectrogram(log=False)
     wanted = module(wave)
@@ -147,17 +147,17 @@ def test_half_modules_and_autocast_keep_their_mels_in_float32(dtype):
         assert torch.equal(module(wave), wanted) and torch.equal(half(wave), wanted)
 
 
-def test_gradient_reaches_the_wave():
+def test_mel_spectrogram_gradient_reaches_the_wave():
     module = ser_fast.MelSpectrogram(100, 20, win_length=16, hop_length=8, n_mels=4).double()
     wave = torch.randn(2, 60, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda wave: module(wave, torch.tensor([60, 31]))[0], wave)
 
 
-def test_silence_is_the_floor_without_a_warning():
+def test_mel_spectrogram_of_silence_is_the_floor():
     assert torch.allclose(ser_fast.MelSpectrogram(floor=1e-6)(torch.zeros(1, 2000)), torch.tensor(math.log(1e-6)))
 
 
-def test_statistics_normalise_and_travel_with_the_state_dict():
+def test_mel_statistics_are_in_the_state_dict():
     module, wave = ser_fast.MelSpectrogram(n_mels=20), torch.randn(2, 8000)
     mel = module(wave)
     module.set_statistics(mel.mean((0, 1)), mel.std((0, 1)))
@@ -170,14 +170,14 @@ def test_statistics_normalise_and_travel_with_the_state_dict():
     assert torch.equal(other(wave), normalized)
 
 
-def test_compiles_without_a_graph_break():
+def test_mel_spectrogram_compiles_without_a_graph_break():
     module, wave, lengths = ser_fast.MelSpectrogram(n_mels=20), torch.randn(2, 3000), torch.tensor([3000, 2000])
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     for one, other in zip(compiled(wave, lengths), module(wave, lengths)):
         assert torch.equal(one, other)
 
 
-def test_its_print_tells_its_options():
+def test_mel_spectrogram_repr_shows_options():
     shown = str(ser_fast.MelSpectrogram(n_mels=40, mel_scale="slaney"))
     assert "n_fft=512" in shown and "n_mels=40" in shown and "mel_scale=slaney" in shown and "norm=None" in shown
 
@@ -199,6 +199,6 @@ def test_its_print_tells_its_options():
         ({"pad_mode": "same"}, "pad_mode is 'same'; it must be one of reflect"),
     ],
 )  # fmt: skip
-def test_bad_options_get_one_clear_error(options, sentence):
+def test_mel_spectrogram_refuses_bad_options(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         ser_fast.MelSpectrogram(**options)

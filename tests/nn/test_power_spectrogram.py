@@ -9,7 +9,7 @@ import torch
 import ser_fast
 
 
-def test_the_papers_defaults():
+def test_power_spectrogram_defaults_are_the_papers():
     front = ser_fast.PowerSpectrogram()
     spec = front(torch.randn(2, 16000))
     assert spec.shape == (2, 1 + (16000 - 640) // 160, 401)  # 10 Hz apart, 0 to 4000 Hz
@@ -18,7 +18,7 @@ def test_the_papers_defaults():
 
 
 @pytest.mark.parametrize("center", [False, True])
-def test_a_padded_batch_equals_its_rows(center):
+def test_power_spectrogram_of_padded_batch_equals_rows(center):
     front = ser_fast.PowerSpectrogram(center=center, log=True).double()
     lengths = torch.tensor([9000, 3000, 900, 5001])
     wave = torch.randn(4, 9000, dtype=torch.float64)
@@ -29,7 +29,7 @@ def test_a_padded_batch_equals_its_rows(center):
         assert torch.equal(spec[row, : len(alone)], alone) and not spec[row, len(alone) :].any()
 
 
-def test_short_waves_are_one_padded_frame_and_empty_rows_have_none():
+def test_power_spectrogram_of_short_and_empty_waves():
     front = ser_fast.PowerSpectrogram()
     wave = torch.randn(3, 400)
     spec, frames = front(wave, torch.tensor([400, 1, 0]))
@@ -39,19 +39,19 @@ def test_short_waves_are_one_padded_frame_and_empty_rows_have_none():
     assert not spec[2].any()
 
 
-def test_int16_is_exactly_the_float_wave():
+def test_power_spectrogram_of_int16_equals_float():
     whole = torch.randint(-(2**15), 2**15, (2, 3000), dtype=torch.int16)
     front = ser_fast.PowerSpectrogram(log=True)
     assert torch.equal(front(whole), front(whole.float() / 32768))
 
 
-def test_periodic_and_symmetric_windows_are_both_offered():
+def test_power_spectrogram_takes_both_window_kinds():
     wave = torch.randn(1, 4000)
     periodic, symmetric = ser_fast.PowerSpectrogram(), ser_fast.PowerSpectrogram(wkwargs={"periodic": False})
     assert not torch.allclose(periodic(wave), symmetric(wave), rtol=1e-3)
 
 
-def test_statistics_travel_with_the_state_dict():
+def test_power_statistics_are_in_the_state_dict():
     front = ser_fast.PowerSpectrogram(log=True)
     wave = torch.randn(2, 8000)
     spec = front(wave)
@@ -65,7 +65,7 @@ def test_statistics_travel_with_the_state_dict():
     assert torch.equal(wanted(wave), normalized)
 
 
-def test_half_modules_keep_their_spectrogram_in_float32():
+def test_power_spectrogram_stays_float32_in_half_models():
     wave = torch.randn(2, 4000)
     front = ser_fast.PowerSpectrogram(log=True)
     spec = front(wave)
@@ -79,7 +79,7 @@ def test_half_modules_keep_their_spectrogram_in_float32():
         assert half.dtype == torch.bfloat16 and torch.allclose(half.float(), logits, atol=0.05)
 
 
-def test_statistics_are_set_whole_or_not_at_all():
+def test_set_statistics_refuses_without_a_change():
     front = ser_fast.PowerSpectrogram()
     with pytest.raises(RuntimeError, match="std has a value out of range"):
         front.set_statistics(torch.full((401,), 7.0), torch.full((401,), 1e-60, dtype=torch.float64))
@@ -88,7 +88,7 @@ def test_statistics_are_set_whole_or_not_at_all():
     front(torch.randn(1, 1000))
 
 
-def test_a_model_built_on_meta_is_whole_once_its_weights_are_loaded():
+def test_model_built_on_meta_loads_its_weights():
     model = ser_fast.BiGRUMHA(3).eval()
     with torch.device("meta"):
         empty = ser_fast.BiGRUMHA(3).eval()
@@ -97,19 +97,19 @@ def test_a_model_built_on_meta_is_whole_once_its_weights_are_loaded():
     assert torch.equal(empty(wave), model(wave))
 
 
-def test_int16_into_a_float64_module():
+def test_power_spectrogram_of_int16_in_float64():
     whole = torch.randint(-(2**15), 2**15, (2, 3000), dtype=torch.int16)
     front = ser_fast.PowerSpectrogram().double()
     assert torch.equal(front(whole), front(whole.double() / 32768))
 
 
-def test_gradient_reaches_the_wave_through_the_module():
+def test_power_spectrogram_gradient_reaches_the_wave():
     front = ser_fast.PowerSpectrogram(100, 20, win_length=16, hop_length=8, f_max=50, log=True).double()
     wave = torch.randn(2, 60, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda wave: front(wave, torch.tensor([60, 31]))[0], wave)
 
 
-def test_quiet_audio_has_no_warning():
+def test_power_spectrogram_of_silence_does_not_warn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         spec = ser_fast.PowerSpectrogram(log=True)(torch.zeros(1, 2000))
@@ -130,6 +130,6 @@ def test_quiet_audio_has_no_warning():
         ({"mean": torch.zeros(401), "std": torch.zeros(401)}, "std has a value out of range; it must be finite and above 0"),
     ],
 )  # fmt: skip
-def test_bad_options_get_one_clear_error(options, sentence):
+def test_power_spectrogram_refuses_bad_options(options, sentence):
     with pytest.raises((ValueError, RuntimeError), match=sentence):
         ser_fast.PowerSpectrogram(**options)

@@ -39,7 +39,7 @@ def random_spectrogram(draw: random.Random) -> ser_fast.PowerSpectrogram:
 
 
 @pytest.mark.parametrize("seed", range(100))
-def test_chunks_give_the_whole_waves_frames_bit_for_bit(seed):
+def test_stream_of_chunks_equals_the_whole_bitwise(seed):
     torch.manual_seed(seed)
     draw = random.Random(seed)
     module = random_spectrogram(draw)
@@ -63,7 +63,7 @@ def test_chunks_give_the_whole_waves_frames_bit_for_bit(seed):
         ser_fast.MelSpectrogram(center=False),
     ],
 )
-def test_a_voice_in_chunks(module):
+def test_stream_of_a_voice_equals_the_whole(module):
     """A mel is a sum of at most 257 terms, none below 0, in an order that may differ: 257 2^-24 of itself each way."""
     wave = synthesize("surprise", 0, 1)[None]
     found, whole = streamed(module.stream(), chunks(wave, random.Random(0), 3000)), module(wave)
@@ -74,7 +74,7 @@ def test_a_voice_in_chunks(module):
 
 @pytest.mark.parametrize("center", [False, True])
 @pytest.mark.parametrize(("n_fft", "width", "hop"), [(16, 10, 4), (15, 12, 5), (16, 6, 20)])
-def test_a_frame_comes_with_its_last_sample(center, n_fft, width, hop):
+def test_stream_gives_each_frame_with_its_last_sample(center, n_fft, width, hop):
     module = ser_fast.PowerSpectrogram(
         100, n_fft, win_length=width, hop_length=hop, f_max=50, center=center, pad_mode="constant"
     )
@@ -87,7 +87,7 @@ def test_a_frame_comes_with_its_last_sample(center, n_fft, width, hop):
     assert given + stream.finish().shape[1] == module(wave).shape[1]
 
 
-def test_what_is_held_does_not_grow_with_the_wave():
+def test_stream_memory_is_bounded():
     for module in (
         ser_fast.MelSpectrogram(),
         ser_fast.PowerSpectrogram(hop_length=5000),
@@ -99,7 +99,7 @@ def test_what_is_held_does_not_grow_with_the_wave():
             assert stream._held.untyped_storage().nbytes() <= 2 * 4 * max(module.win_length, module.n_fft // 2 + 1)
 
 
-def test_a_chunks_memory_may_be_used_again():
+def test_stream_does_not_keep_the_chunk():
     module, wave, buffer = ser_fast.PowerSpectrogram(), torch.randn(1, 4000), torch.empty(1, 100)
     stream, frames = module.stream(), []
     for begin in range(0, 4000, 100):
@@ -108,7 +108,7 @@ def test_a_chunks_memory_may_be_used_again():
     assert torch.equal(torch.cat([*frames, stream.finish()], 1), module(wave))
 
 
-def test_short_and_empty_utterances():
+def test_stream_of_short_and_empty_utterances():
     plain = ser_fast.PowerSpectrogram()
     stream, wave = plain.stream(), torch.randn(2, 639)
     assert stream(wave).shape == (2, 0, 401)
@@ -123,7 +123,7 @@ def test_short_and_empty_utterances():
 
 
 @pytest.mark.parametrize("samples", [1, 200, 256])
-def test_a_wave_too_short_to_be_reflected_is_the_ops_own_error(samples):
+def test_stream_too_short_to_reflect_raises_the_ops_error(samples):
     module, wave = ser_fast.MelSpectrogram(), torch.randn(1, 3000)
     with pytest.raises(RuntimeError) as whole:
         module(wave[:, :samples])
@@ -135,7 +135,7 @@ def test_a_wave_too_short_to_be_reflected_is_the_ops_own_error(samples):
     assert streamed(stream, [wave]).shape == module(wave).shape
 
 
-def test_circular_padding_is_refused_where_there_is_any():
+def test_stream_refuses_circular_padding():
     with pytest.raises(
         ValueError, match="pad_mode is 'circular', which begins with the wave's end; it must be 'reflect'"
     ):
@@ -157,7 +157,7 @@ def test_circular_padding_is_refused_where_there_is_any():
         (torch.tensor([[0.0, 1.0], [2.0, float("inf")]]), r"chunk\[1, 1\] is inf; it must be finite"),
     ],
 )  # fmt: skip
-def test_bad_chunks_get_one_clear_error_and_change_nothing(chunk, sentence):
+def test_stream_refuses_bad_chunks_without_a_change(chunk, sentence):
     module, wave = ser_fast.PowerSpectrogram(), torch.randn(2, 3000)
     stream = module.stream()
     frames = [stream(wave[:, :1000])]
@@ -169,7 +169,7 @@ def test_bad_chunks_get_one_clear_error_and_change_nothing(chunk, sentence):
 
 
 @pytest.mark.parametrize("center", [False, True])
-def test_gradients_reach_the_chunks(center):
+def test_stream_gradient_reaches_the_chunks(center):
     module = ser_fast.MelSpectrogram(100, 20, win_length=16, hop_length=5, n_mels=4, center=center).double()
     wave = torch.randn(2, 90, dtype=torch.float64, requires_grad=True)
     whole = module(wave)
@@ -192,7 +192,7 @@ def carried(gru: ser_fast.GRU, frames: torch.Tensor, draw: random.Random) -> tup
 
 @pytest.mark.parametrize("reset_after", [True, False])
 @pytest.mark.parametrize("layers", [1, 3])
-def test_a_gru_that_carries_its_state_equals_the_whole(layers, reset_after):
+def test_gru_in_chunks_equals_the_whole(layers, reset_after):
     """One frame at a time is torch's path, more is the kernel's: float64 to 1e-12."""
     gru = ser_fast.GRU(7, 19, layers, batch_first=True, reset_after=reset_after).double()
     frames = torch.randn(3, 50, 7, dtype=torch.float64)
@@ -200,7 +200,7 @@ def test_a_gru_that_carries_its_state_equals_the_whole(layers, reset_after):
         assert_exact(found, truth)
 
 
-def test_a_bidirectional_gru_cannot_be_streamed():
+def test_bidirectional_gru_cannot_be_streamed():
     gru = ser_fast.GRU(7, 19, batch_first=True, bidirectional=True).double()
     frames = torch.randn(3, 50, 7, dtype=torch.float64)
     with torch.no_grad():
@@ -211,7 +211,7 @@ def test_a_bidirectional_gru_cannot_be_streamed():
 
 @pytest.mark.parametrize("reset_after", [True, False])
 @pytest.mark.parametrize("make", [ser_fast.PowerSpectrogram, ser_fast.MelSpectrogram])
-def test_a_voice_through_spectrogram_and_gru_in_chunks_equals_the_whole(make, reset_after):
+def test_stream_through_gru_equals_the_whole(make, reset_after):
     spectrogram = make(log=True).double()
     wave = synthesize("anger", 1, 0)[None].double()
     frames = spectrogram(wave)

@@ -51,7 +51,7 @@ def assert_same(one: list[Tensor], other: list[Tensor]) -> None:
         assert_exact(found, truth)
 
 
-def test_a_swapped_model_is_the_same_model(tagger):
+def test_swap_keeps_objects_hooks_and_results(tagger):
     truth, before = run(tagger), dict(tagger.state_dict(keep_vars=True))
     objects, seen = list(tagger.modules()), []
     tagger.rnns[0].register_forward_hook(lambda module, args, output: seen.append("hook"))
@@ -69,7 +69,7 @@ def test_a_swapped_model_is_the_same_model(tagger):
     assert str(ser_fast.swap(tagger)).startswith("nothing to replace")
 
 
-def test_unswap_gives_torchs_modules_back(tagger):
+def test_unswap_restores_torch_modules(tagger):
     truth, kinds = run(tagger), [type(module) for module in tagger.modules()]
     ser_fast.swap(tagger)
     native = ser_fast.GRU(2, 2)
@@ -87,7 +87,7 @@ def test_unswap_gives_torchs_modules_back(tagger):
     assert vars(tagger.rnns[0]).keys() == vars(fresh.rnns[0]).keys()
 
 
-def test_copies_and_pickles_of_a_swapped_model(tagger):
+def test_swapped_model_can_be_copied_and_pickled(tagger):
     ser_fast.swap(tagger)
     truth = run(tagger)
     for twin in (copy.deepcopy(tagger), pickle.loads(pickle.dumps(tagger))):
@@ -98,7 +98,7 @@ def test_copies_and_pickles_of_a_swapped_model(tagger):
         assert_same(run(twin), truth)
 
 
-def test_the_model_itself_and_an_optimizer_that_is_already_there():
+def test_swap_keeps_an_existing_optimizer():
     gru, twin = nn.GRU(3, 4).double(), nn.GRU(3, 4).double()
     twin.load_state_dict(gru.state_dict())
     steps = []
@@ -123,7 +123,7 @@ class Own(nn.GRU):
     """Somebody's subclass."""
 
 
-def test_unswap_refuses_what_was_parametrized_since(tagger):
+def test_unswap_refuses_parametrized_modules(tagger):
     """swap itself says to parametrize afterwards; going back would leave torch's class without its weight."""
     ser_fast.swap(tagger)
     parametrizations.weight_norm(tagger.rnns[1], "weight_hh_l0")
@@ -139,7 +139,7 @@ def test_unswap_refuses_what_was_parametrized_since(tagger):
     assert_exact(run(tagger)[0], truth[0])
 
 
-def test_a_forward_of_ones_own_is_left():
+def test_swap_leaves_a_replaced_forward():
     gru = nn.GRU(2, 3)
     inner, seen = gru.forward, []
     gru.forward = lambda *given: seen.append("own") or inner(*given)
@@ -149,7 +149,7 @@ def test_a_forward_of_ones_own_is_left():
     assert seen == ["own"]
 
 
-def test_what_is_left_and_why():
+def test_swap_reports_what_it_leaves():
     model = nn.ModuleDict({"own": Own(2, 3), "normed": nn.GRU(2, 3), "lstm": nn.LSTM(2, 3), "plain": nn.GRU(2, 3)})
     parametrizations.weight_norm(model["normed"], "weight_hh_l0")
     report = ser_fast.swap(model)
@@ -204,7 +204,7 @@ def torchaudio(monkeypatch):
     ("center", "normalized", "sizes"),
     list(itertools.product([False, True], [False, True, "frame_length"], [(64, 40, 10), (50, 50, 25), (33, 20, 40)])),
 )
-def test_spectrograms_keep_torchaudios_layout(torchaudio, center, normalized, sizes):
+def test_swap_keeps_torchaudio_layout(torchaudio, center, normalized, sizes):
     for pad, pad_mode in ((0, "reflect"), (3, "constant")):
         theirs = torchaudio(*sizes, pad=pad, normalized=normalized, center=center, pad_mode=pad_mode).double()
         model = nn.Sequential(copy.deepcopy(theirs))
@@ -216,7 +216,7 @@ def test_spectrograms_keep_torchaudios_layout(torchaudio, center, normalized, si
         assert_exact(model(wave), theirs(wave))
 
 
-def test_spectrograms_that_are_left(torchaudio):
+def test_swap_leaves_unsupported_spectrograms(torchaudio):
     options = [{"power": 1.0}, {"power": None}, {"onesided": False}, {"pad_mode": "odd"}]
     model = nn.ModuleList([torchaudio(16, 16, 8, **option) for option in options])
     model.append(torchaudio(16, 16, 8).half())
@@ -227,7 +227,7 @@ def test_spectrograms_that_are_left(torchaudio):
     ]  # fmt: skip
 
 
-def test_a_wave_too_short_for_a_window_is_named(torchaudio):
+def test_swapped_spectrogram_names_a_short_wave(torchaudio):
     model = nn.Sequential(torchaudio(16, 16, 8, center=False).float())
     ser_fast.swap(model)
     with pytest.raises(RuntimeError, match=r"Spectrogram: waveform has 15 samples; it must be at least n_fft = 16"):

@@ -6,8 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
-def test_the_module_database_of_torch_passes():
+
+@pytest.mark.thorough
+def test_torch_module_database_passes():
     """None is skipped: what torch's tests leave out on CPU (parity with a GPU, memory formats of images) has no case."""
     command = [sys.executable, "-m", "pytest", "-q", "-W", "ignore", "-p", "no:cacheprovider"]
     result = subprocess.run(

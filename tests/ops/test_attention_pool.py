@@ -7,7 +7,7 @@ from ser_fast.ops.attention_pool import attention_pool, reference
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e4, 1e30])
-def test_large_scores_neither_overflow_nor_lose_the_largest(scale):
+def test_attention_pool_of_large_scores_is_finite(scale):
     h = torch.tensor([[[1.0], [3.0], [2.0]]]) * scale
     pooled, weights = attention_pool(h, torch.ones(1))
     assert torch.isfinite(pooled).all()
@@ -16,14 +16,14 @@ def test_large_scores_neither_overflow_nor_lose_the_largest(scale):
         assert torch.equal(weights, torch.tensor([[0.0, 1.0, 0.0]])) and pooled.item() == h[0, 1].item()
 
 
-def test_scores_of_minus_infinity_weigh_nothing():
+def test_attention_pool_ignores_scores_of_minus_infinity():
     h = torch.tensor([[[-1e30], [1.0], [2.0]]])
     pooled, weights = attention_pool(h, torch.tensor([1e30]))
     assert pooled.item() == 2 and weights.tolist() == [[0, 0, 1]]
 
 
 @pytest.mark.parametrize("function", [attention_pool, reference])
-def test_padding_is_never_read(function):
+def test_attention_pool_never_reads_padding(function):
     h, lengths = torch.randn(3, 5, 4), torch.tensor([5, 2, 0])
     wanted = function(h, torch.ones(4), lengths)
     noisy = h.masked_fill((torch.arange(5) >= lengths[:, None])[..., None], float("nan")).requires_grad_()
@@ -33,7 +33,7 @@ def test_padding_is_never_read(function):
     assert torch.isfinite(noisy.grad).all() and not noisy.grad[2].any()
 
 
-def test_gradient_through_pooled_or_weights_alone():
+def test_attention_pool_gradient_through_either_output():
     h = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
     w = torch.randn(3, dtype=torch.float64, requires_grad=True)
     for pick in (0, 1):

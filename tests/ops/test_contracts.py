@@ -56,7 +56,7 @@ def test_kernel_equals_reference_in_float64(case, layout, poison):
 
 
 @pytest.mark.parametrize("case", all_cases(), ids=case_id)
-def test_gradients_equal_the_references_in_float64(case, poison):
+def test_gradients_equal_reference_in_float64(case, poison):
     name, make, sizes, options = case
     arguments = differentiable(make(*sizes, **options))
     cotangents = [torch.randn_like(result) for result in outputs(REFERENCES[name](*arguments))]
@@ -69,7 +69,7 @@ def test_gradients_equal_the_references_in_float64(case, poison):
 
 
 @pytest.mark.parametrize("case", all_cases(), ids=case_id)
-def test_float32_errs_no_more_than_twice_the_reference(case, poison):
+def test_float32_is_as_accurate_as_reference(case, poison):
     name, make, sizes, options = case
     exact = make(*sizes, **options)
     single = tuple(a.float() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in exact)
@@ -86,12 +86,12 @@ def test_float32_errs_no_more_than_twice_the_reference(case, poison):
 
 
 @pytest.mark.parametrize(("name", "arguments"), SMALL, ids=SMALL_IDS)
-def test_opcheck(name, arguments):
+def test_op_passes_opcheck(name, arguments):
     torch.library.opcheck(op(name), differentiable(arguments))
 
 
 @pytest.mark.parametrize(("name", "arguments"), SMALL, ids=SMALL_IDS)
-def test_gradcheck(name, arguments):
+def test_op_passes_gradcheck(name, arguments):
     arguments = differentiable(arguments)
 
     def call(*tensors):
@@ -119,7 +119,7 @@ def test_backward_ops_pass_opcheck():
 
 
 @pytest.mark.parametrize(("name", "arguments"), SMALL, ids=SMALL_IDS)
-def test_second_derivative_equals_the_references(name, arguments):
+def test_second_derivative_equals_reference(name, arguments):
     arguments = differentiable(arguments)
     wanted = [a for a in arguments if isinstance(a, torch.Tensor) and a.requires_grad]
 
@@ -133,7 +133,7 @@ def test_second_derivative_equals_the_references(name, arguments):
 
 
 @pytest.mark.parametrize("case", all_cases(), ids=case_id)
-def test_bitwise_reproducible(case):
+def test_op_is_bitwise_reproducible(case):
     """Outputs whatever the number of threads; gradients, part of which are torch's products, from run to run."""
     name, make, sizes, options = case
     arguments = differentiable(make(*sizes, **options))
@@ -213,7 +213,7 @@ BAD = [
 
 @pytest.mark.parametrize(("name", "arguments", "sentence", "by_value"), BAD)
 @pytest.mark.parametrize("backend", ["compiled", "reference", "fake"])
-def test_bad_input_gets_one_clear_error(name, arguments, sentence, by_value, backend):
+def test_op_refuses_bad_input(name, arguments, sentence, by_value, backend):
     if backend == "fake":
         if by_value:
             return
@@ -222,14 +222,14 @@ def test_bad_input_gets_one_clear_error(name, arguments, sentence, by_value, bac
         (REFERENCES if backend == "reference" else {name: op(name)})[name](*arguments)
 
 
-def test_gradient_without_saved_gates_is_a_clear_error():
+def test_gru_backward_requires_saved_gates():
     arguments = differentiable(change(GRU, 6, False))
     with pytest.raises(RuntimeError, match="save_gates is False; it must be True"):
         op("gru")(*arguments)[0].sum().backward()
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_compiles_without_a_graph_break(name):
+def test_op_compiles_without_a_graph_break(name):
     arguments = next(a for n, a in SMALL if n == name)
     compiled = torch.compile(lambda *a: op(name)(*a), fullgraph=True, backend="aot_eager")
     for one, other in zip(outputs(compiled(*arguments)), outputs(op(name)(*arguments))):

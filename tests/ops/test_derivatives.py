@@ -20,7 +20,7 @@ def leaves(*shapes) -> list[torch.Tensor]:
 @pytest.mark.parametrize("reset_after", [True, False])
 @pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("form", ["padded", "lengths", "packed"])
-def test_the_recurrence_has_second_derivatives(reset_after, directions, form):
+def test_gru_has_second_derivatives(reset_after, directions, form):
     lengths = None if form == "padded" else torch.tensor([4, 1, 3])
     first = (8,) if form == "packed" else (4, 3)
     arguments = leaves((*first, directions, 6), (directions, 6, 2), (directions, 6), (directions, 3, 2))
@@ -31,13 +31,13 @@ def test_the_recurrence_has_second_derivatives(reset_after, directions, form):
     assert gradcheck(call, arguments, fast_mode=True) and gradgradcheck(call, arguments, fast_mode=True)
 
 
-def test_modules_have_second_derivatives_where_rows_are_packed():
+def test_gru_module_has_second_derivatives():
     module = ser_fast.GRU(2, 3, 2, bidirectional=True, batch_first=True, reset_after=False).double()
     x, lengths = torch.randn(3, 4, 2, **DOUBLE, requires_grad=True), torch.tensor([4, 0, 2])
     assert gradgradcheck(lambda x: module(x, lengths=lengths), (x,), fast_mode=True)
 
 
-def test_pooling_and_spectrogram_have_second_derivatives():
+def test_pool_and_spectrogram_have_second_derivatives():
     h, w = leaves((3, 5, 2), (2,))
     assert gradgradcheck(lambda h, w: attention_pool(h, w, torch.tensor([5, 0, 2])), (h, w))
     (wave,) = leaves((2, 40))
@@ -47,7 +47,7 @@ def test_pooling_and_spectrogram_have_second_derivatives():
         assert gradgradcheck(call, (wave,), fast_mode=True)
 
 
-def test_a_gradient_penalty_trains_the_weights():
+def test_gradient_penalty_equals_nn_gru():
     """Somebody's WGAN: the norm of the input's gradient is a loss, equal to nn.GRU's to rounding."""
     theirs, ours = nn.GRU(3, 4).double(), ser_fast.GRU(3, 4).double()
     ours.load_state_dict(theirs.state_dict())
@@ -71,7 +71,7 @@ class Model(nn.Module):
         return self.pool(self.gru(x, lengths=lengths)[0], lengths)
 
 
-def test_gradients_of_each_sample_equal_those_one_by_one():
+def test_per_sample_gradients_equal_single_rows():
     model, x, lengths = Model().double(), torch.randn(5, 7, 4, **DOUBLE), ragged(5, 7)
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
 
@@ -87,7 +87,7 @@ def test_gradients_of_each_sample_equal_those_one_by_one():
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own, in its forward mode
-def test_transforms_agree_with_each_other_and_with_autograd():
+def test_func_transforms_agree_with_autograd():
     model, x, lengths = Model().double(), torch.randn(2, 4, 4, **DOUBLE), torch.tensor([4, 2])
 
     def loss(x):
@@ -103,7 +103,7 @@ def test_transforms_agree_with_each_other_and_with_autograd():
     assert_exact(tangent, slope.sum())
 
 
-def test_an_ensemble_is_a_vmap_over_weights():
+def test_vmap_over_weights_equals_an_ensemble():
     models, x = [ser_fast.GRU(3, 2, 2).double() for _ in range(3)], torch.randn(6, 2, 3, **DOUBLE)
     weights, buffers = torch.func.stack_module_state(models)
     y, _ = vmap(lambda weights: functional_call(models[0], (weights, buffers), (x,)))(weights)

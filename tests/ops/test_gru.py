@@ -7,7 +7,7 @@ from samples import gru_arguments, ragged
 from ser_fast.ops import gru
 
 
-def test_outputs_and_gates_are_zero_past_each_length():
+def test_gru_is_zero_past_each_length():
     lengths = ragged(5, 12)
     gx, w = torch.randn(12, 5, 2, 9), torch.randn(2, 9, 3)
     y, _, gates = torch.ops.ser_fast.gru(gx, w, None, None, lengths, True, True)
@@ -15,7 +15,7 @@ def test_outputs_and_gates_are_zero_past_each_length():
     assert not y[past].any() and not gates[past].any()
 
 
-def test_float16_functions_compute_in_float32_and_return_their_dtype():
+def test_gru_in_float16_computes_in_float32():
     gx, w_hh, b_hh, h0, lengths, after, _ = gru_arguments(4, 3, 2, 5, ragged_rows=True, reset_after=False)
     tensors = [t.half() for t in (gx, w_hh, b_hh, h0)]
     y, h_n = gru.gru(*tensors, lengths, reset_after=after)
@@ -27,7 +27,7 @@ def test_float16_functions_compute_in_float32_and_return_their_dtype():
 
 
 @pytest.mark.parametrize("payload", [1, 0x1FF, 0x200, 0x3FFFFF])
-def test_every_nan_comes_through_the_gates(payload):
+def test_gru_propagates_every_nan(payload):
     gx = torch.zeros(1, 1, 1, 3)
     for gate in range(3):
         gx.zero_().view(torch.int32)[0, 0, 0, gate] = 0x7FC00000 | payload
@@ -35,7 +35,7 @@ def test_every_nan_comes_through_the_gates(payload):
         assert y.isnan().all()
 
 
-def test_functions_do_not_warn():
+def test_gru_does_not_warn():
     """pytest turns warnings into errors; a user's are shown."""
     gx, w_hh, b_hh, h0, lengths, *_ = gru_arguments(3, 3, 2, 2, ragged_rows=True, reset_after=True)
     y, _ = gru.gru(gx, w_hh, b_hh, h0, lengths)

@@ -21,7 +21,7 @@ def has_align_to_window() -> bool:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_equals_torch_stft(seed):
+def test_power_spectrogram_equals_torch_stft(seed):
     """float64 to 1e-12 of the peak; float32 errs from float64 no more than twice torch.stft's power does."""
     torch.manual_seed(seed)
     draw = random.Random(seed)
@@ -45,7 +45,7 @@ def test_equals_torch_stft(seed):
     assert_as_accurate(power_spectrogram(single, window32, n_fft, hop, center=center, pad_mode=pad_mode), peer, truth)
 
 
-def test_parseval():
+def test_power_spectrogram_obeys_parseval():
     """The power of all bins is the windowed frame's energy times n_fft."""
     wave, window = torch.randn(1, 64, dtype=torch.float64), torch.rand(64, dtype=torch.float64)
     power = power_spectrogram(wave, window, 80, 64)[0, 0]
@@ -54,7 +54,7 @@ def test_parseval():
 
 
 @pytest.mark.parametrize("backend", ["compiled", "reference"])
-def test_out_is_written_and_checked(backend):
+def test_power_spectrogram_checks_and_writes_out(backend):
     wave, window = torch.randn(2, 4000), torch.hamming_window(400)
     wanted = power_spectrogram(wave, window, 512, 160, (0, 100))
     args = (wave, window, 512, 160, 0, 100, None, None, None, False, 1e-10, False, "reflect")
@@ -76,14 +76,14 @@ def test_out_is_written_and_checked(backend):
         power_spectrogram(wave.requires_grad_(), window, 512, 160, (0, 100), out=out)
 
 
-def test_constants_of_the_spectrogram_have_no_gradient():
+def test_power_spectrogram_refuses_gradients_of_constants():
     with pytest.raises(RuntimeError, match="window requires a gradient; it must be a constant"):
         power_spectrogram(torch.randn(1, 20), torch.ones(5, requires_grad=True), 8, 2)
 
 
 @pytest.mark.parametrize("pad_mode", ["constant", "reflect", "replicate", "circular"])
 @pytest.mark.parametrize("center", [False, True])
-def test_what_lies_past_a_waves_length_reaches_neither_output_nor_gradient(center, pad_mode):
+def test_power_spectrogram_never_reads_padding(center, pad_mode):
     lengths = torch.tensor([60, 30])
     wave = torch.randn(2, 60, dtype=torch.float64)
     noisy = wave.masked_fill(torch.arange(60) >= lengths[:, None], float("nan"))

@@ -35,14 +35,14 @@ def path(model, tmp_path):
     return tmp_path / "a.safetensors"
 
 
-def test_round_trip(path, model):
+def test_checkpoint_round_trip(path, model):
     loaded = load_checkpoint(path)
     assert (loaded.model, loaded.options, loaded.classes) == ("cgru", TINY, CLASSES)
     wave = torch.randn(2, 4000)
     assert torch.equal(loaded.build()(wave), model.eval()(wave))
 
 
-def test_optimizer_round_trip(model, tmp_path):
+def test_checkpoint_optimizer_round_trip(model, tmp_path):
     def step(model, optimizer):
         torch.manual_seed(1)
         model.train()(torch.randn(2, 4000)).square().sum().backward()
@@ -65,7 +65,7 @@ def test_optimizer_round_trip(model, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters()))
 
 
-def test_truncated_anywhere_is_refused(path):
+def test_checkpoint_refuses_truncated_files(path):
     whole = path.read_bytes()
     for size in (0, 4, 8, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])
@@ -73,7 +73,7 @@ def test_truncated_anywhere_is_refused(path):
             load_checkpoint(path)
 
 
-def test_flipped_bytes_never_do_worse_than_a_clear_error(path):
+def test_checkpoint_with_flipped_bytes_raises_clear_errors(path):
     whole = bytearray(path.read_bytes())
     for position in range(0, 2500, 7):
         broken = bytearray(whole)
@@ -88,7 +88,7 @@ class Trap:
         return (pytest.fail, ("the checkpoint was unpickled",))
 
 
-def test_a_pickle_is_not_opened(path):
+def test_checkpoint_never_unpickles(path):
     path.write_bytes(pickle.dumps(Trap()))
     with pytest.raises(CheckpointError, match="not a whole safetensors file"):
         load_checkpoint(path)
@@ -119,13 +119,13 @@ def metadata(**changes) -> dict:
         ({"progress": "[]"}, "has progress .*; it must be a JSON object"),
     ],
 )
-def test_hostile_headers_get_one_clear_error(changes, sentence, model, path):
+def test_checkpoint_refuses_hostile_headers(changes, sentence, model, path):
     save_file({f"model.{name}": value for name, value in model.state_dict().items()}, path, metadata(**changes))
     with pytest.raises(CheckpointError, match=sentence):
         load_checkpoint(path).build(path)
 
 
-def test_weights_of_another_model_are_refused(model, path):
+def test_checkpoint_refuses_weights_of_another_model(model, path):
     tensors = {f"model.{name}": value for name, value in CGRU(3, channels=(4, 4), hidden_size=9).state_dict().items()}
     save_file(tensors, path, metadata())
     with pytest.raises(CheckpointError, match=r"does not fit cgru: [\s\S]*size mismatch"):
@@ -135,28 +135,28 @@ def test_weights_of_another_model_are_refused(model, path):
 
 
 @pytest.mark.parametrize("name", ["optimizer.x.y", "optimizer.0.exp.avg", "weights", "optimizer.99999999999.step"])
-def test_a_tensor_of_another_name_is_refused(name, model, path):
+def test_checkpoint_refuses_unknown_tensors(name, model, path):
     tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
     save_file(tensors | {name: torch.zeros(1)}, path, metadata())
     with pytest.raises(CheckpointError, match=rf"a\.safetensors holds a tensor '{name}'; it must be model\.NAME"):
         load_checkpoint(path)
 
 
-def test_deep_json_in_the_header_gets_one_clear_error(model, path):
+def test_checkpoint_refuses_deep_json(model, path):
     tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
     save_file(tensors, path, metadata(options="[" * 100_000))
     with pytest.raises(CheckpointError, match=r"a\.safetensors has no readable options"):
         load_checkpoint(path)
 
 
-def test_the_state_of_another_optimizer_is_refused(model):
+def test_checkpoint_refuses_another_optimizer(model):
     optimizer = torch.optim.Adam(model.parameters())
     for index, shape in ((0, (3, 3)), (99, ())):
         with pytest.raises(CheckpointError, match=f"the optimizer's exp_avg of parameter {index} fits none"):
             restore_optimizer(optimizer, {index: {"exp_avg": torch.zeros(shape)}})
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+def test_checkpoint_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "f"
     write_atomically(path, b"old")
 

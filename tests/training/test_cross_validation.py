@@ -55,7 +55,7 @@ def config(voices: Path, out: Path, **changes) -> TrainConfig:
     return TrainConfig(out=out, **(options | changes))
 
 
-def test_the_folds_together_are_what_their_runs_predicted(voices, tmp_path):
+def test_cross_validation_pools_its_folds(voices, tmp_path):
     result = cross_validate(config(voices, tmp_path, seed=3), TINY, Folds("loso", seeds=2))
     assert result == json.loads((tmp_path / "summary.json").read_text())
     assert [(run["seed"], run["fold"]) for run in result["runs"]] == [(s, f"s{f}") for s in (3, 4) for f in range(3)]
@@ -76,7 +76,7 @@ def test_the_folds_together_are_what_their_runs_predicted(voices, tmp_path):
     assert result["seeds"]["recall"] == pytest.approx([statistics.fmean(means), statistics.stdev(means)])
 
 
-def test_an_interrupted_cross_validation_goes_on_at_the_fold_it_lost(voices, tmp_path, monkeypatch):
+def test_cross_validation_resumes_at_the_lost_fold(voices, tmp_path, monkeypatch):
     whole = cross_validate(config(voices, tmp_path / "whole"), TINY, Folds("speakers", 3))
     trained = []
     run = Trainer.run
@@ -98,7 +98,7 @@ def test_an_interrupted_cross_validation_goes_on_at_the_fold_it_lost(voices, tmp
     assert [run["metrics"] for run in parts["runs"]] == [run["metrics"] for run in whole["runs"]]
 
 
-def test_more_seeds_are_added_to_those_that_are_there(voices, tmp_path, monkeypatch):
+def test_cross_validation_adds_seeds(voices, tmp_path, monkeypatch):
     one = cross_validate(config(voices, tmp_path), TINY, Folds("speakers", 2))
     calls = []
     monkeypatch.setattr(Trainer, "_train_epoch", lambda self, old=Trainer._train_epoch: (calls.append(1), old(self)))
@@ -109,7 +109,7 @@ def test_more_seeds_are_added_to_those_that_are_there(voices, tmp_path, monkeypa
         cross_validate(config(voices, tmp_path), TINY, Folds("speakers", 2))
 
 
-def test_folds_in_processes_of_their_own_give_the_same(voices, tmp_path):
+def test_cross_validation_with_jobs_gives_the_same(voices, tmp_path):
     # One thread in both, since the number of threads changes roundings.
     one = cross_validate(config(voices, tmp_path / "one"), TINY, Folds("random", 2))
     two = cross_validate(config(voices, tmp_path / "two"), TINY, Folds("random", 2, jobs=2))
@@ -119,7 +119,7 @@ def test_folds_in_processes_of_their_own_give_the_same(voices, tmp_path):
     assert "2 random folds, speakers shared" in two["protocol"]
 
 
-def test_killed_it_leaves_no_fold_at_work_and_goes_on(voices, tmp_path):
+def test_killed_cross_validation_resumes(voices, tmp_path):
     options = {"data": voices / "classes.csv", "model": "cgru", "epochs": 10_000, "batch_size": 2, "protocol": "speakers",
                "folds": 2, "jobs": 2, "valid_fraction": 0.2, "out": tmp_path / "cv", "cgru.channels": "[2,2]"}  # fmt: skip
     command = [sys.executable, "-m", "ser_fast", "cv", *(f"--{name}={value}" for name, value in options.items())]
@@ -140,7 +140,7 @@ def test_killed_it_leaves_no_fold_at_work_and_goes_on(voices, tmp_path):
             pytest.fail(f"{fold} is still at work")
 
 
-def test_each_fold_takes_the_candidate_that_is_best_on_its_training_part(voices, tmp_path):
+def test_cross_validation_chooses_on_training_folds(voices, tmp_path):
     # Nothing is learnt at such a rate, so wherever the other candidate learns, it is taken.
     candidates = [{"learning_rate": 1e-30}, {"learning_rate": 5e-3, "cgru.hidden_size": 6}]
     learning = config(voices, tmp_path, epochs=8, batch_size=3, validation="none")
@@ -170,20 +170,20 @@ def test_each_fold_takes_the_candidate_that_is_best_on_its_training_part(voices,
 
 
 @pytest.mark.parametrize("name", ["learning_rat", "seed", "test_speakers", "bigru_mha.dropout", "cgru.num_classes"])
-def test_a_candidate_of_unknown_options_is_refused(name, voices, tmp_path):
+def test_cross_validation_refuses_unknown_candidates(name, voices, tmp_path):
     with pytest.raises(ValueError, match=rf"choose names '{name}'; it must name options of training"):
         cross_validate(config(voices, tmp_path / "new"), TINY, Folds(choose=[{name: 1}]))
     assert not (tmp_path / "new").exists()
 
 
-def test_a_candidates_value_of_another_type_is_refused(voices, tmp_path):
+def test_cross_validation_refuses_candidates_of_wrong_type(voices, tmp_path):
     with pytest.raises(
         ValueError, match=r"choose has {'learning_rate': 'fast'}; its values must be of their options'"
     ):
         cross_validate(config(voices, tmp_path / "new"), TINY, Folds(choose=[{"learning_rate": "fast"}]))
 
 
-def test_values_are_cross_validated_with_their_measures(voices, tmp_path):
+def test_cross_validation_of_values(voices, tmp_path):
     valued = config(voices, tmp_path, data=str(voices / "values.csv"), validation="none")
     result = runs.cross_validate(valued, TINY, Folds("speakers", 2))
     assert cross_validate(valued, TINY, Folds("speakers", 2)) == result, "read back from the folds' tables"
@@ -191,7 +191,7 @@ def test_values_are_cross_validated_with_their_measures(voices, tmp_path):
     assert "Pearson r" in (tmp_path / "report.html").read_text()
 
 
-def test_other_options_are_refused_and_leave_the_folder_alone(voices, tmp_path):
+def test_cross_validation_refuses_other_options(voices, tmp_path):
     cross_validate(config(voices, tmp_path), TINY, Folds("speakers", 2))
     with pytest.raises(ValueError, match="where a run with another protocol lies"):
         cross_validate(config(voices, tmp_path), TINY, Folds("random", 2))
@@ -202,7 +202,7 @@ def test_other_options_are_refused_and_leave_the_folder_alone(voices, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_another_corpus_under_the_same_name_is_refused(voices, tmp_path):
+def test_cross_validation_refuses_another_corpus(voices, tmp_path):
     cross_validate(config(voices, tmp_path / "cv"), TINY, Folds("speakers", 2))
     table = (voices / "classes.csv").read_text().replace("anger_0_0.wav,s0,anger", "anger_0_0.wav,s0,sadness")
     other = voices / "other.csv"
@@ -211,7 +211,7 @@ def test_another_corpus_under_the_same_name_is_refused(voices, tmp_path):
         cross_validate(config(voices, tmp_path / "cv", data=str(other)), TINY, Folds("speakers", 2))
 
 
-def test_seeds_share_their_folds_and_names_may_hold_commas(voices, tmp_path):
+def test_cross_validation_seeds_share_folds(voices, tmp_path):
     table = (voices / "classes.csv").read_text().replace(",s1,", ',"Doe, J",')
     (voices / "commas.csv").write_text(table)
     there = ["Doe, J", "s0", "s2"]
@@ -223,7 +223,7 @@ def test_seeds_share_their_folds_and_names_may_hold_commas(voices, tmp_path):
     assert [run["fold"] for run in result["runs"]] == there
 
 
-def test_speakers_who_cannot_be_read_are_left_out_and_counted(voices, tmp_path):
+def test_cross_validation_leaves_out_unreadable_speakers(voices, tmp_path):
     rows = (voices / "classes.csv").read_text().splitlines()
     rows = [rows[0], *(f"{voices}/{row}" for row in rows[1:]), "absent.wav,s9,anger"]
     (tmp_path / "some.csv").write_text("\n".join(rows) + "\n")
@@ -233,12 +233,12 @@ def test_speakers_who_cannot_be_read_are_left_out_and_counted(voices, tmp_path):
     assert [run["fold"] for run in result["runs"]] == ["s0", "s1", "s2"] and len(result["skipped"]) == 1
 
 
-def test_what_the_inner_folds_cannot_part_is_refused_before_anything_is_made(voices, tmp_path):
+def test_cross_validation_refuses_too_few_inner_speakers(voices, tmp_path):
     folds = Folds("loso", choose=[{"clip": 1.0}], inner_folds=3)
     with pytest.raises(ValueError, match="protocol is speakers in 3 folds, but data has 2 speakers"):
         cross_validate(config(voices, tmp_path / "cv"), TINY, folds)
     assert not (tmp_path / "cv").exists()
 
 
-def test_one_value_has_no_deviation():
+def test_cross_validation_deviation_needs_two_values():
     assert cross_validation.mean_and_deviation([0.5]) == [0.5, None]

@@ -21,7 +21,7 @@ def drawn(seed: int, count: int, classes: int) -> tuple[list[int], list[int]]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_classification_is_scikit_learns(seed):
+def test_classification_equals_scikit_learn(seed):
     truth, predicted = drawn(seed, 97, 4)
     found = classification(truth, predicted, CLASSES)
     assert found["accuracy"] == pytest.approx(sk.accuracy_score(truth, predicted))
@@ -47,7 +47,7 @@ def test_classification_counted_by_hand():
 
 
 @pytest.mark.parametrize(("truth", "predicted"), [([2], [2]), ([2], [0]), ([1, 1, 1], [1, 0, 1]), ([0, 1], [3, 3])])
-def test_classification_of_few_values_and_absent_classes(truth, predicted):
+def test_classification_of_absent_classes(truth, predicted):
     found = classification(truth, predicted, CLASSES)
     recalls = [np.mean(np.array(predicted)[np.array(truth) == label] == label) for label in set(truth)]
     assert found["recall"] == pytest.approx(np.mean(recalls))
@@ -74,7 +74,7 @@ def weighted_f1(truth: np.ndarray, predicted: np.ndarray) -> float:
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (-3.0, 3.0)])
-def test_error_and_correlation(seed, low, high):
+def test_regression_error_and_correlation(seed, low, high):
     truth, predicted = wide(seed)
     found = regression(truth.tolist(), predicted.tolist(), low, high)
     if high == 1:
@@ -84,7 +84,7 @@ def test_error_and_correlation(seed, low, high):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_measures_of_mosi(seed):
+def test_regression_measures_of_mosi(seed):
     truth, predicted = wide(seed)
     found = regression(truth.tolist(), predicted.tolist(), -3.0, 3.0)
     assert found["acc2"] == pytest.approx(np.mean((truth < 0) == (predicted < 0)))
@@ -99,7 +99,7 @@ def test_the_measures_of_mosi(seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_measures_of_ch_sims(seed):
+def test_regression_measures_of_ch_sims(seed):
     truth, predicted = (values / 2 for values in wide(seed))
     found = regression(truth.tolist(), predicted.tolist(), -1.0, 1.0)
     assert found["acc2"] == pytest.approx(np.mean((truth > 0) == (predicted > 0)))
@@ -109,7 +109,7 @@ def test_the_measures_of_ch_sims(seed):
         assert found[name] == pytest.approx(sk.accuracy_score(t, p))
 
 
-def test_values_on_a_cut_counted_by_hand():
+def test_regression_of_values_on_a_cut():
     # 0 is on the lower side in CH-SIMS and on the upper in MOSI; 0.7 and 0.1 are below their cuts, 0.5 rounds to 0.
     cut = regression([0.0, 0.7, 0.1, -0.1], [-0.01, 0.6, 0.0, -0.2], -1.0, 1.0)
     assert (cut["acc2"], cut["acc3"], cut["acc5"]) == (3 / 4, 1.0, 1.0)
@@ -123,7 +123,7 @@ def test_values_on_a_cut_counted_by_hand():
     assert (rounded["acc5"], rounded["acc7"]) == (1.0, 3 / 4)
 
 
-def test_float32_values_fall_on_the_cuts_they_were_written_as():
+def test_regression_of_float32_values_on_a_cut():
     stored = float(np.float32(-0.7))  # above -0.7 in float64
     assert stored > -0.7
     assert regression([stored, 1.0], [-0.9, 1.0], -1.0, 1.0)["acc5"] == 1.0
@@ -134,7 +134,7 @@ def test_float32_values_fall_on_the_cuts_they_were_written_as():
     ("truth", "predicted"),
     [([0.5], [0.5]), ([0.0], [0.0]), ([0.0, 0.0], [0.1, -0.2]), ([0.2, -0.4, 0.9], [0.1, 0.1, 0.1])],
 )
-def test_constant_and_single_values_have_no_correlation(truth, predicted, high):
+def test_regression_of_constant_values_has_no_correlation(truth, predicted, high):
     found = regression(truth, predicted, -high, high)
     assert found["corr"] == 0.0
     assert all(math.isfinite(value) for value in found.values())
@@ -145,12 +145,12 @@ def test_constant_and_single_values_have_no_correlation(truth, predicted, high):
     ("truth", "predicted"), [([], []), ([1.0], [1.0, 2.0]), ([0.0], [math.nan]), ([0.0], [math.inf])]
 )
 @pytest.mark.parametrize("high", [1.0, 3.0])
-def test_bad_values_are_refused(truth, predicted, high):
+def test_regression_refuses_bad_values(truth, predicted, high):
     with pytest.raises(ValueError, match=r"must not contain|inconsistent numbers|0 sample"):
         regression(truth, predicted, -high, high)
 
 
-def test_anova_against_its_formula_and_two_groups_against_a_t_test():
+def test_anova_equals_its_formula_and_t_test():
     generator = np.random.default_rng(0)
     groups = [generator.normal(mean, 1, size).tolist() for mean, size in ((0, 5), (0.5, 8), (1, 13))]
     found, everything = anova(groups), np.concatenate(groups)
@@ -170,7 +170,7 @@ def test_anova_without_spread_or_groups():
             anova(groups)
 
 
-def test_interval_against_scipy_and_a_table():
+def test_interval_equals_scipy_and_a_table():
     values = np.random.default_rng(1).normal(0.8, 0.1, 11).tolist()
     found = interval(values)
     low, high = stats.t.interval(0.95, 10, loc=np.mean(values), scale=stats.sem(values))
@@ -186,7 +186,7 @@ def test_interval_of_one_or_constant_values():
         interval([])
 
 
-def test_paired_folds_against_scipy():
+def test_paired_equals_scipy():
     generator = np.random.default_rng(2)
     a = generator.normal(0.8, 0.05, 10)
     b = a - generator.normal(0.02, 0.03, 10)
@@ -196,7 +196,7 @@ def test_paired_folds_against_scipy():
     assert paired(b, a)["mean"] == -found["mean"]
 
 
-def test_paired_folds_without_spread():
+def test_paired_without_spread():
     assert paired([0.5, 0.25], [0.5, 0.25]) == {"mean": 0.0, "low": 0.0, "high": 0.0, "p": None}
     shifted = paired([0.4, 0.5, 0.7], [0.1, 0.2, 0.4])  # equal but for rounding
     assert shifted["p"] is None and shifted["mean"] == pytest.approx(0.3)

@@ -1,0 +1,59 @@
+"""Folds: which runs a cross-validation makes."""
+
+import pytest
+
+from ser_fast.data.splits import split
+from ser_fast.training.config import TrainConfig
+from ser_fast.training.folds import Folds, plan
+
+SPEAKERS = [f"s{i // 12}" for i in range(60)]
+LABELS = [i % 3 for i in range(60)]
+CLASSES = ["anger", "neutral", "sadness"]
+
+
+def assert_disjoint_and_whole(found, count: int = 60) -> None:
+    assert sorted(found.train + found.valid + found.test) == list(range(count))
+
+
+@pytest.mark.parametrize("protocol", ["loso", "speakers", "random"])
+def test_plan_tests_every_utterance_once_a_seed(protocol):
+    count = 3 if protocol == "speakers" else 5
+    runs, sentence = plan(TrainConfig(valid_fraction=0.2, seed=7), Folds(protocol, count, seeds=2), SPEAKERS)
+    assert len(runs) == 2 * count and {run.seed for run in runs} == {7, 8}
+    assert len({run.config.out for run in runs}) == len(runs)
+    assert ("speakers shared" in sentence) == (protocol == "random")
+    tested = {7: [], 8: []}
+    for run in runs:
+        found = split(SPEAKERS, LABELS, CLASSES, **run.config.held_out)
+        assert_disjoint_and_whole(found)
+        tested[run.seed] += found.test
+        if protocol != "random":
+            assert not {SPEAKERS[i] for i in found.test} & {SPEAKERS[i] for i in found.train + found.valid}
+            assert run.name == ",".join(sorted({SPEAKERS[i] for i in found.test}))
+    assert sorted(tested[7]) == sorted(tested[8]) == list(range(60))
+
+
+@pytest.mark.parametrize(
+    ("folds", "speakers", "sentence"),
+    [
+        (Folds("loso"), ["a"] * 9, "protocol is loso in 1 folds, but data has 1 speakers"),
+        (Folds("speakers", 4), ["a", "b", "c"], "protocol is speakers in 4 folds, but data has 3 speakers"),
+    ],
+)
+def test_plan_refuses_too_few_speakers(folds, speakers, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        plan(TrainConfig(), folds, speakers)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"folds": 1}, "folds is 1; it must be at least 2"),
+        ({"seeds": 0}, "seeds is 0; it must be at least 1"),
+        ({"jobs": 0}, "jobs is 0; it must be at least 1"),
+        ({"protocol": "losso"}, "protocol is 'losso'; it must be one of loso, speakers, random"),
+    ],
+)
+def test_folds_refuse_bad_options(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Folds(**options)
