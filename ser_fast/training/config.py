@@ -103,9 +103,10 @@ class TrainConfig:
         self.test_speakers = sorted({str(name) for name in names} - {""})
         if self.test_fold:
             parse_fold(self.test_fold)
-            _require(not self.test_speakers, "test_fold", self.test_fold, "left out where test_speakers are named")
+            if self.test_speakers:
+                raise ValueError(f"test_fold is {self.test_fold}, but test_speakers are given; omit one of them")
         _require(not self.patience or self.validation != "none", "patience", self.patience,
-                 "0 where validation is none")  # fmt: skip
+                 "0 if validation is none")  # fmt: skip
 
     @property
     def held_out(self) -> dict:

@@ -110,7 +110,7 @@ def test_interrupted_in_an_epoch_and_resumed_equals_uninterrupted(dataset, tmp_p
     assert len(metrics(tmp_path / "parts")) == 1
     kept = Kept()
     train(config(tmp_path / "parts"), dataset, kept)
-    assert kept.calls[0] == ("on_notice", f"going on after epoch 1 of {tmp_path / 'parts'}")
+    assert kept.calls[0] == ("on_notice", f"resuming after epoch 1 of {tmp_path / 'parts'}")
     assert [given["epoch"] for name, given in kept.calls if name == "on_epoch"] == [2, 3]
     batches = [given for name, given in kept.calls if name == "on_batch"]
     assert [epoch for epoch, *_ in batches] == sorted(epoch for epoch, *_ in batches) and batches[-1][:2] == (3, 1.0)
@@ -176,9 +176,7 @@ def test_a_corpus_that_changed_is_noticed(change, dataset, tmp_path):
     ((name, edit),) = change.items()
     changed = dataclasses.replace(dataset, **{name: edit(getattr(dataset, name))})
     before = contents(tmp_path)
-    with pytest.raises(
-        ValueError, match=r"data is synthetic, which is not, or no longer, the corpus that the run in"
-    ):
+    with pytest.raises(ValueError, match=r"data is synthetic, whose corpus differs from the one that the run in"):
         train(config(tmp_path, epochs=2), changed)
     assert contents(tmp_path) == before
 
@@ -231,7 +229,7 @@ def test_a_lost_best_checkpoint_is_replaced_and_said(damage, dataset, tmp_path):
     kept = Kept()
     trainer = train(config(tmp_path, epochs=2), dataset, kept)
     assert trainer.progress.best_epoch == 2
-    assert re.search(r"best\.safetensors .*; epoch 2 takes the place of the best", kept.calls[1][1])
+    assert re.search(r"best\.safetensors .*; epoch 2 replaces it as the best", kept.calls[1][1])
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["best"] == summary["last"] and summary["best_epoch"] == 2
 
@@ -321,11 +319,11 @@ def test_label_smoothing_spreads_a_part_of_every_target():
         ({"valid_fraction": 1.0}, "valid_fraction is 1.0; it must be between 0 and 1"),
         ({"label_smoothing": 1.0}, "label_smoothing is 1.0; it must be in 0..1, 1 excluded"),
         ({"patience": -1}, "patience is -1; it must be at least 0"),
-        ({"patience": 3, "validation": "none"}, "patience is 3; it must be 0 where validation is none"),
+        ({"patience": 3, "validation": "none"}, "patience is 3; it must be 0 if validation is none"),
         ({"test_fold": "11/10"}, "test_fold is '11/10'; it must be like 3/10"),
         (
             {"test_fold": "1/10", "test_speakers": "03"},
-            "test_fold is 1/10; it must be left out where test_speakers are",
+            "test_fold is 1/10, but test_speakers are given; omit one of them",
         ),
         ({"augment": {"mixup": -1.0}}, "mixup is -1.0; it must be 0 or in"),
     ],
