@@ -130,7 +130,7 @@ def _refuse_other_models(options, defaults) -> None:
     for name in set(MODELS) - {options.model}:
         for key, value in options[name].items():
             if value != defaults[name][key]:
-                raise ValueError(f"{name}.{key} is {value}, but model is {options.model}; it must be left out")
+                raise ValueError(f"{name}.{key} is {value}, but model is {options.model}; omit it")
 
 
 def _with_recipe(argv: list[str]) -> list[str]:

@@ -46,7 +46,7 @@ class Functionals(nn.Module):
       frame that are below 0.3 octaves;
     - ``correlogram``: its mean and deviation;
     - ``changes``: deviation and mean size of the changes of mels and cepstra from each frame to the second next;
-    - ``shape``: distributions of the shape, of its changes likewise, and of the shape over the voiced frames;
+    - ``shape``: distributions of the shape, of such changes of it, and of the shape over the voiced frames;
     - ``slopes``: distributions of the slopes of the mels over the voiced frames;
     - ``trends``: rise of the regression lines of mels, cepstra, level, voicing and pitch;
     - ``thirds``: mean mels of the first and the last third less those of the middle one;

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from ser_fast._require import require
 from ser_fast.data.augmentation import Augmentation
 from ser_fast.data.splits import parse_fold
 from ser_fast.training import distributed
@@ -83,40 +84,38 @@ class TrainConfig:
     def __post_init__(self):
         if isinstance(self.augment, dict):
             self.augment = Augmentation(**self.augment)
-        for name, low in (("epochs", 1), ("patience", 0), ("batch_size", 1), ("bucket", 0), ("seed", 0)):
-            _require(getattr(self, name) >= low, name, getattr(self, name), f"at least {low}")
-        _require(self.seed < 2**32, "seed", self.seed, "below 2^32")
-        _require(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "above 0 and finite")
-        _require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "in 0..1, 1 excluded")
-        _require(self.loss in LOSSES, "loss", self.loss, f"one of {', '.join(LOSSES)}")
-        _require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "0 or more and finite")
-        _require(self.clip > 0, "clip", self.clip, "above 0")
-        for name in ("test_fraction", "valid_fraction"):
-            _require(0 < getattr(self, name) < 1, name, getattr(self, name), "between 0 and 1, both excluded")
-        _require(self.device != "cuda" or torch.cuda.is_available(), "device", "cuda", "cpu: torch sees no GPU here")
         gpus = torch.cuda.device_count()
-        _require(self.device == "cpu" or not 0 < gpus <= distributed.local_rank(), "device", self.device,
-                 f"cpu, or --nproc-per-node at most {gpus}: torch sees no more GPUs here")  # fmt: skip
-        _require(Path(self.out).resolve() != Path.cwd(), "out", f"'{self.out}'", "a folder of its own")
+        for name, good, allowed in (
+            *((name, getattr(self, name) >= 1, "at least 1") for name in ("epochs", "batch_size")),
+            *((name, getattr(self, name) >= 0, "at least 0") for name in ("patience", "bucket", "seed")),
+            ("seed", self.seed < 2**32, "below 2^32"),
+            ("learning_rate", 0 < self.learning_rate < math.inf, "above 0 and finite"),
+            ("label_smoothing", 0 <= self.label_smoothing < 1, "in 0..1, 1 excluded"),
+            ("loss", self.loss in LOSSES, f"one of {', '.join(LOSSES)}"),
+            ("weight_decay", 0 <= self.weight_decay < math.inf, "0 or more and finite"),
+            ("clip", self.clip > 0, "above 0"),
+            ("test_fraction", 0 < self.test_fraction < 1, "between 0 and 1, both excluded"),
+            ("valid_fraction", 0 < self.valid_fraction < 1, "between 0 and 1, both excluded"),
+            ("device", self.device != "cuda" or torch.cuda.is_available(), "cpu: torch sees no GPU here"),
+            ("device", self.device == "cpu" or not 0 < gpus <= distributed.local_rank(),
+             f"cpu, or --nproc-per-node at most {gpus}: torch sees no more GPUs here"),
+            ("out", Path(self.out).resolve() != Path.cwd(), "a folder of its own"),
+            ("patience", not self.patience or self.validation != "none", "0 if validation is none"),
+        ):  # fmt: skip
+            require(good, f"{name} is {getattr(self, name)}", allowed)
         given = self.test_speakers
         names = given if isinstance(given, list) else [name.strip() for name in str(given).split(",")]
         self.test_speakers = sorted({str(name) for name in names} - {""})
         if self.test_fold:
             parse_fold(self.test_fold)
-            _require(not self.test_speakers, "test_fold", self.test_fold, "left out where test_speakers are named")
-        _require(not self.patience or self.validation != "none", "patience", self.patience,
-                 "0 where validation is none")  # fmt: skip
+            if self.test_speakers:
+                raise ValueError(f"test_fold is {self.test_fold}, but test_speakers are given; omit one of them")
 
     @property
     def held_out(self) -> dict:
         """The options that :func:`ser_fast.data.splits.split` takes, by name."""
         names = ("test_speakers", "test_fold", "test_fraction", "validation", "valid_fraction", "seed")
         return {name: getattr(self, name) for name in names}
-
-
-def _require(good: bool, name: str, value, allowed: str) -> None:
-    if not good:
-        raise ValueError(f"{name} is {value}; it must be {allowed}")
 
 
 def run_options(config: TrainConfig, options: dict) -> dict:

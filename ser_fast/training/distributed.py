@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from ser_fast._torch_compat import import_compiler
+
 T = TypeVar("T")
 
 
@@ -59,7 +61,7 @@ def joined() -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or not dist.is_available():
         yield
         return
-    import torch._dynamo  # optimizers import it; imported later it would keep the group from being destroyed
+    import_compiler()
 
     nccl = torch.cuda.is_available() and dist.is_nccl_available()
     dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo")

@@ -67,7 +67,7 @@ def plan(config: TrainConfig, folds: Folds, there: list[str]) -> tuple[list[Fold
         ValueError: there are fewer speakers than folds, or an option is given that the protocol sets.
     """
     if config.test_speakers or config.test_fold:
-        raise ValueError("test_speakers and test_fold must be left out: the protocol sets them")
+        raise ValueError("test_speakers or test_fold is given, which the protocol sets; omit it")
     there = sorted(set(there))
     count = len(there) if folds.protocol == "loso" else folds.folds
     if folds.protocol != "random" and not 2 <= count <= len(there):

@@ -84,9 +84,8 @@ class Predictor:
             finite = torch.isfinite(outputs).all(1).tolist()
             for index, row, good in zip(batch.index, outputs.tolist(), finite):
                 file = named[index]
-                results[file] = (
-                    dict(zip(self.names, row)) if good else PredictionError(f"{file}: the model gives it no number")
-                )
+                unusable = PredictionError(f"{file}: the model's outputs are not finite")
+                results[file] = dict(zip(self.names, row)) if good else unusable
         for file in files:
             yield file, results[file]
 

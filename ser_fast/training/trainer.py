@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ser_fast._torch_compat import BatchNorm
 from ser_fast.data.augmentation import Augmentation, Augmenter, SpecAugment
 from ser_fast.data.batches import Batch, LengthSortedBatches
 from ser_fast.data.dataset import Dataset
@@ -206,7 +207,7 @@ class Trainer:
 
     def _refuse_shares(self) -> None:
         """Refuse batch normalisation in several processes: each would normalise by its own share of a batch."""
-        normalizes = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.model.modules())
+        normalizes = any(isinstance(module, BatchNorm) for module in self.model.modules())
         if normalizes and distributed.world() > 1:
             distributed.refuse(ValueError(
                 f"model is {self.config.model}, which normalises over batches; in {distributed.world()} processes it "
@@ -237,17 +238,17 @@ class Trainer:
             distributed.refuse(CheckpointError(f"{error}; {again}"))
         if progress.corpus != self.progress.corpus:
             distributed.refuse(ValueError(
-                f"data is {self.config.data}, which is not, or no longer, the corpus that the run in "
+                f"data is {self.config.data}, whose corpus differs from the one that the run in "
                 f"{self.folder.path} began with; name a new folder as out"
             ))  # fmt: skip
         self.model.load_state_dict(model.state_dict())
         self.progress = progress
-        self.reporter.on_notice(f"going on after epoch {progress.epoch} of {self.folder.path}")
+        self.reporter.on_notice(f"resuming after epoch {progress.epoch} of {self.folder.path}")
         try:
             distributed.from_rank_0(lambda: load_checkpoint(self.best)).build(self.best)
         except CheckpointError as error:
             # The best weights are lost; those of the last epoch replace them.
-            self.reporter.on_notice(f"{error}; epoch {progress.epoch} takes the place of the best")
+            self.reporter.on_notice(f"{error}; epoch {progress.epoch} replaces it as the best")
             self._keep_best(self.model.state_dict())
 
     def _train_epoch(self) -> None:

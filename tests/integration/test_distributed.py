@@ -284,7 +284,7 @@ def test_killed_process_ends_all_and_run_resumes(corpus, tmp_path):
     assert len(metrics(parts)) == 1 and not (parts / "summary.json").exists()
     shutil.copytree(parts, tmp_path / "alone")
     resumed = torchrun("-m", "ser_fast", *options(corpus, parts))
-    assert resumed.returncode == 0 and resumed.stdout.count(f"going on after epoch 1 of {parts}") == 1
+    assert resumed.returncode == 0 and resumed.stdout.count(f"resuming after epoch 1 of {parts}") == 1
     assert_same_run(whole, parts)
     assert cli.main(options(corpus, tmp_path / "alone")) == 0
     assert len(metrics(tmp_path / "alone")) == 3
