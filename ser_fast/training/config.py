@@ -102,7 +102,8 @@ class TrainConfig:
             ("out", Path(self.out).resolve() != Path.cwd(), "a folder of its own"),
             ("patience", not self.patience or self.validation != "none", "0 if validation is none"),
         ):  # fmt: skip
-            require(good, f"{name} is {getattr(self, name)}", allowed)
+            value = getattr(self, name)
+            require(good, f"{name} is {value}" if name != "out" else f"out is '{value}'", allowed)
         given = self.test_speakers
         names = given if isinstance(given, list) else [name.strip() for name in str(given).split(",")]
         self.test_speakers = sorted({str(name) for name in names} - {""})
