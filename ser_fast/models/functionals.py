@@ -71,8 +71,17 @@ class Functionals(nn.Module):
         f_min: lower end of the lowest band, in hertz.
         f_max: upper end of the highest band, in hertz.
 
+    Shape:
+        wave ``[B, N]``, lengths ``[B]`` in samples; logits ``[B, num_classes]``.
+
     Raises:
-        ValueError: an option is out of range.
+        ValueError: if an option is out of range.
+
+    Example:
+        >>> import torch
+        >>> model = Functionals(7).eval()
+        >>> model(torch.randn(2, 16000), torch.tensor([16000, 9000])).shape
+        torch.Size([2, 7])
     """
 
     corpus_statistics = False  # each utterance is standardised over itself, the statistics by batch normalisation
