@@ -51,6 +51,7 @@ def run(voices, tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.usefixtures("needs_kernels")
 def test_info_says_what_runs():
     result = ser_fast_command("info")
     assert result.returncode == 0 and result.stderr == ""
@@ -63,6 +64,7 @@ def test_info_says_what_runs():
     assert re.search(r"gru on cpu +torch\nattention_pool on cpu +reference", forced.stdout)
 
 
+@pytest.mark.usefixtures("needs_kernels")
 def test_info_prints_the_plan_of_a_shape():
     result = ser_fast_command("info", "--shape", "300", "64", "2", "256")
     assert result.returncode == 0 and result.stderr == ""
