@@ -1,8 +1,8 @@
-"""Compiles every Triton kernel that can be chosen, for every architecture, and reads the cubins. It needs no GPU.
+"""Compile every Triton kernel for every architecture and check its use of registers and memory. No GPU is needed.
 
-``python tests/budgets.py [--op gru] [--arch 90]`` prints registers, local memory and shared memory of each, and fails on
-a spill inside a loop or on more shared memory than a block of the smallest target may have. ``--built`` reads the CUDA C++
-kernels in the installed object instead, all that nvcc built, and fails on any local memory.
+``python tests/budgets.py [--op gru] [--arch 90]`` prints registers, local memory and shared memory of each kernel. It
+fails on a spill inside a loop, or on more shared memory than a block of the smallest target may have. ``--built``
+checks the CUDA C++ kernels in the installed object instead, and fails on any local memory.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-os.environ["TRITON_INTERPRET"] = "0"  # compiled here, not interpreted
+os.environ["TRITON_INTERPRET"] = "0"  # they are compiled, not interpreted
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -38,7 +38,7 @@ def cuobjdump(option: str, cubin: str) -> str:
 
 
 def spills_in_loops(sass: str) -> int:
-    """Loads and stores of local memory between a backward branch and its target. Before and after loops they may be."""
+    """Count loads and stores of local memory between a backward branch and its target; others are allowed."""
     code = [(int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;]*);", sass)]
     jumps = [(at, int(found[1], 16)) for at, text in code if (found := re.search(r"\bBRA\S* .*?0x([0-9a-f]+)", text))]
     loops = [(target, at) for at, target in jumps if target < at]
@@ -47,7 +47,7 @@ def spills_in_loops(sass: str) -> int:
 
 
 def measure(op: str, index: int, arch: int) -> dict:
-    """Registers and bytes of one kernel, specialised for multiples of 16 as a launch does it."""
+    """Return registers and bytes of one kernel, specialised for multiples of 16 as at a launch."""
     wanted = configurations(op)[index]
     kernel, signature = wanted["kernel"], wanted["signature"]
     divisible = {name for name, kind in signature.items() if kind.startswith("*")} | set(wanted["aligned"])
@@ -76,7 +76,10 @@ def measure(op: str, index: int, arch: int) -> dict:
 
 
 def built() -> int:
-    """Every kernel of ser_fast._C: registers, and local memory, which none may have. Shared memory is the plans' to fit."""
+    """Return 1 if a kernel of ser_fast._C uses local memory or an architecture lacks kernels; print the registers.
+
+    Shared memory is not checked: it is chosen at run time, by the plans.
+    """
     info = backends.build_info()
     listing = cuobjdump("-res-usage", importlib.util.find_spec("ser_fast._C").origin)
     failed, kernels = 0, {}
@@ -85,11 +88,12 @@ def built() -> int:
         found = re.findall(r"Function (\S+?):\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", part)
         kernels.setdefault(arch, []).extend(found)
     for arch, found in sorted(kernels.items()):
-        spilt = [name for name, _, stack, local in found if int(stack) or int(local)]
-        failed += len(spilt)
+        spilled = [name for name, _, stack, local in found if int(stack) or int(local)]
+        failed += len(spilled)
         registers = max(int(registers) for _, registers, *_ in found)
         print(
-            f"sm_{arch}: {len(found)} kernels, at most {registers} registers, {len(spilt)} with local memory", *spilt
+            f"sm_{arch}: {len(found)} kernels, at most {registers} registers, {len(spilled)} with local memory",
+            *spilled,
         )
     wanted = {arch.removesuffix("+PTX").replace(".", "") for arch in info["cuda_archs"]}
     if not wanted or wanted != set(kernels):
@@ -124,7 +128,7 @@ def main() -> int:
             failed += bad
             print(
                 f"  sm_{one['arch']:<4} {one['registers']:>4} registers {one['local']:>4} B local "
-                f"{one['spills']:>3} spills in loops {one['shared']:>7} B shared{'  TOO MUCH' * bad}"
+                f"{one['spills']:>3} spills in loops {one['shared']:>7} B shared{'  OVER BUDGET' * bad}"
             )
     print(f"{len(found)} kernels, {failed} over budget")
     return failed > 0

@@ -1,7 +1,7 @@
-"""Proves an installed ser_fast with torch alone: `python tests/smoke.py`, from any folder, in seconds.
+"""Check an installed ser_fast with torch alone: `python tests/smoke.py`, from any folder, in seconds.
 
-pytest holds the sources to all they promise; this shows that a wheel is whole and that its kernels fit the Python and
-the torch that it was installed beside.
+pytest tests the sources; this checks that a wheel is complete and that its kernels work with the installed Python and
+torch.
 """
 
 import pickle
@@ -28,26 +28,26 @@ def check_install() -> None:
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"ser_fast::{op}", "CPU"), f"{op} has no CPU kernel"
     print(f"python {platform.python_version()}, torch {torch.__version__}, ser_fast {ser_fast.__version__}")
     print(f"CPU kernels for {backends.instruction_set}; CUDA kernels {backends.build_info()['cuda']}")
-    # -m looks into the current folder first, which must not be that of the sources.
+    # -m searches the current folder first, so it must not be that of the sources.
     command = [sys.executable, *(f"-W{option}" for option in sys.warnoptions), "-m", "ser_fast", "info"]
     shown = subprocess.run(command, cwd=sys.prefix, capture_output=True, text=True)
     assert shown.returncode == 0 and re.search("^loaded +yes$", shown.stdout, re.M), shown.stdout + shown.stderr
 
 
 def results(outputs: Tensor | tuple[Tensor, ...], inputs: list[Tensor]) -> list[Tensor]:
-    """The outputs, and the gradients of the sum of their squares."""
+    """Return the outputs, and the gradients of the sum of their squares."""
     outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     gradients = torch.autograd.grad(sum(y.square().sum() for y in outputs), inputs)
     return [tensor.detach() for tensor in (*outputs, *gradients)]
 
 
-def compare(what: str, found: list[Tensor], truth: list[Tensor]) -> None:
-    """Each of ours within 200 roundings of its largest value, which sums of as many products stay far below."""
-    for number, (one, other) in enumerate(zip(found, truth, strict=True)):
+def compare(name: str, found: list[Tensor], expected: list[Tensor]) -> None:
+    """Check that each result is within 200 roundings of its largest value; correct sums stay far below that."""
+    for number, (one, other) in enumerate(zip(found, expected, strict=True)):
         error = float((one - other).abs().max() / other.abs().max())
         allowed = 200 * torch.finfo(other.dtype).eps
         assert error <= allowed, (
-            f"{what}: result {number} in {other.dtype} errs by {error:.1e}, more than {allowed:.1e}"
+            f"{name}: result {number} in {other.dtype} differs by {error:.1e}; at most {allowed:.1e} is allowed"
         )
 
 
@@ -83,23 +83,23 @@ def check_ops(dtype: torch.dtype) -> None:
     inputs = random(13, 3, 2, 3 * 19), random(2, 3 * 19, 19, scale=0.2), random(2, 3 * 19), random(2, 3, 19)
     for reset_after in (False, True):
         found = gru.gru(*inputs, lengths, reset_after=reset_after)
-        truth = gru.reference(*inputs, lengths, reset_after)[:2]
-        compare(f"gru, reset_after={reset_after}", results(found, inputs), results(truth, inputs))
+        expected = gru.reference(*inputs, lengths, reset_after)[:2]
+        compare(f"gru, reset_after={reset_after}", results(found, inputs), results(expected, inputs))
     inputs = random(3, 13, 70), random(70, scale=0.1)
-    found, truth = (pool(*inputs, lengths) for pool in (attention_pool.attention_pool, attention_pool.reference))
-    compare("attention_pool", results(found, inputs), results(truth, inputs))
+    found, expected = (pool(*inputs, lengths) for pool in (attention_pool.attention_pool, attention_pool.reference))
+    compare("attention_pool", results(found, inputs), results(expected, inputs))
     wave, window = random(3, 2000), torch.hamming_window(400, dtype=dtype)
     sizes, lengths = (512, 160), torch.tensor([2000, 700, 300])
     found = power_spectrogram.power_spectrogram(wave, window, *sizes, (3, 200), lengths, log=True, floor=1.0)
-    truth = power_spectrogram.reference(wave, window, *sizes, 3, 200, lengths, log=True, floor=1.0)
-    compare("power_spectrogram, log", results(found, [wave]), results(truth, [wave]))
+    expected = power_spectrogram.reference(wave, window, *sizes, 3, 200, lengths, log=True, floor=1.0)
+    compare("power_spectrogram, log", results(found, [wave]), results(expected, [wave]))
     found = power_spectrogram.power_spectrogram(wave, window, *sizes, center=True)
-    truth = torch.stft(wave, *sizes, 400, window, return_complex=True).abs().square().mT
-    compare("power_spectrogram, centred", results(found, [wave]), results(truth, [wave]))
+    expected = torch.stft(wave, *sizes, 400, window, return_complex=True).abs().square().mT
+    compare("power_spectrogram, centred", results(found, [wave]), results(expected, [wave]))
 
 
 def check_training(model: nn.Module) -> None:
-    """A few steps on one batch, without dropout, must lower its loss."""
+    """Check that a few steps on one batch, without dropout, lower its loss."""
     wave, lengths, labels = torch.randn(4, 8000), torch.tensor([8000, 3000, 8000, 5000]), torch.arange(4)
     optimizer, losses = torch.optim.Adam(model.parameters(), 1e-3), []
     for _ in range(4):
@@ -108,7 +108,7 @@ def check_training(model: nn.Module) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert losses[-1] < losses[0], f"{type(model).__name__}'s loss did not fall while it trained: {losses}"
+    assert losses[-1] < losses[0], f"{type(model).__name__} did not learn; its losses: {losses}"
 
 
 torch.manual_seed(0)
