@@ -1,7 +1,7 @@
-"""GRU and GRUCell against torch's, and against nn.LSTM, which people reach for when they want speed.
+"""GRU and GRUCell against torch's, and against nn.LSTM.
 
-The floor is the operations of the input's projection and of the recurrence, 2 B T D 3H (I + H) in inference and three
-times that in training, at the rate of a large float32 matrix product; ragged batches count their valid frames only.
+The floor is the operations of the input projection and the recurrence, 2 B T D 3H (I + H) in inference and three
+times that in training, at the rate of a large float32 matrix product. Ragged batches count valid frames only.
 """
 
 import pytest
@@ -14,7 +14,7 @@ from ser_fast.models.peers import packed, reference
 
 DENSE = [(64, 200, 128, 128, 1), (32, 300, 401, 128, 2), (64, 300, 256, 256, 2), (64, 300, 128, 512, 1)]
 SWEEPS = {"T": (50, 100, 200, 400, 800), "B": (1, 4, 16, 64, 128), "H": (32, 64, 128, 256, 512)}
-MIDDLE = {"T": 200, "B": 32, "H": 128}  # the other two sizes of a sweep
+MIDDLE = {"T": 200, "B": 32, "H": 128}  # the sizes that a sweep keeps fixed
 TOLERANCE = {"inference": 1e-5, "training": 1e-4}
 HIDDEN = (64, 128, 256, 512)
 
@@ -23,7 +23,7 @@ modes = pytest.mark.parametrize("mode", MODES)
 
 
 def modules(width: int, hidden: int, directions: int) -> dict[str, nn.Module]:
-    """The four layers, the first two with the same weights."""
+    """Return the four layers by name; ours and nn.GRU have the same weights."""
     options = {"batch_first": True, "bidirectional": directions == 2}
     ours, theirs = ser_fast.GRU(width, hidden, **options), nn.GRU(width, hidden, **options)
     ours.load_state_dict(theirs.state_dict())
@@ -36,12 +36,12 @@ def modules(width: int, hidden: int, directions: int) -> dict[str, nn.Module]:
 
 
 def operations(frames: int, width: int, hidden: int, directions: int, mode: str) -> int:
-    """Of a layer over this many frames in all."""
+    """Return the operations of a layer over ``frames`` frames in total."""
     return (3 if mode == "training" else 1) * 2 * frames * directions * 3 * hidden * (width + hidden)
 
 
-def race_dense(race, batch, frames, width, hidden, directions, mode, names=None, **extra) -> None:
-    """Times the named layers on a batch without padding, after checking those that are ours."""
+def compare_dense(compare, batch, frames, width, hidden, directions, mode, names=None, **extra) -> None:
+    """Time the layers in ``names`` (by default all) on a batch without padding, after checking ours."""
     layers = modules(width, hidden, directions)
     x = torch.randn(batch, frames, width, requires_grad=mode == "training")
     grad = torch.randn(batch, frames, directions * hidden)
@@ -53,28 +53,28 @@ def race_dense(race, batch, frames, width, hidden, directions, mode, names=None,
     case = f"B={batch} T={frames} I={width} H={hidden} D={directions}, {mode}"
     error = check(case, steps["ours"](), steps["nn.GRU"](), TOLERANCE[mode])
     if "ours, reset_after=False" in steps:
-        # On the first frames only, for the reference's backward takes time quadratic in T.
+        # 16 frames only: the backward of the reference takes time quadratic in T.
         paper, few = layers["ours, reset_after=False"], slice(16)
         inputs = [x, *paper.parameters()]
         found = step(mode, lambda: paper(x[:, few])[0], inputs, grad[:, few])
-        truth = step(mode, lambda: reference(paper, x[:, few]), inputs, grad[:, few])
-        check(f"{case}, reset_after=False", found(), truth(), TOLERANCE[mode])
+        exact = step(mode, lambda: reference(paper, x[:, few]), inputs, grad[:, few])
+        check(f"{case}, reset_after=False", found(), exact(), TOLERANCE[mode])
     work = operations(batch * frames, width, hidden, directions, mode) if batch > 1 else None
-    race(case, steps.pop("ours"), steps, operations=work, error=error, tolerance=TOLERANCE[mode], **extra)
+    compare(case, steps.pop("ours"), steps, operations=work, error=error, tolerance=TOLERANCE[mode], **extra)
 
 
 @modes
 @sizes
-def bench_dense(race, batch, frames, width, hidden, directions, mode):
+def bench_dense(compare, batch, frames, width, hidden, directions, mode):
     """GRU, batches without padding."""
-    race_dense(race, batch, frames, width, hidden, directions, mode)
+    compare_dense(compare, batch, frames, width, hidden, directions, mode)
 
 
 @modes
-def bench_ragged(race, mode):
+def bench_ragged(compare, mode):
     """GRU, 32 utterances of Emo-DB's lengths.
 
-    "Padded" computes the padding too: no masking, and a bidirectional layer then starts in the padding.
+    "Padded" also computes the padding, without a mask; the backward direction then starts in the padding.
     """
     lengths, width, hidden = torch.tensor(EMODB_FRAMES), 401, 128
     layers = modules(width, hidden, 2)
@@ -89,12 +89,12 @@ def bench_ragged(race, mode):
     case = f"B=32 T={min(EMODB_FRAMES)}..{max(EMODB_FRAMES)} I={width} H={hidden} D=2, {mode}"
     error = check(case, steps["ours"](), steps["nn.GRU, packed"](), TOLERANCE[mode])
     work = operations(sum(EMODB_FRAMES), width, hidden, 2, mode)
-    race(case, steps.pop("ours"), steps, operations=work, error=error, tolerance=TOLERANCE[mode])
+    compare(case, steps.pop("ours"), steps, operations=work, error=error, tolerance=TOLERANCE[mode])
 
 
 @modes
 @pytest.mark.parametrize("batch,frames,width,hidden,directions", DENSE)
-def bench_autocast(race, batch, frames, width, hidden, directions, mode):
+def bench_autocast(compare, batch, frames, width, hidden, directions, mode):
     """GRU under bfloat16 autocast, against its own float32."""
     ours = modules(width, hidden, directions)["ours"]
     x = torch.randn(batch, frames, width, requires_grad=mode == "training")
@@ -108,17 +108,17 @@ def bench_autocast(race, batch, frames, width, hidden, directions, mode):
     full = step(mode, lambda: ours(x)[0], [x, *ours.parameters()], grad)
     case, tolerance = f"B={batch} T={frames} I={width} H={hidden} D={directions}, {mode}", 5e-2
     error = check(case, low(), full(), tolerance)
-    race(case, low, {"ours, float32": full}, error=error, tolerance=tolerance, dtype="bfloat16 autocast")
+    compare(case, low, {"ours, float32": full}, error=error, tolerance=tolerance, dtype="bfloat16 autocast")
 
 
 @pytest.mark.parametrize("hidden", HIDDEN)
-def bench_one_at_a_time(race, hidden):
+def bench_one_at_a_time(compare, hidden):
     """GRU, one utterance at a time."""
-    race_dense(race, 1, 100, 128, hidden, 1, "inference", ("ours", "nn.GRU"))
+    compare_dense(compare, 1, 100, 128, hidden, 1, "inference", ("ours", "nn.GRU"))
 
 
 @pytest.mark.parametrize("hidden", HIDDEN)
-def bench_cell(race, hidden):
+def bench_cell(compare, hidden):
     """GRUCell, 100 steps of one stream."""
     ours, theirs = ser_fast.GRUCell(128, hidden), nn.GRUCell(128, hidden)
     ours.load_state_dict(theirs.state_dict())
@@ -134,13 +134,13 @@ def bench_cell(race, hidden):
     case = f"B=1 I=128 H={hidden}, inference"
     error = check(case, stream(ours), stream(theirs), TOLERANCE["inference"])
     peers = {"nn.GRUCell": lambda: stream(theirs)}
-    race(case, lambda: stream(ours), peers, error=error, tolerance=TOLERANCE["inference"])
+    compare(case, lambda: stream(ours), peers, error=error, tolerance=TOLERANCE["inference"])
 
 
 @modes
 @pytest.mark.parametrize("axis,value", [(axis, value) for axis, values in SWEEPS.items() for value in values])
-def bench_sweep(race, axis, value, mode):
+def bench_sweep(compare, axis, value, mode):
     """GRU, sweeps over T, B and H."""
     size = MIDDLE | {axis: value}
     names = ("ours", "nn.GRU", "nn.LSTM")
-    race_dense(race, size["B"], size["T"], 128, size["H"], 1, mode, names, sweep=[axis, value, mode])
+    compare_dense(compare, size["B"], size["T"], 128, size["H"], 1, mode, names, sweep=[axis, value, mode])

@@ -1,8 +1,8 @@
-"""A training step of both models, from waveforms to updated weights, against the same models made of torch's ops.
+"""Training step of both models, from waveforms to updated weights, against the same models with torch's layers.
 
-The baselines have torch.stft's chain, nn.GRU or nn.LSTM and eager pooling where ours have this package's ops, and
-share everything else. "Padded" lets the recurrence run over the padding, "packed" packs and unpacks around it. The
-step is Trainer's: forward, loss, backward, clipping, Adam. Its parts are timed in the same steps as the whole.
+The peers have the torch.stft chain, nn.GRU or nn.LSTM and eager pooling in place of this package's ops; everything
+else is shared. "Padded" computes the padding too, "packed" packs and unpacks around the recurrence. A step is that of
+Trainer: forward, loss, backward, clipping, Adam. Its parts are timed within the same steps as the whole.
 """
 
 import copy
@@ -18,17 +18,17 @@ from harness import EMODB_FRAMES, check
 from torch import Tensor, nn
 
 import ser_fast
-from ser_fast.models.masking import frame_mask
 from ser_fast.models.peers import ReferenceRecurrence, with_recurrence, with_torch
+from ser_fast.ops.lengths import frame_mask
 
 MODELS = {"CGRU": ser_fast.CGRU, "BiGRU-MHA": ser_fast.BiGRUMHA}
 BATCHES = (64, 32)  # the papers' sizes, CGRU's first
-CLASSES, LEARNING_RATE, CLIP = 7, 1e-3, 5.0  # Emo-DB's, and TrainConfig's
-TOLERANCE, GRADIENTS = 1e-5, 1e-2  # a rounding may turn a maximum or a rectifier, which gradients show
+CLASSES, LEARNING_RATE, CLIP = 7, 1e-3, 5.0  # Emo-DB's classes; TrainConfig's defaults
+TOLERANCE, GRADIENTS = 1e-5, 1e-2  # gradients: rounding may switch a ReLU or a maximum
 
 
 class TorchSpectrogram(nn.Module):
-    """The log power spectrogram by torch.stft, cropped before the modulus is taken."""
+    """Log power spectrogram by torch.stft, cropped before the squared modulus."""
 
     def __init__(self, ours: ser_fast.PowerSpectrogram):
         super().__init__()
@@ -36,7 +36,7 @@ class TorchSpectrogram(nn.Module):
 
     def forward(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         ours = self.ours
-        # A window's frames, without the option that torch has for them from 2.12 on; |X|² knows no time.
+        # stft centres the window in n_fft; padding gives frames of win_length. |X|² does not depend on the shift.
         beside = ours.n_fft - ours.win_length
         wave = F.pad(wave, (beside // 2, beside - beside // 2))
         spectrum = torch.stft(wave, ours.n_fft, ours.hop_length, ours.win_length, ours.window, center=False,
@@ -63,7 +63,7 @@ class EagerPool(nn.Module):
 
 
 def eager(model: nn.Module) -> nn.Module:
-    """A copy of the model with torch's ops in the place of ours, but for the recurrence."""
+    """Return a copy of the model with torch's ops in place of ours, except the recurrence."""
     twin = copy.deepcopy(model)
     twin.spectrogram = TorchSpectrogram(twin.spectrogram)
     if twin.pool is not None:
@@ -72,10 +72,10 @@ def eager(model: nn.Module) -> nn.Module:
 
 
 class Clock:
-    """Gives every moment of a training step to the part of the model that is running, forward or backward.
+    """Measures the time of each part of a model within training steps, forward and backward.
 
-    A part's backward begins when the gradient of its output is there and ends when that of its input is. A device
-    that runs behind is waited for.
+    A part's backward starts when the gradient of its output is computed and ends with the gradient of its input. On a
+    GPU every switch between parts synchronizes.
     """
 
     def __init__(self, model: nn.Module):
@@ -92,7 +92,7 @@ class Clock:
         def enter(_, arguments: tuple) -> tuple:
             x, *others = arguments
             if x.requires_grad:
-                x = x.view_as(x)  # a node of its own: x may be the output of another part, whose backward follows
+                x = x.view_as(x)  # own graph node: x may be the output of another part, whose hook must not fire here
                 x.register_hook(lambda _: self.switch("other"))
             self.switch(part)
             return x, *others
@@ -107,29 +107,34 @@ class Clock:
         module.register_forward_hook(leave)
 
     def now(self) -> float:
+        """Return the time in seconds, after all work of the GPU."""
         if self.on_cuda:
             torch.cuda.synchronize()
         return time.perf_counter()
 
     def begin(self) -> None:
+        """Start a step."""
         self.steps.append(defaultdict(float))
         self.part, self.since = "other", self.now()
 
     def switch(self, part: str) -> None:
+        """Attribute the time since the last switch to the current part and make ``part`` the current one."""
         if not self.steps:
-            return  # a call outside of a step
+            return  # called outside a step
         now = self.now()
         self.steps[-1][self.part] += now - self.since
         self.part, self.since = part, now
 
     def medians(self) -> dict[str, float]:
-        steps = self.steps[1:]  # the first was the warm-up
+        """Return the median seconds of each part, without the first step (warm-up)."""
+        steps = self.steps[1:]
         return {part: statistics.median(step[part] for step in steps) for part in steps[0]}
 
 
 def training_step(
     model: nn.Module, clock: Clock | None, wave: Tensor, lengths: Tensor, labels: Tensor
 ) -> Callable[[], None]:
+    """Return a call that does one training step, with its parts timed by ``clock``."""
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, capturable=wave.is_cuda)
 
     def step() -> None:
@@ -148,7 +153,7 @@ def training_step(
 
 
 def logits_and_gradients(model: nn.Module, wave: Tensor, lengths: Tensor, labels: Tensor) -> list[Tensor]:
-    """Without dropout, which draws; the gradients are of a few rows, for the reference's backward takes long."""
+    """Return logits and, of 4 rows, gradients, without dropout; the backward of the reference is slow."""
     model.eval()
     with torch.inference_mode():
         logits = model(wave, lengths)
@@ -160,7 +165,7 @@ def logits_and_gradients(model: nn.Module, wave: Tensor, lengths: Tensor, labels
 
 
 def voices(batch: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Noise of Emo-DB's lengths: waves, lengths and labels."""
+    """Return waves of noise with the lengths of Emo-DB, their lengths and random labels."""
     lengths = torch.tensor((EMODB_FRAMES * (batch // 32 + 1))[:batch]) * 160 + 480
     wave = torch.randn(batch, int(lengths.max()))
     wave[~frame_mask(lengths, wave.shape[1])] = 0
@@ -168,7 +173,7 @@ def voices(batch: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def fresh(name: str, wave: Tensor, lengths: Tensor, **options) -> nn.Module:
-    """The model as it comes, its statistics those of the waves."""
+    """Return a new model, normalised by the statistics of the waves."""
     ours = MODELS[name](CLASSES, **options)
     if name == "BiGRU-MHA":
         spectrogram, frames = ours.spectrogram(wave, lengths)
@@ -178,26 +183,26 @@ def fresh(name: str, wave: Tensor, lengths: Tensor, **options) -> nn.Module:
 
 
 def by_reference(ours: nn.Module) -> nn.Module:
-    """A copy that computes all of it in plain torch."""
+    """Return a copy that computes everything in plain torch."""
     return with_recurrence(eager(ours), ReferenceRecurrence(ours.rnn))
 
 
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("name", MODELS)
-def bench_training_step(race, name, batch):
+def bench_training_step(compare, name, batch):
     """Training step, from waveforms to updated weights.
 
-    Ours is the model as it comes, with the papers' GRU (``reset_after=False``), which torch does not have.
+    Ours has its default, the papers' GRU (``reset_after=False``), which torch does not have.
     """
     arguments = voices(batch)
     ours = fresh(name, *arguments[:2])
     case = f"{name}, B={batch}, {min(EMODB_FRAMES) / 100:.1f}..{max(EMODB_FRAMES) / 100:.1f} s"
-    found, truth = (logits_and_gradients(model, *arguments) for model in (ours, by_reference(ours)))
-    error = check(case, found[0], truth[0], TOLERANCE)
-    check(f"{case}, gradients", found[1:], truth[1:], GRADIENTS)
+    found, exact = (logits_and_gradients(model, *arguments) for model in (ours, by_reference(ours)))
+    error = check(case, found[0], exact[0], TOLERANCE)
+    check(f"{case}, gradients", found[1:], exact[1:], GRADIENTS)
 
     models = {"ours": ours} | with_torch(eager(ours))
     clocks = {kind: Clock(model) for kind, model in models.items()}
     steps = {kind: training_step(models[kind], clock, *arguments) for kind, clock in clocks.items()}
-    info = race(case, steps.pop("ours"), steps, fewest=3, error=error, tolerance=TOLERANCE)
+    info = compare(case, steps.pop("ours"), steps, fewest=3, error=error, tolerance=TOLERANCE)
     info["parts"] = {kind: clock.medians() for kind, clock in clocks.items()}

@@ -1,7 +1,7 @@
-"""The power spectrogram against the torch.stft chain, and against torchaudio where it is installed.
+"""Power spectrogram against the torch.stft chain, and against torchaudio if it is installed.
 
-The floor is 2.5 n log2 n real operations a frame, a real FFT's usual count, at the rate of a large matrix product. It
-is generous: no FFT runs at such a rate, and the crop needs less than the whole transform.
+The floor is 2.5 n log2 n real operations per frame, the usual count of a real FFT, at the rate of a large matrix
+product. No FFT reaches this rate; on the other hand, the crop needs less than the whole transform.
 """
 
 import math
@@ -20,13 +20,14 @@ TOLERANCE = 1e-5
 
 
 def chain(wave: Tensor, window: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:
-    """Spectrum, power, crop, time first, normalised: what one writes with torch."""
+    """Return the power spectrogram ``[B, T, BINS]`` by torch.stft: spectrum, power, crop, transpose, normalise."""
     spectrum = torch.stft(wave, N_FFT, HOP, WINDOW, window, center=True, return_complex=True)
     power = spectrum.abs().square()[:, :BINS].transpose(1, 2)
     return power if mean is None else (power - mean) / std
 
 
 def torchaudio_chain(mean: Tensor | None, std: Tensor | None) -> Callable[[Tensor], Tensor] | None:
+    """Return the same by torchaudio, or None if it is not installed."""
     try:
         from torchaudio.transforms import Spectrogram
     except ImportError:
@@ -41,15 +42,15 @@ def torchaudio_chain(mean: Tensor | None, std: Tensor | None) -> Callable[[Tenso
 
 
 def error_against_float64(found: Tensor, arguments: tuple) -> float:
-    """Of the first rows, over the largest value: double precision of all would not fit everywhere."""
+    """Return the largest error of 4 rows relative to the largest value; float64 of all may not fit in memory."""
     wave, *rest = (None if tensor is None else tensor.double() for tensor in arguments)
-    truth = chain(wave[:4], *rest)
-    return float((found[:4] - truth).abs().max() / truth.abs().max())
+    exact = chain(wave[:4], *rest)
+    return float((found[:4] - exact).abs().max() / exact.abs().max())
 
 
 @pytest.mark.parametrize("normalized", [False, True], ids=["power", "normalized"])
 @pytest.mark.parametrize("batch,seconds", SIZES)
-def bench_power_spectrogram(race, batch, seconds, normalized):
+def bench_power_spectrogram(compare, batch, seconds, normalized):
     """Power spectrogram, 0 to 4 kHz of a DFT of 1600."""
     wave, window = torch.randn(batch, 16000 * seconds), torch.hamming_window(WINDOW)
     mean = std = None
@@ -74,4 +75,6 @@ def bench_power_spectrogram(race, batch, seconds, normalized):
     del found
     memory = {"output": size, "ours": peak_memory(ours), "torch.stft chain": peak_memory(peers["torch.stft chain"])}
     work = batch * frames * 2.5 * N_FFT * math.log2(N_FFT)
-    race(case, ours, peers, operations=work, errors=errors, error=errors["ours"], tolerance=TOLERANCE, memory=memory)
+    compare(
+        case, ours, peers, operations=work, errors=errors, error=errors["ours"], tolerance=TOLERANCE, memory=memory
+    )

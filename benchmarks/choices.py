@@ -1,9 +1,9 @@
-"""What CUDA tensors run on by default: ``python benchmarks/choices.py RUN.json [--out ser_fast/measured.json]``.
+"""Choose the default backend of CUDA tensors: ``python benchmarks/choices.py RUN.json [--out measured.json]``.
 
-Writes what the acceptance run on a GPU has found, by op, precision and for the GRU hidden size: torch and the
-backends that are proven, the fastest first. A backend is proven for an op if its tests ran and nothing of it failed,
-in them, in compute-sanitizer or beside a benchmark of the op. It stands before torch only if in no case of that
-precision and size it was slower than what the module runs without it. Other compute capabilities in the file stay.
+Writes the result of the acceptance run on a GPU: by op, precision and, for the GRU, hidden size, torch and the proven
+backends, fastest first. A backend is proven for an op if its tests ran and nothing of it failed: no test, no
+compute-sanitizer tool and no check of the op's benchmarks. It is placed before torch only if it was not slower than
+torch's own path in any case of that precision and size. Entries of other compute capabilities in the file are kept.
 """
 
 import argparse
@@ -15,9 +15,10 @@ from ser_fast.backends import measured
 from ser_fast.data.files import write_atomically
 
 FILE = Path(__file__).parents[1] / "ser_fast/backends/measured.json"
-# The run's parts in which an op may fail, the first of which has its times, and what its module runs without ours.
+# Parts of the run that concern an op; the first has its times.
 PARTS = {"gru": ("gru", "recurrence"), "attention_pool": ("pool",), "power_spectrogram": ("spectrogram",)}
-RIVALS = {
+# What the module runs without our kernels.
+PEERS = {
     "gru": ("nn.GRU", "nn.GRU, packed"),
     "attention_pool": ("eager torch",),
     "power_spectrogram": ("torch.stft chain", "torch stft chain"),
@@ -27,29 +28,31 @@ TOOLS = ("memcheck", "racecheck", "synccheck")
 
 
 def cases(run: dict, part: str) -> list[dict]:
+    """Return the cases of a part, none if it has not run."""
     return run["parts"].get(part, {}).get("cases", [])
 
 
 def state(case: dict) -> str:
+    """Return the state of a case or part; without one it has passed."""
     return "failed" if case.get("failed") else case.get("state", "passed")
 
 
 def concerns(case: dict, backend: str) -> bool:
-    """Whether a case, or its failure, is this backend's; one that names none is everyone's."""
+    """Return whether a case or its failure concerns this backend; one that names no backend concerns all."""
     named = [name for name in measured.BACKENDS
              if case.get("backend") == name or f"ours, {name}" in case.get("error", "")]  # fmt: skip
     return not named or backend in named
 
 
-def doubt(run: dict, op: str, backend: str) -> str | None:
-    """Why the backend is not proven for the op; None if it is."""
+def reason_unproven(run: dict, op: str, backend: str) -> str | None:
+    """Return why the backend is not proven for the op; None if it is."""
     tests = [case for case in cases(run, "tests") if concerns(case, backend)]
     for case in tests:
         if state(case) != "passed":
             return f"{case['case']}: {state(case)}"
     whole = state(run["parts"].get("tests", {}))
     if whole != "passed" and all(state(case) == "passed" for case in cases(run, "tests")):
-        return f"the part tests: {whole}"  # which of them were lost is not known
+        return f"the part tests: {whole}"  # it is unknown which tests did not run
     if not any(case.get("passed") for case in tests):
         return "none of its tests has passed"
     for part in ("tests", "sanitizer", *PARTS[op]):
@@ -63,28 +66,28 @@ def doubt(run: dict, op: str, backend: str) -> str | None:
 
 
 def unchecked(run: dict) -> list[str]:
-    """What has not run, which is no proof against a backend."""
-    said = [f"the part {part}: {state(found)}" for part, found in run["parts"].items() if state(found) != "passed"]
+    """Return what has not run; a backend can be proven without it."""
+    lines = [f"the part {part}: {state(found)}" for part, found in run["parts"].items() if state(found) != "passed"]
     for backend in measured.BACKENDS:
         done = {case.get("tool") for case in cases(run, "sanitizer")
                 if concerns(case, backend) and state(case) in ("passed", "failed")}  # fmt: skip
-        said += [f"{tool} by {backend}: not run" for tool in TOOLS if tool not in done]
-    return said
+        lines += [f"{tool} by {backend}: not run" for tool in TOOLS if tool not in done]
+    return lines
 
 
 def ordered(op: str, timed: list[dict], backends: list[str]) -> list[str]:
-    """torch and the backends, the fastest first; ``timed`` are the seconds of all cases of a precision and size."""
-    rivals = [next((seconds[name] for name in RIVALS[op] if name in seconds), 0) for seconds in timed]
+    """Return torch and the backends, fastest first; ``timed`` holds the seconds of every case by name."""
+    peers = [next((seconds[name] for name in PEERS[op] if name in seconds), 0) for seconds in timed]
     ours = {name: [seconds[f"ours, {name}"] for seconds in timed] for name in backends}
     by_mean = sorted(backends, key=lambda name: statistics.geometric_mean(ours[name]))
-    ahead = [name for name in by_mean if all(mine <= rival for mine, rival in zip(ours[name], rivals))]
+    ahead = [name for name in by_mean if all(mine <= peer for mine, peer in zip(ours[name], peers))]
     return [*ahead, "torch", *(name for name in by_mean if name not in ahead)]
 
 
 def choices(run: dict, op: str) -> tuple[dict, list[str]]:
-    """The op's orders, by precision and hidden size if it has one, and what is left out of them and why."""
-    doubts = {backend: doubt(run, op, backend) for backend in measured.BACKENDS}
-    left_out = [f"{op} by {backend}: {why}" for backend, why in doubts.items() if why]
+    """Return the op's orders by precision and hidden size, and what is left out of them with the reason."""
+    reasons = {backend: reason_unproven(run, op, backend) for backend in measured.BACKENDS}
+    left_out = [f"{op} by {backend}: {why}" for backend, why in reasons.items() if why]
     found: dict[tuple, list[dict]] = {}
     for case in cases(run, PARTS[op][0]):
         if case.get("op") == op:
@@ -97,7 +100,7 @@ def choices(run: dict, op: str) -> tuple[dict, list[str]]:
             left_out.append(f"{what}: {' and '.join(modes)} alone was timed")
             continue
         timed, whole = [case.get("seconds", {}) for case in same], []
-        for backend in (name for name, why in doubts.items() if not why):
+        for backend in (name for name, why in reasons.items() if not why):
             if all(f"ours, {backend}" in seconds for seconds in timed):
                 whole.append(backend)
             else:

@@ -1,4 +1,4 @@
-"""``pytest --benchmark`` runs the benchmarks and nothing else; without it pytest leaves them alone."""
+"""``pytest --benchmark`` runs the benchmarks instead of the tests; without it they are not collected."""
 
 import statistics
 import time
@@ -9,7 +9,7 @@ import harness
 import pytest
 import torch
 
-RATES = pytest.StashKey[dict]()  # the machine's, as far as this run's floors have needed them
+RATES = pytest.StashKey[dict]()  # rates of the machine that the floors used
 
 
 def pytest_addoption(parser):
@@ -37,7 +37,7 @@ def pytest_benchmark_generate_machine_info():
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_json(config, output_json):
-    """The medians are kept, not every single time."""
+    """Keep the medians and drop the single times."""
     output_json["machine_info"] |= config.stash.get(RATES, {})
     for case in output_json["benchmarks"]:
         case["stats"].pop("data", None)
@@ -64,11 +64,11 @@ def bandwidth(pytestconfig) -> float:
 
 
 @pytest.fixture
-def race(benchmark, request, sgemm):
-    """Times our call and its peers' in turns, so that a busy moment of the machine falls on all of them.
+def compare(benchmark, request, sgemm):
+    """Return a function that times our call and its peers in turn, so that a change of the load affects all of them.
 
     Ours goes through pytest-benchmark; the peers run in its setup, once before every round. There are as many rounds
-    as fit in ``--benchmark-max-time``. The medians go into the case's ``extra_info``, which is returned.
+    as fit into ``--benchmark-max-time``. The medians are stored in the case's ``extra_info``, which is returned.
     """
     benchmark.group = request.function.__doc__.splitlines()[0].rstrip(".")
 
@@ -76,12 +76,22 @@ def race(benchmark, request, sgemm):
         case: str, ours: Callable, peers: dict[str, Callable], *, floor: float | None = None,
         operations: float | None = None, fewest: int = 5, **extra,
     ) -> dict:  # fmt: skip
-        """``floor`` is in seconds, or follows from the operations at the rate of a product timed in the same rounds,
-        the first of them; ``fewest`` is in rounds, ``extra`` whatever else the report should know."""
+        """Time one case.
+
+        Args:
+            case: name of the case.
+            ours: our call.
+            peers: other calls by name.
+            floor: lower bound of the time, in seconds.
+            operations: operations of the case; with the rate of a matrix product timed in the same rounds they give
+                the floor.
+            fewest: minimum number of rounds.
+            extra: further entries of ``extra_info``.
+        """
         times: dict[str, list[float]] = {name: [] for name in peers}
         products: list[float] = []
 
-        def their_turn() -> None:
+        def time_peers() -> None:
             if operations and len(products) < 15:
                 products.append(sgemm())
             for name, call in peers.items():
@@ -89,17 +99,17 @@ def race(benchmark, request, sgemm):
                 call()
                 times[name].append(time.perf_counter() - start)
 
-        def our_turn() -> None:
-            ours()  # the result is freed within the round, as the peers' are
+        def time_ours() -> None:
+            ours()  # discards the result within the round, as for the peers
 
         start = time.perf_counter()
-        their_turn()
-        our_turn()
+        time_peers()
+        time_ours()
         warm_up = time.perf_counter() - start
         for values in (*times.values(), products):
             values.clear()
         fitting = int(float(request.config.getoption("benchmark_max_time")) / warm_up)
-        benchmark.pedantic(our_turn, setup=their_turn, rounds=max(fewest, min(fitting, 100)))
+        benchmark.pedantic(time_ours, setup=time_peers, rounds=max(fewest, min(fitting, 100)))
         if benchmark.enabled:
             seconds = {"ours": benchmark.stats.stats.median}
             seconds |= {name: statistics.median(values) for name, values in times.items()}

@@ -1,4 +1,4 @@
-"""What every benchmark shares: the machine it ran on, the check before the timing, the rates behind the floors."""
+"""Shared by all benchmarks: description of the machine, check before timing, rates behind the floors."""
 
 import ctypes
 import datetime
@@ -24,7 +24,7 @@ MODES = ("inference", "training")
 
 
 def machine() -> dict:
-    """What a figure depends on, and must be read with."""
+    """Return the environment that a timing depends on: processor, threads, versions, commit, allocator, date."""
     return {
         "processor": _processor(),
         "instruction set": f"{ser_fast.backends.instruction_set} (torch {torch.backends.cpu.get_cpu_capability()})",
@@ -46,7 +46,7 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    """Empty where there is no git, or no repository."""
+    """Return ``git describe`` of the sources; empty without git or a repository."""
     if not shutil.which("git"):
         return ""
     command = ["git", "describe", "--always", "--dirty"]
@@ -54,14 +54,18 @@ def _commit() -> str:
 
 
 def _allocator() -> str:
-    """The C library's, unless another was preloaded."""
+    """Return the name of the preloaded allocator, else that of the C library."""
     maps = Path("/proc/self/maps").read_text() if Path("/proc/self/maps").exists() else ""
     other = next((name for name in ("jemalloc", "tcmalloc", "mimalloc") if f"lib{name}" in maps), None)
     return other or " ".join(platform.libc_ver()).strip() or platform.system()
 
 
 def check(case: str, found, wanted, tolerance: float) -> float:
-    """The largest difference of these tensors over the largest value of each, which must be within ``tolerance``."""
+    """Return the largest difference of paired tensors, relative to the largest value of each.
+
+    Raises:
+        AssertionError: if a shape differs or the difference exceeds ``tolerance``; such a case is not timed.
+    """
     worst = 0.0
     for one, other in zip(_tensors(found), _tensors(wanted), strict=True):
         if one.shape != other.shape:
@@ -80,7 +84,7 @@ def _tensors(value) -> list[Tensor]:
 
 
 def step(mode: str, forward: Callable[[], Tensor], inputs: list[Tensor], grad: Tensor) -> Callable[[], tuple]:
-    """A call of ``forward`` that returns its output and, in training, the gradients of ``inputs`` as well."""
+    """Return a call of ``forward`` that returns its output and, in training, also the gradients of ``inputs``."""
 
     def inference() -> tuple:
         with torch.inference_mode():
@@ -94,7 +98,7 @@ def step(mode: str, forward: Callable[[], Tensor], inputs: list[Tensor], grad: T
 
 
 def fastest(call: Callable[[], object], repeats: int = 10) -> float:
-    """Least seconds of a call after a first one: what the machine can do when nothing else runs."""
+    """Return the minimum seconds of a call over ``repeats``, after one warm-up call."""
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -104,7 +108,7 @@ def fastest(call: Callable[[], object], repeats: int = 10) -> float:
 
 
 class Sgemm:
-    """A float32 matrix product of 2048³, whose rate is the floor of whatever consists of products."""
+    """A float32 matrix product of 2048³, whose rate gives the floor of operations made of products."""
 
     operations = 2 * 2048**3
 
@@ -112,7 +116,7 @@ class Sgemm:
         self.operands = [torch.randn(2048, 2048) for _ in range(3)]
 
     def __call__(self) -> float:
-        """Seconds of one product."""
+        """Return the seconds of one product."""
         a, b, out = self.operands
         start = time.perf_counter()
         torch.mm(a, b, out=out)
@@ -120,18 +124,18 @@ class Sgemm:
 
 
 def copy_bandwidth(size: int = 1 << 28) -> float:
-    """Bytes a second of a copy far larger than the caches, read and written bytes both counted."""
+    """Return bytes per second of a copy much larger than the caches; reads and writes are both counted."""
     source, target = torch.ones(size // 4), torch.empty(size // 4)
     return 2 * size / fastest(lambda: target.copy_(source))
 
 
 def peak_memory(call: Callable[[], object]) -> int | None:
-    """Bytes by which a call raises the process's resident memory at its highest, or None where Linux does not say."""
-    call()  # starts threads and loads what later calls find there
+    """Return the bytes by which a call raises the peak resident memory, or None if not on Linux."""
+    call()  # warm-up: threads, caches
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # freed memory kept by the allocator would hide what the call takes
+        ctypes.CDLL(None).malloc_trim(0)  # memory that the allocator keeps would hide what the call allocates
         before = _resident("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak, VmHWM
     except (AttributeError, OSError):
         return None
     call()
@@ -139,5 +143,6 @@ def peak_memory(call: Callable[[], object]) -> int | None:
 
 
 def _resident(name: str) -> int:
+    """Return VmRSS or VmHWM of this process in bytes."""
     lines = Path(f"/proc/{os.getpid()}/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))

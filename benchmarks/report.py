@@ -1,7 +1,7 @@
-"""A run's tables and figures: ``python benchmarks/report.py RESULTS.json [--markdown out.md] [--plot out.png]``.
+"""Tables and figures of benchmarks: ``python benchmarks/report.py RESULTS.json [--markdown FILE] [--plot FILE]``.
 
-``pytest --benchmark --benchmark-json=RESULTS.json`` writes the run. ``--plot`` draws two figures, the ratios to the
-peers in ``out.png`` and the sweeps in ``out-sweeps.png``.
+``pytest --benchmark --benchmark-json=RESULTS.json`` writes the results. ``--plot out.png`` draws two figures: the
+ratios to the peers in ``out.png`` and the sweeps in ``out-sweeps.png``.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 
 SWEEP = "GRU, sweeps over T, B and H"
 AXES = {"T": "frames T, B=32 H=128", "B": "batch B, T=200 H=128", "H": "hidden units H, B=32 T=200"}
-MARKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)  # of a ratio
+MARKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)  # ticks of the ratio axis
 COLOURS = {
     "ours": "black",
     "GRU": "#4477aa",
@@ -31,7 +31,7 @@ DPI = 150
 
 
 def groups(run: dict) -> dict[str, list[dict]]:
-    """What the report needs of every case that was timed, by group."""
+    """Return the ``extra_info`` of all timed cases, by group."""
     found: dict[str, list[dict]] = {}
     for benchmark in run["benchmarks"]:
         if "case" in benchmark["extra_info"]:
@@ -40,20 +40,23 @@ def groups(run: dict) -> dict[str, list[dict]]:
 
 
 def columns(cases: list[dict]) -> list[str]:
-    """Every peer of these cases, in the order in which they first appear."""
+    """Return the peers of these cases, in order of first appearance."""
     return list(dict.fromkeys(name for case in cases for name in case["ratios"]))
 
 
 def milliseconds(seconds: float) -> str:
+    """Return seconds as milliseconds, to three digits or whole."""
     return f"{1e3 * seconds:.3g}" if seconds < 0.1 else f"{1e3 * seconds:.0f}"
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
+    """Return a Markdown table, all columns but the first right-aligned."""
     lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def timings(cases: list[dict]) -> str:
+    """Return the table of times, ratios to the peers, floor and error."""
     peers = columns(cases)
     with_floor = any("floor" in case for case in cases)
     rows = []
@@ -72,7 +75,7 @@ def timings(cases: list[dict]) -> str:
 
 
 def memory(cases: list[dict]) -> str:
-    """Peak memory beyond the result, and the error against float64."""
+    """Return the table of peak memory beyond the output, and of the error against float64."""
     names = ["ours", "torch.stft chain"]
     rows = []
     for case in cases:
@@ -88,6 +91,7 @@ def memory(cases: list[dict]) -> str:
 
 
 def parts(case: dict) -> str:
+    """Return the table of a training step's time by part."""
     names = [name for name in ("spectrogram", "convolution", "recurrence", "attention", "optimiser", "other")
              if name in case["parts"]["ours"]]  # fmt: skip
     rows = [
@@ -97,8 +101,8 @@ def parts(case: dict) -> str:
     return table([case["case"], *names, "whole step"], rows)
 
 
-def claim(cases: list[dict]) -> str:
-    """A GRU's time as a share of an LSTM's, which a paper puts at 60 %."""
+def lstm_share(cases: list[dict]) -> str:
+    """Return the table of GRU times as a percentage of LSTM times; the attention-CGRU paper reports 60 %."""
     rows = []
     for case in cases:
         recurrence = {kind: seconds["recurrence"] for kind, seconds in case["parts"].items()}
@@ -114,10 +118,12 @@ def claim(cases: list[dict]) -> str:
 
 
 def markdown(run: dict) -> str:
+    """Return the report: machine, and a section for every group."""
     parts_of = [", ".join(f"{name} {value}" for name, value in run["machine_info"].items()) + "."]
     parts_of.append(
-        "Medians in milliseconds, of calls that alternate; in brackets the peer's time over ours, and the floor's "
-        "share of ours. The error is the largest difference from the peer or the reference, over the largest value."
+        "Medians in milliseconds of alternating calls; in brackets the peer's time over ours, and the floor as a "
+        "percentage of ours. The error is the largest difference from the peer or the reference, relative to the "
+        "largest value."
     )
     for group, cases in groups(run).items():
         parts_of += [f"## {group}", timings(cases)]
@@ -129,16 +135,20 @@ def markdown(run: dict) -> str:
             ]
         if "parts" in cases[0]:
             parts_of += map(parts, cases)
-            parts_of += ["A GRU's time as a share of an LSTM's; the attention CGRU paper reports 60 %.", claim(cases)]
+            parts_of += [
+                "GRU time as a percentage of LSTM time; the attention-CGRU paper reports 60 %.",
+                lstm_share(cases),
+            ]
     return "\n\n".join(parts_of) + "\n"
 
 
 def colour(name: str) -> str:
+    """Return the colour of a peer, whatever its prefix."""
     return COLOURS[name.removeprefix("nn.").removeprefix("torch ").removesuffix(", padded")]
 
 
 def plot_ratios(run: dict, path: Path) -> None:
-    """A panel for every group, in two columns of about the same height, and a bar for every case and peer."""
+    """Draw a panel for every group, in two columns of similar height, with a bar for every case and peer."""
     panels = {}
     for group, cases in groups(run).items():
         peers = [name for name in columns(cases) if not name.startswith("ours")]
@@ -163,7 +173,7 @@ def plot_ratios(run: dict, path: Path) -> None:
 
 
 def bars(panel, group: str, cases: list[dict], peers: list[str]) -> None:
-    """Ratios as bars from 1 on a logarithmic scale."""
+    """Draw ratios as bars that start at 1, on a logarithmic scale."""
     axis, top, ticks = panel.subplots(), 0.0, []
     for case in cases:
         names = [name for name in peers if name in case["ratios"]]
@@ -192,7 +202,7 @@ def bars(panel, group: str, cases: list[dict], peers: list[str]) -> None:
 
 
 def plot_sweeps(run: dict, path: Path) -> None:
-    """Time over T, B and H, one line for each layer."""
+    """Draw the time over T, B and H, one line for each layer."""
     cases = groups(run).get(SWEEP, [])
     if not cases:
         return
@@ -218,9 +228,11 @@ def plot_sweeps(run: dict, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, help="what --benchmark-json wrote")
-    parser.add_argument("--markdown", type=Path, help="write the tables here instead of printing them")
-    parser.add_argument("--plot", type=Path, help="draw the ratios here, and the sweeps beside it")
+    parser.add_argument("results", type=Path, help="file that --benchmark-json wrote")
+    parser.add_argument("--markdown", type=Path, help="file for the tables, which are printed otherwise")
+    parser.add_argument(
+        "--plot", type=Path, help="file for the plot of the ratios; FILE-sweeps is that of the sweeps"
+    )
     options = parser.parse_args()
     run = json.loads(options.results.read_text())
     if options.markdown:

@@ -1,4 +1,7 @@
-"""The command line, ``ser-fast demo | train | cv | experiment | convert | predict | info``; also ``python -m``."""
+"""The command line ``ser-fast``, also ``python -m ser_fast``.
+
+Each command builds its own parser and imports what it needs, so that ``--help`` and ``info`` start fast.
+"""
 
 import argparse
 import contextlib
@@ -7,32 +10,47 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import ser_fast
 from ser_fast import recipes
-from ser_fast.backends import info
 from ser_fast.training import distributed
 
-INFO = "what was built, what loaded, which backend runs"
+
+class Command(NamedTuple):
+    """A command: its help, of which the top-level help shows the part before ``;``, its options and its function."""
+
+    about: str
+    run: Callable
+    add_options: Callable = lambda parser: None
+    resumes: bool = False
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; 0 if it did all it was asked for, 1 after a message if not, 2 for wrong options."""
+    """Run a command.
+
+    Args:
+        argv: the arguments after ``ser-fast``; those of the process by default.
+
+    Returns:
+        The exit status: 0 on success, 1 after an error, 2 for wrong options, 130 after an interrupt.
+    """
     argv = sys.argv[1:] if argv is None else argv
-    resumes = argv[:1] in (["demo"], ["train"], ["cv"], ["experiment"])
-    again = "; the same command goes on from the last whole epoch" if resumes else ""
-    with contextlib.ExitStack() as stack:  # left after the last sentence, for then torchrun's other processes end
+    resumes = bool(argv) and argv[0] in COMMANDS and COMMANDS[argv[0]].resumes
+    again = "; the same command resumes after the last whole epoch" if resumes else ""
+    with contextlib.ExitStack() as stack:  # left after the message: torchrun's other processes end then
         try:
             stack.enter_context(distributed.joined())
             return _run(argv)
         except KeyboardInterrupt:
             return _complain(f"interrupted{again}", 130)
         except distributed.LostError as error:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which torchrun may send before the sentence is out
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun may send it before the message is written
             return _complain(f"{error}{again}", 1)
         except BrokenPipeError:
-            # The reader of a pipe went away, which ends the printing and nothing else.
+            # The reader of a pipe has gone; that is no error of the command.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         except ImportError as error:
@@ -47,23 +65,40 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    command = argv[0] if argv else ""
-    if distributed.world() > 1 and command in ("info", "demo", "cv", "experiment", "convert", "predict"):
-        distributed.refuse(ValueError(f"{command} runs in one process; it must be started without torchrun"))
-    if command == "info":  # the one command that needs torch alone
+    name = argv[0] if argv else ""
+    if name not in COMMANDS:
+        return _without_command(argv)
+    if distributed.world() > 1 and name != "train":
+        distributed.refuse(ValueError(f"{name} runs in one process; it must be started without torchrun"))
+    if name == "info":  # needs torch alone, without jsonargparse
         return _info(argv[1:])
     with distributed.agreed():
-        import jsonargparse  # noqa: F401, every other command needs the extra, and this says so early
+        options = _parse(name, argv[1:])
+    return COMMANDS[name].run(options)
 
-        from ser_fast.reports import runs  # noqa: F401
-        from ser_fast.training import checkpoint  # noqa: F401
 
-        options = _parse(argv)
-    return _COMMANDS[options.command](options[options.command])
+def _without_command(argv: list[str]) -> int:
+    """Print the help or the version.
+
+    Raises:
+        argparse.ArgumentError: another word or option, or nothing, takes the place of the command.
+    """
+    parser = argparse.ArgumentParser(
+        "ser-fast", description="Speech emotion recognition on fused kernels.", exit_on_error=False
+    )
+    parser.add_argument("--version", action="version", version=f"ser_fast {ser_fast.__version__}")
+    commands = parser.add_subparsers(
+        title="commands", description="`ser-fast COMMAND --help` lists the options of a command.", metavar="COMMAND"
+    )
+    for name, command in COMMANDS.items():
+        commands.add_parser(name, help=command.about.partition(";")[0], add_help=False)
+    _, rest = parser.parse_known_args(argv)
+    found = f"unrecognized arguments: {' '.join(rest)}" if rest else f"expected a command: {', '.join(COMMANDS)}"
+    raise argparse.ArgumentError(None, found)
 
 
 def _complain(sentence: str, code: int) -> int:
-    # A file name in it may hold what a terminal would obey.
+    # A file name in the sentence may hold control characters that a terminal would obey.
     safe = "".join(letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}"
                    for letter in sentence)  # fmt: skip
     where = f"rank {distributed.rank()} of {distributed.world()}: " if distributed.rank() else ""
@@ -71,23 +106,35 @@ def _complain(sentence: str, code: int) -> int:
     return code
 
 
-def _parse(argv: list[str]):
-    """The options, of which those of a model that is not the chosen one must be left alone."""
-    from ser_fast.models import MODELS
+def _parse(name: str, argv: list[str]):
+    """Return the options of a command.
 
-    parser, trains = _parsers()
+    Raises:
+        ValueError: an option of a model that is not the chosen one is set.
+    """
+    from jsonargparse import ArgumentParser
+
+    command = COMMANDS[name]
+    described = f"{command.about[0].upper()}{command.about[1:]}."
+    parser = ArgumentParser(prog=f"ser-fast {name}", description=described, exit_on_error=False)
+    command.add_options(parser)
     options = parser.parse_args(_with_recipe(argv))
-    if options.command in trains:
-        given, defaults = options[options.command], trains[options.command].get_defaults()
-        for name in set(MODELS) - {given.model}:
-            for key, value in given[name].items():
-                if value != defaults[name][key]:
-                    raise ValueError(f"{name}.{key} is {value}, but model is {given.model}; it must be left out")
+    if name in ("train", "cv"):
+        _refuse_other_models(options, parser.get_defaults())
     return options
 
 
+def _refuse_other_models(options, defaults) -> None:
+    from ser_fast.models import MODELS
+
+    for name in set(MODELS) - {options.model}:
+        for key, value in options[name].items():
+            if value != defaults[name][key]:
+                raise ValueError(f"{name}.{key} is {value}, but model is {options.model}; omit it")
+
+
 def _with_recipe(argv: list[str]) -> list[str]:
-    """``--config NAME`` means the recipe of that name that comes with ser_fast, unless there is such a file."""
+    """Replace ``NAME`` in ``--config NAME`` by the recipe of that name, unless there is a file called so."""
     found = []
     for word in argv:
         option = "--config=" if word.startswith("--config=") else ""
@@ -97,59 +144,30 @@ def _with_recipe(argv: list[str]) -> list[str]:
     return found
 
 
-def _parsers():
-    """The parser of everything, and by name those of the commands that train."""
-    from jsonargparse import ArgumentParser
-
-    from ser_fast.training.folds import HELD_OUT, Folds
-
-    about = {
-        "demo": "train CGRU and its LSTM version on synthetic voices and compare them; it takes minutes and no data",
-        "train": "train a model on a corpus; the same command resumes an interrupted run",
-        "cv": "cross-validate a model; the same command resumes at the fold it lost",
-        "experiment": "repeat an experiment of the two papers; the same command goes on with an interrupted one",
-        "convert": "write IEMOCAP, CH-SIMS or MOSI as a manifest; it reads the form in which their owners ship them",
-        "predict": "print the class probabilities of audio files",
-        "info": INFO,
-    }
-    parsers = {
-        name: ArgumentParser(description=f"{words[0].upper()}{words[1:]}.", exit_on_error=False)
-        for name, words in about.items()
-    }
-    _add_demo(parsers["demo"])
-    _add_training(parsers["train"], set())
-    _add_training(parsers["cv"], set(HELD_OUT))
-    parsers["cv"].add_class_arguments(Folds)
-    _add_experiment(parsers["experiment"])
-    _add_convert(parsers["convert"])
-    _add_predict(parsers["predict"])
-    parser = ArgumentParser(
-        prog="ser-fast", description="Speech emotion recognition on fused kernels.", exit_on_error=False,
-        version=f"ser_fast {ser_fast.__version__}",
-    )  # fmt: skip
-    commands = parser.add_subcommands(dest="command")
-    for name, words in about.items():
-        commands.add_subcommand(name, parsers[name], help=words.partition(";")[0])  # the rest is for its own --help
-    return parser, {name: parsers[name] for name in ("train", "cv")}
-
-
 def _add_demo(parser) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the two runs and the report")
     parser.add_argument("--epochs", type=int, default=25, help="passes over the training voices")
-    parser.add_argument("--seed", type=int, default=0, help="of the initial weights, the batch order and the dropout")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the initial weights, batch order and dropout")
 
 
-def _add_training(parser, skip: set[str]) -> None:
+def _add_train(parser, skip: tuple[str, ...] = ()) -> None:
     from ser_fast.models import MODELS
     from ser_fast.training.config import TrainConfig
 
     known = ", ".join(recipes.names())
-    described = f"options in a YAML or JSON file, or one of the recipes {known}; the line overrides it"
+    described = f"options in a YAML or JSON file, or one of the recipes {known}; later options override it"
     parser.add_argument("--config", action="config", help=described)
     parser.add_class_arguments(TrainConfig, skip={"skip_bad", *skip})
-    parser.add_argument("--skip_bad", action="store_true", help="skip and count unreadable files, do not stop")
+    parser.add_argument("--skip_bad", action="store_true", help="skip and count unreadable files instead of stopping")
     for name, model in MODELS.items():
         parser.add_class_arguments(model, name, skip={"num_classes"})
+
+
+def _add_cv(parser) -> None:
+    from ser_fast.training.folds import HELD_OUT, Folds
+
+    _add_train(parser, HELD_OUT)
+    parser.add_class_arguments(Folds)
 
 
 def _add_experiment(parser) -> None:
@@ -160,16 +178,16 @@ def _add_experiment(parser) -> None:
 
 
 def _add_convert(parser) -> None:
-    parser.add_argument("corpus", choices=["iemocap", "ch_sims", "mosi"], help="whose labels to read")
-    parser.add_argument("path", type=Path, help="its folder as its owners ship it")
+    parser.add_argument("corpus", choices=["iemocap", "ch_sims", "mosi"], help="corpus whose labels are read")
+    parser.add_argument("path", type=Path, help="its folder as released")
     parser.add_argument("--out", type=Path, required=True, help="the manifest, a .csv that does not exist yet")
-    parser.add_argument("--excited_as_happy", action="store_true", help="of IEMOCAP, count excitement as happiness")
-    parser.add_argument("--improvised_only", action="store_true", help="of IEMOCAP, leave out the scripted dialogs")
+    parser.add_argument("--excited_as_happy", action="store_true", help="IEMOCAP: count excitement as happiness")
+    parser.add_argument("--improvised_only", action="store_true", help="IEMOCAP: leave out the scripted dialogs")
 
 
 def _add_predict(parser) -> None:
     parser.add_argument("checkpoint", type=Path, help="a .safetensors file, or a run folder for its best epoch")
-    parser.add_argument("files", type=Path, nargs="+", help="audio files, or folders that hold some")
+    parser.add_argument("files", type=Path, nargs="+", help="audio files, or folders of audio files")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line instead of a table")
     parser.add_argument("--batch_size", type=int, default=32, help="files that go through the model together")
 
@@ -182,9 +200,9 @@ def _demo(options) -> int:
 
 
 def _train(options) -> int:
-    from ser_fast.reports.runs import train
-
     with distributed.agreed():
+        from ser_fast.reports.runs import train
+
         config, model, _ = _trained(options)
     train(config, model)
     return 0
@@ -199,16 +217,8 @@ def _cv(options) -> int:
     return 0
 
 
-def _experiment(options) -> int:
-    from ser_fast import experiments
-
-    values = options.as_dict()
-    experiments.run(values.pop("name"), experiments.settings.from_options(values))
-    return 0
-
-
 def _trained(options):
-    """The run's options, the chosen model's, and what is left."""
+    """Return the options of the run, those of the chosen model, and the others."""
     from ser_fast.models import MODELS
     from ser_fast.training.config import TrainConfig
 
@@ -218,6 +228,14 @@ def _trained(options):
     own = {field.name for field in dataclasses.fields(TrainConfig)} & values.keys()
     config = TrainConfig(**{name: values.pop(name) for name in own})
     return config, models[config.model], values
+
+
+def _experiment(options) -> int:
+    from ser_fast import experiments
+
+    values = options.as_dict()
+    experiments.run(values.pop("name"), experiments.settings.from_options(values))
+    return 0
 
 
 def _convert(options) -> int:
@@ -252,24 +270,42 @@ def _predict(options) -> int:
 
 
 def _answer(classes: list[str], result: dict[str, float]) -> dict:
-    """A file's result as ``--json`` prints it."""
+    """Return the result of a file as ``--json`` prints it."""
     return {"label": max(result, key=result.get), "probabilities": result} if classes else result
 
 
 def _info(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser("ser-fast info", description=f"{INFO.capitalize()}.")
-    described = "frames, rows, directions and units of a GRU: how the CUDA kernels would run it"
+    from ser_fast.backends import info
+
+    about = COMMANDS["info"].about
+    parser = argparse.ArgumentParser("ser-fast info", description=f"{about[0].upper()}{about[1:]}.")
+    described = "frames, rows, directions and units of a GRU: print how the CUDA kernels would run it"
     parser.add_argument("--shape", type=int, nargs=4, metavar=("T", "B", "D", "H"), help=described)
     shape = parser.parse_args(argv).shape
     print(info.plans(tuple(shape)) if shape else info.text(), flush=True)
     return 0
 
 
-_COMMANDS = {
-    "demo": _demo,
-    "train": _train,
-    "cv": _cv,
-    "experiment": _experiment,
-    "convert": _convert,
-    "predict": _predict,
-}
+COMMANDS = {
+    "demo": Command(
+        "train CGRU and its LSTM version on synthetic voices and compare them; takes minutes and needs no data",
+        _demo, _add_demo, resumes=True,
+    ),
+    "train": Command(
+        "train a model on a corpus; the same command resumes an interrupted run", _train, _add_train, resumes=True
+    ),
+    "cv": Command(
+        "cross-validate a model; the same command resumes at the first fold that is not finished", _cv, _add_cv,
+        resumes=True,
+    ),
+    "experiment": Command(
+        "repeat an experiment of the two papers; the same command resumes an interrupted one",
+        _experiment, _add_experiment, resumes=True,
+    ),
+    "convert": Command(
+        "write IEMOCAP, CH-SIMS or MOSI as a manifest; reads the files as their owners release them",
+        _convert, _add_convert,
+    ),
+    "predict": Command("print the class probabilities of audio files", _predict, _add_predict),
+    "info": Command("print what was built, what was loaded and which backend runs", _info),
+}  # fmt: skip

@@ -14,6 +14,7 @@ Without file names pytest runs in two worker processes where pytest-xdist is ins
 
 import dataclasses
 import os
+import shutil
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Before torch is imported: the workers share the cores, and two threads of one worker do not wait in a loop.
@@ -44,13 +45,6 @@ def pytest_cmdline_main(config):
 def pytest_itemcollected(item):
     if item.path.parent.name in KINDS:
         item.add_marker(item.path.parent.name)
-
-
-def pytest_runtest_setup(item):
-    from ser_fast import backends
-
-    if item.get_closest_marker("needs_kernels") and not backends.build_info()["compiled"]:
-        pytest.skip("the compiled kernels were not built")
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +85,23 @@ def fresh_state(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def native(request, tmp_path_factory):
+def needs_kernels():
+    """Skip a test if the compiled kernels were not built; it fails if they were built and do not load."""
+    from ser_fast import backends
+
+    if not backends.build_info()["compiled"]:
+        pytest.skip("the compiled kernels were not built")
+
+
+@pytest.fixture(scope="session")
+def needs_compiler():
+    """Skip a test that compiles C++ itself if there is no g++."""
+    if not shutil.which("g++"):
+        pytest.skip("g++ was not found")
+
+
+@pytest.fixture(scope="session")
+def native(needs_compiler, request, tmp_path_factory):
     """The library of host_gpu.py; all worker processes share one."""
     import host_gpu
 

@@ -1,4 +1,4 @@
-"""What the kernels are to reach on a GPU of the H100's class, and whether a run's cases reach it."""
+"""Performance aims of the kernels on an H100-class GPU, and whether the cases of a run reach them."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,11 +7,21 @@ CUDA, TRITON = "ours, cuda", "ours, triton"
 
 
 class Aim(NamedTuple):
-    """What every case of a part that ``of`` means must reach with its ``value``, at least or at most ``bound``."""
+    """A bound on a value of some cases of a part.
 
-    what: str
+    Args:
+        name: of the aim.
+        part: part of the run.
+        selects: whether a case belongs to the aim.
+        value: the case's value, or None if it was not measured.
+        bound: every selected case must reach it.
+        unit: of the value.
+        at_least: True for a lower bound, False for an upper bound.
+    """
+
+    name: str
     part: str
-    of: Callable[[dict], bool]
+    selects: Callable[[dict], bool]
     value: Callable[[dict], float | None]
     bound: float
     unit: str
@@ -19,7 +29,7 @@ class Aim(NamedTuple):
 
 
 def times(peer: str, ours: str) -> Callable[[dict], float | None]:
-    """A peer's time over ours."""
+    """Return a function of a case: the peer's time over ours."""
 
     def ratio(case: dict) -> float | None:
         seconds = case.get("seconds", {})
@@ -29,26 +39,29 @@ def times(peer: str, ours: str) -> Callable[[dict], float | None]:
 
 
 def entry(table: str, name: str) -> Callable[[dict], float | None]:
+    """Return a function of a case: the entry ``name`` of its dict ``table``."""
     return lambda case: case.get(table, {}).get(name)
 
 
 def recurrence(precision: str, hidden: int) -> Callable[[dict], bool]:
+    """Select the case of the recurrence alone, on the CUDA kernels."""
     return lambda case: case["case"] == f"{precision} T=1000 B=64 D=2 H={hidden} reset_after=True, {CUDA}"
 
 
 def layers(hidden: int, ragged: bool = False) -> Callable[[dict], bool]:
-    """Training, both directions, at the sizes that the aims name."""
+    """Select bidirectional GRU layers in training with B of 32 or 64 and T of 300 or 1000."""
 
-    def meant(case: dict) -> bool:
-        named = case.get("hidden_size") == hidden and case.get("directions") == 2 and case.get("mode") == "training"
+    def selects(case: dict) -> bool:
+        form = case.get("hidden_size") == hidden and case.get("directions") == 2 and case.get("mode") == "training"
         sizes = case.get("frames") in (300, 1000) and case.get("batch") in (32, 64)
-        return named and sizes and case.get("ragged", False) == ragged
+        return form and sizes and case.get("ragged", False) == ragged
 
-    return meant
+    return selects
 
 
-def named(part: str) -> Callable[[dict], bool]:
-    return lambda case: part in case["case"]
+def named(text: str) -> Callable[[dict], bool]:
+    """Select the cases whose name contains ``text``."""
+    return lambda case: text in case["case"]
 
 
 AIMS = [
@@ -73,18 +86,19 @@ AIMS = [
           named(f"float32 B=64 T=1000 D=512, {mode}"), entry("% of the copy bandwidth", kernels), bound,
           "% of the copy bandwidth")
       for kernels, bound in ((CUDA, 80.0), (TRITON, 70.0)) for mode in ("inference", "training")),
-    Aim("a model's whole step over its LSTM version's, off what the parts predict", "models", lambda case: True,
+    Aim("step time relative to the LSTM version, deviation from the sum of parts", "models", lambda case: True,
         lambda case: _off(case.get("predicted", {}).get(CUDA)), 10.0, "%", at_least=False),
 ]  # fmt: skip
 
 
 def _off(predicted: list[float] | None) -> float | None:
+    """Return the deviation of the measured from the predicted ratio, in percent."""
     return predicted and 100 * abs(predicted[1] / predicted[0] - 1)
 
 
 def reached(aim: Aim, parts: dict[str, dict]) -> tuple[str, str]:
-    """The worst of the cases, by name where there are several, and whether the aim is met."""
-    cases = [case for case in parts.get(aim.part, {}).get("cases", []) if aim.of(case)]
+    """Return the worst value, with its case if there are several, and whether the aim is met."""
+    cases = [case for case in parts.get(aim.part, {}).get("cases", []) if aim.selects(case)]
     values = {case["case"]: value for case in cases if (value := aim.value(case)) is not None}
     if not values:
         return "not measured", "not measured"

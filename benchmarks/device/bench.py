@@ -1,4 +1,4 @@
-"""Where the parts run, at what sizes, and how they time."""
+"""Device, precisions and timing of the parts of the acceptance run."""
 
 import itertools
 import statistics
@@ -13,12 +13,12 @@ import torch
 from ser_fast import backends
 from ser_fast.backends import build, dispatch, state
 
-KERNELS = ("cuda", "triton")  # whose kernels are measured, side by side
-FEWEST, MOST = 5, 30  # calls that are timed
+KERNELS = ("cuda", "triton")  # backends that are measured
+FEWEST, MOST = 5, 30  # bounds of the number of timed calls
 LOST = 3  # exit status of a part whose process can no longer use the device
 
 
-# What torch's switch for RNNs says, and the tolerance of outputs: float32 with tf32 on and off, then half precision.
+# dtype, value of torch's fp32_precision switch, and tolerance of the outputs.
 PRECISIONS = {
     "tf32": (torch.float32, "tf32", 5e-3),
     "bfloat16": (torch.bfloat16, "ieee", 5e-2),
@@ -28,26 +28,27 @@ PRECISIONS = {
 
 
 def precisions(bench: "Bench") -> list[str]:
+    """Return the names of the precisions; a rehearsal omits float16."""
     return [name for name, (dtype, *_) in PRECISIONS.items() if not bench.rehearse or dtype != torch.float16]
 
 
 def allow(switch: str) -> None:
-    """tf32, or not, in cuDNN's recurrences, in ours, and in the products beside them."""
-    # By torch's older names, for its compiler asks by them and fails where the newer ones were set.
+    """Allow tf32 (switch "tf32") or not ("ieee"), in cuDNN's recurrences, in ours and in matrix products."""
+    # torch's older names: torch.compile reads these and fails if the newer ones were set.
     torch.set_float32_matmul_precision("high" if switch == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = switch == "tf32"
 
 
 @dataclass
 class Case:
-    """What is run, by name; ``run`` returns what it found, one dict or several."""
+    """A named benchmark or test case; ``run`` returns its result, or several."""
 
     name: str
     run: Callable[[], dict | list[dict]]
 
 
 def by(backend: str | None, call: Callable) -> Callable:
-    """The call on this backend's kernels; as it is where the backend is none of a GPU's."""
+    """Return the call on the kernels of a GPU backend; the call itself for any other backend."""
     if backend not in KERNELS:
         return call
 
@@ -59,14 +60,17 @@ def by(backend: str | None, call: Callable) -> Callable:
 
 
 class Bench:
-    """A part's device, its time, and its data.
+    """Device, time limit and data of a part, and its timing functions.
 
     Args:
-        rehearse: small sizes on the CPU.
+        rehearse: run on the CPU with small sizes.
         out: folder of the results.
-        seconds: that the part may take.
-        data: Emo-DB's folder, if it is there.
-        sanitizer: the program.
+        seconds: time limit of the part.
+        data: folder of Emo-DB, or None.
+        sanitizer: the compute-sanitizer program.
+
+    Raises:
+        RuntimeError: if torch sees no GPU and this is not a rehearsal.
     """
 
     def __init__(
@@ -84,11 +88,11 @@ class Bench:
         torch.manual_seed(0)
 
     def left(self) -> float:
-        """Seconds."""
+        """Return the seconds left."""
         return self.end - time.monotonic()
 
     def lost(self) -> bool:
-        """Whether an error has broken the device for this process, to which every further call fails."""
+        """Return whether an error made the device unusable for this process: all further calls fail."""
         if self.rehearse:
             return False
         try:
@@ -98,11 +102,11 @@ class Bench:
         return False
 
     def ours(self, call: Callable) -> dict[str, Callable]:
-        """The call on the kernels of each backend; a rehearsal knows those of the CPU alone."""
+        """Return the call on each backend's kernels, by name; a rehearsal has the CPU's only."""
         return {f"ours, {name}": by(name, call) for name in self.kernels}
 
     def replayed(self, call: Callable) -> Callable:
-        """The call as a CUDA graph."""
+        """Return the replay of the call as a CUDA graph."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -116,7 +120,7 @@ class Bench:
         return graph.replay
 
     def time(self, call: Callable, seconds: float = 0.15) -> float:
-        """Median seconds of a call: as many as fit, one after the other as in training, by the device's events."""
+        """Return the median seconds of a call, over as many as fit into ``seconds``, by CUDA events."""
         if self.rehearse:
             return harness.fastest(call, 1)
         for _ in range(3):
@@ -134,13 +138,22 @@ class Bench:
         torch.cuda.synchronize()
         return statistics.median(begin.elapsed_time(end) for begin, end in itertools.pairwise(marks)) / 1e3
 
-    def race(
+    def compare(
         self, steps: dict[str, Callable], checks: dict[str, Callable[[], float]], graphs: bool = True, **extra
     ) -> dict:
-        """Medians of calls, one by one and as CUDA graphs.
+        """Time calls, one by one and as CUDA graphs.
 
-        Nothing is timed whose check, of the same name, raises; the case has failed then, and the others are timed all
-        the same. A peer that cannot run is left out and said to be; packing reads lengths back, which no graph can.
+        A call whose check fails is not timed and the case fails; the other calls are still timed. A peer that raises
+        is left out, with the reason. Packed peers have no graph: packing reads the lengths on the CPU.
+
+        Args:
+            steps: calls by name.
+            checks: check of a call, by the same name; returns its error or raises.
+            graphs: also time each call as a CUDA graph.
+            extra: further entries of the result.
+
+        Returns:
+            Dict with ``seconds`` and ``errors`` by name and, if any, ``left out``, ``state`` and ``error``.
         """
         seconds, errors, wrong, left_out = {}, {}, {}, {}
         for name, call in steps.items():
@@ -167,23 +180,23 @@ class Bench:
 
 
 def _first_line(error: Exception) -> str:
+    """Return the exception's type and the first line of its message."""
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def machine(bench: Bench) -> dict:
-    """What the figures must be read with.
+    """Return the environment of the measurements: GPU, versions, commit, limits.
 
     Raises:
-        RuntimeError: the kernels that are to be measured did not load, or do not run here.
+        RuntimeError: if the compiled kernels did not load.
     """
     if not backends.loaded:
         raise RuntimeError(f"the compiled kernels did not load: {backends.reason}")
     found = harness.machine()
     here, built = found["commit"] or "not known", backends.build_info().get("commit") or "not known"
-    of_here = Path(backends.__file__).is_relative_to(
-        Path(__file__).parents[2]
-    )  # its Python may be newer than its build
-    found["commit"] = here if of_here or here == built else f"{built}, measured by the benchmarks of {here}"
+    # An editable install runs the Python of this checkout, which may be newer than the build.
+    editable = Path(backends.__file__).is_relative_to(Path(__file__).parents[2])
+    found["commit"] = here if editable or here == built else f"{built}, measured by the benchmarks of {here}"
     if bench.rehearse:
         return found | {"gpu": "none: a rehearsal on the CPU", "capability": "none"}
     import triton

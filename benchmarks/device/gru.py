@@ -1,4 +1,4 @@
-"""The GRU against cuDNN's GRU and LSTM: the recurrence alone, by its plans, and layers with their projection."""
+"""Parts `recurrence`, `plans` and `gru`: the GRU recurrence alone, by cluster size, and layers against cuDNN."""
 
 import contextlib
 import copy
@@ -21,13 +21,13 @@ from ser_fast.models.peers import packed, reference
 HIDDEN = (128, 256, 512, 64)
 RECURRENCE, PLANNED = (1000, 64), (300, 64)  # T and B
 LAYERS = [(64, 1000, 401), (32, 300, 128)]  # B, T and I
-CORNERS = [(1, 100, 128), (128, 50, 128)]  # where cuDNN, or launching, has its best chances
-NOT_ON_CHIP = "W_hh does not fit on the chip, so that torch's path runs"
+CORNERS = [(1, 100, 128), (128, 50, 128)]  # cases that favour cuDNN: one row, and a short batch of many rows
+NOT_ON_CHIP = "W_hh does not fit on the chip, so torch's path runs"
 MORE = [(64, 300, 401), (32, 1000, 128)]
 
 
 def fits(ours: str, dtype: torch.dtype, hidden: int, streams: bool) -> bool:
-    """Whether this backend has W_hh on the chip, or may stream it: another path would be timed under its name."""
+    """Return whether this backend runs its own kernel: W_hh fits on the chip or may be streamed from memory."""
     if ours == "ours, cuda":
         return dispatch.fits_on_chip(hidden, dtype)
     if ours == "ours, triton":
@@ -36,9 +36,9 @@ def fits(ours: str, dtype: torch.dtype, hidden: int, streams: bool) -> bool:
 
 
 def recurrence(bench: Bench) -> list[Case]:
-    """The recurrence alone, without its input's projection: microseconds a time step.
+    """Time the recurrence without the input projection, in microseconds per time step.
 
-    One backend after the other: what Triton compiles takes longer than what is timed.
+    One backend after the other, since compiling the Triton kernels takes longer than timing them.
     """
     hiddens, sizes = ((16,), (5, 3)) if bench.rehearse else (HIDDEN, RECURRENCE)
     return [
@@ -54,6 +54,7 @@ def recurrence(bench: Bench) -> list[Case]:
 def recurrence_case(
     bench: Bench, ours: str, precision: str, frames: int, batch: int, hidden: int, reset_after: bool
 ) -> dict:
+    """Time the recurrence of one size on one backend."""
     dtype, switch, tolerance = PRECISIONS[precision]
     allow(switch)
     if not fits(ours, dtype, hidden, streams=True):
@@ -61,15 +62,15 @@ def recurrence_case(
     bench.ours(lambda: None)[ours]()
     gx = torch.randn(frames, batch, 2, 3 * hidden, device=bench.device, dtype=dtype)
     w_hh = torch.randn(2, 3 * hidden, hidden, device=bench.device, dtype=dtype) / hidden**0.5
-    found = race_op(bench, gx, w_hh, reset_after, tolerance)
+    found = compare_op(bench, gx, w_hh, reset_after, tolerance)
     about = {"op": "gru", "backend": ours.removeprefix("ours, "), "precision": precision, "hidden_size": hidden}
     return found | about | {"tolerance": tolerance}
 
 
-def race_op(bench: Bench, gx: Tensor, w_hh: Tensor, reset_after: bool, tolerance: float) -> dict:
-    """The op in inference, forward and backward, after these have matched the reference on the first frames."""
+def compare_op(bench: Bench, gx: Tensor, w_hh: Tensor, reset_after: bool, tolerance: float) -> dict:
+    """Time the op in inference, forward and backward, after checking 16 frames against the reference."""
     op, op_backward, few = torch.ops.ser_fast.gru, torch.ops.ser_fast.gru_backward, gx[:16]
-    truth = ser_fast.ops.gru.reference(few.double(), w_hh.double(), None, None, None, reset_after, True)
+    exact = ser_fast.ops.gru.reference(few.double(), w_hh.double(), None, None, None, reset_after, True)
     forward = functools.cache(lambda: op(gx, w_hh, None, None, None, reset_after, True))
 
     def backward() -> tuple:
@@ -78,12 +79,12 @@ def race_op(bench: Bench, gx: Tensor, w_hh: Tensor, reset_after: bool, tolerance
 
     def matches() -> float:
         y, h_n, gates = found = op(few, w_hh, None, None, None, reset_after, True)
-        error = check("outputs", found, truth, tolerance)
+        error = check("outputs", found, exact, tolerance)
         given = y, h_n, y, gates, w_hh
         wide = (tensor.double() for tensor in given)
-        exact = ser_fast.ops.gru.reference_backward(*wide, None, None, reset_after)
+        exact_grads = ser_fast.ops.gru.reference_backward(*wide, None, None, reset_after)
         grads = op_backward(*given, None, None, reset_after)
-        check("gradients", *zip(*(pair for pair in zip(grads, exact) if pair[0].numel())), 2 * tolerance)
+        check("gradients", *zip(*(pair for pair in zip(grads, exact_grads) if pair[0].numel())), 2 * tolerance)
         return error
 
     steps = {
@@ -91,13 +92,13 @@ def race_op(bench: Bench, gx: Tensor, w_hh: Tensor, reset_after: bool, tolerance
         "forward": lambda: op(gx, w_hh, None, None, None, reset_after, True),
         "backward": backward,
     }
-    # Two launches for all the steps: a graph would change nothing.
-    found = bench.race(steps, dict.fromkeys(steps, matches), graphs=False)
+    # The op launches only two kernels, so a graph would not be faster.
+    found = bench.compare(steps, dict.fromkeys(steps, matches), graphs=False)
     return found | {"us a step": {way: 1e6 * value / len(gx) for way, value in found["seconds"].items()}}
 
 
 def plans(bench: Bench) -> list[Case]:
-    """The recurrence on clusters of one to eight blocks: by what the constants of the plan's estimate are tuned."""
+    """Time the recurrence on clusters of 1 to 8 blocks, to tune the constants of the plan's estimate."""
     hiddens, sizes = ((16,), (5, 3)) if bench.rehearse else (HIDDEN, PLANNED)
     return [
         Case(
@@ -109,6 +110,7 @@ def plans(bench: Bench) -> list[Case]:
 
 
 def plan_case(bench: Bench, precision: str, frames: int, batch: int, hidden: int, power: int) -> dict:
+    """Time the recurrence on clusters of ``2 ** power`` blocks, beside the plan's estimate."""
     dtype, switch, tolerance = PRECISIONS[precision]
     allow(switch)
     shape, product = (frames, batch, 2, hidden), dispatch.gru_product(dtype)
@@ -120,14 +122,14 @@ def plan_case(bench: Bench, precision: str, frames: int, batch: int, hidden: int
             return {"fits": False}
         if not bench.rehearse:
             backends.use("cuda")
-        found = race_op(bench, gx, w_hh, True, tolerance)
+        found = compare_op(bench, gx, w_hh, True, tolerance)
     estimated = {f"{way}, estimated": plan["step"] for way, plan in estimates.items()}
     return found | {"us a step": found["us a step"] | estimated}
 
 
 @contextlib.contextmanager
 def restricted(bench: Bench, power: int) -> Iterator[Tensor]:
-    """Plans take clusters of this power of two alone; the limits that they have then."""
+    """Restrict plans to clusters of ``2 ** power`` blocks within the context; yields the resulting limits."""
     if bench.rehearse:
         whole = info.KNOWN_GPUS["H100"]
         yield torch.tensor([whole[0], *(count if place == power else 0 for place, count in enumerate(whole[1:]))])
@@ -142,7 +144,7 @@ def restricted(bench: Bench, power: int) -> Iterator[Tensor]:
 
 
 def gru(bench: Bench) -> list[Case]:
-    """GRU layers with their input's projection, padded, and ragged against packed ones; what matters comes first."""
+    """Time GRU layers with input projection, dense and ragged; the most important cases come first."""
     if bench.rehearse:
         sizes = [(3, 5, 8, 16, 2), (2, 4, 8, 16, 1)]
         return [gru_case(bench, *size, "float32", mode) for size in sizes for mode in ("training", "inference")]
@@ -161,19 +163,20 @@ def gru(bench: Bench) -> list[Case]:
 
 
 def left(out: dict[str, str], found: dict) -> dict:
-    """What a race found, and what did not take part in it and why."""
+    """Add to a result the calls that were left out, with the reasons."""
     return found | ({"left out": found.get("left out", {}) | out} if out else {})
 
 
 def gru_case(
     bench: Bench, batch: int, frames: int, width: int, hidden: int, directions: int, precision: str, mode: str
 ) -> Case:
+    """Return the case of one layer size."""
     name = f"{precision} B={batch} T={frames} I={width} H={hidden} D={directions}, {mode}"
-    return Case(name, lambda: Layers(bench, batch, frames, width, hidden, directions, precision, mode).race(name))
+    return Case(name, lambda: Layers(bench, batch, frames, width, hidden, directions, precision, mode).compare(name))
 
 
 class Layers:
-    """Ours in both forms, nn.GRU and nn.LSTM of one size, on one batch."""
+    """GRU in both forms, nn.GRU and nn.LSTM of one size, with a batch."""
 
     def __init__(self, bench, batch, frames, width, hidden, directions, precision, mode):
         dtype, switch, self.tolerance = PRECISIONS[precision]
@@ -197,16 +200,18 @@ class Layers:
         self.grad = torch.randn(batch, frames, directions * hidden, device=bench.device, dtype=dtype)
         self.lengths = (torch.tensor(EMODB_FRAMES) * frames // max(EMODB_FRAMES)).repeat(4)[:batch]
 
-    def race(self, case: str) -> list[dict]:
+    def compare(self, case: str) -> list[dict]:
+        """Time the dense batch and, for bidirectional layers, the ragged one."""
         found = [self.padded()]
         if len(self.x) > 1 and self.about["directions"] == 2:
             found.append({"case": f"{case}, ragged"} | self.ragged())
         return found
 
     def padded(self) -> dict:
+        """Time all layers on full rows."""
         steps, checks, left_out = {}, {}, {}
         for form in ("ours", "ours, reset_after=False"):
-            layer, wanted = self.layers[form], self.truth(self.layers[form])
+            layer, wanted = self.layers[form], self.exact(self.layers[form])
             for ours, call in self.bench.ours(lambda layer=layer: layer(self.x)[0]).items():
                 name = ours + form.removeprefix("ours")
                 if not self.fits(ours, streams=not layer.reset_after):
@@ -217,11 +222,12 @@ class Layers:
         for peer in ("nn.GRU", "nn.LSTM"):
             layer = self.layers[peer]
             steps[peer] = self.step(layer, lambda layer=layer: layer(self.x)[0])
-        return left(left_out, self.bench.race(steps, checks, **self.about))
+        return left(left_out, self.bench.compare(steps, checks, **self.about))
 
     def ragged(self) -> dict:
+        """Time ours with lengths against torch's layers, packed and padded."""
         ours, on_device = self.layers["ours"], self.lengths.to(self.bench.device)
-        wanted = self.truth(ours, on_device)
+        wanted = self.exact(ours, on_device)
         steps, checks, left_out = {}, {}, {}
         for name, call in self.bench.ours(lambda: ours(self.x, lengths=on_device)[0]).items():
             if not self.fits(name, streams=False):
@@ -233,21 +239,23 @@ class Layers:
             layer = self.layers[peer]
             steps[f"{peer}, packed"] = self.step(layer, lambda layer=layer: packed(layer, self.x, self.lengths))
             steps[f"{peer}, padded"] = self.step(layer, lambda layer=layer: layer(self.x)[0])
-        return left(left_out, self.bench.race(steps, checks, **self.about | {"ragged": True}))
+        return left(left_out, self.bench.compare(steps, checks, **self.about | {"ragged": True}))
 
     def fits(self, ours: str, streams: bool) -> bool:
+        """Return :func:`fits` for these layers."""
         return fits(ours, self.x.dtype, self.about["hidden_size"], streams)
 
     def step(self, layer: nn.Module, call: Callable[[], Tensor]) -> Callable:
+        """Return ``call`` as an inference or training step."""
         return step(self.mode, call, [self.x, *layer.parameters()], self.grad)
 
     def few(self, lengths: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The first frames, their gradient and lengths: the reference's backward takes time quadratic in T."""
+        """Return 16 frames, their gradient and lengths: the backward of the reference takes time quadratic in T."""
         x, grad = self.x.detach()[:, :16].clone().requires_grad_(), self.grad[:, :16]
         return x, grad, None if lengths is None else lengths.clamp(max=x.shape[1])
 
-    def truth(self, layer: nn.Module, lengths: Tensor | None = None) -> tuple[Tensor, tuple]:
-        """In float64: outputs of all frames, and outputs and gradients of the first."""
+    def exact(self, layer: nn.Module, lengths: Tensor | None = None) -> tuple[Tensor, tuple]:
+        """Return the float64 outputs of all frames, and the outputs and gradients of the first 16."""
         exact = copy.deepcopy(layer).double()
         with torch.no_grad():
             outputs = reference(exact, self.x.detach().double(), lengths)
@@ -257,7 +265,7 @@ class Layers:
         return outputs, first()
 
     def check(self, layer: nn.Module, call: Callable, wanted: tuple, lengths: Tensor | None = None) -> float:
-        """The largest error of the outputs; ``call`` is the layer on all frames, on the backend that it chooses."""
+        """Check outputs and gradients; return the largest error of ``call``, the layer on all frames."""
         outputs, gradients = wanted
         with torch.no_grad():
             error = check("outputs", call(), outputs, self.tolerance)

@@ -1,4 +1,4 @@
-"""Whole training steps of both models, whole epochs of them on Emo-DB, and the papers' experiments."""
+"""Parts `models` (training steps), `epochs` (epochs on Emo-DB) and `papers` (the papers' experiments)."""
 
 import atexit
 import copy
@@ -35,11 +35,11 @@ from ser_fast import backends, experiments
 from ser_fast.experiments.settings import Settings
 from ser_fast.models.peers import with_torch
 
-STEPS = 5  # whose parts are timed
-# The papers' experiments, those first whose runs the others share; `protocols` resamples and is a CPU's.
+STEPS = 5  # steps in which the parts are timed
+# Later experiments reuse runs of earlier ones. `protocols` is omitted: most of its time is resampling on the CPU.
 SHARING = ("claims", "comparison", "anova", "emotions", "attention", "lstm")
 EXPERIMENTS = (*SHARING, "heads", "spectrograms", "optimizers")
-JOBS = 8  # folds at once, which share the GPU
+JOBS = 8  # folds trained in parallel on the GPU
 RUN = """
 import json, sys
 from ser_fast import experiments
@@ -50,9 +50,9 @@ if __name__ == "__main__":
 
 
 def models(bench: Bench) -> list[Case]:
-    """A training step from waveforms to updated weights, with torch's GRU and LSTM in the same model beside ours.
+    """Time a training step, from waveforms to updated weights, against torch's GRU and LSTM in the same model.
 
-    Ours has the papers' GRU and, beside it, torch's form of it.
+    Ours is timed with both forms of the GRU, the papers' and torch's.
     """
     batches, options = ((4,), {"hidden_size": 16}) if bench.rehearse else (BATCHES, {})
     return [
@@ -63,6 +63,7 @@ def models(bench: Bench) -> list[Case]:
 
 
 def model_case(bench: Bench, name: str, batch: int, options: dict) -> dict:
+    """Time the steps of one model and batch size, whole and by part."""
     allow("tf32")
     waves = voices(batch)
     papers = fresh(name, *waves[:2], **options)
@@ -74,13 +75,13 @@ def model_case(bench: Bench, name: str, batch: int, options: dict) -> dict:
     steps, parts = {}, {}
     for kind, (kernels, model) in (twins | peers).items():
         steps[kind] = by(kernels, training_step(model, None, *given))
-    # tf32 rounds to 10 bits; on the CPU there is none.
+    # tf32 products round to 10 bits; the CPU has no tf32.
     tolerance = TOLERANCE if bench.rehearse else 100 * TOLERANCE
     checks = {
         kind: functools.partial(check_model, model, kernels, given, tolerance)
         for kind, (kernels, model) in twins.items()
     }
-    found = bench.race(steps, checks, tolerance=tolerance)
+    found = bench.compare(steps, checks, tolerance=tolerance)
     for kind, (kernels, model) in (twins | peers).items():
         if kind in found["seconds"]:
             parts[kind] = parts_of(model, kernels, given)
@@ -88,27 +89,29 @@ def model_case(bench: Bench, name: str, batch: int, options: dict) -> dict:
 
 
 def by_kernels(bench: Bench, ours: dict[str, torch.nn.Module]) -> tuple[dict, dict]:
-    """The models by each backend that has their recurrence, and which are left out and why."""
+    """Return the models by backend and form with the backend's name, and those left out with the reason."""
     twins, left_out = {}, {}
     for (form, model), kernels in itertools.product(ours.items(), bench.kernels):
         layer = model.rnn
         if fits(f"ours, {kernels}", layer.weight_hh_l0.dtype, layer.hidden_size, streams=not layer.reset_after):
-            twins[f"ours, {kernels}{form}"] = kernels, copy.deepcopy(model)  # weights of its own: timing trains them
+            # Timing trains the weights, so each copy has its own.
+            twins[f"ours, {kernels}{form}"] = kernels, copy.deepcopy(model)
         else:
             left_out[f"ours, {kernels}{form}"] = NOT_ON_CHIP
     return twins, left_out
 
 
 def check_model(model: torch.nn.Module, kernels: str, given: list, tolerance: float) -> float:
-    truth = logits_and_gradients(by_reference(model), *given)
+    """Check logits and gradients against the reference; return the error of the logits."""
+    exact = logits_and_gradients(by_reference(model), *given)
     found = by(kernels, lambda: logits_and_gradients(model, *given))()
-    error = check("logits", found[0], truth[0], tolerance)
-    check("gradients", found[1:], truth[1:], max(GRADIENTS, 10 * tolerance))
+    error = check("logits", found[0], exact[0], tolerance)
+    check("gradients", found[1:], exact[1:], max(GRADIENTS, 10 * tolerance))
     return error
 
 
 def parts_of(model: torch.nn.Module, kernels: str | None, given: list) -> dict[str, float]:
-    """Seconds of each part, waited for, so that their sum is above the step's own time."""
+    """Return the seconds of each part; the synchronisation makes their sum larger than a step's time."""
     clock = Clock(model)
     step = by(kernels, training_step(model, clock, *given))
     for _ in range(STEPS + 1):
@@ -117,7 +120,7 @@ def parts_of(model: torch.nn.Module, kernels: str | None, given: list) -> dict[s
 
 
 def predicted(parts: dict[str, dict[str, float]], seconds: dict[str, float]) -> dict[str, list[float]]:
-    """The step's time over that of the LSTM's model, as the parts have it and as it was measured."""
+    """Return the step's time over that of the LSTM version, from the sum of the parts and as measured."""
     lstm = "torch LSTM, padded"
     if lstm not in parts:
         return {}
@@ -126,13 +129,14 @@ def predicted(parts: dict[str, dict[str, float]], seconds: dict[str, float]) -> 
 
 
 def epochs(bench: Bench) -> list[Case]:
-    """Whole epochs on Emo-DB: the experiment ``time`` at the papers' sizes, by each backend's kernels."""
+    """Time whole epochs on Emo-DB: the experiment ``time`` at the papers' sizes, on each backend."""
     if not bench.data and not bench.rehearse:
         return [Case("Emo-DB", lambda: {"state": "not run", "error": "--data names no folder of Emo-DB"})]
     return [Case(f"time, {kernels}", functools.partial(epochs_case, bench, kernels)) for kernels in bench.kernels]
 
 
 def epochs_case(bench: Bench, kernels: str) -> dict:
+    """Run the experiment ``time`` on one backend."""
     allow("tf32")
     if not bench.rehearse:
         backends.use(kernels)
@@ -143,15 +147,15 @@ def epochs_case(bench: Bench, kernels: str) -> dict:
 
 
 def _given(bench: Bench) -> dict:
-    """What the experiments run on, and how much of it."""
+    """Return the data and the scale of the experiments."""
     data = {"data": f"emodb:{bench.data}"} if bench.data else {}
     return data | {"scale": "tiny" if bench.rehearse else "full"}
 
 
 def papers(bench: Bench) -> list[Case]:
-    """The papers' experiments at their own sizes, on the kernels that SER_FAST_BACKEND chooses.
+    """Run the papers' experiments at full scale, on the backend of SER_FAST_BACKEND.
 
-    What is done is in ``papers.tar.gz`` without the weights; a further run goes on from there.
+    Finished runs are stored in ``papers.tar.gz`` without weights; the next call resumes from there.
     """
     if not bench.data and not bench.rehearse:
         return [Case("Emo-DB", lambda: {"state": "not run", "error": "--data names no folder of Emo-DB"})]
@@ -165,7 +169,7 @@ def papers(bench: Bench) -> list[Case]:
 
 
 def papers_case(bench: Bench, name: str, folder: Path, archive: Path) -> dict:
-    """In a process of its own, which ends when time runs out; then all is packed."""
+    """Run one experiment in its own process, until time runs out, and archive all runs."""
     settings = {"out": str(folder), **_given(bench)} | ({} if bench.rehearse else {"folds": {"jobs": JOBS}})
     code, output = call([sys.executable, "-c", RUN, name, json.dumps(settings)], bench, bench.out)
     whole = archive.with_suffix(".new")
@@ -174,7 +178,7 @@ def papers_case(bench: Bench, name: str, folder: Path, archive: Path) -> dict:
     whole.replace(archive)
     about = {"backend": os.environ.get("SER_FAST_BACKEND", "auto")}
     if code is None:
-        return about | {"state": "not run", "error": "time ran out; what was done is in papers.tar.gz"}
+        return about | {"state": "not run", "error": "time ran out; finished runs are in papers.tar.gz"}
     if code:
         return about | {"state": "failed", "error": output}
     return about | {"table": (folder / f"{name}.md").read_text(encoding="utf-8")}

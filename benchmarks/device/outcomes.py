@@ -1,6 +1,6 @@
-"""A pytest plugin, ``-p device.outcomes``: each test's outcome is a line of ``SER_FAST_OUTCOMES`` when it is known.
+"""pytest plugin (``-p device.outcomes``): append each test's outcome to the file ``SER_FAST_OUTCOMES`` at once.
 
-So a run that is ended for its time has told all that it knew.
+The outcomes up to a timeout are therefore known.
 """
 
 import json

@@ -1,6 +1,6 @@
-"""One part of the run: ``python -m device.part NAME --out CASES.jsonl``, started in benchmarks/ by ``device``.
+"""One part of the acceptance run: ``python -m device.part NAME --out CASES.jsonl``, started by ``device``.
 
-Every case is a line of the file as soon as it is done: one that fails, or that no time is left for, says so there.
+Each case is appended to the file when it ends, also if it failed or did not run.
 """
 
 import argparse
@@ -26,29 +26,30 @@ PARTS: dict[str, Callable[[Bench], list[Case]]] = {
     },
     **{part.__name__: part for part in (models.models, models.epochs, models.papers)},
 }
-AT_ONCE = ("tests", "sanitizer")  # nothing is timed there
-LONGEST = {"epochs": 600, "papers": 600, "models": 150}  # seconds a case may take, elsewhere these:
-LONG = 60
+PARALLEL = ("tests", "sanitizer")  # parts without timing, whose cases run in parallel
+LIMITS = {"epochs": 600, "papers": 600, "models": 150}  # seconds per case
+LIMIT = 60  # seconds per case of the other parts
 
 
-class Cases:
-    """The file of a part's cases, and who may write there."""
+class Log:
+    """File of a part's cases, one JSON object per line, written by several threads."""
 
     def __init__(self, file: TextIO):
         self.file, self.lock, self.failed = file, threading.Lock(), False
 
-    def keep(self, number: int, found: list[dict]) -> None:
+    def write(self, number: int, found: list[dict]) -> None:
+        """Append the results of case ``number`` and print them."""
         with self.lock:
             self.failed |= any(each.get("state") == "failed" for each in found)
             for each in found:
                 if each.get("state") != "begun":
-                    print(shown(each), flush=True)
+                    print(log_line(each), flush=True)
                 self.file.write(f"{json.dumps({'number': number} | each)}\n")
                 self.file.flush()
 
 
 def attempt(case: Case, bench: Bench) -> list[dict]:
-    """What a case found."""
+    """Run a case and return its results, or its failure."""
     if bench.left() <= 0:
         return [{"case": case.name, "state": "not run", "error": "no time was left"}]
     try:
@@ -59,30 +60,32 @@ def attempt(case: Case, bench: Bench) -> list[dict]:
     return [{"case": case.name} | each for each in (found if isinstance(found, list) else [found])]
 
 
-def shown(found: dict) -> str:
-    """A case's line in the log."""
+def log_line(found: dict) -> str:
+    """Return a result as a line of text; removes its traceback."""
     times = ", ".join(f"{name} {1e3 * value:.3f} ms" for name, value in found.get("seconds", {}).items())
-    said = found.pop("trace", "") or found.get("error") or times or found.get("state", "passed")
-    return f"{found['case']}: {said}"
+    text = found.pop("trace", "") or found.get("error") or times or found.get("state", "passed")
+    return f"{found['case']}: {text}"
 
 
-def one_by_one(cases: list[Case], first: int, bench: Bench, kept: Cases, longest: float) -> None:
-    """Each is written down before it begins. The process ends with one that hangs, or that broke the device for it;
-    another goes on with the next one.
+def one_by_one(cases: list[Case], first: int, bench: Bench, log: Log, limit: float) -> None:
+    """Run the cases from ``first`` on, each logged before it begins.
+
+    A case that exceeds ``limit`` seconds or makes the device unusable ends the process with status LOST; the caller
+    starts another process with the next case.
     """
 
-    def hangs(number: int, name: str) -> None:
-        kept.keep(number, [{"case": name, "state": "failed", "error": f"it did not end within {longest:g} s"}])
+    def expire(number: int, name: str) -> None:
+        log.write(number, [{"case": name, "state": "failed", "error": f"it did not end within {limit:g} s"}])
         os._exit(LOST)
 
     for number, case in enumerate(cases[first:], first):
-        kept.keep(number, [{"case": case.name, "state": "begun"}])
-        watch = threading.Timer(longest, hangs, (number, case.name))
+        log.write(number, [{"case": case.name, "state": "begun"}])
+        watch = threading.Timer(limit, expire, (number, case.name))
         watch.daemon = True
         watch.start()
         found = attempt(case, bench)
         watch.cancel()
-        kept.keep(number, found)
+        log.write(number, found)
         if bench.lost():
             os._exit(LOST)
 
@@ -92,20 +95,20 @@ def main() -> int:
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=600)
-    parser.add_argument("--first", type=int, default=0, help="number of the case to begin with")
+    parser.add_argument("--first", type=int, default=0, help="number of the first case to run")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--sanitizer", default="compute-sanitizer")
     parser.add_argument("--rehearse", action="store_true")
     options = parser.parse_args()
     bench = Bench(options.rehearse, options.out.parent, options.seconds, options.data, options.sanitizer)
     with open(options.out, "a", encoding="utf-8") as file:
-        cases, kept = PARTS[options.part](bench), Cases(file)
-        if options.part in AT_ONCE:
+        cases, log = PARTS[options.part](bench), Log(file)
+        if options.part in PARALLEL:
             with ThreadPoolExecutor(len(cases)) as pool:
-                list(pool.map(lambda each: kept.keep(each[0], attempt(each[1], bench)), enumerate(cases)))
+                list(pool.map(lambda each: log.write(each[0], attempt(each[1], bench)), enumerate(cases)))
         else:
-            one_by_one(cases, options.first, bench, kept, LONGEST.get(options.part, LONG))
-    return int(kept.failed)
+            one_by_one(cases, options.first, bench, log, LIMITS.get(options.part, LIMIT))
+    return int(log.failed)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The power spectrogram against torch.stft's chain and torchaudio."""
+"""Part `spectrogram`: power spectrogram against the torch.stft chain and torchaudio."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +14,7 @@ SIZES = [(64, 10), (32, 3)]  # utterances, seconds
 
 
 def spectrogram(bench: Bench) -> list[Case]:
-    """The normalised power spectrogram, whatever the tf32 switches say."""
+    """Time the power spectrogram, with and without normalisation; tf32 is allowed and must not change it."""
     sizes = [(2, 1)] if bench.rehearse else SIZES
     return [
         Case(f"{batch} x {seconds} s, {what}", partial(spectrogram_case, bench, batch, seconds, what == "normalised"))
@@ -24,6 +24,7 @@ def spectrogram(bench: Bench) -> list[Case]:
 
 
 def spectrogram_case(bench: Bench, batch: int, seconds: int, normalised: bool) -> dict:
+    """Time one batch; adds nanoseconds per frame."""
     allow("tf32")
     wave = torch.randn(batch, 16000 * seconds, device=bench.device)
     window = torch.hamming_window(WINDOW, device=bench.device)
@@ -42,6 +43,6 @@ def spectrogram_case(bench: Bench, batch: int, seconds: int, normalised: bool) -
         return error_against_float64(found, (wave, window, mean, std))
 
     checks = {name: partial(matches, call) for name, call in calls.items()}
-    found = bench.race(calls, checks, op="power_spectrogram", precision="float32", tolerance=1e-5)
+    found = bench.compare(calls, checks, op="power_spectrogram", precision="float32", tolerance=1e-5)
     frames = batch * plain.shape[1]
     return found | {"ns a frame": {name: 1e9 * value / frames for name, value in found["seconds"].items()}}

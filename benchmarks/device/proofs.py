@@ -1,4 +1,4 @@
-"""The tests of every kernel on the device, and compute-sanitizer's tools."""
+"""Parts `tests` (tests of every kernel on the device) and `sanitizer` (tools of compute-sanitizer)."""
 
 import functools
 import importlib.util
@@ -16,7 +16,7 @@ from pathlib import Path
 from device.bench import KERNELS, Bench, Case
 
 TESTS = Path(__file__).parents[2] / "tests"
-# Files whose kernels are known, and one whose tests name theirs; processes at once where pytest-xdist is installed.
+# Test files by backend, and the number of processes if pytest-xdist is installed. Tests of "both" name their backend.
 FILES = {
     "cuda": (["native/test_native.py", "native/test_native_gru.py"], 1),
     "triton": (["triton/test_triton.py"], 6),
@@ -29,11 +29,11 @@ REHEARSED = {
 }
 TOOLS = ("memcheck", "racecheck", "synccheck")
 SANITIZED = "from integration import test_gpu as t; t.everything(t.inputs(small=True)); print('all kernels ran')"
-KEPT = 25  # lines of what a failure printed
+KEPT = 25  # last lines of a failure's output
 
 
 def tests(bench: Bench) -> list[Case]:
-    """Every kernel in all dtypes and both forms, repeated bit for bit, replayed as graphs, on streams, compiled."""
+    """Test every kernel: all dtypes, both GRU forms, bitwise repeatability, CUDA graphs, streams, torch.compile."""
     return [
         Case(f"pytest {' '.join(files)}", functools.partial(tested, bench, kernels, files, jobs))
         for kernels, (files, jobs) in FILES.items()
@@ -41,7 +41,7 @@ def tests(bench: Bench) -> list[Case]:
 
 
 def tested(bench: Bench, kernels: str, files: list[str], jobs: int) -> list[dict]:
-    """The outcomes by backend, as far as they are known when time runs out."""
+    """Run test files and return the outcomes by backend, as far as they are known when time runs out."""
     chosen = REHEARSED[kernels] if bench.rehearse else files
     options = ["-q", "-m", "", "-p", "no:cacheprovider", "-p", "device.outcomes"]  # thorough cases too
     command = [sys.executable, "-m", "pytest", *options, *chosen]
@@ -54,7 +54,7 @@ def tested(bench: Bench, kernels: str, files: list[str], jobs: int) -> list[dict
             bench,
             TESTS,
             SER_FAST_OUTCOMES=outcomes.name,
-            TORCHINDUCTOR_COMPILE_THREADS="2",  # for each of the processes at once
+            TORCHINDUCTOR_COMPILE_THREADS="2",  # per process
             PYTHONPATH=os.pathsep.join([os.environ.get("PYTHONPATH", ""), benchmarks]),
         )
         found = [json.loads(line) for line in outcomes if line.endswith("\n")]
@@ -73,13 +73,13 @@ def tested(bench: Bench, kernels: str, files: list[str], jobs: int) -> list[dict
 
 
 def _whose(outcome: dict, kernels: str) -> tuple[str, ...]:
-    """The backends that a test is of: a test that names none in its brackets is of all."""
+    """Return the backends that a test covers: those in its parameters, or all if it names none."""
     named = re.findall(rf"[\[-]({'|'.join(KERNELS)})(?=[\]-])", outcome["test"])
     return (kernels,) if kernels != "both" else tuple(named) or KERNELS
 
 
 def _by_test(outcomes: list[dict]) -> dict[str, str]:
-    """A word for each test, whatever its parameters."""
+    """Return the worst outcome of each test function over its parameters."""
     words: dict[str, set[str]] = {}
     for one in outcomes:
         words.setdefault(one["test"].rpartition("::")[2].partition("[")[0], set()).add(one["outcome"])
@@ -89,6 +89,7 @@ def _by_test(outcomes: list[dict]) -> dict[str, str]:
 
 
 def _counted(case: str, backend: str, outcomes: list[dict]) -> dict:
+    """Return the result of a case: counts, failures and the slowest tests."""
     counts = {name: sum(one["outcome"] == name for one in outcomes) for name in ("passed", "failed", "skipped")}
     result = {"case": case, "backend": backend, **counts}
     if not outcomes:
@@ -102,7 +103,7 @@ def _counted(case: str, backend: str, outcomes: list[dict]) -> dict:
 
 
 def sanitizer(bench: Bench) -> list[Case]:
-    """memcheck, racecheck and synccheck of every kernel on small cases, all at once."""
+    """Run memcheck, racecheck and synccheck on every kernel with small cases, all in parallel."""
     return [
         Case(f"{tool}, {backend}", functools.partial(sanitized, bench, backend, tool))
         for tool, backend in itertools.product(TOOLS, KERNELS)
@@ -110,16 +111,17 @@ def sanitizer(bench: Bench) -> list[Case]:
 
 
 def sanitized(bench: Bench, backend: str, tool: str) -> dict:
+    """Run one tool on one backend's kernels."""
     about = {"backend": backend, "tool": tool}
     if bench.rehearse:
-        if tool != TOOLS[0] or backend != "triton":  # the interpreter runs what Triton would
+        if tool != TOOLS[0] or backend != "triton":  # without a GPU only Triton's kernels run, interpreted
             return about | {"state": "not run", "error": "there is no GPU"}
         command = [sys.executable, "-c", f"import conftest; {SANITIZED}"]
     else:
         if not shutil.which(bench.sanitizer):
             return about | {"state": "not run", "error": f"there is no program {bench.sanitizer}"}
         command = [bench.sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, "-c", SANITIZED]
-    # torch's own cache of device memory would hide what is read or written beside a tensor.
+    # torch's caching allocator would hide accesses outside a tensor.
     environment = {"SER_FAST_BACKEND": "auto" if bench.rehearse else backend, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     code, output = call(command, bench, TESTS, **environment)
     summary = [line for line in output.splitlines() if "SUMMARY" in line]
@@ -130,7 +132,7 @@ def sanitized(bench: Bench, backend: str, tool: str) -> dict:
 
 
 def call(command: list[str], bench: Bench, where: Path, **environment: str) -> tuple[int | None, str]:
-    """A command's exit status, None where the part's time ran out, and its last lines."""
+    """Run a command; return its exit status (None if the part's time ran out) and its last lines."""
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
         process = subprocess.Popen(
             command,

@@ -1,4 +1,4 @@
-"""The run's tables and figure: ``python -m device.report FOLDER/run.json`` writes run.md and run.png beside it."""
+"""Tables and figure of the run: ``python -m device.report FOLDER/run.json`` writes run.md and run.png beside it."""
 
 import json
 import sys
@@ -25,14 +25,15 @@ PANELS = ("tf32", "bfloat16", "float32", "float16")
 
 
 def markdown(run: dict) -> str:
+    """Return the report: machine, aims, parts, and a section for every part."""
     machine, found = run["machine"], run["parts"]
     rows = [
-        [aim.what, f"{'at least' if aim.at_least else 'at most'} {aim.bound:g} {aim.unit}", *reached(aim, found)]
+        [aim.name, f"{'at least' if aim.at_least else 'at most'} {aim.bound:g} {aim.unit}", *reached(aim, found)]
         for aim in AIMS
     ]
     text = [
         f"# {machine['gpu']}",
-        *(["A rehearsal on the CPU at small sizes: no time in it means anything."] if run["rehearsal"] else []),
+        *(["A rehearsal on the CPU at small sizes: its times are meaningless."] if run["rehearsal"] else []),
         f"Installed: {run['install']['how']}.",
         ", ".join(f"{name} {value}" for name, value in machine.items()) + ".",
         "## Aims",
@@ -48,11 +49,13 @@ def markdown(run: dict) -> str:
 
 
 def part_row(name: str, part: dict) -> list[str]:
+    """Return a part's row of the table of parts."""
     seconds, cases = f"{part.get('seconds', 0):.0f}", str(len(part["cases"]))
     return [name, part["state"], seconds, cases, part["commit"], part["date"]]
 
 
 def section(name: str, part: dict) -> str:
+    """Return a part's section, with what failed and what did not run."""
     if name in proofs:
         text = proofs[name](part["cases"])
     elif name == "epochs":
@@ -79,32 +82,35 @@ def section(name: str, part: dict) -> str:
 
 
 def tests(cases: list[dict]) -> str:
+    """Return the counts by file and backend, the outcomes by test, and the failures."""
     rows = [[case["case"], *(str(case.get(name, "")) for name in ("passed", "failed", "skipped"))] for case in cases]
     text = "## Tests\n\n" + table(["tests", "passed", "failed", "skipped"], rows)
     by_test = {case["backend"]: case["by test"] for case in cases if "by test" in case}
     names = columns([*by_test.values()])
     if names:
-        words = [[name, *(found.get(name, "") for found in by_test.values())] for name in names]
-        text += "\n\n" + table(["what only a GPU shows", *by_test], words)
+        outcomes = [[name, *(found.get(name, "") for found in by_test.values())] for name in names]
+        text += "\n\n" + table(["test that needs a GPU", *by_test], outcomes)
     failures = {name: error for case in cases for name, error in case.get("failures", {}).items()}
     return text + "".join(f"\n\n`{name}`\n\n```\n{error[-1500:]}\n```" for name, error in failures.items())
 
 
 def sanitizer(cases: list[dict]) -> str:
+    """Return the table of compute-sanitizer's results."""
     rows = [
         [case["tool"], case["backend"], case.get("state", "passed"), case.get("said", "")]
         for case in cases
         if "tool" in case
     ]
-    return "## compute-sanitizer\n\n" + table(["tool", "kernels", "state", "it said"], rows)
+    return "## compute-sanitizer\n\n" + table(["tool", "kernels", "state", "output"], rows)
 
 
 proofs = {"tests": tests, "sanitizer": sanitizer}
 
 
 def timings(name: str, cases: list[dict]) -> str:
+    """Return a part's tables of times, one by one and as graphs, and of derived values."""
     text = [f"## {TITLES[name]}"]
-    if name not in ("recurrence", "plans"):  # whose times are those of a step
+    if name not in ("recurrence", "plans"):  # reported per time step below
         text += [found for way, title in WAYS.items() for found in by_way(cases, way, title)]
     for extra in EXTRAS:
         names = columns([case.get(extra, {}) for case in cases])
@@ -115,12 +121,12 @@ def timings(name: str, cases: list[dict]) -> str:
 
 
 def columns(found: list[dict]) -> list[str]:
-    """All names, in the order in which they first appear."""
+    """Return all names, in order of first appearance."""
     return list(dict.fromkeys(name for each in found for name in each))
 
 
 def by_way(cases: list[dict], way: str, title: str) -> list[str]:
-    """Milliseconds of calls that end so; in brackets the time over the first one's."""
+    """Return the table of the calls whose name ends with ``way``: ms, and the time over the first call's."""
     names = [
         name for name in columns([case.get("seconds", {}) for case in cases]) if name.endswith(GRAPH) == bool(way)
     ]
@@ -130,6 +136,7 @@ def by_way(cases: list[dict], way: str, title: str) -> list[str]:
 
 
 def left_out(cases: list[dict]) -> list[str]:
+    """Return a sentence for each call and reason that was left out."""
     reasons: dict[str, list[str]] = {}
     for case in cases:
         for name, why in case.get("left out", {}).items():
@@ -138,10 +145,12 @@ def left_out(cases: list[dict]) -> list[str]:
 
 
 def numbers(first: str, values: dict[str, float], names: list[str]) -> list[str]:
+    """Return a row of values to three digits, empty where there is none."""
     return [first, *(f"{values[name]:.3g}" if name in values else "" for name in names)]
 
 
 def timing_row(case: dict, names: list[str]) -> list[str]:
+    """Return a case's row of times, each with its ratio to the first."""
     seconds = case["seconds"]
     first = next((seconds[name] for name in names if name in seconds), None)
     return [
@@ -154,20 +163,21 @@ def timing_row(case: dict, names: list[str]) -> list[str]:
 
 
 def by_part(case: dict) -> str:
-    """Where a training step's time goes; each part is waited for."""
+    """Return the table of a training step's time by part, with synchronisation between parts."""
     names = columns([*case["parts"].values()])
     rows = [
         [kind, *(milliseconds(found.get(name, 0.0)) for name in names), milliseconds(case["seconds"][kind])]
         for kind, found in case["parts"].items()
     ]
-    said = "; ".join(
+    ratios = "; ".join(
         f"{kind}: {100 * parts:.0f} % of the LSTM version's time by the parts, {100 * whole:.0f} % measured"
         for kind, (parts, whole) in case.get("predicted", {}).items()
     )
-    return f"{table([case['case'], *names, 'whole step'], rows)}\n\n{said}"
+    return f"{table([case['case'], *names, 'whole step'], rows)}\n\n{ratios}"
 
 
 def epochs(cases: list[dict]) -> str:
+    """Return the tables of epoch times and of their ratios."""
     text = ["## Whole epochs on Emo-DB"]
     for case in cases:
         if "epochs" not in case:
@@ -191,7 +201,7 @@ def epochs(cases: list[dict]) -> str:
 
 
 def draw(run: dict, path: Path) -> None:
-    """GRU training in both directions, padded and ragged: the peers' time over ours, by precision and hidden size."""
+    """Draw the peers' time over ours in bidirectional GRU training, by precision, hidden size and raggedness."""
     cases = [
         case
         for case in run["parts"].get("gru", {}).get("cases", [])
@@ -217,14 +227,17 @@ def draw(run: dict, path: Path) -> None:
 
 
 def size(case: dict) -> int:
+    """Return the elements of the input, B T I."""
     return case["batch"] * case["frames"] * case["width"]
 
 
 def hidden_size(case: dict) -> int:
+    """Return H."""
     return case["hidden_size"]
 
 
 def bars(panel, cases: list[dict], peers: tuple[str, ...]) -> None:
+    """Draw a bar for every pair of our kernels and a peer, in groups by hidden size."""
     kernels = [name for name in (CUDA, TRITON, "ours, compiled") if any(name in case["seconds"] for case in cases)]
     kinds = [(ours, peer) for ours in kernels for peer in peers]
     width = 0.8 / max(len(kinds), 1)

@@ -16,6 +16,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from ser_fast._require import require
+
 FILE = Path(__file__).with_name("measured.json")
 BACKENDS = ("cuda", "triton")
 ABOUT = ("gpu", "date", "torch", "commit")
@@ -49,32 +51,27 @@ def read(path: Path) -> dict:
 def check(table: dict) -> None:
     """Raise ValueError if this is not a table of choices."""
     for capability, entry in _items(table, "the table"):
-        _require(re.fullmatch(r"\d+\.\d", capability), "a compute capability", capability, "one such as '9.0'")
+        require(re.fullmatch(r"\d+\.\d", capability), f"a compute capability is {capability!r}", "one such as '9.0'")
         rest = dict(_items(entry, capability))
         for name in ABOUT:
             found = rest.pop(name, None)
-            _require(isinstance(found, str), f"{capability} {name}", found, "a text")
+            require(isinstance(found, str), f"{capability} {name} is {found!r}", "a text")
         for op, found in rest.items():
-            _require(op in PRECISIONS, f"an op of {capability}", op, f"one of {', '.join(PRECISIONS)}")
+            require(op in PRECISIONS, f"an op of {capability} is {op!r}", f"one of {', '.join(PRECISIONS)}")
             for precision, _ in _items(found, f"{capability} {op}"):
                 allowed = PRECISIONS[op]
-                _require(precision in allowed, f"a precision of {op}", precision, f"one of {', '.join(allowed)}")
+                require(precision in allowed, f"a precision of {op} is {precision!r}", f"one of {', '.join(allowed)}")
         for op, precision, size, order in orders(entry):
-            _require(re.fullmatch(r"[1-9]\d*", size or "1"), "a hidden size", size, "a positive integer")
+            require(re.fullmatch(r"[1-9]\d*", size or "1"), f"a hidden size is {size!r}", "a positive integer")
             good = isinstance(order, list) and "torch" in order
             good = good and all(path in ("torch", *BACKENDS) and order.count(path) == 1 for path in order)
             where = " ".join(filter(None, (capability, op, precision, size)))
-            _require(good, where, order, "'torch' and, once each, any of 'cuda' and 'triton'")
+            require(good, f"{where} is {order!r}", "'torch' and, once each, any of 'cuda' and 'triton'")
 
 
 def _items(found, where: str):
-    _require(isinstance(found, dict), where, found, "an object")
+    require(isinstance(found, dict), f"{where} is {found!r}", "an object")
     return found.items()
-
-
-def _require(good, where: str, found, allowed: str) -> None:
-    if not good:
-        raise ValueError(f"{where} is {found!r}; it must be {allowed}")
 
 
 def orders(entry: dict) -> Iterator[tuple[str, str, str | None, list[str]]]:

@@ -1,4 +1,4 @@
-"""Audio files in, mono float32 tensors at one rate out."""
+"""Read audio files as mono float32 tensors at one sampling rate."""
 
 from __future__ import annotations
 
@@ -23,19 +23,21 @@ if TYPE_CHECKING:
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
 
-# Annotations round their times, so an end may lie this far beyond the file's.
+# Annotations are rounded, so an end may lie this far beyond the end of the file.
 _END_SLACK_SECONDS = 0.01
 
 _BLOCK_FRAMES = 1 << 20
 
-# What ffmpeg and SoX write for the size of the samples when the output is a pipe.
+# Sizes of the samples that ffmpeg and SoX write into a header when the output is a pipe.
 _STREAMED_SIZES = (UNKNOWN_SIZE, 0x7FFFF000)
 
 
 def find_audio(path: str | os.PathLike[str]) -> list[Path]:
-    """The file itself, or all files below the folder with a suffix of ``AUDIO_SUFFIXES``, sorted.
+    """Return the file itself, or all audio files below the folder, sorted.
 
-    Linked folders are followed, hidden files and folders passed over.
+    Args:
+        path: a file, or a folder; linked folders are followed, hidden files and folders are skipped, and a file
+            counts as audio if its suffix is in ``AUDIO_SUFFIXES``.
 
     Raises:
         AudioError: ``path`` does not exist or holds no audio file.
@@ -45,7 +47,7 @@ def find_audio(path: str | os.PathLike[str]) -> list[Path]:
         raise AudioError(f"{path}: no such file or folder")
     if not path.is_dir():
         return [path]
-    # Unlike Path.rglob, glob follows linked folders and leaves out hidden ones.
+    # Unlike Path.rglob, glob follows linked folders and skips hidden ones.
     names = glob.iglob("**/*", root_dir=path, recursive=True)
     found = (path / name for name in names if name.lower().endswith(AUDIO_SUFFIXES))
     files = sorted(file for file in found if file.is_file())
@@ -60,24 +62,25 @@ def read_audio(
     start: float | None = None,
     end: float | None = None,
 ) -> torch.Tensor:
-    """The samples of a file between ``start`` and ``end``, averaged over its channels and resampled.
+    """Return the samples of a file between ``start`` and ``end``, averaged over its channels and resampled.
 
-    Only that part of the file is read. An MP3 or Ogg file that was cut short is not always noticed, for
-    their headers do not have to tell how long they are.
+    Only this part of the file is read. A truncated MP3 or Ogg file is not always detected, since its header need not
+    contain its length.
 
     Args:
         path: a file that libsndfile can read; without soundfile, a PCM WAV file of up to 32 bits.
-        sample_rate: of the result, in hertz.
-        start: seconds, ``None`` for the beginning.
-        end: seconds, ``None`` for the end; up to 10 ms beyond it are forgiven.
+        sample_rate: sampling rate of the result, in hertz.
+        start: in seconds; None is the beginning.
+        end: in seconds; None is the end. Up to 10 ms beyond the end of the file are accepted.
 
     Returns:
         float32 tensor ``[N]``, integer formats scaled to [-1, 1).
 
     Raises:
-        AudioError: the file is missing, not audio, empty or truncated, holds NaN or infinite samples, or
-            does not hold ``start`` to ``end``.
-        ImportError: soundfile is not installed and the file is not PCM WAV, or soxr is not and the rates differ.
+        AudioError: the file is missing, not audio, empty or truncated, contains NaN or infinite samples, or
+            ``start`` to ``end`` is not within it.
+        ImportError: soundfile is not installed and the file is not PCM WAV, or soxr is not installed and the rates
+            differ.
     """
     path = Path(path)
     if path.suffix.lower() == ".raw":
@@ -89,28 +92,32 @@ def read_audio(
     except OSError as error:
         raise AudioError(f"{path}: {error.strerror}") from error
     if missing:
-        raise AudioError(f"{path}: truncated, {missing} bytes less than its header tells")
+        raise AudioError(f"{path}: truncated, {missing} bytes less than its header says")
 
     with _open(path) as file:
         rate = file.samplerate
         first, last = _span(str(path), file.frames, rate, start, end)
         file.seek(first)
         samples = _read_mono(file, last - first)
-        # Where an MP3 has no Xing header, libsndfile estimates its length.
+        # libsndfile estimates the length of an MP3 without a Xing header.
         estimated = file.format == "MP3" and end is None
     if len(samples) < last - first and not (estimated and len(samples)):
-        raise AudioError(f"{path}: truncated, {len(samples)} of {last - first} frames are there")
+        raise AudioError(f"{path}: truncated, has {len(samples)} of {last - first} frames")
     return _at_rate(str(path), samples, rate, sample_rate)
 
 
 def read_utterance(utterance: Utterance, sample_rate: int = 16000) -> torch.Tensor:
-    """The samples of an utterance, from its file or from memory, at ``sample_rate`` hertz.
+    """Return the samples of an utterance, from its file or from memory.
+
+    Args:
+        utterance: the utterance, with a path or with samples.
+        sample_rate: sampling rate of the result, in hertz.
 
     Returns:
         float32 tensor ``[N]`` on the CPU; may share memory with ``utterance.samples``.
 
     Raises:
-        AudioError: as in :func:`read_audio`, or the samples in memory are not ``[N]`` with a rate.
+        AudioError: as in :func:`read_audio`, or the samples in memory are not ``[N]`` or have no rate.
     """
     if utterance.samples is None:
         if utterance.path is None:
@@ -130,14 +137,19 @@ def read_utterance(utterance: Utterance, sample_rate: int = 16000) -> torch.Tens
 def read_corpus(
     utterances: Sequence[Utterance], sample_rate: int = 16000, skip_bad: bool = False
 ) -> tuple[list[Utterance], list[torch.Tensor], list[AudioError]]:
-    """Reads all utterances, several at a time.
+    """Read all utterances, one per core at a time.
+
+    Args:
+        utterances: the utterances.
+        sample_rate: sampling rate of the results, in hertz.
+        skip_bad: return the errors of unreadable utterances instead of raising one.
 
     Returns:
-        The good utterances in the given order, their samples (float32 ``[N]``), and an error for each bad
-        one.
+        The readable utterances in the given order, their samples (float32 ``[N]``), and an error for each
+        unreadable one.
 
     Raises:
-        AudioError: some are bad and ``skip_bad`` is false; the message lists them all.
+        AudioError: some cannot be read and ``skip_bad`` is false; the message lists them all.
     """
 
     def attempt(utterance: Utterance) -> torch.Tensor | AudioError:
@@ -158,7 +170,7 @@ def read_corpus(
 
 
 def _missing_bytes(path: Path) -> int:
-    """How many bytes of samples a WAV or AIFF header tells of beyond the file's end; libsndfile hides it."""
+    """Return how many bytes of samples a WAV or AIFF file lacks, which libsndfile does not report."""
     with open(path, "rb") as file:
         for name, begin, size in riff_chunks(file):
             if name in (b"data", b"SSND"):
@@ -167,13 +179,13 @@ def _missing_bytes(path: Path) -> int:
 
 
 def _open(path: Path) -> contextlib.AbstractContextManager[soundfile.SoundFile | PcmWav]:
-    """The file by soundfile, or where that is missing by our own reader of PCM WAV."""
+    """Open the file with soundfile, or with the reader of PCM WAV if soundfile is not installed."""
     try:
         soundfile = import_extra("soundfile", "reading audio")
     except ImportError as error:
         wav = open_pcm(path)
         if wav is None:
-            raise ImportError(f"{error}; without it only PCM WAV can be read, which {path} is not") from error
+            raise ImportError(f"{error}; without it only PCM WAV can be read, and {path} is not") from error
         return contextlib.nullcontext(wav)
     return _by_libsndfile(soundfile, path)
 
@@ -188,9 +200,9 @@ def _by_libsndfile(soundfile: ModuleType, path: Path) -> Iterator[soundfile.Soun
 
 
 def _read_mono(file: soundfile.SoundFile | PcmWav, frames: int) -> torch.Tensor:
-    """At most ``frames`` frames, averaged over the channels: ``[N]``."""
+    """Return at most ``frames`` frames, averaged over the channels: ``[N]``."""
     blocks = [torch.empty(0)]
-    # In blocks, for soundfile allocates all it is asked for, and a damaged header may tell of billions.
+    # In blocks: soundfile allocates all frames at once, and a damaged header may claim billions.
     while frames > 0:
         block = file.read(min(frames, _BLOCK_FRAMES), dtype="float32", always_2d=True)
         if len(block) == 0:
@@ -201,7 +213,7 @@ def _read_mono(file: soundfile.SoundFile | PcmWav, frames: int) -> torch.Tensor:
 
 
 def _span(name: str, frames: int, rate: int, start: float | None, end: float | None) -> tuple[int, int]:
-    """The first frame and the one after the last of ``start`` to ``end`` seconds."""
+    """Return the first frame of ``start`` to ``end`` seconds and the one after the last."""
     if frames == 0:
         raise AudioError(f"{name}: holds no samples (0 frames)")
     seconds = frames / rate

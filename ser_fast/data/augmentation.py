@@ -1,4 +1,4 @@
-"""Augmentation of training utterances: speed, noise, masks and mixup, all drawn from torch's global generators."""
+"""Augmentation of training utterances: speed, noise, masks and mixup, drawn from torch's global generators."""
 
 import math
 from collections.abc import Sequence
@@ -9,28 +9,32 @@ from torch import Tensor, nn
 from torch.distributions import Beta
 
 from ser_fast.data.extras import import_extra
+from ser_fast.ops.lengths import frame_mask
 
-# What an Augmenter keeps of resampled utterances, about 4.6 hours at 16 kHz; later ones are resampled every time.
+# Limit of an Augmenter's cache of resampled utterances: 1 GiB is about 4.6 hours at 16 kHz.
 KEPT_BYTES = 1 << 30
 
 
 @dataclass
 class Augmentation:
-    """How training utterances are varied; nothing is by default.
+    """Options of the augmentation; the defaults change nothing.
 
-    Speed perturbation is by Ko et al., "Audio augmentation for speech recognition" (2015), the masks by Park et al.,
-    "SpecAugment" (2019), without its time warping, and mixup by Zhang et al., "mixup: beyond empirical risk
-    minimization" (2018), here of waveforms.
+    Speed perturbation follows Ko et al., "Audio augmentation for speech recognition" (2015), the masks Park et al.,
+    "SpecAugment" (2019), without time warping, and mixup Zhang et al., "mixup: beyond empirical risk minimization"
+    (2018), applied to waveforms.
 
     Args:
-        speeds: factors, of which one is drawn for every utterance; tempo and pitch change alike.
-        snr: lowest and highest signal-to-noise ratio in dB, relative to the utterance's own mean power.
+        speeds: factors in 0.5..2, one of which is drawn for every utterance; tempo and pitch change together.
+        snr: lowest and highest signal-to-noise ratio in dB, relative to the mean power of the utterance.
         noise_share: share of the utterances that get noise, in 0..1; half of them white noise, half of them pink.
-        time_masks: masks over time in every utterance.
+        time_masks: number of masks over time in every utterance.
         time_mask: longest mask over time, in seconds.
-        freq_masks: masks over frequency in every utterance.
+        freq_masks: number of masks over frequency in every utterance.
         freq_mask: widest mask over frequency, as a share of the bins.
-        mixup: alpha of the Beta distribution that the mixing weights are drawn from, 0 for no mixing.
+        mixup: alpha of the Beta distribution of the mixing weights; 0 is no mixing.
+
+    Raises:
+        ValueError: a value is out of range.
     """
 
     speeds: list[float] = field(default_factory=list)
@@ -75,24 +79,22 @@ class Augmenter:
     def __init__(self, augmentation: Augmentation):
         self.augmentation = augmentation
         if any(speed != 1 for speed in augmentation.speeds):
-            import_extra("soxr", "changing the speed")  # now, not when an epoch has begun
+            import_extra("soxr", "changing the speed")  # fail now and not in the first epoch
         self._kept: dict[tuple[int, float], Tensor] = {}
         self._kept_bytes = 0
 
     def waves(self, waves: Sequence[Tensor], keys: Sequence[int]) -> list[Tensor]:
-        """Utterances at a speed of their own, some of them with noise.
+        """Return utterances at drawn speeds, some of them with noise.
 
         Args:
-            waves: float32 ``[n]`` each, on the CPU; they stay as they are.
-            keys: what tells each utterance from all others, such as its index in the data set.
+            waves: float32 ``[n]`` each, on the CPU; they are not modified.
+            keys: identifies each utterance, such as its index in the dataset.
 
         Returns:
             float32 ``[n / speed]`` each, up to rounding.
         """
-        options, waves = self.augmentation, list(waves)
-        if options.speeds:
-            drawn = torch.randint(len(options.speeds), (len(waves),)).tolist()
-            waves = [self._at_speed(wave, key, options.speeds[i]) for wave, key, i in zip(waves, keys, drawn)]
+        options = self.augmentation
+        waves = [self._at_speed(*given) for given in zip(waves, keys, self.speeds(len(waves)))]
         if options.snr:
             low, high = options.snr
             noisy, ratio, pink = torch.rand(3, len(waves)).unbind()
@@ -100,10 +102,17 @@ class Augmenter:
             waves = [add_noise(wave, *draw) if noisy else wave for wave, (noisy, *draw) in zip(waves, draws)]
         return waves
 
-    def mix(self, wave: Tensor, lengths: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """mixup: every row λ x + (1 − λ) x' with a row x' of the same batch, and the targets likewise.
+    def speeds(self, count: int) -> list[float]:
+        """Draw a speed for each of ``count`` utterances; all are 1, and nothing is drawn, without options."""
+        speeds = self.augmentation.speeds
+        if not speeds:
+            return [1.0] * count
+        return [speeds[i] for i in torch.randint(len(speeds), (count,)).tolist()]
 
-        λ ~ Beta(α, α) is drawn for every row, x' by a random permutation.
+    def mix(self, wave: Tensor, lengths: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return λ x + (1 − λ) x' for every row x and a row x' of the same batch, and the same of the targets.
+
+        λ ~ Beta(α, α) is drawn for every row, x' by a random permutation of the rows.
 
         Args:
             wave: ``[B, N]``, zero past the lengths.
@@ -111,7 +120,7 @@ class Augmenter:
             targets: float ``[B, C]``.
 
         Returns:
-            The mixed wave, the longer of each two lengths, and the mixed targets.
+            The mixed wave, the longer of the two lengths of each row, and the mixed targets.
         """
         if not self.augmentation.mixup:
             return wave, lengths, targets
@@ -165,23 +174,23 @@ class SpecAugment(nn.Module):
         bins = spec.shape[2]
         times = masks(lengths, spec.shape[1], self.time_masks, self.longest_time_mask)
         freqs = masks(torch.full_like(lengths, bins), bins, self.freq_masks, int(self.freq_mask * bins))
-        valid = torch.arange(spec.shape[1], device=spec.device) < lengths[:, None]
+        valid = frame_mask(lengths, spec.shape[1])
         hidden = (times[:, :, None] | freqs[:, None]) & valid[:, :, None]
         mean = spec.sum((1, 2)) / (lengths * bins).clamp(min=1)
         return torch.where(hidden, mean[:, None, None], spec)
 
 
 def change_speed(wave: Tensor, speed: float) -> Tensor:
-    """The float32 wave ``[n]`` resampled to ``[n / speed]``, never to nothing unless it is empty."""
+    """Return the float32 wave ``[n]`` resampled to ``[n / speed]``, at least one sample unless it is empty."""
     if speed == 1:
         return wave
     soxr = import_extra("soxr", "changing the speed")
-    # soxr's lower qualities take as long as this one.
+    # soxr's lower qualities are not faster.
     return torch.from_numpy(soxr.resample(wave.numpy(), speed, 1, quality="HQ"))
 
 
 def add_noise(wave: Tensor, snr: float, pink: bool) -> Tensor:
-    """The wave ``[n]`` plus noise, 10 log10(its mean power / the noise's) being ``snr`` dB; silence stays silent."""
+    """Return the wave ``[n]`` plus white or pink noise at a signal-to-noise ratio in dB; silence stays silent."""
     noise = _pink_noise(len(wave)) if pink else torch.randn(len(wave))
     power, noise_power = wave.square().mean(), noise.square().mean()
     ratio = power / noise_power.clamp(min=torch.finfo(noise.dtype).tiny)
@@ -189,9 +198,13 @@ def add_noise(wave: Tensor, snr: float, pink: bool) -> Tensor:
 
 
 def masks(sizes: Tensor, positions: int, count: int, widest: int) -> Tensor:
-    """``count`` random masks over the first ``sizes`` ``[B]`` of so many positions, as bool ``[B, positions]``.
+    """Return random masks as bool ``[B, positions]``, True where a position is hidden.
 
-    Widths are drawn uniformly from 0 to ``widest``, or to the width of which all together are half of the size.
+    Args:
+        sizes: ``[B]`` valid positions of each row; masks lie within them.
+        positions: positions of each row.
+        count: masks of each row.
+        widest: widths are drawn uniformly from 0 to ``widest``, at most ``size // (2 count)``.
     """
     sizes = sizes[:, None].expand(-1, count)
     widths = _draw((sizes // max(1, 2 * count)).clamp(max=widest))
@@ -201,12 +214,12 @@ def masks(sizes: Tensor, positions: int, count: int, widest: int) -> Tensor:
 
 
 def _draw(highest: Tensor) -> Tensor:
-    """Integers, uniform from 0 to the highest, both included."""
+    """Draw integers, uniform from 0 to ``highest``, both included."""
     return (torch.rand(highest.shape, device=highest.device) * (highest + 1)).long()
 
 
 def _pink_noise(samples: int) -> Tensor:
-    """Noise whose power falls as 1 / frequency."""
+    """Return noise whose power falls as 1 / frequency."""
     size = 1 << samples.bit_length()  # a power of two, for a fast FFT
     frequency = torch.arange(size // 2 + 1).clamp(min=1)
     return torch.fft.irfft(torch.randn(len(frequency), dtype=torch.complex64) * frequency.rsqrt(), n=size)[:samples]

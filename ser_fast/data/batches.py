@@ -1,4 +1,4 @@
-"""Batches of utterances sorted by length, so that little of a batch is padding (the BiGRU-MHA paper's batching)."""
+"""Batches of utterances of similar length, which need little padding, as in the BiGRU-MHA paper."""
 
 import math
 from collections import Counter, defaultdict
@@ -10,9 +10,14 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """``wave`` ``[B, N]``, zero past ``lengths`` ``[B]`` (samples), a label each, and their ``index`` in the part.
+    """A padded batch, or a rank's share of one.
 
-    ``size`` counts the utterances of the whole batch, of which these may be a share, even an empty one.
+    Attributes:
+        wave: ``[B, N]``, zero past the lengths; or what ``edit`` in :meth:`LengthSortedBatches.epoch` made of them.
+        lengths: ``[B]``, in samples.
+        labels: a class index, or a value, each.
+        index: position of each utterance in the part.
+        size: utterances of the whole batch; B is smaller, or 0, in a share.
     """
 
     wave: Tensor
@@ -26,7 +31,7 @@ class Batch(NamedTuple):
 
 
 def pad(waves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Waves of ``[n]`` as one batch ``[B, N]`` and its lengths ``[B]``."""
+    """Return waves ``[n]`` as one batch ``[B, N]``, padded with zeros, and its lengths ``[B]``."""
     lengths = torch.tensor([len(wave) for wave in waves], dtype=torch.int64)
     if not waves:
         return torch.zeros(0, 0), lengths
@@ -34,16 +39,19 @@ def pad(waves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 class LengthSortedBatches:
-    """Batches of neighbours in length, each padded to its longest; the order of the batches is drawn per epoch.
+    """Batches of utterances of similar length, each padded to its longest, in an order that is drawn per epoch.
 
     Args:
         waves: float32 ``[n]`` each.
         labels: a class index, or a value, each.
         batch_size: utterances of a batch; the last one may have fewer.
-        share: which of each batch's utterances, from the shortest to the longest, come; all of them by default.
-        bucket: 0 makes batches of neighbours in the whole corpus, the same ones in every epoch. A larger number draws
-            that many batches of utterances at a time, so that each epoch has other ones.
-        balance: draw the utterances of an epoch so that each class has as many as the largest one.
+        share: slice of each batch, sorted by length, that this rank receives; all of it by default.
+        bucket: 0 sorts the whole part by length, which gives the same batches in every epoch; n draws n batches of
+            utterances at a time and sorts these, which gives other batches in every epoch.
+        balance: repeat utterances so that in every epoch each class has as many as the largest one.
+
+    Raises:
+        ValueError: ``batch_size`` is below 1.
     """
 
     def __init__(
@@ -63,15 +71,21 @@ class LengthSortedBatches:
         self.groups = self._grouped(range(len(waves)))
 
     def __len__(self) -> int:
-        """Batches of an epoch that is drawn."""
+        """Return the number of batches of a drawn epoch."""
         counts = Counter(self.labels).values() if self.balance else ()
         size = len(counts) * max(counts) if counts else len(self.waves)
         return math.ceil(size / self.batch_size)
 
     def epoch(self, generator: torch.Generator | None = None, edit: Callable | None = None):
-        """Every batch once: in the order ``generator`` draws, or from the shortest to the longest without one.
+        """Yield every batch once.
 
-        Only with a generator are batches drawn and balanced. ``edit(waves, index)`` may replace a batch's waves.
+        Args:
+            generator: draws the order of the batches, and with ``bucket`` and ``balance`` their utterances; without
+                one the batches come from the shortest to the longest, not balanced.
+            edit: called with the waves of a batch and their index; returns tensors ``[n]`` that take their place.
+
+        Yields:
+            :class:`Batch`.
         """
         groups = self.groups
         if generator is not None:
@@ -99,7 +113,7 @@ class LengthSortedBatches:
         return [group for bucket in buckets for group in self._grouped(bucket)]
 
     def _balanced(self, generator: torch.Generator) -> list[int]:
-        """Each class's utterances as often as they go into the largest class's number, and some once more."""
+        """Return the index with every class repeated to the size of the largest one, the remainder drawn."""
         members = defaultdict(list)
         for index, label in enumerate(self.labels):
             members[label].append(index)

@@ -1,4 +1,4 @@
-"""A corpus in memory."""
+"""A corpus in memory: waveforms, labels and speakers."""
 
 import hashlib
 import json
@@ -10,15 +10,27 @@ from torch import Tensor
 from ser_fast.data.audio import read_corpus
 from ser_fast.data.batches import LengthSortedBatches
 from ser_fast.data.corpora import Corpus, load_corpus
+from ser_fast.data.features import FeatureCache
 from ser_fast.data.splits import Split, split
 
 
 @dataclass
 class Dataset:
-    """The utterances that could be read; ``skipped`` says what could not and why.
+    """The utterances of a corpus that could be read.
 
-    ``labels`` index ``classes``; without classes they are the values of a regression. ``parts`` is the corpus's own
-    division, empty if it has none.
+    Args:
+        name: of the corpus.
+        waves: float32 ``[n]`` each, at one sampling rate.
+        labels: an index into ``classes`` each, or a value each without classes.
+        speakers: a name each.
+        names: of the utterances.
+        classes: names of the classes; empty for a regression.
+        skipped: an error message for each utterance that could not be read.
+        parts: the corpus's own division, "train", "valid" or "test" each; empty if it has none.
+
+    Attributes:
+        numbers: number of each utterance in the dataset that this one is a part of; 0, 1, ... in a whole dataset.
+        features: cache of features by these numbers, which a dataset shares with its parts.
     """
 
     name: str
@@ -29,6 +41,11 @@ class Dataset:
     classes: list[str]
     skipped: list[str]
     parts: list[str] = field(default_factory=list)
+    numbers: list[int] = field(init=False, repr=False)
+    features: FeatureCache = field(init=False, repr=False, compare=False, default_factory=FeatureCache)
+
+    def __post_init__(self):
+        self.numbers = list(range(len(self.waves)))
 
     def batches(
         self, index: Sequence[int], batch_size: int, share: slice = slice(None), **drawing
@@ -38,22 +55,33 @@ class Dataset:
         return LengthSortedBatches(waves, labels, batch_size, share, **drawing)
 
     def part(self, index: Sequence[int]) -> "Dataset":
-        """These utterances alone; a division of the corpus's own no longer fits them."""
+        """Return the dataset of these utterances, without the corpus's own division, which does not divide them."""
         lists = {name: [getattr(self, name)[i] for i in index] for name in ("waves", "labels", "speakers", "names")}
-        return replace(self, **lists, parts=[])
+        found = replace(self, **lists, parts=[])
+        found.numbers, found.features = [self.numbers[i] for i in index], self.features
+        return found
 
     def split(self, **held_out) -> Split:
-        """:func:`split` of these utterances."""
+        """Return the :func:`ser_fast.data.splits.split` of these utterances."""
         return split(self.speakers, self.labels, self.classes, self.parts, **held_out)
 
     def digest(self) -> str:
-        """Tells whether it is the same corpus: names, speakers, labels and lengths in order, and the classes."""
+        """Return a SHA-256 of names, speakers, labels and lengths in order and of the classes."""
         rows = [*zip(self.names, self.speakers, self.labels, map(len, self.waves))]
         return hashlib.sha256(json.dumps([self.classes, rows]).encode()).hexdigest()
 
 
 def load_dataset(corpus: Corpus | str, sample_rate: int, skip_bad: bool = False) -> Dataset:
-    """Read a corpus, or the one that a ``--data`` names; see :func:`ser_fast.data.corpora.load_corpus`."""
+    """Read a corpus into memory.
+
+    Args:
+        corpus: the corpus, or its name as in :func:`ser_fast.data.corpora.load_corpus`.
+        sample_rate: sampling rate of the waves, in hertz.
+        skip_bad: leave out utterances that cannot be read instead of raising an error.
+
+    Raises:
+        AudioError: an utterance cannot be read and ``skip_bad`` is false.
+    """
     corpus = load_corpus(corpus) if isinstance(corpus, str) else corpus
     utterances, waves, errors = read_corpus(corpus.utterances, sample_rate, skip_bad)
     kept = Corpus(corpus.name, utterances, corpus.classes)
@@ -63,22 +91,23 @@ def load_dataset(corpus: Corpus | str, sample_rate: int, skip_bad: bool = False)
 
 
 def labels(corpus: Corpus) -> list[float]:
-    """A class index for every utterance, or its value in a corpus without classes."""
+    """Return the class index of every utterance, or its value in a corpus without classes."""
     if corpus.classes:
         return [corpus.classes.index(utterance.label) for utterance in corpus.utterances]
     return [utterance.value for utterance in corpus.utterances]
 
 
 def speakers(corpus: Corpus) -> list[str]:
+    """Return the speaker of every utterance."""
     return [utterance.speaker for utterance in corpus.utterances]
 
 
 def parts(corpus: Corpus) -> list[str]:
-    """The corpus's own division, or nothing where an utterance has none."""
+    """Return the part of every utterance in the corpus's own division, or an empty list without one."""
     found = [utterance.part for utterance in corpus.utterances]
     return found if all(found) else []
 
 
 def split_corpus(corpus: Corpus, **held_out) -> Split:
-    """:func:`ser_fast.data.splits.split` of a corpus, before any audio is read."""
+    """Return the :func:`ser_fast.data.splits.split` of a corpus; no audio is read."""
     return split(speakers(corpus), labels(corpus), corpus.classes, parts(corpus), **held_out)

@@ -1,14 +1,18 @@
-"""Imports of packages that only the extras bring."""
+"""Import of packages that come with the extra ``train``."""
 
 import importlib
 from types import ModuleType
 
 
 def import_extra(name: str, purpose: str) -> ModuleType:
-    """A package of the extra ``train``.
+    """Import and return a package of the extra ``train``.
+
+    Args:
+        name: of the package.
+        purpose: what needs it, for the message.
 
     Raises:
-        ImportError: it is missing; the message says what needs it, and what to type.
+        ImportError: the package is missing; the message contains the command that installs it.
     """
     try:
         return importlib.import_module(name)

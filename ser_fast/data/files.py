@@ -1,11 +1,11 @@
-"""Files written whole."""
+"""Atomic writes of files."""
 
 import os
 from pathlib import Path
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: a reader, or a crash, finds the old content or the new."""
+    """Write a file whole or not at all: readers, also after a crash, see the old content or the new."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:

@@ -1,4 +1,4 @@
-"""The parts of a corpus for training, validation and test, none of which shares an utterance with another."""
+"""Disjoint parts of a corpus for training, validation and test."""
 
 import itertools
 import math
@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from sklearn.model_selection import KFold, StratifiedKFold, train_test_split
 
 
 @dataclass
 class Split:
-    """Indices of the utterances of each part, and the sentence that says how they were chosen."""
+    """Indices of the utterances of each part, and a sentence that describes how they were chosen."""
 
     train: list[int]
     valid: list[int]
@@ -35,15 +34,26 @@ def split(
     valid_fraction: float = 0.1,
     seed: int = 0,
 ) -> Split:
-    """The utterances of the test, and of what is left those of the validation.
+    """Divide utterances into training, validation and test parts; the same arguments give the same parts.
 
-    The test is the first of these that is asked for or there: ``test_speakers``; fold ``k`` of ``K`` random ones,
-    which ``test_fold`` names; the corpus's own ``parts``, its validation included unless that is "none"; a random
-    ``test_fraction``. Random draws keep the classes in proportion. The validation is a random ``valid_fraction`` of
-    the other utterances, those of about that fraction of the other speakers ("speakers"), or nothing ("none").
+    The test part is the first of these that is given: ``test_speakers``, ``test_fold``, ``parts``, a random
+    ``test_fraction``. Random parts keep the proportions of the classes.
+
+    Args:
+        speakers: speaker of each utterance.
+        labels: index into ``classes``, or a value, of each utterance.
+        classes: names of the classes; empty for a regression.
+        parts: the corpus's own division, "train", "valid" or "test" for each utterance; may be empty.
+        test_speakers: speakers whose utterances are the test part.
+        test_fold: "k/K" or "k/K/S", the k-th of K random folds, drawn by the seed S instead of ``seed``.
+        test_fraction: share of the utterances in a random test part, in 0..1.
+        validation: "random" utterances, utterances of random "speakers", or "none". The corpus's own validation part
+            is used with its own test part, unless this is "none".
+        valid_fraction: share of the remaining utterances, or speakers, in the validation part, in 0..1.
+        seed: of the random parts.
 
     Raises:
-        ValueError: a speaker that does not occur, a single class, or a class too small for its parts.
+        ValueError: a speaker does not occur, there is a single class, or a class is too small for its parts.
     """
     found = sorted({classes[label] for label in labels}) if classes else []
     if classes and len(found) < 2:
@@ -83,7 +93,7 @@ def split(
 
 
 def how_chosen(validation: str, valid_fraction: float) -> str:
-    """Which epoch's weights are tested, in words."""
+    """Return a phrase that says which epoch's weights are tested."""
     return {
         "random": f"best epoch chosen on a random {valid_fraction:.0%} of the training utterances",
         "speakers": f"best epoch chosen on a random {valid_fraction:.0%} of the training speakers",
@@ -92,10 +102,10 @@ def how_chosen(validation: str, valid_fraction: float) -> str:
 
 
 def parse_fold(text: str) -> tuple[int, int, int | None]:
-    """``(k, K, S)`` of "k/K/S" or, without S, of "k/K"; 1 ≤ k ≤ K and K at least 2.
+    """Return ``(k, K, S)`` of "k/K/S", or ``(k, K, None)`` of "k/K".
 
     Raises:
-        ValueError: anything else.
+        ValueError: the text has another form, k is not in 1..K or K is below 2.
     """
     match = re.fullmatch(r"([0-9]{1,4})/([0-9]{1,4})(?:/([0-9]{1,9}))?", text)
     number, count, seed = (None if part is None else int(part) for part in match.groups()) if match else (0, 0, None)
@@ -122,9 +132,11 @@ def _fold(strata: Sequence[int], classes: Sequence[str], text: str, seed: int) -
         raise ValueError(
             f"test_fold is {text}, but the largest class has {most} utterances; it must name at most as many folds"
         )
+    from sklearn.model_selection import KFold, StratifiedKFold  # takes half a second to import
+
     folds = StratifiedKFold if classes else KFold
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The least populated class")  # the protocol's sentence tells who is absent
+        warnings.filterwarnings("ignore", "The least populated class")  # the protocol names absent classes
         pairs = folds(count, shuffle=True, random_state=seed).split(strata, strata)
         test = [int(i) for i in next(itertools.islice(pairs, number - 1, None))[1]]
     return test, f"fold {number} of {count} random folds, speakers shared"
@@ -152,7 +164,7 @@ def _valid_speakers(rest: Sequence[int], speakers: Sequence[str], fraction: floa
 def _draw(
     index: list[int], strata: Sequence[int], classes: Sequence[str], name: str, fraction: float, seed: int
 ) -> list[int]:
-    """A random ``fraction`` of the indices, every class in proportion."""
+    """Return a random ``fraction`` of the indices with the proportions of the classes."""
     drawn = [strata[i] for i in index]
     counts = Counter(drawn)
     single = sorted(classes[label] for label, count in counts.items() if count < 2 and classes)
@@ -164,4 +176,6 @@ def _draw(
             f"{name} is {fraction}, {size} of {len(index)} utterances; it must leave {len(counts)} or more, "
             "one of each class, in either part"
         )
+    from sklearn.model_selection import train_test_split
+
     return train_test_split(index, test_size=fraction, random_state=seed, stratify=drawn)[1]

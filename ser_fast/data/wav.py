@@ -1,4 +1,4 @@
-"""PCM WAV files where soundfile is missing, read to the same samples."""
+"""Reader of PCM WAV files, used without soundfile; it returns the same samples."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-# WAVE_FORMAT_PCM, and the sub-format by which WAVE_FORMAT_EXTENSIBLE says the same.
+# WAVE_FORMAT_PCM, and the sub-format of WAVE_FORMAT_EXTENSIBLE that means the same.
 _PCM, _EXTENSIBLE = 1, 0xFFFE
 _PCM_GUID = bytes.fromhex("0100000000001000800000aa00389b71")
 
@@ -25,7 +25,7 @@ class AudioError(ValueError):
 
 
 def riff_chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
-    """Name, first byte and size of each chunk of a WAV or AIFF file from its beginning; of any other file none."""
+    """Yield name, first byte and size of each chunk of a WAV or AIFF file; nothing for any other file."""
     head = file.read(12)
     order = _BYTE_ORDERS.get(head[:4])
     if order is None or head[8:] not in (b"WAVE", b"AIFF", b"AIFC"):
@@ -44,14 +44,14 @@ def riff_chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
 
 @dataclass
 class PcmWav:
-    """A PCM WAV file, with what :func:`ser_fast.data.audio.read_audio` uses of ``soundfile.SoundFile``.
+    """A PCM WAV file with the part of the interface of ``soundfile.SoundFile`` that ``read_audio`` uses.
 
     Args:
         path: the file.
-        begin: the first byte of its samples.
-        frames: how many there are, of one sample for each channel.
+        begin: offset of its samples, in bytes.
+        frames: number of frames, which have one sample per channel.
         samplerate: in hertz.
-        channels: how many.
+        channels: number of channels.
         width: bytes of a sample, 1 to 4.
     """
 
@@ -65,31 +65,32 @@ class PcmWav:
     _position = 0
 
     def seek(self, frame: int) -> None:
+        """Continue to read at this frame."""
         self._position = frame
 
     def read(self, frames: int, dtype: str = "float32", always_2d: bool = True) -> np.ndarray:
-        """At most ``frames`` frames from where the last ones ended: float32 ``[frames, channels]`` in [-1, 1)."""
+        """Return at most the next ``frames`` frames: float32 ``[frames, channels]`` in [-1, 1)."""
         size = self.channels * self.width
         count = min(frames, self.frames - self._position) * size
         raw = np.fromfile(self.path, np.uint8, count, offset=self.begin + self._position * size)
         self._position += len(raw) // size
-        # At the top of 32 bits, where one scale fits every width.
+        # Samples are the top bytes of 32-bit integers, so that one scale fits every width.
         samples = np.zeros((len(raw) // self.width, 4), np.uint8)
         samples[:, 4 - self.width :] = raw.reshape(-1, self.width)
         if self.width == 1:
-            samples[:, 3] ^= 0x80  # 8 bits alone are unsigned
+            samples[:, 3] ^= 0x80  # only 8-bit samples are unsigned
         scaled = samples.view("<i4").astype(np.float32) * np.float32(2**-31)
         return scaled.reshape(-1, self.channels)
 
 
 def open_pcm(path: Path) -> PcmWav | None:
-    """The file if it is PCM WAV of up to 32 bits, None if it is of another format.
+    """Open a PCM WAV file of up to 32 bits; return None for other formats.
 
-    Python's ``wave`` is not enough: before 3.12 it refuses WAVE_FORMAT_EXTENSIBLE, and it believes what the header
-    says of the size of the whole file, which is wrong where the file was written to a pipe.
+    Python's ``wave`` does not suffice: before 3.12 it refuses WAVE_FORMAT_EXTENSIBLE, and it trusts the file size in
+    the header, which is wrong in a file that was written to a pipe.
 
     Raises:
-        AudioError: it is called ``.wav`` but is none, or its header is damaged.
+        AudioError: the suffix is ``.wav`` but the file is no WAV file, or its header is damaged.
     """
     with open(path, "rb") as file:
         head = file.read(12)
@@ -101,7 +102,7 @@ def open_pcm(path: Path) -> PcmWav | None:
         described, begin, size = _header(file)
     if len(described) < 16:
         raise AudioError(f"{path}: not readable as audio: its header lacks the format or the samples")
-    # RIFX has the other byte order, in which neither format is found here.
+    # RIFX is big-endian: its format matches neither of these, so it is left to soundfile.
     tag, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", described)
     is_pcm = tag == _PCM or (tag == _EXTENSIBLE and described[24:] == _PCM_GUID)
     if not is_pcm or not 1 <= bits <= 32:
@@ -113,12 +114,12 @@ def open_pcm(path: Path) -> PcmWav | None:
 
 
 def _header(file: BinaryIO) -> tuple[bytes, int, int]:
-    """What the file says of its format, up to 40 bytes, the samples' first byte and how many bytes are there."""
+    """Return the format chunk, up to 40 bytes, the offset of the samples and their size in bytes."""
     described = b""
     for name, begin, size in riff_chunks(file):
         if name == b"fmt ":
             described = file.read(min(size, 40))
         if name == b"data":
-            # A file that was written to a pipe does not tell how long it is.
+            # The header of a file that was written to a pipe does not contain its size.
             return described, begin, min(size, file.seek(0, os.SEEK_END) - begin)
     return b"", 0, 0

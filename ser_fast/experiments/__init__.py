@@ -77,7 +77,7 @@ def run(name: str, settings: Settings) -> Result:
     """Run an experiment, or resume an interrupted one, and write ``NAME.md``, ``.csv``, ``.json`` and ``.png``.
 
     Args:
-        name: key of :data:`EXPERIMENTS`.
+        name: key of ``EXPERIMENTS``.
         settings: data, output folder, scale and training options.
 
     Returns:

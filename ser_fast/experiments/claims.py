@@ -34,7 +34,7 @@ def compare(better: dict, worse: dict) -> dict:
     """Compare two summaries' UA by the paired t test over their folds.
 
     Returns:
-        :func:`ser_fast.training.metrics.paired` of the folds, and the ``verdict``.
+        ``ser_fast.training.metrics.paired`` of the folds, and the ``verdict``.
 
     Raises:
         ValueError: if the folds differ.

@@ -132,7 +132,7 @@ def ratios(medians: dict[str, float]) -> dict[str, float]:
     }
 
 
-SHOWS = {"torch GRU / torch LSTM": "the cell"} | {
+EFFECTS = {"torch GRU / torch LSTM": "the cell"} | {
     f"{name} / torch {cell}": f"{what}, {form} form"
     for name, form in ((OURS, "the papers'"), (OURS_AFTER, "torch's"))
     for cell, what in (("GRU", "the kernels"), ("LSTM", "cell and kernels"))
@@ -149,7 +149,7 @@ def timing(runner: Runner) -> Result:
     }
     gains = {name: ratios(found) for name, found in medians.items()}
     shares = [
-        [name, key, SHOWS[key], f"{100 * value:.0f}",
+        [name, key, EFFECTS[key], f"{100 * value:.0f}",
          f"{published.TIME_OF_LSTM:.0f}" if name == "CGRU" and key.endswith("LSTM") else published.NOT_GIVEN]
         for name, found in gains.items()
         for key, value in found.items()
@@ -166,7 +166,7 @@ def timing(runner: Runner) -> Result:
     title = f"A training epoch on {runner.corpus.name}: {machine}"
     cell, both = (100 * gains["CGRU"][key] for key in ("torch GRU / torch LSTM", f"{OURS} / torch LSTM"))
     return Result(
-        Table(["model", "ratio of epochs", "what it shows", "%", "paper %"], shares),
+        Table(["model", "ratio of epochs", "effect of", "%", "paper %"], shares),
         lambda path: figures.bars(path, list(SYSTEMS), series, "seconds of a training epoch", title),
         {"seconds": seconds, "ratios": gains, "load": load},
         results["CGRU"][2],

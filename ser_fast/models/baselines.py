@@ -5,6 +5,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from ser_fast._require import require
 from ser_fast.models import options
 from ser_fast.models.convolution import halve, quarter
 from ser_fast.models.frame_model import FrameModel
@@ -74,8 +75,8 @@ class Baseline(FrameModel):
         f_max: float = 4000.0,
     ):
         options.check("Baseline", num_classes, f_max, dropout=dropout, attention_dropout=attention_dropout)
-        options.require(encoder in ENCODERS, "Baseline", "encoder", encoder, f"one of {', '.join(ENCODERS)}")
-        options.require(hidden_size >= 1, "Baseline", "hidden_size", hidden_size, "at least 1")
+        require(encoder in ENCODERS, f"Baseline: encoder is {encoder!r}", f"one of {', '.join(ENCODERS)}")
+        require(hidden_size >= 1, f"Baseline: hidden_size is {hidden_size!r}", "at least 1")
         width = 2 * hidden_size
         if num_heads:
             options.check_heads("Baseline", num_heads, width)

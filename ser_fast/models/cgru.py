@@ -6,12 +6,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ser_fast._require import require
 from ser_fast.models import options
 from ser_fast.models.convolution import halve, quarter
-from ser_fast.models.masking import frame_mask, full_lengths, standardize
+from ser_fast.models.masking import full_lengths, standardize
 from ser_fast.nn.attention_pool import AttentionPool
 from ser_fast.nn.gru import GRU
 from ser_fast.nn.power_spectrogram import PowerSpectrogram
+from ser_fast.ops.lengths import frame_mask
 
 DYNAMIC_RANGE = 80 * math.log(10) / 10  # 80 dB as a difference of natural logarithms of power
 CELLS = ("gru", "lstm")
@@ -92,9 +94,9 @@ class CGRU(nn.Module):
     ):
         super().__init__()
         options.check("CGRU", num_classes, f_max, dropout=dropout)
-        options.require(cell in CELLS, "CGRU", "cell", cell, f"one of {', '.join(CELLS)}")
+        require(cell in CELLS, f"CGRU: cell is {cell!r}", f"one of {', '.join(CELLS)}")
         good = len(channels) == 2 and min(channels) >= 1
-        options.require(good, "CGRU", "channels", channels, "two numbers of at least 1")
+        require(good, f"CGRU: channels is {channels!r}", "two numbers of at least 1")
         self.spectrogram = PowerSpectrogram(
             sample_rate, n_fft, win_length=win_length, hop_length=hop_length, f_max=f_max, log=True
         )

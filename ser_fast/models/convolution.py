@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ser_fast.models.masking import frame_mask
 from ser_fast.ops import checks
+from ser_fast.ops.lengths import frame_mask
 
 
 def halve(x: Tensor, lengths: Tensor) -> Tensor:

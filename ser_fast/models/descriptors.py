@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ser_fast.models.masking import frame_mask, standardize
+from ser_fast.models.masking import standardize
 from ser_fast.nn.power_spectrogram import FullPrecision
+from ser_fast.ops.lengths import frame_mask
 from ser_fast.ops.mel import mel_filters
 
 FLOOR = 1e-8  # lower bound of a power before its logarithm, about 90 dB below a loud voice

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ser_fast.models import options
+from ser_fast._require import require
 from ser_fast.models.masking import full_lengths, masked_mean
 from ser_fast.models.self_attention import MultiHeadSelfAttention
 from ser_fast.nn.attention_pool import AttentionPool
@@ -58,7 +58,9 @@ class FrameModel(nn.Module):
         pooling: str,
     ):
         super().__init__()
-        options.require(pooling in POOLINGS, type(self).__name__, "pooling", pooling, f"one of {', '.join(POOLINGS)}")
+        require(
+            pooling in POOLINGS, f"{type(self).__name__}: pooling is {pooling!r}", f"one of {', '.join(POOLINGS)}"
+        )
         self.spectrogram = spectrogram
         self.spec_augment = None  # training may set a parameterless module: (spec, lengths) -> spec
         self.rnn = rnn

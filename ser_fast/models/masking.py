@@ -1,23 +1,10 @@
-"""Masks and masked statistics of padded batches: padding never changes a valid frame."""
+"""Statistics over the valid frames of padded batches."""
 
 import torch
 from torch import Tensor
 
 from ser_fast.ops import checks
-
-
-def frame_mask(lengths: Tensor, frames: int) -> Tensor:
-    """Return a mask ``[B, T]`` of the valid frames, ``t < lengths[b]``.
-
-    Args:
-        lengths: valid frames of each row ``[B]``.
-        frames: T, frames of the padded batch.
-
-    Example:
-        >>> frame_mask(torch.tensor([2, 0]), 3).tolist()
-        [[True, True, False], [False, False, False]]
-    """
-    return torch.arange(frames, device=lengths.device) < lengths[:, None]
+from ser_fast.ops.lengths import frame_mask, mask_past
 
 
 def full_lengths(wave: Tensor) -> Tensor:
@@ -45,8 +32,7 @@ def masked_mean(x: Tensor, lengths: Tensor) -> Tensor:
         >>> masked_mean(torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([2])).tolist()
         [[2.0]]
     """
-    valid = frame_mask(lengths, x.shape[1])[..., None]
-    return x.masked_fill(~valid, 0).sum(1) / lengths.clamp(min=1)[:, None]
+    return mask_past(x, lengths).sum(1) / lengths.clamp(min=1)[:, None]
 
 
 def standardize(x: Tensor, lengths: Tensor) -> Tensor:

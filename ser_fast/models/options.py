@@ -1,16 +1,6 @@
 """Checks of a model's constructor options."""
 
-
-def require(good: bool, model: str, name: str, value, allowed: str) -> None:
-    """Raise ``ValueError("MODEL: NAME is VALUE; it must be ALLOWED")`` unless ``good``.
-
-    Example:
-        >>> require(False, "CGRU", "dropout", 1.5, "in 0..1, 1 excluded")
-        Traceback (most recent call last):
-        ValueError: CGRU: dropout is 1.5; it must be in 0..1, 1 excluded
-    """
-    if not good:
-        raise ValueError(f"{model}: {name} is {value!r}; it must be {allowed}")
+from ser_fast._require import require
 
 
 def check(model: str, num_classes: int, f_max: float, **dropouts: float) -> None:
@@ -19,10 +9,10 @@ def check(model: str, num_classes: int, f_max: float, **dropouts: float) -> None
     Raises:
         ValueError: if ``num_classes`` < 1, ``f_max`` <= 0 hertz, or a dropout is outside 0 <= p < 1.
     """
-    require(num_classes >= 1, model, "num_classes", num_classes, "at least 1")
-    require(f_max > 0, model, "f_max", f_max, "above 0 hertz")
+    require(num_classes >= 1, f"{model}: num_classes is {num_classes!r}", "at least 1")
+    require(f_max > 0, f"{model}: f_max is {f_max!r}", "above 0 hertz")
     for name, value in dropouts.items():
-        require(0 <= value < 1, model, name, value, "in 0..1, 1 excluded")
+        require(0 <= value < 1, f"{model}: {name} is {value!r}", "in 0..1, 1 excluded")
 
 
 def check_heads(model: str, num_heads: int, width: int) -> None:
@@ -32,4 +22,4 @@ def check_heads(model: str, num_heads: int, width: int) -> None:
         ValueError: if it does not, or is below 1.
     """
     good = num_heads >= 1 and width % num_heads == 0
-    require(good, model, "num_heads", num_heads, f"a divisor of 2 * hidden_size = {width}")
+    require(good, f"{model}: num_heads is {num_heads!r}", f"a divisor of 2 * hidden_size = {width}")

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ser_fast.models.masking import frame_mask
 from ser_fast.ops import checks
+from ser_fast.ops.lengths import frame_mask
 
 KEPT_WEIGHTS = 1 << 27  # attention weights kept for the backward: 0.5 GiB in float32; more are recomputed
 CHUNK_WEIGHTS = 1 << 24  # attention weights computed at once

@@ -6,9 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ser_fast._require import require
 from ser_fast.nn.power_spectrogram import PowerSpectrogram
 from ser_fast.ops.lengths import mask_past
-from ser_fast.ops.mel import mel_filters, require
+from ser_fast.ops.mel import mel_filters
 from ser_fast.ops.power_spectrogram import FLOOR, power_spectrogram
 
 
@@ -73,7 +74,8 @@ class MelSpectrogram(PowerSpectrogram):
         floor: float = FLOOR,
     ):
         tiny = torch.finfo(torch.float32).tiny
-        require(not log or floor >= tiny, "MelSpectrogram", "floor", floor, f"at least {tiny:.3g}, for a logarithm")
+        good = not log or floor >= tiny
+        require(good, f"MelSpectrogram: floor is {floor!r}", f"at least {tiny:.3g}, for a logarithm")
         shape = {"mel_scale": mel_scale, "norm": norm}
         filters = mel_filters(n_mels, n_fft, sample_rate, f_min, f_max, **shape, dtype=torch.float64)
         touched = filters.any(1).nonzero()

@@ -7,7 +7,7 @@ The compiled ops make the same checks in ``csrc/boundary.h``. These are for the 
 import torch
 from torch import Tensor
 
-from ser_fast import _torch_compat
+from ser_fast import _require, _torch_compat
 
 HALF = (torch.float16, torch.bfloat16)
 FLOATING = (torch.float32, torch.float64, *HALF)
@@ -15,8 +15,7 @@ FLOATING = (torch.float32, torch.float64, *HALF)
 
 def require(good: bool, op: str, found: str, allowed: str) -> None:
     """Raise the RuntimeError "op: found; it must be allowed", as the compiled ops do, unless ``good``."""
-    if not good:
-        raise RuntimeError(f"{op}: {found}; it must be {allowed}")
+    _require.require(good, f"{op}: {found}", allowed, RuntimeError)
 
 
 def tensors(op: str, **arguments) -> None:

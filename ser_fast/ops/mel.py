@@ -7,13 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ser_fast._require import require
+
 MEL_SCALES = ("htk", "slaney")
 NORMS = (None, "slaney")
-
-
-def require(good: bool, op: str, name: str, value, allowed: str) -> None:
-    if not good:
-        raise ValueError(f"{op}: {name} is {value!r}; it must be {allowed}")
 
 
 def _mel(hertz: float, mel_scale: str) -> float:
@@ -81,11 +78,11 @@ def mel_filters(
     op = "mel_filters"
     f_max = sample_rate / 2 if f_max is None else f_max
     for name, value in (("n_mels", n_mels), ("n_fft", n_fft), ("sample_rate", sample_rate)):
-        require(value >= 1, op, name, value, "at least 1")
+        require(value >= 1, f"{op}: {name} is {value!r}", "at least 1")
     within = f"in order within 0..{sample_rate / 2}, and differ"
-    require(0 <= f_min < f_max <= sample_rate / 2, op, "f_min, f_max", (f_min, f_max), within)
-    require(mel_scale in MEL_SCALES, op, "mel_scale", mel_scale, "'htk' or 'slaney'")
-    require(norm in NORMS, op, "norm", norm, "None or 'slaney'")
+    require(0 <= f_min < f_max <= sample_rate / 2, f"{op}: f_min, f_max is {(f_min, f_max)}", within)
+    require(mel_scale in MEL_SCALES, f"{op}: mel_scale is {mel_scale!r}", "'htk' or 'slaney'")
+    require(norm in NORMS, f"{op}: norm is {norm!r}", "None or 'slaney'")
     exact = {"dtype": torch.float64, "device": "cpu"}
     bins = torch.arange(n_fft // 2 + 1, **exact)[:, None] * sample_rate / n_fft
     ends = _mel(f_min, mel_scale), _mel(f_max, mel_scale)

@@ -1,4 +1,4 @@
-"""Pictures of a run: loss curves, confusion matrix, and a spectrogram with the attention over its frames."""
+"""Figures of a run: loss curves, confusion matrix, and a spectrogram with the attention over its frames."""
 
 import io
 import math
@@ -19,13 +19,13 @@ from ser_fast.data.files import write_atomically
 from ser_fast.nn.power_spectrogram import PowerSpectrogram
 
 BLUE, ORANGE = "#2563a8", "#d9741a"
-# Class names may be Chinese, which matplotlib's own font has no glyphs for.
+# Class names may be Chinese; matplotlib's default font has no glyphs for them.
 _FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Micro Hei", "Microsoft YaHei")
 
 
 @contextmanager
 def style():
-    """Names are shown as they are, dollar signs too, in whatever fonts there are."""
+    """Show names literally, without TeX, in the fonts that are installed, while the context lasts."""
     available = set(font_manager.get_font_names())
     fonts = [name for name in _FONTS if name in available]
     with matplotlib.rc_context({"text.parse_math": False, "font.family": fonts}), warnings.catch_warnings():
@@ -34,6 +34,7 @@ def style():
 
 
 def save(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG, with its folder; return the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=130, format="png", bbox_inches="tight")
@@ -42,6 +43,7 @@ def save(figure: Figure, path: Path) -> Path:
 
 
 def plain_axes(axes) -> None:
+    """Draw axes without top and right spines and with horizontal grid lines."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e4e6ea", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -49,14 +51,19 @@ def plain_axes(axes) -> None:
 
 @style()
 def loss_curves(runs: dict[str, list[dict]], path: Path) -> Path:
-    """Training and validation loss, and validation UA or MAE, of one or more runs: rows of metrics.jsonl by name."""
+    """Draw training and validation loss, and validation UA or MAE, of up to two runs.
+
+    Args:
+        runs: rows of ``metrics.jsonl`` by the name of the run.
+        path: the PNG file.
+    """
     figure = Figure(figsize=(9, 3.4))
     left, right = figure.subplots(1, 2)
     share = not any("valid_mae" in rows[0] for rows in runs.values())
     measure = "valid_recall" if share else "valid_mae"
     for (name, rows), color in zip(runs.items(), (BLUE, ORANGE)):
         epochs = [row["epoch"] for row in rows]
-        marker = "o" if len(rows) == 1 else None  # one epoch makes no line
+        marker = "o" if len(rows) == 1 else None  # a single point has no line
         look = {"color": color, "marker": marker}
         left.plot(epochs, [row["loss"] for row in rows], label=f"{name}, training", **look)
         if "valid_loss" not in rows[0]:
@@ -78,7 +85,14 @@ def loss_curves(runs: dict[str, list[dict]], path: Path) -> Path:
 
 @style()
 def confusion(matrix: list[list[int]], classes: list[str], path: Path, title: str = "") -> Path:
-    """Confusion matrix: rows are the truth, shaded by the row's share, with the counts written in."""
+    """Draw a confusion matrix with counts, shaded by their share of the row.
+
+    Args:
+        matrix: counts; rows are true classes, columns predicted ones.
+        classes: names of the classes.
+        path: the PNG file.
+        title: of the figure.
+    """
     counts = np.asarray(matrix)
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     size = 1.6 + 0.62 * len(classes)
@@ -97,18 +111,30 @@ def confusion(matrix: list[list[int]], classes: list[str], path: Path, title: st
 
 
 def wrapped(title: str, letters: float) -> str:
+    """Return a title with its lines broken after so many letters."""
     return "\n".join(textwrap.fill(line, int(letters)) for line in title.splitlines())
 
 
 def frame_attention(weights: Tensor) -> Tensor:
-    """What each frame receives, summing to 1: pooling weights ``[T]`` themselves, or heads ``[heads, T, T]`` averaged
-    over the heads and over the frames that attend."""
+    """Return the attention ``[T]`` that each frame receives, which sums to 1.
+
+    Args:
+        weights: pooling weights ``[T]``, returned as they are, or those of heads ``[heads, T, T]``, averaged over the
+            heads and the attending frames.
+    """
     return weights if weights.dim() == 1 else weights.mean((0, 1))
 
 
 @style()
 def attention(model: nn.Module, wave: Tensor, path: Path, title: str = "") -> Path:
-    """Spectrogram of one utterance ``[N]`` above the attention over its frames."""
+    """Draw the spectrogram of one utterance above the attention over its frames.
+
+    Args:
+        model: the model; it is set to evaluation mode.
+        wave: ``[N]``.
+        path: the PNG file.
+        title: of the figure.
+    """
     front = model.spectrogram
     rate = front.sample_rate
     device = next(model.parameters()).device

@@ -1,4 +1,4 @@
-"""A run's report: one HTML page with its numbers and its pictures inside, to open anywhere."""
+"""The report of a run: one self-contained HTML page with numbers and pictures."""
 
 import base64
 import html
@@ -18,7 +18,7 @@ figure { margin: 1.5rem 0 } img { max-width: 100% } figcaption, p.note { color: 
 
 
 def table(header: list[str], rows: list[list]) -> str:
-    """An HTML table; floats are shown with one decimal."""
+    """Return an HTML table; floats are shown with one decimal."""
 
     def cell(value) -> str:
         return html.escape(f"{value:.1f}" if isinstance(value, float) else str(value))
@@ -33,23 +33,24 @@ REGRESSION = {"mae": "MAE", "corr": "Pearson r", "acc2": "Acc-2 %", "f1": "F1 %"
 
 
 def measures(metrics: dict) -> dict[str, str]:
-    """The measures that are shown of these metrics, by their key, with their heading."""
+    """Return the headings of the measures that a report shows, by their key in the metrics."""
     return REGRESSION if "mae" in metrics else CLASSIFICATION
 
 
 def number(name: str, value: float) -> str:
-    """A measure as it is shown: shares in percent."""
+    """Return a measure as a report shows it: shares in percent, MAE and correlation as they are."""
     return f"{value:.3f}" if name in ("mae", "corr") else f"{100 * value:.1f}"
 
 
 def scores(named: dict[str, dict]) -> tuple[list[str], list[list[str]]]:
-    """A table's header, and a row for each of the metrics."""
+    """Return the header of a table and a row for each of the named metrics."""
     shown = measures(next(iter(named.values())))
     rows = [[name, *(number(key, metrics[key]) for key in shown)] for name, metrics in named.items()]
     return ["", *shown.values()], rows
 
 
 def per_class(metrics: dict) -> str:
+    """Return an HTML table of the metrics of each class."""
     rows = [
         [name, *(100 * entry[key] for key in ("recall", "precision", "f1")), entry["support"]]
         for name, entry in metrics["per_class"].items()
@@ -58,18 +59,19 @@ def per_class(metrics: dict) -> str:
 
 
 def picture(path: Path, caption: str) -> str:
+    """Return an HTML figure with the PNG file inside."""
     data = base64.b64encode(path.read_bytes()).decode()
     image = f'<img alt="{html.escape(path.stem)}" src="data:image/png;base64,{data}">'
     return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
 def machine() -> str:
-    """Where the figures come from."""
+    """Return a note on the machine and the versions."""
     return note(info.sentence())
 
 
 def write(path: Path, title: str, parts: list[str]) -> Path:
-    """Write the page of these HTML parts."""
+    """Write a page of HTML parts; return its path."""
     page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f"<style>{STYLE}</style><h1>{html.escape(title)}</h1>{''.join(parts)}</html>\n"
@@ -79,12 +81,15 @@ def write(path: Path, title: str, parts: list[str]) -> Path:
 
 
 def note(text: str) -> str:
+    """Return a paragraph in small print."""
     return f'<p class="note">{html.escape(text)}</p>'
 
 
 def preformatted(text: str) -> str:
+    """Return text with its line breaks."""
     return f"<pre>{html.escape(text)}</pre>"
 
 
 def heading(text: str) -> str:
+    """Return a heading of the second level."""
     return f"<h2>{html.escape(text)}</h2>"

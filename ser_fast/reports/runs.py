@@ -1,4 +1,4 @@
-"""Whole runs as the command line starts them: train with figures and a report, and the demonstration."""
+"""Whole runs as the command line starts them: training, cross-validation and demo, with figures and a report."""
 
 import contextlib
 import os
@@ -19,26 +19,37 @@ from ser_fast.training.run_folder import RunFolder
 from ser_fast.training.trainer import Trainer
 
 CAPTIONS = {
-    "loss": "Loss of each epoch, and what the validation, or without one the training, measured.",
-    "confusion": "The test's utterances by their true class (rows) and the predicted one.",
-    "attention": "A test utterance's power, the strongest 80 dB of it, and the attention, if any, of each frame.",
+    "loss": "Loss of each epoch, and the metric of the validation part or, without one, of the training part.",
+    "confusion": "Test utterances by true class (rows) and predicted class.",
+    "attention": "Power of a test utterance, the upper 80 dB, and the attention, if any, to each frame.",
 }
 
 
 def train(config: TrainConfig, options: dict) -> dict:
-    """Train, test, draw and report; returns the summary that the run folder keeps.
+    """Train and test a model, and write figures and a report into the run folder.
 
-    Of several processes (:mod:`ser_fast.training.distributed`), rank 0 holds the folder, and draws and reports.
+    In several processes (:mod:`ser_fast.training.distributed`) rank 0 locks the folder, draws and reports.
+
+    Args:
+        config: options of the run.
+        options: keyword arguments of the model.
+
+    Returns:
+        The content of ``summary.json``.
+
+    Raises:
+        ValueError: the options do not fit the corpus or the folder; raised before any audio is read.
+        AudioError: an utterance cannot be read and ``config.skip_bad`` is false.
     """
     folder = run_folder(config.out, run_options(config, options))
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as stack:
         with distributed.agreed():
-            # What does not fit fails before any audio is read and before the folder is made.
+            # Options that do not fit fail before any audio is read and before the folder is made.
             model = MODELS[config.model](2, **options)
             corpus = load_corpus(config.data)
             split = split_corpus(corpus, **config.held_out)
             if distributed.rank() == 0:
-                held.enter_context(folder)
+                stack.enter_context(folder)
         with distributed.agreed():
             dataset = load_dataset(corpus, model.spectrogram.sample_rate, config.skip_bad)
             if dataset.skipped:  # the parts are drawn from the utterances that could be read
@@ -68,7 +79,10 @@ def train(config: TrainConfig, options: dict) -> dict:
 
 
 def cross_validate(config: TrainConfig, options: dict, folds: Folds) -> dict:
-    """:func:`ser_fast.cross_validation.cross_validate` with a table, figures and a report in ``config.out``."""
+    """Run :func:`ser_fast.training.cross_validation.cross_validate`; write figures and a report into ``config.out``.
+
+    Args and returns are those of that function.
+    """
     result = cross_validation.cross_validate(config, options, folds, say)
     out = Path(config.out)
     described = (
@@ -97,7 +111,11 @@ def cross_validate(config: TrainConfig, options: dict, folds: Folds) -> dict:
 
 
 def fold_table(result: dict) -> tuple[list[str], list[list[str]]]:
-    """A cross-validation's runs, their mean and standard deviation, and the measures of all predictions together."""
+    """Return header and rows: each run, mean and standard deviation, and the measures of all predictions together.
+
+    Args:
+        result: the content of a cross-validation's ``summary.json``.
+    """
     shown = html.measures(result["pooled"])
     rows = [
         [f"seed {run['seed']}, without {run['fold']}", *(html.number(key, run["metrics"][key]) for key in shown)]
@@ -116,7 +134,12 @@ def fold_table(result: dict) -> tuple[list[str], list[list[str]]]:
 
 
 def choice_table(result: dict, candidates: list[dict]) -> tuple[list[str], list[list[str]]]:
-    """For each candidate its mean score in every run's inner folds, and the runs that took it."""
+    """Return header and rows: the mean score of each candidate in the inner folds, and the runs that took it.
+
+    Args:
+        result: the content of a cross-validation's ``summary.json``.
+        candidates: ``folds.choose``.
+    """
     rows = []
     for number, candidate in enumerate(candidates):
         words = "; ".join(f"{name}: {value}" for name, value in candidate.items()) or "the options as they are"
@@ -127,9 +150,17 @@ def choice_table(result: dict, candidates: list[dict]) -> tuple[list[str], list[
 
 
 def demo(out: Path, epochs: int, seed: int) -> dict[str, dict]:
-    """Train CGRU on synthetic voices, then the same model with nn.LSTM, and lay the two side by side.
+    """Train CGRU on synthetic voices, then the same model with nn.LSTM, and compare the two.
 
-    The last two speakers, one of either sex, are held out.
+    The last two speakers, a male and a female one, are held out.
+
+    Args:
+        out: folder of the two runs and the report.
+        epochs: of each run.
+        seed: of both runs.
+
+    Returns:
+        The summaries of the runs "GRU" and "LSTM".
     """
     dataset = load_dataset("synthetic", 16000)
     held_out = ",".join(sorted(set(dataset.speakers))[-2:])
@@ -170,6 +201,7 @@ def demo(out: Path, epochs: int, seed: int) -> dict[str, dict]:
 
 
 def _side_by_side(summaries: dict[str, dict]) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows: metrics and seconds per epoch of both runs."""
     seconds = {name: summary["seconds_per_epoch"] for name, summary in summaries.items()}
     header, rows = html.scores({name: summary["best"] for name, summary in summaries.items()})
     more = [[f"{seconds[row[0]]:.2f}", f"{seconds[row[0]] / seconds['LSTM']:.2f}"] for row in rows]
@@ -186,7 +218,17 @@ def _fit(
 
 
 def _pictures(trainer: Trainer, summary: dict, name: str, skip: str = "") -> list[str]:
-    """Loss curves, the test's confusion matrix and one test utterance's attention, for the best epoch."""
+    """Draw loss curves, the confusion matrix of the test part and the attention of one test utterance.
+
+    Args:
+        trainer: a finished run.
+        summary: its summary.
+        name: of the run.
+        skip: a key of ``CAPTIONS`` that is not drawn.
+
+    Returns:
+        HTML parts of the report.
+    """
     dataset, best = trainer.dataset, summary["best"]
     index = trainer.split.test[len(trainer.split.test) // 2]
     utterance = f"{os.path.basename(dataset.names[index])}: {trainer.task.shown(dataset.labels[index])}"
@@ -206,7 +248,7 @@ def _pictures(trainer: Trainer, summary: dict, name: str, skip: str = "") -> lis
 
 
 def _draw(path: Path, caption: str, drawing: Callable[[], Path]) -> list[str]:
-    """The picture for the report; a picture that fails costs itself, not the report of a finished run."""
+    """Return the picture as HTML, or a note if it cannot be drawn: the report of a finished run is still written."""
     try:
         return [html.picture(drawing(), caption)]
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What the command line shows: progress while a model trains, and tables."""
+"""Output of the command line: lines, tables and the progress of a training run."""
 
 import sys
 
@@ -9,17 +9,17 @@ from rich.text import Text
 
 from ser_fast.training.reporter import Reporter
 
-# A file or a pipe has no width that a table would have to fold its paths into.
+# In a file or a pipe no line is folded, so that paths stay whole.
 console = Console(width=None if sys.stdout.isatty() else 10_000)
 
 
 def plain(value: str) -> str:
-    """Text as one line without control characters, which a file name may bring to a terminal."""
+    """Return text as one line without control characters, which a file name may contain."""
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in value)
 
 
 def say(line: str) -> None:
-    """Print a line as it is: no markup, no colours, no folding."""
+    """Print a line literally, without markup, colours or folding."""
     console.print(Text(plain(line)), soft_wrap=True)
 
 
@@ -75,7 +75,13 @@ class TrainingDisplay(Reporter):
 
 
 def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
-    """A table whose cells are shown as they are; the first column is text, the others numbers."""
+    """Print a table; cells are shown literally, the first column on the left, the others on the right.
+
+    Args:
+        title: above the table; may be empty.
+        header: names of the columns.
+        rows: cells.
+    """
     table = Table(
         title=Text(plain(title), "italic") if title else None, title_justify="left", box=None, pad_edge=False
     )

@@ -1,4 +1,4 @@
-"""Checkpoints in safetensors, written atomically and read without unpickling anything."""
+"""Checkpoints in safetensors, written atomically and read without unpickling."""
 
 import inspect
 import json
@@ -19,15 +19,20 @@ _OPTIMIZER = re.compile(r"optimizer\.([0-9]{1,9})\.(\w+)")
 
 
 class CheckpointError(ValueError):
-    """A file that is not a checkpoint of ours, or not of this model; the message names the file and why."""
+    """A file is no ser_fast checkpoint or does not fit the model; the message names the file and the reason."""
 
 
 @dataclass
 class Checkpoint:
-    """A model, what it takes to build it, and how far its training went; without ``classes`` it gives one value.
+    """A model with what is needed to build it and to resume its training.
 
-    ``options`` are the model's keyword arguments, ``progress`` whatever the training wants back (JSON), and
-    ``optimizer`` its state as ``{parameter index: {name: tensor}}``.
+    Args:
+        model: a name in ``ser_fast.models.MODELS``.
+        options: keyword arguments of the model.
+        classes: names of the classes; empty for a regression, whose model has one output.
+        weights: state dict of the model.
+        progress: state of the training, in types that JSON has.
+        optimizer: state of the optimizer as ``{parameter index: {name: tensor}}``.
     """
 
     model: str
@@ -38,16 +43,24 @@ class Checkpoint:
     optimizer: dict[int, dict[str, Tensor]] = field(default_factory=dict)
 
     def build(self, path: Path | str = "checkpoint") -> nn.Module:
-        """The model with these weights, in eval mode."""
+        """Return the model with these weights, in evaluation mode.
+
+        Args:
+            path: name of the checkpoint in error messages.
+
+        Raises:
+            CheckpointError: options or weights do not fit the model.
+        """
         try:
             model = MODELS[self.model](len(self.classes) or 1, **self.options)
             model.load_state_dict(self.weights)
-        except Exception as error:  # whatever options and tensors of a stranger make a constructor do
+        except Exception as error:  # options from an untrusted file may make a constructor raise anything
             raise CheckpointError(f"{path} does not fit {self.model}: {error}") from error
         return model.eval()
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint atomically."""
     tensors = {f"model.{name}": tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()}
     for index, state in checkpoint.optimizer.items():
         tensors |= {f"optimizer.{index}.{name}": tensor.detach().cpu().contiguous() for name, tensor in state.items()}
@@ -61,7 +74,8 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     """Read and check a checkpoint.
 
     Raises:
-        CheckpointError: missing, truncated, of another format, or of a model or with options that do not exist.
+        CheckpointError: the file is missing, truncated or of another format, or its model or one of its options
+            does not exist.
     """
     path = Path(path)
     if not path.is_file():
@@ -104,14 +118,15 @@ def _decode(path: Path, metadata: dict, name: str):
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
+    """Return the state of an optimizer as a checkpoint keeps it."""
     return optimizer.state_dict()["state"]
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[int, dict[str, Tensor]]) -> None:
-    """Give an optimizer the state of one over the same parameters.
+    """Load the state of an optimizer over the same parameters.
 
     Raises:
-        CheckpointError: the state is of other parameters.
+        CheckpointError: a tensor of the state does not fit the parameters.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for index, tensors in state.items():

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from ser_fast._require import require
 from ser_fast.data.augmentation import Augmentation
 from ser_fast.data.splits import parse_fold
 from ser_fast.training import distributed
@@ -21,34 +22,38 @@ class TrainConfig:
     Args:
         data: "synthetic", "synthetic-sentiment", "emodb:PATH", "casia:PATH", "ravdess:PATH", "folders:PATH",
             "manifest:PATH", or a path whose kind is recognised.
-        out: run folder; an interrupted run with the same options goes on where it was.
-        model: which model; its own options are under its name.
+        out: run folder; the same options resume an interrupted run.
+        model: name of the model; its options are under this name.
         test_speakers: speakers held out for the test, separated by commas or as a list; in YAML '03' needs quotes.
         test_fold: without test_speakers, "k/K" holds out the k-th of K random folds, which share speakers; "k/K/S"
             draws the folds by S instead of the seed.
-        test_fraction: without either, and without parts of the corpus's own, the part of the utterances drawn for the
-            test, in 0..1.
-        validation: what chooses the best epoch: "random" training utterances, those of training "speakers" alone, or
-            "none", where the last epoch is the best and a validation part of the corpus's own is trained on.
-        valid_fraction: how much of the training utterances, or speakers, that is, in 0..1.
+        test_fraction: share of the utterances drawn for the test, in 0..1; used without test_speakers, test_fold and
+            parts of the corpus's own.
+        validation: utterances that choose the best epoch: "random" training utterances, those of random training
+            "speakers", or "none", which takes the last epoch and trains on the corpus's own validation part.
+        valid_fraction: share of the training utterances, or speakers, in the validation part, in 0..1.
         epochs: passes over the training part.
         patience: stop after so many epochs without a better one; 0 never stops.
         batch_size: utterances of a batch.
-        bucket: 0 makes the same batches of neighbours in length in every epoch; n draws those of n batches at a time.
-        balance: let every class come as often as the largest in an epoch.
+        bucket: 0 sorts all utterances by length, which gives the same batches in every epoch; n draws n batches of
+            utterances at a time and sorts these.
+        balance: repeat utterances so that in every epoch each class has as many as the largest one.
         optimizer: "adam", "adamw", "sgd" (without momentum), "rmsprop" or "adagrad".
         learning_rate: of the optimizer.
         schedule: of the learning rate: "constant", or "cosine", which rises over the first twentieth of all steps and
             falls to 0 at the last.
         weight_decay: of the optimizer.
-        loss: "cross_entropy", or "l1", the mean absolute difference of the softmax and the one-hot label. "auto" is
-            the first for classes and the second, of the values themselves, for a corpus of values.
-        label_smoothing: the part of a one-hot label that is spread over all classes, in 0..1.
-        clip: largest norm of the gradient, inf for no limit.
-        augment: what is done to training utterances.
+        loss: "cross_entropy", or "l1", the mean absolute difference of the softmax and the one-hot label; for a
+            corpus of values "l1" is that of the values. "auto" is "cross_entropy" for classes and "l1" for values.
+        label_smoothing: share of a one-hot label that is spread over all classes, in 0..1.
+        clip: largest norm of the gradient; inf is no limit.
+        augment: augmentation of the training utterances.
         seed: of the splits, the initial weights, the batch order and the dropout.
         skip_bad: skip and count unreadable files instead of stopping.
-        device: "auto", "cpu" or "cuda"; under torchrun every process takes a GPU of its own.
+        device: "auto", "cpu" or "cuda"; under torchrun each process takes its own GPU.
+
+    Raises:
+        ValueError: a value is out of range or two options contradict each other.
     """
 
     data: str = "synthetic"
@@ -79,40 +84,39 @@ class TrainConfig:
     def __post_init__(self):
         if isinstance(self.augment, dict):
             self.augment = Augmentation(**self.augment)
-        for name, low in (("epochs", 1), ("patience", 0), ("batch_size", 1), ("bucket", 0), ("seed", 0)):
-            _require(getattr(self, name) >= low, name, getattr(self, name), f"at least {low}")
-        _require(self.seed < 2**32, "seed", self.seed, "below 2^32")
-        _require(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "above 0 and finite")
-        _require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "in 0..1, 1 excluded")
-        _require(self.loss in LOSSES, "loss", self.loss, f"one of {', '.join(LOSSES)}")
-        _require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "0 or more and finite")
-        _require(self.clip > 0, "clip", self.clip, "above 0")
-        for name in ("test_fraction", "valid_fraction"):
-            _require(0 < getattr(self, name) < 1, name, getattr(self, name), "between 0 and 1, both excluded")
-        _require(self.device != "cuda" or torch.cuda.is_available(), "device", "cuda", "cpu: torch sees no GPU here")
         gpus = torch.cuda.device_count()
-        _require(self.device == "cpu" or not 0 < gpus <= distributed.local_rank(), "device", self.device,
-                 f"cpu, or --nproc-per-node at most {gpus}: torch sees no more GPUs here")  # fmt: skip
-        _require(Path(self.out).resolve() != Path.cwd(), "out", f"'{self.out}'", "a folder of its own")
+        for name, good, allowed in (
+            *((name, getattr(self, name) >= 1, "at least 1") for name in ("epochs", "batch_size")),
+            *((name, getattr(self, name) >= 0, "at least 0") for name in ("patience", "bucket", "seed")),
+            ("seed", self.seed < 2**32, "below 2^32"),
+            ("learning_rate", 0 < self.learning_rate < math.inf, "above 0 and finite"),
+            ("label_smoothing", 0 <= self.label_smoothing < 1, "in 0..1, 1 excluded"),
+            ("loss", self.loss in LOSSES, f"one of {', '.join(LOSSES)}"),
+            ("weight_decay", 0 <= self.weight_decay < math.inf, "0 or more and finite"),
+            ("clip", self.clip > 0, "above 0"),
+            ("test_fraction", 0 < self.test_fraction < 1, "between 0 and 1, both excluded"),
+            ("valid_fraction", 0 < self.valid_fraction < 1, "between 0 and 1, both excluded"),
+            ("device", self.device != "cuda" or torch.cuda.is_available(), "cpu: torch sees no GPU here"),
+            ("device", self.device == "cpu" or not 0 < gpus <= distributed.local_rank(),
+             f"cpu, or --nproc-per-node at most {gpus}: torch sees no more GPUs here"),
+            ("out", Path(self.out).resolve() != Path.cwd(), "a folder of its own"),
+            ("patience", not self.patience or self.validation != "none", "0 if validation is none"),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            require(good, f"{name} is {value}" if name != "out" else f"out is '{value}'", allowed)
         given = self.test_speakers
         names = given if isinstance(given, list) else [name.strip() for name in str(given).split(",")]
         self.test_speakers = sorted({str(name) for name in names} - {""})
         if self.test_fold:
             parse_fold(self.test_fold)
-            _require(not self.test_speakers, "test_fold", self.test_fold, "left out where test_speakers are named")
-        _require(not self.patience or self.validation != "none", "patience", self.patience,
-                 "0 where validation is none")  # fmt: skip
+            if self.test_speakers:
+                raise ValueError(f"test_fold is {self.test_fold}, but test_speakers are given; omit one of them")
 
     @property
     def held_out(self) -> dict:
-        """What :func:`ser_fast.data.splits.split` takes of these options."""
+        """The options that :func:`ser_fast.data.splits.split` takes, by name."""
         names = ("test_speakers", "test_fold", "test_fraction", "validation", "valid_fraction", "seed")
         return {name: getattr(self, name) for name in names}
-
-
-def _require(good: bool, name: str, value, allowed: str) -> None:
-    if not good:
-        raise ValueError(f"{name} is {value}; it must be {allowed}")
 
 
 def run_options(config: TrainConfig, options: dict) -> dict:
@@ -145,11 +149,11 @@ OPTIMIZERS = {
     "rmsprop": torch.optim.RMSprop,
     "adagrad": torch.optim.Adagrad,
 }
-WARM_UP = 0.05  # of the steps of a cosine schedule
+WARM_UP = 0.05  # share of the steps of a cosine schedule
 
 
 def learning_rate(config: TrainConfig, progress: float) -> float:
-    """The learning rate when ``progress`` of all steps, in 0..1, is done."""
+    """Return the learning rate after the share ``progress`` of all steps, in 0..1."""
     if config.schedule == "constant":
         return config.learning_rate
     rise = min(1.0, (progress + 1e-3) / WARM_UP)

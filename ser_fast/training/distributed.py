@@ -1,6 +1,6 @@
-"""The processes of one training, as torchrun starts them: what they exchange, and how they fail together.
+"""Data-parallel processes that torchrun starts: collectives, and errors that end all of them with one message.
 
-In a single process all of this does nothing.
+In a single process every function here is a no-op or returns the value of that process.
 """
 
 import contextlib
@@ -13,25 +13,27 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from ser_fast._torch_compat import import_compiler
+
 T = TypeVar("T")
 
 
 class LostError(RuntimeError):
-    """Another process has ended, and nothing can be exchanged any more."""
+    """Another process has ended, so that collectives fail."""
 
 
 def world() -> int:
-    """How many processes train together."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's number among them; 0 alone prints and writes."""
+    """Return the number of this process; only rank 0 prints and writes."""
     return dist.get_rank() if world() > 1 else 0
 
 
 def local_rank() -> int:
-    """This process's number among those on its machine, which is that of its GPU."""
+    """Return the number of this process on its machine, which is also that of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0")) if world() > 1 else 0
 
 
@@ -41,7 +43,7 @@ def share() -> slice:
 
 
 def device(name: str) -> torch.device:
-    """The device of this process for "auto", "cpu" or "cuda"."""
+    """Return the device of this process for "auto", "cpu" or "cuda"."""
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if world() == 1:
@@ -52,33 +54,36 @@ def device(name: str) -> torch.device:
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """The group of the processes that torchrun started, while the context lasts: gloo for the CPU, NCCL for GPUs.
+    """Join the process group of torchrun while the context lasts: gloo for the CPU, NCCL for GPUs.
 
-    A single process, whose environment has no ``WORLD_SIZE`` above 1, joins nothing.
+    Does nothing unless the environment variable ``WORLD_SIZE`` is above 1.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or not dist.is_available():
         yield
         return
-    import torch._dynamo  # which optimizers import; imported later it would keep the group from ending
+    import_compiler()
 
     nccl = torch.cuda.is_available() and dist.is_nccl_available()
     dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo")
     with contextlib.ExitStack() as stack:
         stack.callback(dist.destroy_process_group)
-        gather(None)  # nobody leaves before all have come
+        gather(None)  # no process may leave before all have joined
         if rank() > 0:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
-        elif not nccl:  # torchrun's signal to those who are left; one that waits for NCCL would not hear it
+        elif not nccl:  # torchrun sends SIGTERM to the other processes; one that waits for NCCL ignores it
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             stack.callback(signal.signal, signal.SIGTERM, signal.SIG_DFL)
         yield
 
 
 def refuse(error: Exception) -> NoReturn:
-    """Raise an error that every process meets at the same place: rank 0 tells it, the others end after it.
+    """Raise an error that occurs in every process at the same place: only rank 0 raises it.
 
-    They wait, because torchrun ends all processes as soon as one has failed.
+    The other processes exit after rank 0, since torchrun ends all processes as soon as one has failed.
+
+    Raises:
+        SystemExit: on the other ranks.
     """
     if rank() == 0:
         raise error
@@ -87,9 +92,9 @@ def refuse(error: Exception) -> NoReturn:
 
 
 def finish() -> None:
-    """The last exchange: rank 0 goes on when all have come here, the others when rank 0 has ended.
+    """Wait for all processes; on ranks other than 0 also for the end of rank 0.
 
-    A process that ended earlier could cut off one whose last exchange is still under way.
+    A process that ended earlier could interrupt the last collective of another one.
     """
     if world() > 1:
         with contextlib.suppress(RuntimeError):
@@ -100,12 +105,12 @@ def finish() -> None:
 
 def _outlast_rank_0() -> None:
     with contextlib.suppress(RuntimeError):
-        dist.recv(torch.empty(1), src=0)  # which is never sent: this ends when rank 0 does
+        dist.recv(torch.empty(1), src=0)  # never sent: fails when rank 0 ends
 
 
 @contextlib.contextmanager
 def agreed() -> Iterator[None]:
-    """What fails in one process fails in all of them, and is told once. The body must exchange nothing."""
+    """Raise an error of any process in all of them, with one message. The body must not use collectives."""
     failure = None
     try:
         yield
@@ -120,7 +125,7 @@ def agreed() -> Iterator[None]:
 
 
 def gather(value: T) -> list[T]:
-    """The values of all processes, by rank; anything that can be pickled."""
+    """Return the values of all processes, by rank; they must be picklable."""
     values = [value] * world()
     if world() > 1:
         with _answered():
@@ -129,7 +134,7 @@ def gather(value: T) -> list[T]:
 
 
 def from_rank_0(make: Callable[[], T]) -> T:
-    """What ``make()`` returns, or raises, on rank 0: the same in every process."""
+    """Return in every process what ``make()`` returns on rank 0, or raise what it raises there."""
     if world() == 1:
         return make()
     result = [None, None]
@@ -146,7 +151,7 @@ def from_rank_0(make: Callable[[], T]) -> T:
 
 
 def sum_over_ranks(tensors: Sequence[Tensor]) -> None:
-    """Replace each tensor by its sum over the processes, in one exchange; all of one dtype and device."""
+    """Replace each tensor by its sum over the processes, in one collective; all of one dtype and device."""
     if world() == 1:
         return
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
@@ -156,15 +161,15 @@ def sum_over_ranks(tensors: Sequence[Tensor]) -> None:
         tensor.copy_(summed.view_as(tensor))
 
 
-def sum_gradients(model: nn.Module, figures: Tensor) -> None:
-    """Sum the gradients over the processes, and ``figures`` with them; one that had no utterance adds zeros."""
+def sum_gradients(model: nn.Module, numbers: Tensor) -> None:
+    """Sum the gradients and ``numbers`` over the processes; one without an utterance adds zeros."""
     if world() == 1:
         return
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    sum_over_ranks([*(parameter.grad for parameter in parameters), figures])
+    sum_over_ranks([*(parameter.grad for parameter in parameters), numbers])
 
 
 @contextlib.contextmanager
@@ -173,5 +178,5 @@ def _answered() -> Iterator[None]:
         yield
     except RuntimeError as error:
         if rank() > 0:
-            raise SystemExit(1) from error  # rank 0 tells
+            raise SystemExit(1) from error  # rank 0 reports the error
         raise LostError(f"another of the {world()} processes no longer answers") from error

@@ -1,4 +1,4 @@
-"""The folds of a cross-validation, and the options that each of them changes."""
+"""The folds of a cross-validation and the options of each."""
 
 import inspect
 from dataclasses import dataclass, field, fields, replace
@@ -16,17 +16,20 @@ PROTOCOLS = ("loso", "speakers", "random")
 
 @dataclass
 class Folds:
-    """How a corpus is divided again and again, so that every utterance is tested once for each seed.
+    """Options of a cross-validation, which tests every utterance once for each seed.
 
     Args:
         protocol: "loso" leaves one speaker out at a time; "speakers" leaves out one of ``folds`` groups of whole
             speakers; "random" leaves out one of ``folds`` random parts, which share speakers.
-        folds: of "speakers" and "random"; at least 2.
-        seeds: how many, from the run's own on, of the same folds; they draw the weights and the batches.
-        jobs: folds at a time, each in a process of its own with its share of the cores.
-        choose: candidates, each a dict of options that differ, such as ``{"clip": 1, "cgru.dropout": 0}``. Every fold
-            takes the one that is best on average in folds of its own training part.
-        inner_folds: how many these are: of whole speakers, where the protocol keeps speakers apart.
+        folds: number of folds of "speakers" and "random"; at least 2.
+        seeds: number of seeds, from the run's own on; they draw weights and batches, not the folds.
+        jobs: folds that run at a time, each in its own process with its share of the cores.
+        choose: candidates, each a dict of options, such as ``{"clip": 1, "cgru.dropout": 0}``. Every fold takes the
+            one with the best mean score in folds of its training part.
+        inner_folds: number of these; whole speakers, unless the protocol is "random".
+
+    Raises:
+        ValueError: a number is too small or the protocol is unknown.
     """
 
     protocol: Literal["loso", "speakers", "random"] = "loso"
@@ -45,7 +48,7 @@ class Folds:
 
 
 class Fold(NamedTuple):
-    """One run: its seed, what is left out, and the options that say so."""
+    """One run: its seed, the name of the part that is left out, and its options."""
 
     seed: int
     name: str
@@ -53,13 +56,18 @@ class Fold(NamedTuple):
 
 
 def plan(config: TrainConfig, folds: Folds, there: list[str]) -> tuple[list[Fold], str]:
-    """The runs of a cross-validation over these speakers, seed by seed, and the sentence that names the protocol.
+    """Return the runs of a cross-validation, seed by seed, and a phrase that describes the protocol.
+
+    Args:
+        config: options of the runs; ``out`` is the folder of all of them.
+        folds: options of the cross-validation.
+        there: speaker of each utterance.
 
     Raises:
-        ValueError: fewer speakers than folds of them; options that a protocol itself sets.
+        ValueError: there are fewer speakers than folds, or an option is given that the protocol sets.
     """
     if config.test_speakers or config.test_fold:
-        raise ValueError("test_speakers and test_fold must be left out: the protocol sets them")
+        raise ValueError("test_speakers or test_fold is given, which the protocol sets; omit it")
     there = sorted(set(there))
     count = len(there) if folds.protocol == "loso" else folds.folds
     if folds.protocol != "random" and not 2 <= count <= len(there):
@@ -83,7 +91,7 @@ def plan(config: TrainConfig, folds: Folds, there: list[str]) -> tuple[list[Fold
 
 
 def _held_out(folds: Folds, there: list[str], seed: int, number: int) -> dict[str, str | list[str]]:
-    """What a fold leaves out; every seed of a cross-validation has the same folds, so that they can be compared."""
+    """Return the options that hold out a fold; ``seed`` is the first one, so that all seeds have the same folds."""
     if folds.protocol == "random":
         return {"test_fold": f"{number + 1}/{folds.folds}/{seed}"}
     if folds.protocol == "loso":
@@ -93,11 +101,15 @@ def _held_out(folds: Folds, there: list[str], seed: int, number: int) -> dict[st
 
 
 def changed(config: TrainConfig, options: dict, candidate: dict[str, Any]) -> tuple[TrainConfig, dict]:
-    """The options of a run and of its model with a candidate's in place of some.
+    """Return the options of a run and of its model, changed by a candidate.
+
+    Args:
+        config: options of the run.
+        options: keyword arguments of the model.
+        candidate: changed options by name; those of the model as ``MODEL.OPTION``.
 
     Raises:
-        ValueError: a name that is no option of training, nor of the model with its name in front; a value that
-            training does not take.
+        ValueError: a name is unknown or cannot be chosen, or a value is out of range or of another type.
     """
     known = {entry.name for entry in fields(TrainConfig)} - {"data", "out", "model", "seed"} - set(HELD_OUT)
     of_model = set(inspect.signature(MODELS[config.model].__init__).parameters) - {"self", "num_classes"}

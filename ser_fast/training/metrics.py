@@ -1,4 +1,4 @@
-"""Measures by scikit-learn and tests by SciPy, under the field's names."""
+"""Metrics by scikit-learn and statistical tests by SciPy, under the names of the field."""
 
 from collections.abc import Sequence
 
@@ -14,10 +14,17 @@ from sklearn.metrics import (
 
 
 def classification(truth: Sequence[int], predicted: Sequence[int], classes: Sequence[str]) -> dict:
-    """Accuracy, macro precision, recall and F1, the same per class, and the confusion matrix.
+    """Return accuracy, macro precision, recall and F1, the same per class, and the confusion matrix.
 
-    ``recall`` is the mean recall of the classes that occur, the field's unweighted accuracy (UA); ``accuracy`` is
-    the weighted one. Rows of ``confusion`` are the truth.
+    Args:
+        truth: class index of each utterance.
+        predicted: predicted class index of each utterance.
+        classes: names of the classes.
+
+    Returns:
+        ``accuracy``, the weighted accuracy; ``precision``, ``recall`` and ``f1``, means over the classes that occur
+        (the mean recall is the unweighted accuracy, UA); ``per_class``, the same and ``support`` of each class;
+        ``confusion``, a list of rows, one for each true class.
     """
     labels = list(range(len(classes)))
     present = sorted(set(truth))
@@ -37,22 +44,26 @@ def classification(truth: Sequence[int], predicted: Sequence[int], classes: Sequ
 
 
 def regression(truth: Sequence[float], predicted: Sequence[float], low: float, high: float) -> dict:
-    """Sentiment measures for the scale low..high, as the MMSA benchmark defines them (Mao et al., "M-SENA", 2022).
+    """Return sentiment metrics for the scale low..high, as the MMSA benchmark defines them (Mao et al., 2022).
 
-    A scale within -1..1 is measured as CH-SIMS's: values are first clipped to low..high; ``acc2`` and ``f1`` part
-    those up to 0 from those above; ``acc3`` and ``acc5`` cut at -0.1, 0.1 and at -0.7, -0.1, 0.1, 0.7, a value on a
-    cut belonging below it. Any wider scale is measured as MOSI's: ``acc2`` and ``f1`` part those below 0 from the
-    rest; ``acc2_non0`` and ``f1_non0`` leave out truths of 0 and part those up to 0 from those above; ``acc5`` and
-    ``acc7`` compare values clipped to ±2 and ±3 and rounded, halves to even.
+    On a scale within -1..1 (CH-SIMS) values are first clipped to low..high; ``acc2`` and ``f1`` separate values up to
+    0 from those above; ``acc3`` and ``acc5`` cut at -0.1, 0.1 and at -0.7, -0.1, 0.1, 0.7, where a value on a cut
+    belongs below it. On a wider scale (MOSI) ``acc2`` and ``f1`` separate values below 0 from the rest;
+    ``acc2_non0`` and ``f1_non0`` leave out true values of 0 and separate values up to 0 from those above; ``acc5``
+    and ``acc7`` compare values clipped to ±2 and ±3 and rounded, halves to even.
 
-    Every F1 is the mean over both sides weighted by their occurrence. ``mae`` is the mean absolute error and
-    ``corr`` Pearson's correlation, 0 where one side is constant. The measures without zeros are 0 where there is
-    nothing else.
+    Every F1 is the mean over both sides, weighted by their frequency. ``mae`` is the mean absolute error and ``corr``
+    Pearson's correlation, 0 if either list is constant. The metrics ``_non0`` are 0 if all true values are 0.
+
+    Args:
+        truth: true value of each utterance.
+        predicted: predicted value of each utterance.
+        low, high: ends of the scale.
 
     Raises:
-        ValueError: lists that are empty or of unequal length, and values that are not finite.
+        ValueError: the lists are empty or differ in length, or a value is not finite.
     """
-    # The cuts too are in the models' float32, or a value of -0.7 would lie beside the cut at -0.7.
+    # float32 as in the models, also for the cuts: else a value of -0.7 would differ from the cut at -0.7.
     truth, predicted = (np.asarray_chkfinite(values, np.float32) for values in (truth, predicted))
     narrow = max(-low, high) <= 1
     if narrow:
@@ -104,12 +115,14 @@ def _correlation(truth: np.ndarray, predicted: np.ndarray) -> float:
 
 
 def anova(groups: Sequence[Sequence[float]]) -> dict:
-    """One-way analysis of variance: ``f``, its degrees of freedom ``df`` between and within the groups, and ``p``.
+    """Return the one-way analysis of variance of two or more groups of values.
 
-    ``f`` and ``p`` are None where no group has any spread.
+    Returns:
+        ``f``, its degrees of freedom ``df`` between and within the groups, and ``p``; ``f`` and ``p`` are None if the
+        values of every group are equal.
 
     Raises:
-        ValueError: fewer than two groups, an empty one, or none with two values.
+        ValueError: there are fewer than two groups, a group is empty, or none has two values.
     """
     sizes = [len(group) for group in groups]
     if len(sizes) < 2 or min(sizes) < 1 or max(sizes) < 2:
@@ -122,12 +135,13 @@ def anova(groups: Sequence[Sequence[float]]) -> dict:
 
 
 def interval(values: Sequence[float]) -> dict:
-    """``mean`` and the ends ``low`` and ``high`` of its 95 % interval, mean ± t s / √n with n − 1 degrees of freedom.
+    """Return the mean of n values and its 95 % interval, mean ± t s / √n with n − 1 degrees of freedom.
 
-    Of a single value the ends are None.
+    Returns:
+        ``mean``, ``low`` and ``high``; the ends are None for a single value.
 
     Raises:
-        ValueError: no value.
+        ValueError: there is no value.
     """
     if not len(values):
         raise ValueError("values is empty; it must have at least one")
@@ -139,12 +153,12 @@ def interval(values: Sequence[float]) -> dict:
 
 
 def paired(a: Sequence[float], b: Sequence[float]) -> dict:
-    """:func:`interval` of the differences a − b, and ``p`` of the paired t test that their mean is 0.
+    """Return the :func:`interval` of the differences a − b and ``p`` of the paired t test that their mean is 0.
 
-    ``p`` is None where the differences have no spread but rounding's.
+    ``p`` is None if the differences are equal up to rounding.
 
     Raises:
-        ValueError: no value, or not as many in b as in a.
+        ValueError: there is no value, or the lists differ in length.
     """
     if len(a) != len(b):
         raise ValueError(f"b has {len(b)} values; it must have as many as a, {len(a)}")

@@ -11,21 +11,30 @@ from ser_fast.data.batches import LengthSortedBatches
 from ser_fast.data.wav import AudioError
 from ser_fast.training.checkpoint import CheckpointError, load_checkpoint
 
-FILES_AT_ONCE = 256  # what is held in memory, and sorted by length, at a time
+FILES_AT_ONCE = 256  # files that are in memory, and sorted by length, at a time
 
 
 class PredictionError(ValueError):
-    """A model that gives a file no probabilities; the message names the file."""
+    """The outputs of the model for a file are not finite; the message names the file."""
 
 
 Result = dict[str, float] | AudioError | PredictionError
 
 
 class Predictor:
-    """A checkpoint, or a run folder's best one, ready to classify.
+    """Predicts audio files with a saved model.
+
+    Args:
+        checkpoint: a checkpoint, or a run folder, whose best one is taken.
+        batch_size: files that go through the model together, at least 1.
+
+    Attributes:
+        classes: names of the classes; empty for a regression.
+        names: names of the numbers of a result: the classes, or "value".
 
     Raises:
-        CheckpointError: the file is not a checkpoint of ours.
+        CheckpointError: the file is no checkpoint, or the folder contains several runs.
+        ValueError: ``batch_size`` is below 1.
     """
 
     def __init__(self, checkpoint: Path | str, batch_size: int = 32):
@@ -41,7 +50,14 @@ class Predictor:
         self.batch_size = batch_size
 
     def files(self, paths: Iterable[Path | str]) -> Iterator[tuple[Path, Result]]:
-        """Each file, below the folders too, with its class probabilities, or its ``value``, or why it has none."""
+        """Yield each file with its result.
+
+        Args:
+            paths: audio files, or folders whose audio files are taken.
+
+        Yields:
+            The path, and a dict of class probabilities or of the ``value``, or the error of a file without a result.
+        """
         found: list[Path] = []
         for path in paths:
             try:
@@ -68,15 +84,14 @@ class Predictor:
             finite = torch.isfinite(outputs).all(1).tolist()
             for index, row, good in zip(batch.index, outputs.tolist(), finite):
                 file = named[index]
-                results[file] = (
-                    dict(zip(self.names, row)) if good else PredictionError(f"{file}: the model gives it no number")
-                )
+                unusable = PredictionError(f"{file}: the model's outputs are not finite")
+                results[file] = dict(zip(self.names, row)) if good else unusable
         for file in files:
             yield file, results[file]
 
 
 def _best(folder: Path) -> Path:
-    """The best checkpoint of a run folder."""
+    """Return the best checkpoint of a run folder."""
     best = folder / "best.safetensors"
     runs = sorted(str(path.parent) for path in folder.glob("**/best.safetensors"))
     if not best.is_file() and runs:

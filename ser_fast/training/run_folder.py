@@ -20,7 +20,7 @@ class RunFolder:
     Args:
         path: a folder that does not exist, is empty or holds this run.
         options: options of the run, in types that JSON has or that ``str`` can write.
-        required: options by which the ``config.json`` of a run is told from other files of that name.
+        required: options that the ``config.json`` of every run contains; a file without them is not of a run.
         free: options that may change when the run is resumed.
         may_grow: options, integers, that may become larger when the run is resumed.
 

@@ -1,4 +1,4 @@
-"""What a model's outputs mean: classes, or one number. The losses, the predictions and what is measured on them."""
+"""The two tasks, classification and regression: targets, losses, predictions and metrics."""
 
 import math
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ LOSSES = ("auto", "cross_entropy", "l1")
 
 
 class Classification:
-    """Logits ``[B, classes]`` against a distribution over the classes.
+    """Classification: the outputs are logits ``[B, classes]``, the targets distributions over the classes.
 
     Args:
-        classes: their names.
-        loss: "cross_entropy", which "auto" is, or "l1", the mean absolute difference of the softmax and the target.
-        label_smoothing: the part of every target that is spread over all classes, in 0..1.
+        classes: names of the classes.
+        loss: "cross_entropy", the same as "auto", or "l1", the mean absolute difference of softmax and target.
+        label_smoothing: share of every target that is spread over all classes, in 0..1.
     """
 
     def __init__(self, classes: Sequence[str], loss: Literal["auto", "cross_entropy", "l1"], label_smoothing: float):
@@ -27,38 +27,42 @@ class Classification:
         self.outputs = len(classes)
 
     def targets(self, labels: Sequence[int]) -> Tensor:
-        """``[B, classes]``, one-hot."""
+        """Return one-hot targets ``[B, classes]`` of class indices."""
         return F.one_hot(torch.tensor(labels, dtype=torch.int64), self.outputs).float()
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss of a batch, a scalar."""
         if self.name == "l1":
             smooth = targets * (1 - self.label_smoothing) + self.label_smoothing / self.outputs
             return F.l1_loss(logits.softmax(-1), smooth)
         return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
 
     def hits(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """How many are right, of a mixture its larger part."""
+        """Return the number of correct predictions; a mixed target counts as its largest class."""
         return (logits.argmax(1) == targets.argmax(1)).sum()
 
     def predict(self, logits: Tensor) -> list[int]:
+        """Return the predicted class indices."""
         return logits.argmax(1).tolist()
 
     def metrics(self, truth: Sequence[int], predicted: Sequence[int]) -> dict:
+        """Return :func:`ser_fast.training.metrics.classification`."""
         return metrics.classification(truth, predicted, self.classes)
 
     def score(self, valid: dict) -> float:
-        """Of a validation: UA, where a small loss breaks the ties of a small part."""
+        """Return the score of validation metrics, higher is better: UA, with ties broken by the loss."""
         return valid["recall"] - 1e-3 * min(valid["loss"], 100.0)
 
     def shown(self, label: int) -> str:
+        """Return a label as tables show it."""
         return self.classes[label]
 
 
 class Regression:
-    """One number ``[B, 1]`` against a value; the loss is the mean absolute error.
+    """Regression: outputs and targets are values ``[B, 1]``; the loss is the mean absolute error.
 
     Args:
-        low, high: the scale's ends, by which the measures know the scale.
+        low, high: ends of the scale, which decide the metrics.
     """
 
     outputs = 1
@@ -68,27 +72,31 @@ class Regression:
         self.classes: list[str] = []
 
     def targets(self, labels: Sequence[float]) -> Tensor:
-        """``[B, 1]``."""
+        """Return targets ``[B, 1]`` of values."""
         return torch.tensor(labels, dtype=torch.float32)[:, None]
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss of a batch, a scalar."""
         return F.l1_loss(outputs, targets)
 
     def hits(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """How many are on the right side of zero."""
+        """Return the number of outputs on the right side of zero."""
         return ((outputs >= 0) == (targets >= 0)).sum()
 
     def predict(self, outputs: Tensor) -> list[float]:
+        """Return the predicted values."""
         return outputs[:, 0].tolist()
 
     def metrics(self, truth: Sequence[float], predicted: Sequence[float]) -> dict:
+        """Return :func:`ser_fast.training.metrics.regression`."""
         return metrics.regression(truth, predicted, self.low, self.high)
 
     def score(self, valid: dict) -> float:
-        """Of a validation: the mean absolute error, less being better."""
+        """Return the score of validation metrics, higher is better: minus the mean absolute error."""
         return -valid["mae"]
 
     def shown(self, label: float) -> str:
+        """Return a value as tables show it."""
         return f"{label:g}"
 
 
@@ -96,10 +104,16 @@ Task = Classification | Regression
 
 
 def task_of(classes: Sequence[str], labels: Sequence, loss: str, label_smoothing: float = 0.0) -> Task:
-    """The task that a corpus sets.
+    """Return the task of a corpus: classification, or regression without classes.
+
+    Args:
+        classes: names of the classes; empty for a regression.
+        labels: class indices or values; values decide the scale of a regression, -1..1 or at least -3..3.
+        loss: one of ``LOSSES``.
+        label_smoothing: share of every target that is spread over all classes, in 0..1.
 
     Raises:
-        ValueError: a loss or a smoothing of classes for a corpus of values.
+        ValueError: a loss or a smoothing of classes is given for a corpus of values.
     """
     if classes:
         return Classification(classes, loss, label_smoothing)

@@ -1,14 +1,16 @@
-"""Training: a corpus, a model and options in; a run folder with metrics, checkpoints, figures and a report out."""
+"""A training run: options, a dataset and a split in; a run folder with metrics and checkpoints out."""
 
 import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from ser_fast._torch_compat import BatchNorm
 from ser_fast.data.augmentation import Augmentation, Augmenter, SpecAugment
 from ser_fast.data.batches import Batch, LengthSortedBatches
 from ser_fast.data.dataset import Dataset
@@ -24,6 +26,7 @@ from ser_fast.training.checkpoint import (
     save_checkpoint,
 )
 from ser_fast.training.config import OPTIMIZERS, TrainConfig, learning_rate
+from ser_fast.training.features import CachedFeatures
 from ser_fast.training.predictions import Prediction, to_csv
 from ser_fast.training.reporter import Reporter
 from ser_fast.training.run_folder import RunFolder
@@ -31,7 +34,7 @@ from ser_fast.training.task import Task, task_of
 
 
 def fit_statistics(model: nn.Module, batches: LengthSortedBatches) -> None:
-    """Set the spectrogram's mean and standard deviation per bin from the valid frames of these batches."""
+    """Set the mean and standard deviation of each bin of the model's spectrogram from the frames of these batches."""
     spectrogram = model.spectrogram
     count = torch.zeros((), dtype=torch.float64)
     total, squares = torch.zeros(2, *spectrogram.mean.shape, dtype=torch.float64)
@@ -46,7 +49,7 @@ def fit_statistics(model: nn.Module, batches: LengthSortedBatches) -> None:
     distributed.sum_over_ranks([count, total, squares])
     mean = total / count
     variance = (squares / count - mean.square()).clamp(min=0)
-    # A bin that hardly varies would turn rounding into a signal.
+    # Division by the tiny deviation of a nearly constant bin would amplify rounding errors.
     std = variance.sqrt().clamp(min=1e-6 * float(variance.sqrt().max()) + 1e-30)
     spectrogram.set_statistics(mean.float(), std.float())
 
@@ -61,7 +64,15 @@ def spec_augment(options: Augmentation, spectrogram: nn.Module) -> SpecAugment |
 
 @dataclass
 class Progress:
-    """What a run knows after some epochs; all of it goes through the checkpoint. ``corpus`` is the data's digest."""
+    """State of a run after some epochs, kept in the checkpoint.
+
+    Args:
+        corpus: digest of the dataset.
+        epoch: epochs that are done.
+        best_epoch: the epoch with the best score, from 1.
+        best_score: its score.
+        rows: metrics of each epoch.
+    """
 
     corpus: str
     epoch: int = 0
@@ -70,18 +81,36 @@ class Progress:
     rows: list[dict] = field(default_factory=list)
 
 
+def logits(model: nn.Module, wave: Tensor, lengths: Tensor, features: bool) -> Tensor:
+    """Return the outputs of a model for waves ``[B, N]``, or for rows of cached features ``[B, D]``."""
+    return model.classify(wave) if features else model(wave, lengths)
+
+
 @torch.no_grad()
-def predict(model: nn.Module, batches: LengthSortedBatches, task: Task, device: torch.device) -> tuple[list, float]:
-    """A prediction for every utterance of a part, in its order, and the mean loss; the same in every process.
+def predict(
+    model: nn.Module,
+    batches: LengthSortedBatches,
+    task: Task,
+    device: torch.device,
+    features: CachedFeatures | None = None,
+) -> tuple[list, float]:
+    """Return a prediction for every utterance of a part, in its order, and the mean loss, equal in all processes.
+
+    Args:
+        model: the model; it is set to evaluation mode.
+        batches: the part.
+        task: defines the loss and the prediction.
+        device: of the model.
+        features: features that take the place of the waves, for a model that has some.
 
     Raises:
-        FloatingPointError: outputs that are not finite, which have no meaning.
+        FloatingPointError: an output of the model is not finite.
     """
     model.eval()
     rows, total, finite = [], 0.0, True
-    for batch in batches.epoch():
+    for batch in batches.epoch(edit=features):
         if batch.index:
-            outputs = model(batch.wave.to(device), batch.lengths.to(device)).cpu()
+            outputs = logits(model, batch.wave.to(device), batch.lengths.to(device), features is not None).cpu()
             finite = finite and bool(torch.isfinite(outputs).all())
             total += float(task.loss(outputs, task.targets(batch.labels))) * len(batch.index)
             rows += zip(batch.index, task.predict(outputs))
@@ -93,20 +122,24 @@ def predict(model: nn.Module, batches: LengthSortedBatches, task: Task, device: 
 
 
 class Trainer:
-    """One run: builds or resumes the model, trains it epoch by epoch and keeps the run folder up to date.
+    """A training run, new or resumed, that writes its run folder after every epoch.
 
     Data-parallel training (:mod:`ser_fast.training.distributed`): each rank processes a slice of every batch, and the
     summed gradient is that of the mean loss over the whole batch. Without dropout and augmentation the result equals
-    a single process's up to rounding; with them, each rank draws its own. Only rank 0 reads and writes the run
-    folder, and a run may resume with another number of processes.
+    that of a single process up to rounding; with them, each rank draws its own random numbers. Only rank 0 reads and
+    writes the run folder, and a run may resume with another number of processes.
 
     Args:
-        config: the run's options.
-        options: the model's keyword arguments.
+        config: options of the run.
+        options: keyword arguments of the model.
         dataset: the corpus in memory.
         split: indices of the utterances to train on, to choose the best epoch by and to test on.
         folder: folder of the run, entered by rank 0.
         reporter: receives the progress; None reports nothing.
+
+    Raises:
+        ValueError: the folder belongs to a run on another corpus, or the options do not fit the corpus.
+        CheckpointError: the checkpoint to resume from is damaged.
     """
 
     def __init__(
@@ -141,6 +174,7 @@ class Trainer:
         self.model.to(self.device)
         self.augmenter = Augmenter(config.augment)
         self.model.spec_augment = spec_augment(config.augment, self.model.spectrogram)
+        self.features = self._cached_features()
         self.optimizer = OPTIMIZERS[config.optimizer](
             self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
@@ -150,16 +184,30 @@ class Trainer:
         if distributed.rank() == 0:
             folder.begin()
 
+    def _cached_features(self) -> dict[str, CachedFeatures]:
+        """Return the parts whose features can be cached: noise, masks and mixup differ in every training epoch."""
+        if not hasattr(self.model, "utterance_features"):
+            return {}
+        given = self.config.augment
+        varies = given.snr or given.mixup or given.time_masks or given.freq_masks
+        parts = ["valid", "test"] if varies else ["train", "valid", "test"]
+        return {part: CachedFeatures(self.model, self.dataset, getattr(self.split, part)) for part in parts}
+
     def run(self) -> dict:
-        """Train what is left and return the test's metrics, which ``summary.json`` keeps."""
+        """Train the remaining epochs, test, and return the content of ``summary.json``.
+
+        Raises:
+            FloatingPointError: the loss or an output of the model is not finite.
+            RuntimeError: a batch does not fit in memory.
+        """
         while self.progress.epoch < self.config.epochs and not self._stale():
             self._train_epoch()
             self._keep()
         return self._finish()
 
     def _refuse_shares(self) -> None:
-        """Batch normalisation sees whole batches or it is another one in every process."""
-        normalizes = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.model.modules())
+        """Refuse batch normalisation in several processes: each would normalise by its own share of a batch."""
+        normalizes = any(isinstance(module, BatchNorm) for module in self.model.modules())
         if normalizes and distributed.world() > 1:
             distributed.refuse(ValueError(
                 f"model is {self.config.model}, which normalises over batches; in {distributed.world()} processes it "
@@ -190,29 +238,29 @@ class Trainer:
             distributed.refuse(CheckpointError(f"{error}; {again}"))
         if progress.corpus != self.progress.corpus:
             distributed.refuse(ValueError(
-                f"data is {self.config.data}, which is not, or no longer, the corpus that the run in "
+                f"data is {self.config.data}, whose corpus differs from the one that the run in "
                 f"{self.folder.path} began with; name a new folder as out"
             ))  # fmt: skip
         self.model.load_state_dict(model.state_dict())
         self.progress = progress
-        self.reporter.on_notice(f"going on after epoch {progress.epoch} of {self.folder.path}")
+        self.reporter.on_notice(f"resuming after epoch {progress.epoch} of {self.folder.path}")
         try:
             distributed.from_rank_0(lambda: load_checkpoint(self.best)).build(self.best)
         except CheckpointError as error:
-            # Its weights are gone; the last epoch is the best of those that are left.
-            self.reporter.on_notice(f"{error}; epoch {progress.epoch} takes the place of the best")
+            # The best weights are lost; those of the last epoch replace them.
+            self.reporter.on_notice(f"{error}; epoch {progress.epoch} replaces it as the best")
             self._keep_best(self.model.state_dict())
 
     def _train_epoch(self) -> None:
         epoch = self.progress.epoch
-        # Every epoch draws from its own seed, so a resumed run draws what an uninterrupted one would have.
+        # Each epoch has its own seed, so that a resumed run draws the same numbers as an uninterrupted one.
         seed = self.config.seed * 1_000_003 + epoch + 1
-        torch.manual_seed(seed + (distributed.rank() << 20))  # every process its own dropout
+        torch.manual_seed(seed + (distributed.rank() << 20))  # dropout differs between processes
         generator = torch.Generator().manual_seed(seed)
         self.model.train()
         done, correct, loss_sum, steps = 0, 0, 0.0, len(self.batches["train"])
         start = time.perf_counter()
-        for step, batch in enumerate(self.batches["train"].epoch(generator, self.augmenter.waves)):
+        for step, batch in enumerate(self.batches["train"].epoch(generator, self._edit)):
             rate = learning_rate(self.config, (epoch + step / steps) / self.config.epochs)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
@@ -241,43 +289,50 @@ class Trainer:
         self.progress.rows.append(row)
         self.reporter.on_epoch(row)
 
+    def _edit(self, waves: Sequence[Tensor], index: Sequence[int]) -> list[Tensor]:
+        """Return the utterances of a training batch augmented, or their features where these are cached."""
+        if "train" in self.features:
+            return self.features["train"](waves, index, self.augmenter.speeds(len(waves)))
+        return self.augmenter.waves(waves, index)
+
     def _step(self, batch: Batch) -> tuple[float, int]:
-        """Mean loss and correct predictions of a whole batch, whose gradient the optimizer has followed."""
+        """Do one optimizer step; return the mean loss and the correct predictions of the whole batch."""
         self.optimizer.zero_grad(set_to_none=True)
-        figures = next(self.model.parameters()).new_zeros(2)
+        numbers = next(self.model.parameters()).new_zeros(2)
         if batch.index:
-            self._backward(batch, figures)
-        distributed.sum_gradients(self.model, figures)
+            self._backward(batch, numbers)
+        distributed.sum_gradients(self.model, numbers)
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         self.optimizer.step()
-        loss, hits = figures.tolist()
+        loss, hits = numbers.tolist()
         return loss, int(hits)
 
-    def _backward(self, batch: Batch, figures: Tensor) -> None:
-        """This share's part of the whole batch's gradient, mean loss and correct predictions."""
+    def _backward(self, batch: Batch, numbers: Tensor) -> None:
+        """Compute this share's part of the gradient, and of the mean loss and the correct predictions."""
         targets = self.task.targets(batch.labels).to(batch.wave)
         wave, lengths, targets = self.augmenter.mix(batch.wave, batch.lengths, targets)
         try:
-            logits = self.model(wave, lengths)
-            loss = self.task.loss(logits, targets) * (len(batch.index) / batch.size)
+            outputs = logits(self.model, wave, lengths, "train" in self.features)
+            loss = self.task.loss(outputs, targets) * (len(batch.index) / batch.size)
             loss.backward()
         except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's has no type of its own
             if "memory" not in str(error):
                 raise
-            seconds = batch.wave.shape[1] / self.model.spectrogram.sample_rate
+            longest = max(len(self.batches["train"].waves[i]) for i in batch.index)
+            seconds = longest / self.model.spectrogram.sample_rate
             raise RuntimeError(
                 f"batch_size is {self.config.batch_size}, and {len(batch.index)} utterances of up to {seconds:.1f} s "
                 f"do not fit in memory; it must be smaller ({str(error).splitlines()[0]})"
             ) from error
-        figures[0], figures[1] = loss.detach(), self.task.hits(logits, targets)
+        numbers[0], numbers[1] = loss.detach(), self.task.hits(outputs, targets)
 
     def _evaluate(self, part: str) -> tuple[dict, list]:
-        """The metrics of a part, its mean loss among them, and its predictions."""
-        predicted, loss = predict(self.model, self.batches[part], self.task, self.device)
+        """Return the metrics of a part, including its mean loss, and its predictions."""
+        predicted, loss = predict(self.model, self.batches[part], self.task, self.device, self.features.get(part))
         return self.task.metrics(self.batches[part].labels, predicted) | {"loss": loss}, predicted
 
     def _keep(self) -> None:
-        """Write the epoch. last.safetensors comes last: until it is there, a resumed run repeats the epoch."""
+        """Write the epoch; last.safetensors comes last, since a resumed run repeats the epoch until it is written."""
         progress, weights = self.progress, self.model.state_dict()
         if self._score() > progress.best_score:
             self._keep_best(weights)
@@ -289,7 +344,7 @@ class Trainer:
         self._save(self.best, weights, {"epoch": self.progress.epoch}, {})
 
     def _score(self) -> float:
-        """Of the last epoch, the higher the better; without a validation the last epoch is the best."""
+        """Return the score of the last epoch, higher is better; without a validation part it is the epoch."""
         return self.progress.rows[-1].get("score", float(self.progress.epoch))
 
     def _save(self, path: Path, *state: dict) -> None:
@@ -301,7 +356,7 @@ class Trainer:
             self.folder.write(name, content)
 
     def _finish(self) -> dict:
-        """Test the last and the best epoch; the best is the one the report shows."""
+        """Test the weights of the last and of the best epoch, and write the summary."""
         rows = self.progress.rows
         summary = {
             "protocol": self.split.protocol,

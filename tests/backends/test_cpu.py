@@ -31,6 +31,7 @@ def test_older_instruction_sets_pass_the_contracts(cpu):
     assert result.returncode == 0 and " passed" in result.stdout, result.stdout[-2000:]
 
 
+@pytest.mark.usefixtures("needs_kernels")
 def test_instruction_set_is_read_from_the_environment():
     shown = run(["-c", "import ser_fast; print(ser_fast.backends.instruction_set)"], "portable")
     assert shown.stdout.strip() == "portable"
@@ -71,6 +72,7 @@ def test_bfloat16_reset_before_is_near_float64(reset_after):
         assert (one.double() - other).abs().max() < 4 * 2**-8
 
 
+@pytest.mark.usefixtures("needs_kernels")
 def test_bfloat16_autocast_runs_gru_in_bfloat16():
     module = ser_fast.GRU(9, 16, batch_first=True)
     x, lengths = torch.randn(3, 20, 9), torch.tensor([20, 0, 11])

@@ -146,6 +146,7 @@ def test_info_names_other_devices(fresh_state, monkeypatch):
     assert info.what_runs()["cpu"] == "torch's operators: no C++ compiler was found."
 
 
+@pytest.mark.usefixtures("needs_kernels")
 def test_models_train_without_compiled_kernels():
     script = """
 import importlib.abc, sys

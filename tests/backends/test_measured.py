@@ -29,7 +29,7 @@ OTHERS = {"attention_pool": {"float32": ["torch", "cuda"]}, "power_spectrogram":
 
 
 @pytest.fixture
-def gpu(fresh_state, monkeypatch, tmp_path):
+def gpu(needs_kernels, fresh_state, monkeypatch, tmp_path):
     """One GPU of compute capability 9.0 with an H100's limits and all kernels; a call writes what was measured."""
     monkeypatch.setattr(build, "capability", lambda gpu: "9.0")
     monkeypatch.setattr(build, "missing", lambda backend: None)
@@ -213,7 +213,7 @@ def test_info_shows_the_table(gpu, monkeypatch):
     gpu({"9.0": ABOUT | {"gru": GRU} | OTHERS})
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA H100 80GB HBM3")
     built = {"compiled": True, "reason": None, "compiler": "g++", "cuda": "built for 9.0a", "cuda_archs": ["9.0a"]}
-    monkeypatch.setattr(backends, "build_info", lambda: built)
+    monkeypatch.setattr(build, "build_info", lambda: built)
     said = info.text()
     for line in (
         "on 9.0                   NVIDIA H100 80GB HBM3, 2026-12-01, torch 2.13.0, commit 0123abc",

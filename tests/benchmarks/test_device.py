@@ -61,7 +61,7 @@ def test_device_run_can_be_rehearsed(tmp_path):
     assert again["parts"]["pool"] == first["parts"]["pool"]
     assert again["parts"]["spectrogram"]["seconds"] != first["parts"]["spectrogram"]["seconds"]
     shown = (tmp_path / "run.md").read_text()
-    assert "A rehearsal on the CPU at small sizes: no time in it means anything." in shown
+    assert "A rehearsal on the CPU at small sizes: its times are meaningless." in shown
     assert shown.count("| not measured | not measured |") == len(importlib_aims())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.txt", "run.json", "run.md", "run.png"]
 
@@ -121,7 +121,7 @@ with open(sys.argv[sys.argv.index("--out") + 1], "a") as file:
 )  # fmt: skip
 def test_device_case_failing_stops_no_other(driver, tmp_path, monkeypatch, script, states, whole, said):
     """A process that a case ends is followed by one that begins with the next; one that hangs ends with its time."""
-    place = driver.Place(tmp_path, tmp_path / "site", [])
+    place = driver.Workspace(tmp_path, tmp_path / "site", [])
     call, script = place.call, CASES.format(script=script)
     limit = 5 if whole == "cut short" else 60
 
@@ -137,7 +137,7 @@ def test_device_case_failing_stops_no_other(driver, tmp_path, monkeypatch, scrip
 
 @pytest.mark.parametrize("works", [True, False])
 def test_device_run_rebuilds_a_failing_wheel(driver, tmp_path, monkeypatch, works):
-    place, wheel = driver.Place(tmp_path, tmp_path / "site", []), tmp_path / "ser_fast-9.whl"
+    place, wheel = driver.Workspace(tmp_path, tmp_path / "site", []), tmp_path / "ser_fast-9.whl"
     commands = []
 
     def call(command, seconds, where=None):
@@ -227,7 +227,7 @@ def on_a_gpu() -> dict:
 
 def test_aims_are_judged_by_their_worst_case(imported):
     aims, run = imported("device.aims"), on_a_gpu()
-    found = {aim.what: aims.reached(aim, run["parts"]) for aim in aims.AIMS}
+    found = {aim.name: aims.reached(aim, run["parts"]) for aim in aims.AIMS}
     assert found["recurrence forward, tf32, H=128, B=64 D=2"] == ("0.8 µs a step", "met")
     assert found["recurrence forward, tf32, H=256, B=64 D=2"] == ("3 µs a step", "**missed**")
     assert found["recurrence forward, bfloat16, H=128, B=64 D=2"] == ("not measured", "not measured")
@@ -236,7 +236,7 @@ def test_aims_are_judged_by_their_worst_case(imported):
         "2 × at worst (short), 1 of 2 meet it; 1 not measured", "**missed**",
     )  # fmt: skip
     assert found["the same ragged, H=128, CUDA, against packed nn.GRU"] == ("30 ×", "met")
-    assert found["a model's whole step over its LSTM version's, off what the parts predict"] == ("0 %", "met")
+    assert found["step time relative to the LSTM version, deviation from the sum of parts"] == ("0 %", "met")
 
 
 def test_device_report_shows_results_and_failures(imported, tmp_path):
@@ -306,7 +306,7 @@ def test_device_part_ends_after_a_hanging_case(imported, tmp_path):
 import sys, time
 from device import bench, part
 part.PARTS["gru"] = lambda bench: [part.Case("fast", dict), part.Case("slow", lambda: time.sleep(60)), part.Case("next", dict)]
-part.LONG = 1
+part.LIMIT = 1
 bench.Bench.lost = lambda self: sys.argv[-1] == "1"
 sys.exit(part.main())
 """
@@ -403,7 +403,7 @@ def test_wrong_results_are_not_timed(played, wrong):
 
     names = ("ours, cuda", "ours, triton", "a peer")
     steps = dict.fromkeys(names, lambda: None) | {"a broken peer": lambda: 1 / 0}
-    found = played.race(steps, {name: lambda name=name: matches(name) for name in names[:2]}, graphs=False)
+    found = played.compare(steps, {name: lambda name=name: matches(name) for name in names[:2]}, graphs=False)
     assert found["left out"] == {"a broken peer": "ZeroDivisionError: division by zero"}
     assert found["seconds"].keys() == set(names) - {wrong}
     assert (found.get("state"), found.get("error")) == (

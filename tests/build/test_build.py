@@ -102,7 +102,7 @@ def assert_left_out(built, sentence: str) -> None:
     assert f"torch's own operators run: {info['reason']}" in result.stdout + result.stderr and "`" in info["reason"]
 
 
-@pytest.mark.needs_kernels
+@pytest.mark.usefixtures("needs_kernels")
 def test_isolated_build_uses_the_environments_torch(sources, environment):
     """pip hides the environment's packages from the build, which finds torch all the same and loads elsewhere."""
     site = next(environment.parents[1].glob("lib/python*/site-packages"))
@@ -150,7 +150,7 @@ def test_sdist_holds_sources_alone(sources, tmp_path):
     assert {name for name in held if ".egg-info/" not in name} == wanted | {"PKG-INFO", "setup.cfg"}
 
 
-@pytest.mark.needs_kernels
+@pytest.mark.usefixtures("needs_kernels")
 def test_object_needs_the_stable_abi_alone():
     """Of torch's symbols, nothing but the C shims, CUDA's weakly; of Python's, only the limited API's; no CUDA runtime."""
     listing = subprocess.run(["nm", "-D", "--undefined-only", ROOT / "ser_fast" / "_C.abi3.so"], capture_output=True,

@@ -222,5 +222,5 @@ def test_convert_refuses_bad_arguments(iemocap, tmp_path):
         convert("iemocap", iemocap, tmp_path / "t.jsonl")
     with pytest.raises(ValueError, match="corpus is 'savee'; it must be one of iemocap, ch_sims, mosi"):
         convert("savee", iemocap, tmp_path / "t.csv")
-    with pytest.raises(ValueError, match="improvised_only is True, but the corpus is mosi; it must be left out"):
+    with pytest.raises(ValueError, match="improvised_only is True, but the corpus is mosi; omit it"):
         convert("mosi", iemocap, tmp_path / "t.csv", improvised_only=True)

@@ -239,6 +239,31 @@ def test_demo_compares_gru_and_lstm(tmp_path):
         assert (tmp_path / ("figures/loss.png" if name == "loss.png" else name)).stat().st_size > 10_000
 
 
+def test_help_lists_commands_without_the_extras():
+    heavy = {"jsonargparse", "matplotlib", "numpy.random", "rich", "scipy", "sklearn", "soundfile", "soxr", "yaml"}
+    script = f"""
+import sys
+from ser_fast.cli import main
+try:
+    main(["--help"])
+except SystemExit as end:
+    assert not end.code
+print(sorted({heavy} & sys.modules.keys()), "ser_fast.reports" in sys.modules, "ser_fast.experiments" in sys.modules)
+"""
+    result = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    for command in ("demo", "train", "cv", "experiment", "convert", "predict", "info"):
+        assert re.search(rf"^    {command}\b", result.stdout, re.MULTILINE)
+    assert result.stdout.endswith("[] False False\n")
+
+
+@pytest.mark.parametrize("command", ["demo", "train", "cv", "experiment", "convert", "predict", "info"])
+def test_help_of_each_command_lists_its_options(command):
+    result = ser_fast_command(command, "--help")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith(f"usage: ser-fast {command} ")
+
+
 def test_commands_name_the_missing_extra(tmp_path):
     blocker = tmp_path / "jsonargparse.py"
     blocker.write_text("raise ImportError('No module named jsonargparse')")

@@ -252,7 +252,7 @@ def corpus(tmp_path_factory) -> Path:
 SCRIPT = """
 import os, signal, sys
 from ser_fast import cli
-from ser_fast.training import trainer
+from ser_fast.training import trainer as training
 
 def step(trainer, batch, whole=trainer.Trainer._step):
     if "KILLED" in os.environ and trainer.progress.epoch == 1 and batch.size == 1:
@@ -276,13 +276,15 @@ def test_killed_process_ends_all_and_run_resumes(corpus, tmp_path):
         assert done.stdout.count(line) == 1, done.stdout
     killed = torchrun(script, *options(corpus, parts), KILLED="1")
     # torchrun's own signal may come first.
-    ended = r"ser-fast: (another of the 2 processes no longer answers|interrupted); the same command goes on from the"
+    ended = (
+        r"ser-fast: (another of the 2 processes no longer answers|interrupted); the same command resumes after the"
+    )
     assert killed.returncode != 0 and len(re.findall(ended, killed.stderr)) == 1, killed.stderr
     assert killed.stderr.count("ser-fast: ") == 1 and "Signal 9" in killed.stderr
     assert len(metrics(parts)) == 1 and not (parts / "summary.json").exists()
     shutil.copytree(parts, tmp_path / "alone")
     resumed = torchrun("-m", "ser_fast", *options(corpus, parts))
-    assert resumed.returncode == 0 and resumed.stdout.count(f"going on after epoch 1 of {parts}") == 1
+    assert resumed.returncode == 0 and resumed.stdout.count(f"resuming after epoch 1 of {parts}") == 1
     assert_same_run(whole, parts)
     assert cli.main(options(corpus, tmp_path / "alone")) == 0
     assert len(metrics(tmp_path / "alone")) == 3

@@ -8,10 +8,13 @@ import pytest
 import torch
 from samples import assert_exact
 
-from ser_fast.models import functionals
+from ser_fast.data import features
+from ser_fast.data.augmentation import change_speed
+from ser_fast.data.dataset import Dataset
 from ser_fast.models.descriptors import PITCH, VOICED
 from ser_fast.models.functionals import Functionals
 from ser_fast.models.statistics import GROUPS, QUANTILES, SPAN, distribution, modulation, moments, slopes, trend
+from ser_fast.training.features import CachedFeatures
 
 RATE = 16000
 
@@ -132,35 +135,60 @@ def test_functionals_train_on_one_utterance():
     assert not torch.equal(model.norm.running_mean, before)
 
 
-def test_functionals_cache_equals_computation(monkeypatch):
-    monkeypatch.setattr(functionals, "_SEEN", functionals.Memory())
-    model, order = Functionals(3).eval(), [1, 3, 0, 2]
-    other = Functionals(3, hop_length=200).eval()
-    wave, lengths = torch.randn(4, 9000), torch.tensor([9000, 5000, 300, 0])
-    first, alone = model._remembered(wave, lengths), model._computed(wave[1:2, :5000], lengths[1:2])
-    assert torch.equal(first[1:2], alone)
-    # A model of other groups computes those alone that no model had, and leaves the rest as they are.
-    wider = Functionals(3, groups=[*model.groups, "levels"]).eval()
-    assert torch.equal(wider._remembered(wave, lengths)[:, : first.shape[1]], first)
-    assert torch.equal(wider._remembered(wave, lengths)[1:2], wider._computed(wave[1:2, :5000], lengths[1:2]))
-    # Sums of another number of rows are rounded in another order; quantiles and maxima hang on few of them.
-    torch.testing.assert_close(first, model._computed(wave, lengths), rtol=1e-3, atol=1e-3)
+def test_functionals_compute_each_row_alone():
+    model = Functionals(3).eval()
+    wave, lengths, order = torch.randn(4, 9000), torch.tensor([9000, 5000, 300, 0]), [1, 3, 0, 2]
+    found = model.features(wave, lengths)
+    assert torch.equal(found[1:2], model.features(wave[1:2, :5000], lengths[1:2]))
+    assert torch.equal(model.features(wave[order], lengths[order]), found[order])
+    for row in range(3):
+        groups = model.utterance_features(wave[row, : lengths[row]], model.groups)
+        assert torch.equal(torch.cat(list(groups.values())), found[row])
+    # Sums of another number of rows are rounded in another order; quantiles and maxima depend on few of them.
+    model.spec_augment, model.training = torch.nn.Identity(), True
+    model.spec_augment.forward = lambda spec, lengths: spec
+    torch.testing.assert_close(model.features(wave, lengths), found, rtol=1e-3, atol=1e-3)
+
+
+def test_functionals_compute_features_once(monkeypatch):
+    model, twin, other = Functionals(3), Functionals(3), Functionals(3, hop_length=200)
+    more = Functionals(3, groups=[*model.groups, "levels"])
+    waves = [torch.randn(2000 + 100 * i) for i in range(7)]
+    data = Dataset("noise", waves, [0, 1, 2, 0, 1, 2, 0], ["a"] * 7, list("abcdefg"), list("xyz"), [])
+    whole = CachedFeatures(model, data, range(7))
+    first = whole(waves, range(7), [1.0] * 7)
+    assert torch.equal(torch.stack(first[2:4]), torch.cat([model.features(wave[None]) for wave in waves[2:4]]))
     computed, compute = [], Functionals._grouped
-    monkeypatch.setattr(Functionals, "_grouped", lambda self, *given: computed.append(1) or compute(self, *given))
-    wave[1, 5000:], wave[3] = 7, 7  # behind their ends
-    assert torch.equal(model._remembered(wave[order], lengths[order]), first[order]) and not computed
-    wave[0, 17] += 1e-3  # another wave, even if by one sample
-    assert not torch.equal(model._remembered(wave, lengths)[0], first[0]) and len(computed) == 1
-    other(wave, lengths)
-    assert len(computed) == 5  # another model's statistics are others
-    a_wave = 4 * 2257 + len(model.groups) * functionals.TENSOR_BYTES
-    monkeypatch.setattr(functionals, "KEPT_BYTES", 3 * a_wave)
-    wave = torch.randn(7, 2000)
-    assert torch.equal(model(wave), model(wave)) and len(functionals._SEEN.seen) <= 3
-    assert functionals._SEEN.bytes == len(functionals._SEEN.seen) * a_wave
-    wider(wave)  # waves of which some groups are known grow, whatever is forgotten meanwhile
-    kept = [values for known in functionals._SEEN.seen.values() for values in known.values()]
-    assert functionals._SEEN.bytes == sum(values.nbytes + functionals.TENSOR_BYTES for values in kept)
+    monkeypatch.setattr(
+        Functionals, "_grouped", lambda self, *given: computed.append(given[2]) or compute(self, *given)
+    )
+    part = data.part([1, 3, 4])  # of another fold, by a model of another fold
+    again = CachedFeatures(twin, part, [2, 0])([waves[4], waves[1]], [0, 1])
+    assert torch.equal(again[0], first[4]) and torch.equal(again[1], first[1]) and not computed
+    # A model of other groups computes those that are not cached.
+    wider = CachedFeatures(more, data, range(7))
+    (row,) = wider(waves[:1], [0])
+    assert torch.equal(row[: len(first[0])], first[0]) and computed == [["levels"]]
+    # Another speed, and another front end.
+    (faster,) = whole(waves[:1], [0], [1.1])
+    assert torch.equal(faster, model.features(change_speed(waves[0], 1.1)[None])[0])
+    assert len(computed) == 3  # the cache's, and this one
+    CachedFeatures(other, data, range(7))(waves[:1], [0])
+    assert len(computed) == 4
+
+
+def test_the_cache_of_features_is_bounded(monkeypatch):
+    model, wider = Functionals(3), Functionals(3, groups=[*Functionals(3).groups, "levels"])
+    waves = [torch.randn(2000) for _ in range(7)]
+    data = Dataset("noise", waves, [0] * 7, ["a"] * 7, list("abcdefg"), ["x", "y"], [])
+    an_entry = 4 * model.classifier.in_features + len(model.groups) * features.TENSOR_BYTES
+    monkeypatch.setattr(features, "KEPT_BYTES", 3 * an_entry)
+    first, again = (CachedFeatures(model, data, range(7))(waves, range(7)) for _ in range(2))
+    assert torch.equal(torch.stack(first), torch.stack(again)) and 1 <= len(data.features.entries) <= 3
+    assert data.features.bytes == len(data.features.entries) * an_entry
+    CachedFeatures(wider, data, range(7))(waves, range(7))  # entries grow
+    kept = [values for groups in data.features.entries.values() for values in groups.values()]
+    assert data.features.bytes == sum(values.nbytes + features.TENSOR_BYTES for values in kept) <= 3 * an_entry
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 0), (2, 3, 400)])

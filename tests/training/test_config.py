@@ -22,11 +22,11 @@ from ser_fast.training.config import TrainConfig, learning_rate
         ({"valid_fraction": 1.0}, "valid_fraction is 1.0; it must be between 0 and 1"),
         ({"label_smoothing": 1.0}, "label_smoothing is 1.0; it must be in 0..1, 1 excluded"),
         ({"patience": -1}, "patience is -1; it must be at least 0"),
-        ({"patience": 3, "validation": "none"}, "patience is 3; it must be 0 where validation is none"),
+        ({"patience": 3, "validation": "none"}, "patience is 3; it must be 0 if validation is none"),
         ({"test_fold": "11/10"}, "test_fold is '11/10'; it must be like 3/10"),
         (
             {"test_fold": "1/10", "test_speakers": "03"},
-            "test_fold is 1/10; it must be left out where test_speakers are",
+            "test_fold is 1/10, but test_speakers are given; omit one of them",
         ),
         ({"augment": {"mixup": -1.0}}, "mixup is -1.0; it must be 0 or in"),
     ],

@@ -184,9 +184,9 @@ def test_cross_validation_refuses_candidates_of_wrong_type(voices, tmp_path):
 
 
 def test_cross_validation_of_values(voices, tmp_path):
-    result = runs.cross_validate(
-        config(voices, tmp_path, data=str(voices / "values.csv"), validation="none"), TINY, Folds("speakers", 2)
-    )
+    valued = config(voices, tmp_path, data=str(voices / "values.csv"), validation="none")
+    result = runs.cross_validate(valued, TINY, Folds("speakers", 2))
+    assert cross_validate(valued, TINY, Folds("speakers", 2)) == result, "read back from the folds' tables"
     assert {"mae", "corr", "acc2", "acc5"} <= result["folds"].keys() and result["classes"] == []
     assert "Pearson r" in (tmp_path / "report.html").read_text()
 
@@ -195,7 +195,7 @@ def test_cross_validation_refuses_other_options(voices, tmp_path):
     cross_validate(config(voices, tmp_path), TINY, Folds("speakers", 2))
     with pytest.raises(ValueError, match="where a run with another protocol lies"):
         cross_validate(config(voices, tmp_path), TINY, Folds("random", 2))
-    with pytest.raises(ValueError, match="test_speakers and test_fold must be left out"):
+    with pytest.raises(ValueError, match="test_speakers or test_fold is given, which the protocol sets; omit it"):
         cross_validate(config(voices, tmp_path / "new", test_speakers="s0"), TINY, Folds())
     with pytest.raises(ValueError, match="it must leave 2 or more, one of each class"):
         cross_validate(config(voices, tmp_path / "new", valid_fraction=0.01), TINY, Folds())
@@ -207,7 +207,7 @@ def test_cross_validation_refuses_another_corpus(voices, tmp_path):
     table = (voices / "classes.csv").read_text().replace("anger_0_0.wav,s0,anger", "anger_0_0.wav,s0,sadness")
     other = voices / "other.csv"
     other.write_text(table)
-    with pytest.raises(ValueError, match="which is not, or no longer, the corpus that the run in"):
+    with pytest.raises(ValueError, match="whose corpus differs from the one that the run in"):
         cross_validate(config(voices, tmp_path / "cv", data=str(other)), TINY, Folds("speakers", 2))
 
 

@@ -110,7 +110,7 @@ def test_interrupted_run_resumes_to_the_same_result(dataset, tmp_path):
     assert len(metrics(tmp_path / "parts")) == 1
     kept = Kept()
     train(config(tmp_path / "parts"), dataset, kept)
-    assert kept.calls[0] == ("on_notice", f"going on after epoch 1 of {tmp_path / 'parts'}")
+    assert kept.calls[0] == ("on_notice", f"resuming after epoch 1 of {tmp_path / 'parts'}")
     assert [given["epoch"] for name, given in kept.calls if name == "on_epoch"] == [2, 3]
     batches = [given for name, given in kept.calls if name == "on_batch"]
     assert [epoch for epoch, *_ in batches] == sorted(epoch for epoch, *_ in batches) and batches[-1][:2] == (3, 1.0)
@@ -177,9 +177,7 @@ def test_trainer_refuses_a_changed_corpus(change, dataset, tmp_path):
     ((name, edit),) = change.items()
     changed = dataclasses.replace(dataset, **{name: edit(getattr(dataset, name))})
     before = contents(tmp_path)
-    with pytest.raises(
-        ValueError, match=r"data is synthetic, which is not, or no longer, the corpus that the run in"
-    ):
+    with pytest.raises(ValueError, match=r"data is synthetic, whose corpus differs from the one that the run in"):
         train(config(tmp_path, epochs=2), changed)
     assert contents(tmp_path) == before
 
@@ -232,7 +230,7 @@ def test_trainer_replaces_a_lost_best_checkpoint(damage, dataset, tmp_path):
     kept = Kept()
     trainer = train(config(tmp_path, epochs=2), dataset, kept)
     assert trainer.progress.best_epoch == 2
-    assert re.search(r"best\.safetensors .*; epoch 2 takes the place of the best", kept.calls[1][1])
+    assert re.search(r"best\.safetensors .*; epoch 2 replaces it as the best", kept.calls[1][1])
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["best"] == summary["last"] and summary["best_epoch"] == 2
 

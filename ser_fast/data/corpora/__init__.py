@@ -1,4 +1,4 @@
-"""Corpora: where the labelled utterances come from."""
+"""Readers of corpora: labelled utterances from folders, file names and tables."""
 
 from pathlib import Path
 
@@ -30,16 +30,16 @@ _FORMS = (
 
 
 def load_corpus(spec: str) -> Corpus:
-    """The corpus that ``spec`` names, as the command line does.
+    """Return the corpus of a ``--data`` option; no audio is read, only names.
 
-    ``synthetic``, ``synthetic-sentiment``, ``casia:FOLDER``, ``emodb:FOLDER``, ``ravdess:FOLDER``,
-    ``folders:FOLDER`` or ``manifest:FILE``; or a bare path: a ``.csv`` or ``.jsonl`` file is a manifest, a folder
-    is Emo-DB or RAVDESS if all its audio files are named so, else one folder per class. No audio is read, only
-    names.
+    Args:
+        spec: ``synthetic``, ``synthetic-sentiment``, ``casia:FOLDER``, ``emodb:FOLDER``, ``ravdess:FOLDER``,
+            ``folders:FOLDER`` or ``manifest:FILE``; or a path: a ``.csv`` or ``.jsonl`` file is a manifest, a folder
+            is Emo-DB or RAVDESS if all its audio files have names of that corpus, else it has a folder per class.
 
     Raises:
         FileNotFoundError: the path does not exist.
-        ValueError: the path holds no corpus of that kind.
+        ValueError: there is no corpus of that kind at the path.
     """
     if spec in ("synthetic", "synthetic-sentiment"):
         from ser_fast.data.corpora import synthetic

@@ -8,7 +8,7 @@ from ser_fast.data.corpora.utterance import Corpus, Utterance
 
 CLASSES = ("anger", "fear", "happiness", "neutral", "sadness", "surprise")
 
-# The release names one folder "neutral" where all emotions share their texts and "normal" where they do not.
+# In the release the folder is "neutral" in the part with shared texts and "normal" in the other one.
 _LABELS = {
     **{name: name for name in CLASSES},
     "angry": "anger",
@@ -16,7 +16,7 @@ _LABELS = {
     "normal": "neutral",
     "sad": "sadness",
 }
-# Its two parts also spell the same four speakers in two ways.
+# The two parts of the release spell the same four speakers in two ways.
 _SPEAKERS = {
     "Chang.Liu": "liuchanhg",
     "Zhe.Wang": "wangzhe",
@@ -31,14 +31,16 @@ _WANTED = (
 
 
 def casia(root: str | PathLike[str]) -> Corpus:
-    """CASIA, its speakers and labels taken from the folders: ``root/**/SPEAKER/EMOTION/*.wav``.
+    """Return CASIA with speakers and labels from the folders ``root/**/SPEAKER/EMOTION/*.wav``.
 
-    ``root`` is the whole release, with the 300 texts that all emotions share and the 100 that they do not, or one
-    of these parts; a speaker is the same in both. The classes are those of ``CLASSES`` that occur.
+    The classes are those of ``CLASSES`` that occur; a speaker has one name in both parts of the release.
+
+    Args:
+        root: the whole release, or its part of 300 texts that all emotions share, or that of the other 100 texts.
 
     Raises:
         FileNotFoundError: ``root`` is not a folder.
-        ValueError: it holds no audio file, a file elsewhere, or more than the 4 speakers.
+        ValueError: it has no audio file, a file in another place, or more than 4 speakers.
     """
     root, files = Path(root), wanted_files(root, _WANTED)
     inside = [path.relative_to(root) for path in files]
@@ -52,6 +54,6 @@ def casia(root: str | PathLike[str]) -> Corpus:
     present = {utterance.label for utterance in utterances}
     corpus = Corpus("casia", utterances, [label for label in CLASSES if label in present])
     if len(corpus.speakers) > 4:
-        # Two names of one speaker would put her in training and in the test.
+        # A speaker with two names could be in the training and in the test part.
         raise ValueError(f"{str(root)!r} has the speakers {', '.join(corpus.speakers)}, allowed: {_WANTED}")
     return corpus

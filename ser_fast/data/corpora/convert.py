@@ -62,7 +62,7 @@ def convert(
     given = {"excited_as_happy": excited_as_happy, "improvised_only": improvised_only}
     if corpus != "iemocap" and any(given.values()):
         name = next(name for name, value in given.items() if value)
-        raise ValueError(f"{name} is True, but the corpus is {corpus}; it must be left out")
+        raise ValueError(f"{name} is True, but the corpus is {corpus}; omit it")
 
     found, left_out = _READERS[corpus](path, **(given if corpus == "iemocap" else {}))
     if not found.utterances:

@@ -24,19 +24,21 @@ _STEM = re.compile(r"(?P<speaker>[0-9]{2})[a-z][0-9]{2}(?P<emotion>[WLEAFTN])[a-
 
 
 def follows_scheme(path: Path) -> bool:
-    """Whether the file is named as in Emo-DB, ``SSTTTEV``: speaker, sentence, emotion, take."""
+    """Return whether a file is named as in Emo-DB, ``SSTTTEV``: speaker, sentence, emotion, take."""
     return _STEM.fullmatch(path.stem) is not None
 
 
 def emodb(root: str | PathLike[str]) -> Corpus:
-    """Emo-DB, its speakers and labels taken from the file names ``SSTTTEV.wav``, as in ``03a01Wa.wav``.
+    """Return Emo-DB with speakers and labels from the file names ``SSTTTEV.wav``, such as ``03a01Wa.wav``.
 
-    ``root`` is the folder of the WAV files or the one that has it as ``wav/``. The classes are those that
-    occur, in the order of ``LABELS``.
+    The classes are those that occur, in the order of ``LABELS``.
+
+    Args:
+        root: the folder of the WAV files, or the folder that contains it as ``wav``.
 
     Raises:
         FileNotFoundError: ``root`` is not a folder.
-        ValueError: it holds no audio file, a file that is not named so, or two of the same name.
+        ValueError: it has no audio file, a file with another kind of name, or two files of the same name.
     """
     root = require_folder(root, "Emo-DB's")
     folder = root / "wav" if (root / "wav").is_dir() else root

@@ -1,4 +1,4 @@
-"""A corpus laid out as one folder per class."""
+"""A corpus with one folder per class."""
 
 from os import PathLike
 
@@ -8,13 +8,13 @@ from ser_fast.data.corpora.utterance import Corpus, Utterance
 
 
 def folders(root: str | PathLike[str]) -> Corpus:
-    """The audio files ``root/<label>/x.wav`` (speaker ``"unknown"``) and ``root/<label>/<speaker>/**/x.wav``.
+    """Return the audio files ``root/<label>/<speaker>/**/x.wav`` and ``root/<label>/x.wav``.
 
-    Hidden files and folders are passed over; the classes are sorted.
+    The speaker of the second form is ``"unknown"``. The classes are sorted; hidden files and folders are skipped.
 
     Raises:
         FileNotFoundError: ``root`` is not a folder.
-        ValueError: an audio file lies outside the class folders, or a class folder holds none.
+        ValueError: an audio file is outside the class folders, or a class folder has none.
     """
     root = require_folder(root, "one of folders")
 
@@ -29,7 +29,7 @@ def folders(root: str | PathLike[str]) -> Corpus:
 
     classes = sorted({utterance.label for utterance in utterances})
     below = {path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}
-    # A class whose files have an unknown suffix must not vanish unnoticed.
+    # Otherwise a class whose files have an unknown suffix would be missing without notice.
     empty = sorted(below.difference(classes))
     if empty:
         raise ValueError(f"class folders {empty} of {str(root)!r} hold no audio file, allowed: one or more")

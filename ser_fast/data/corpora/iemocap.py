@@ -20,7 +20,8 @@ _OTHERS = {
     "xxx": "no agreement of the annotators",
 }
 
-# The turn's last part begins with who speaks; the first one's letter is who wears the markers.
+# The last part of a turn's name begins with the gender of the speaker; the letter in the first part is that of the
+# person who wears the markers.
 _TURN = re.compile(
     r"\[[\d.]+ - [\d.]+\]\s+"
     r"(?P<turn>(?P<dialog>(?P<session>Ses\d\d)[FM]_(?P<kind>impro|script)\w+)_(?P<gender>[FM])\w+)\s+"
@@ -35,19 +36,19 @@ _WANTED = (
 def iemocap(
     root: str | PathLike[str], excited_as_happy: bool = False, improvised_only: bool = False
 ) -> tuple[Corpus, dict[str, int]]:
-    """IEMOCAP's anger, happiness, neutral and sadness, and how many turns of what else are left out.
+    """Return IEMOCAP's anger, happiness, neutral and sadness, and the number of turns left out for each reason.
 
-    The label is what the annotators agreed on. Of the 10 039 turns, 4 490 have one of the four, 1 041 more with
-    ``excited_as_happy``. A speaker is the session and the gender of who speaks, such as ``Ses01F``.
+    The label is the one that the annotators agreed on. 4 490 of the 10 039 turns have one of the four labels, 1 041
+    more with ``excited_as_happy``. A speaker is named by session and gender, such as ``Ses01F``.
 
     Args:
         root: ``IEMOCAP_full_release``.
         excited_as_happy: count excitement as happiness, as much of the literature does.
-        improvised_only: leave out the scripted dialogs, whose texts tell the emotion.
+        improvised_only: leave out the scripted dialogs, whose texts reveal the emotion.
 
     Raises:
         FileNotFoundError: ``root`` is not a folder.
-        ValueError: it is not laid out as released, a line of a turn is malformed, or a turn's audio is missing.
+        ValueError: the layout is not that of the release, a line of a turn is malformed, or audio is missing.
     """
     root = require_folder(root, _WANTED)
     # The release also holds the "._" files of a macOS archiver.
@@ -78,7 +79,7 @@ def iemocap(
 def _turns(table: Path) -> list[re.Match]:
     turns = []
     for number, line in enumerate(table.read_text(encoding="utf-8", errors="replace").split("\n"), start=1):
-        if not line.startswith("["):  # the annotators' single votes, below each turn
+        if not line.startswith("["):  # votes of single annotators, below each turn
             continue
         turn = _TURN.fullmatch(line)
         if turn is None or turn["emotion"] not in {**LABELS, **_OTHERS}:

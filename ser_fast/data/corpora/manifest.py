@@ -20,16 +20,19 @@ OPTIONAL = ("start", "end", "part")
 
 
 def manifest(path: str | PathLike[str]) -> Corpus:
-    """The utterances listed in a table with the columns ``file,speaker,label[,start,end,part]``.
+    """Return the utterances listed in a table with the columns ``file,speaker,label[,start,end,part]``.
 
-    A ``.csv`` has a header row, a ``.jsonl`` one object a line; both are UTF-8. Other columns and blank
-    lines are ignored. Relative files are relative to the table's folder; ``start`` and ``end`` are seconds,
-    empty or null for the file's beginning or end. ``part`` is ``train``, ``valid`` or ``test``, for all or none.
-    The classes are sorted. For regression, ``value`` takes the place of ``label``: a finite number.
+    ``file`` may be relative to the folder of the table. ``start`` and ``end`` are seconds; empty or null is the
+    beginning or the end of the file. ``part`` is ``train``, ``valid`` or ``test``, for all utterances or none. For a
+    regression the column ``value``, a finite number, replaces ``label``. The classes are sorted; other columns and
+    blank lines are ignored.
+
+    Args:
+        path: a ``.csv`` with a header row, or a ``.jsonl`` with one object a line; UTF-8.
 
     Raises:
         OSError: the table cannot be read.
-        ValueError: the table is malformed; names the line, the column, the value and what is allowed.
+        ValueError: the table is malformed; the message names the line, the column, the value and the constraint.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -51,7 +54,7 @@ def manifest(path: str | PathLike[str]) -> Corpus:
 
 
 def write_manifest(corpus: Corpus, out: Path) -> None:
-    """The corpus as a ``.csv`` that :func:`manifest` reads; files below its folder are named relative to it."""
+    """Write a corpus as a ``.csv`` that :func:`manifest` reads; files below its folder get a relative path."""
     target = "label" if corpus.classes else "value"
     columns = [*REQUIRED, target, *(name for name in OPTIONAL if any(getattr(u, name) is not None
                                                                      for u in corpus.utterances))]  # fmt: skip
@@ -78,19 +81,19 @@ def _csv_rows(text: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         reader.fieldnames = header
         for row in reader:
             place = f"{name}, line {reader.line_num}"
-            # DictReader keeps the cells beyond the header under None; an unquoted comma shifts the columns.
+            # DictReader stores the cells beyond the header under None; an unquoted comma adds one.
             if None in row:
                 cells = len(header) + len(row[None])
                 raise ValueError(f"{place}: {cells} cells, allowed: {len(header)}, as in the header")
             yield place, row
     except csv.Error as error:
-        # line_num is still that of the last good row; an open quote would otherwise blame the last line.
+        # line_num is that of the last good row; after an open quote the reader is at the last line.
         place = f"{name}, line {reader.line_num + 1}"
         raise ValueError(f"{place}: {error}, allowed: comma-separated values") from error
 
 
 def _jsonl_rows(text: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    # Not splitlines(): JSON strings may hold other line separators, such as U+2028.
+    # Not splitlines(): JSON strings may contain other line separators, such as U+2028.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -105,7 +108,7 @@ def _jsonl_rows(text: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _target(rows: list[tuple[str, dict[str, Any]]]) -> str:
-    """``"label"`` or ``"value"``, which is the same in every row."""
+    """Return ``"label"`` or ``"value"``, whichever column the table has."""
     target, other = ("value", "label") if "value" in rows[0][1] else ("label", "value")
     for place, row in rows:
         if other in row:

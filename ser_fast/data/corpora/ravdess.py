@@ -30,21 +30,21 @@ _WANTED = (
 
 
 def follows_scheme(path: Path) -> bool:
-    """Whether the file is named by RAVDESS's seven numbers, speech or song, with or without a face."""
+    """Return whether a file is named by RAVDESS's seven numbers, for speech or song, audio or video."""
     return _STEM.fullmatch(path.stem) is not None
 
 
 def ravdess(root: str | PathLike[str]) -> Corpus:
-    """The speech of RAVDESS, its speakers and labels taken from names like ``03-01-06-01-02-01-12.wav``.
+    """Return the speech of RAVDESS with speakers and labels from names such as ``03-01-06-01-02-01-12.wav``.
 
-    The numbers are modality, vocal channel, emotion, intensity, statement, repetition and actor. The song, which
-    lacks two of the emotions, and sound taken from the films, which is the same speech once more, are refused
-    rather than skipped. The classes are those that occur, in the order of ``LABELS``; both intensities count.
+    The numbers are modality, vocal channel, emotion, intensity, statement, repetition and actor. Both intensities
+    are used. The classes are those that occur, in the order of ``LABELS``. Song, which lacks two of the emotions, and
+    sound from the films, which repeats the speech, are errors and not skipped.
 
     Raises:
         FileNotFoundError: ``root`` is not a folder.
-        ValueError: it holds no audio file, a file that is not named so or not audio-only speech, or two of the
-            same name.
+        ValueError: it has no audio file, a file with another kind of name or that is not audio-only speech, or two
+            files of the same name.
     """
     root, files = Path(root), wanted_files(root, _WANTED)
     refuse([path.name for path in files if not follows_scheme(path)], root, "not named by seven numbers", _WANTED)

@@ -1,4 +1,4 @@
-"""CH-SIMS and MOSI: films whose sentiment is a number, shipped with one ``label.csv``.
+"""CH-SIMS and MOSI: video clips with a sentiment value, listed in one ``label.csv``.
 
 CH-SIMS: W. Yu, H. Xu, F. Meng, Y. Zhu, Y. Ma, J. Wu, J. Zou and K. Yang, "CH-SIMS: a Chinese multimodal sentiment
 analysis dataset with fine-grained annotation of modality", ACL 2020.
@@ -25,24 +25,33 @@ _WANTED = "label.csv and Raw/VIDEO/CLIP.mp4, which https://github.com/thuiar/MMS
 
 
 def ch_sims(root: str | PathLike[str]) -> tuple[Corpus, dict[str, int]]:
-    """CH-SIMS with its multimodal label, -1 (negative) to 1, and its own parts; nothing is left out.
+    """Return CH-SIMS with its multimodal label, -1 (negative) to 1, and its own parts; nothing is left out.
 
-    ``root`` holds ``label.csv`` and ``Raw/VIDEO/CLIP.mp4`` with a ``CLIP.wav`` beside or in place of each. Who
-    speaks is not known: the speaker is the video's id, and one person may speak in several videos.
+    The speakers are unknown: the id of the video serves as speaker, and one person may speak in several videos.
+
+    Args:
+        root: the folder of ``label.csv`` and ``Raw/VIDEO/CLIP.mp4``, with a ``CLIP.wav`` beside or instead of each.
+
+    Returns:
+        The corpus and an empty dict of utterances left out.
 
     Raises:
         FileNotFoundError: ``root`` is not a folder.
-        ValueError: ``label.csv`` is missing or malformed, or a clip's audio is missing; the message holds the
-            command that takes it out of the films.
+        ValueError: ``label.csv`` is missing or malformed, or audio is missing; the message then contains the command
+            that extracts it from the videos.
     """
     return _read("ch_sims", root, 1.0, _BESIDE)
 
 
 def mosi(root: str | PathLike[str]) -> tuple[Corpus, dict[str, int]]:
-    """CMU-MOSI with its sentiment, -3 (negative) to 3, and its own parts; nothing is left out.
+    """Return CMU-MOSI with its sentiment, -3 (negative) to 3, and its own parts; nothing is left out.
 
-    ``root`` is laid out as for :func:`ch_sims`, with MOSI's ``label.csv``. In place of the films' audio it may
-    hold CMU's own segments, ``Raw/Audio/WAV_16000/Segmented/VIDEO_CLIP.wav``. The speaker is the video's id.
+    Args:
+        root: as for :func:`ch_sims`, with MOSI's ``label.csv``; the audio may also be CMU's segments,
+            ``Raw/Audio/WAV_16000/Segmented/VIDEO_CLIP.wav``.
+
+    Returns:
+        As :func:`ch_sims`.
 
     Raises:
         FileNotFoundError: ``root`` is not a folder.
@@ -55,7 +64,7 @@ def _read(name: str, root: str | PathLike[str], limit: float, *patterns: str) ->
     root = require_folder(root, f"{name}'s {_WANTED}")
     utterances, silent = [], []
     for video, clip, value, part in _rows(root / "label.csv", limit, f"{name}'s {_WANTED}"):
-        # A spreadsheet makes 1 of the clip 0001.
+        # A spreadsheet turns the clip 0001 into 1.
         clips = (clip, clip.zfill(4))
         paths = [root / pattern.format(video=video, clip=one) for pattern in patterns for one in clips]
         path = next((path for path in paths if path.is_file()), None)
@@ -72,12 +81,12 @@ def _read(name: str, root: str | PathLike[str], limit: float, *patterns: str) ->
 
 
 def _rows(path: Path, limit: float, wanted: str) -> Iterator[tuple[str, str, float, str]]:
-    """Video, clip, value and part of every row."""
+    """Yield video, clip, value and part of every row."""
     if not path.is_file():
         raise ValueError(f"{str(path.parent)!r} holds no label.csv, allowed: {wanted}")
-    # The texts, which are not needed, are not always UTF-8.
+    # The column of texts, which is not used, is not always UTF-8.
     text = path.read_bytes().decode("utf-8-sig", errors="replace")
-    # CH-SIMS is handed out with a header and without.
+    # CH-SIMS is released with and without a header.
     columns = None if "video_id" in text.partition("\n")[0] else _COLUMNS
     reader = csv.DictReader(io.StringIO(text, newline=""), columns, strict=True)
     try:
@@ -90,7 +99,7 @@ def _rows(path: Path, limit: float, wanted: str) -> Iterator[tuple[str, str, flo
                 raise ValueError(f"{place}: mode is {row['mode']!r}, allowed: {', '.join(PARTS)}")
             yield row["video_id"], row["clip_id"], _value(row["label"], limit, place), row["mode"]
     except csv.Error as error:
-        # line_num is still that of the last good row.
+        # line_num is that of the last good row.
         place = f"{path}, line {reader.line_num + 1}"
         raise ValueError(f"{place}: {error}, allowed: comma-separated values") from error
 

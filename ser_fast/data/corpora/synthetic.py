@@ -1,13 +1,13 @@
-"""Corpora that need no file: synthetic voices acting six emotions, or sentiment from sad to happy.
+"""Synthetic corpora, which need no file: voices with six emotions, or with sentiment from sad to happy.
 
 The voice is a source-filter model (Fant, Acoustic Theory of Speech Production, 1970). The source is a
 band-limited pulse train that follows an F0 contour, with jitter, shimmer and a spectral tilt, plus noise for
 breath and consonants. The filter is a cascade of formant resonators (Klatt, JASA 67, 1980) that move between
 the vowels of Peterson and Barney (JASA 24, 1952). Source and filter meet in a short-time Fourier transform.
 
-What each emotion does to the voice follows the qualitative tendencies reviewed by Murray and Arnott (JASA 93,
-1993) and Scherer (Speech Communication 40, 2003); the numbers are chosen so that emotions overlap. This is
-a stand-in for exercising a pipeline, not evidence about human speech.
+The effect of each emotion on the voice follows the qualitative tendencies reviewed by Murray and Arnott (JASA 93,
+1993) and Scherer (Speech Communication 40, 2003); the numbers are chosen so that emotions overlap. These corpora
+serve to exercise a pipeline; they are no evidence about human speech.
 """
 
 import math
@@ -48,7 +48,7 @@ _SPREAD = _Manner(0.7, 0.3, 0.3, 1.0, 0.3, 2.0, 0.4, 0.2, 1.5, 0.0)  # standard 
 
 
 class _Speaker(NamedTuple):
-    """What stays the same in everything one speaker says."""
+    """Properties of a speaker that all utterances share."""
 
     f0: float  # hertz
     formants: float  # formant frequencies relative to an average man's; a shorter tract raises them
@@ -59,7 +59,7 @@ class _Speaker(NamedTuple):
 
 
 class _Gesture(NamedTuple):
-    """What the articulators do in each frame."""
+    """State of the articulators in each frame."""
 
     voicing: torch.Tensor  # [T, 1] gain
     noise: torch.Tensor  # [T, 1] gain
@@ -90,15 +90,22 @@ _CONSONANTS = torch.tensor(
         [0.00, 0.06, 0.5, 0.0, 1000.0, 360.0, 1200.0, 2700.0],  # l
     ]
 )
-_SENTIMENT_LINE = 300_000  # halfway between two speakers' seeds, so no sentence of the emotions comes again
+_SENTIMENT_LINE = 300_000  # halfway between two speakers' seeds, so that the emotions' sentences do not recur
 _FRAME_SECONDS = 0.008  # about one period of a low voice, so noise drawn per frame acts as jitter and shimmer
 
 
 def synthetic(speakers: int = 8, takes: int = 10, sample_rate: int = 16000) -> Corpus:
-    """The corpus in which every speaker acts every emotion ``takes`` times, all in memory.
+    """Return a corpus in memory in which every speaker acts every emotion ``takes`` times.
 
     Names are like ``s00_anger_03`` and speakers like ``s00``; even speakers are male, odd ones female.
-    Raises ``ValueError`` if ``speakers`` or ``takes`` is below 1, or ``sample_rate`` below 8000.
+
+    Args:
+        speakers: number of speakers, at least 1.
+        takes: utterances of each speaker and emotion, at least 1.
+        sample_rate: in hertz, at least 8000.
+
+    Raises:
+        ValueError: an argument is too small.
     """
     _require_at_least("speakers", speakers, 1)
     _require_at_least("takes", takes, 1)
@@ -118,11 +125,18 @@ def synthetic(speakers: int = 8, takes: int = 10, sample_rate: int = 16000) -> C
 
 
 def synthetic_sentiment(speakers: int = 8, takes: int = 30, sample_rate: int = 16000) -> Corpus:
-    """A corpus for regression: every speaker says ``takes`` sentences, each at a random value in [-1, 1].
+    """Return a corpus for regression in memory: every speaker says sentences, each with a random value in [-1, 1].
 
-    The value is how far the manner goes from neutral at 0 towards sadness at -1 or happiness at 1. Like the
-    emotions it is a stand-in for exercising a pipeline. Names are like ``s00_03``, all is in memory.
-    Raises ``ValueError`` as :func:`synthetic` does.
+    The value says how far the manner goes from neutral at 0 towards sadness at -1 or happiness at 1. Names are like
+    ``s00_03``.
+
+    Args:
+        speakers: number of speakers, at least 1.
+        takes: sentences of each speaker, at least 1.
+        sample_rate: in hertz, at least 8000.
+
+    Raises:
+        ValueError: an argument is too small.
     """
     _require_at_least("speakers", speakers, 1)
     _require_at_least("takes", takes, 1)
@@ -140,11 +154,18 @@ def synthetic_sentiment(speakers: int = 8, takes: int = 30, sample_rate: int = 1
 
 
 def synthesize(emotion: str, speaker: int, take: int, sample_rate: int = 16000) -> torch.Tensor:
-    """One utterance as float32 samples ``[N]`` in [-1, 1], about 0.7 to 2.3 seconds at ``sample_rate`` hertz.
+    """Return one utterance as float32 samples ``[N]`` in [-1, 1], about 0.7 to 2.3 seconds long.
 
-    ``speaker`` and ``take`` count from 0, and every take says another random sentence. The samples depend on
-    the arguments alone. Raises ``ValueError`` for an emotion not in ``EMOTIONS``, a negative ``speaker`` or
-    ``take``, or a ``sample_rate`` below 8000.
+    The samples depend on the arguments alone; every take is another random sentence.
+
+    Args:
+        emotion: one of ``EMOTIONS``.
+        speaker: number of the speaker, from 0.
+        take: number of the take, from 0.
+        sample_rate: in hertz, at least 8000.
+
+    Raises:
+        ValueError: the emotion is unknown or a number is too small.
     """
     if emotion not in EMOTIONS:
         raise ValueError(f"emotion is {emotion!r}; it must be one of {', '.join(EMOTIONS)}")
@@ -168,7 +189,7 @@ def _require_at_least(name: str, value: int, least: int) -> None:
 
 
 def _generator(speaker: int, line: int) -> torch.Generator:
-    """The randomness of one line of a speaker, or for line 0 of the speaker's own voice."""
+    """Return the generator of one line of a speaker; line 0 draws the speaker's voice."""
     return torch.Generator().manual_seed(600_001 * speaker + line)
 
 
@@ -190,7 +211,7 @@ def _draw_speaker(number: int) -> _Speaker:
 
 
 def _draw_manner(emotion: str, degree: float, voice: _Speaker, generator: torch.Generator) -> _Manner:
-    """How this take expresses ``emotion`` to a degree: subdued to exaggerated, with everything varied a little."""
+    """Draw the manner of a take: ``degree`` scales the emotion, and every value varies a little."""
     strength = degree * voice.strength * _uniform(0.8, 1.25, generator)
     deviates = torch.randn(len(_SPREAD), generator=generator).tolist()
     columns = zip(_MANNERS["neutral"], _MANNERS[emotion], _SPREAD, deviates, strict=True)
@@ -203,7 +224,7 @@ def _draw_manner(emotion: str, degree: float, voice: _Speaker, generator: torch.
 
 
 def _articulate(manner: _Manner, generator: torch.Generator) -> _Gesture:
-    """A random sentence of four to six syllables, each a gap, a consonant and a vowel."""
+    """Draw a random sentence of four to six syllables, each a gap, a consonant and a vowel."""
     count = int(torch.randint(4, 7, (), generator=generator))
     vowels = _VOWELS[torch.randint(len(_VOWELS), (count,), generator=generator)]
     consonants = _CONSONANTS[torch.randint(len(_CONSONANTS), (count,), generator=generator)]
@@ -233,7 +254,7 @@ def _articulate(manner: _Manner, generator: torch.Generator) -> _Gesture:
 
 
 def _glide(steps: torch.Tensor, seconds: float) -> torch.Tensor:
-    """Rounds off the steps of the columns of ``[T, C]`` over about ``seconds`` on either side."""
+    """Smooth the steps of the columns of ``[T, C]`` over about ``seconds`` on either side."""
     half = round(seconds / _FRAME_SECONDS / 2)
     rows = functional.pad(steps.T[None], (2 * half, 2 * half), mode="replicate")
     for _ in range(2):
@@ -242,7 +263,7 @@ def _glide(steps: torch.Tensor, seconds: float) -> torch.Tensor:
 
 
 def _intonate(voice: _Speaker, manner: _Manner, gesture: _Gesture, generator: torch.Generator) -> torch.Tensor:
-    """F0 of every frame ``[T]`` in hertz: declination, accents and the movement at the end."""
+    """Return F0 of every frame ``[T]`` in hertz: declination, accents and the movement at the end."""
     accent = gesture.accent[:, 0]
     time = torch.linspace(0, 1, len(accent))
     ending = (3 * time - 2).clamp(min=0)
@@ -254,7 +275,7 @@ def _intonate(voice: _Speaker, manner: _Manner, gesture: _Gesture, generator: to
 def _render(
     voice: _Speaker, manner: _Manner, gesture: _Gesture, sample_rate: int, generator: torch.Generator
 ) -> torch.Tensor:
-    """Samples ``[N]``: source spectra, filtered frame by frame, at a random recording level."""
+    """Return samples ``[N]``: source spectra, filtered frame by frame, at a random recording level."""
     f0 = _intonate(voice, manner, gesture, generator)
     hop = round(_FRAME_SECONDS * sample_rate)
     size = 4 * hop
@@ -275,7 +296,7 @@ def _render(
     spectrum = voiced + 0.25 * gesture.noise * band * noise
     samples = torch.istft(spectrum.mT, size, hop, window=window, length=length)
 
-    # A random gain and noise floor keep the bare level from giving the emotion away.
+    # With a random gain and noise floor the level alone does not reveal the emotion.
     decibels = -26 + manner.energy + voice.level + _uniform(-4, 4, generator)
     samples = samples * 10 ** (decibels / 20) / samples.square().mean().sqrt()
     samples += 10 ** (_uniform(-70, -55, generator) / 20) * torch.randn(length, generator=generator)
@@ -283,7 +304,7 @@ def _render(
 
 
 def _pulses(f0: torch.Tensor, length: int, sample_rate: int) -> torch.Tensor:
-    """A pulse train ``[length]``: nearly equal cosines at every harmonic of ``f0`` below Nyquist."""
+    """Return a pulse train ``[length]``: nearly equal cosines at every harmonic of ``f0`` below Nyquist."""
     # In float64, because rounding of the phase accumulates over tens of thousands of samples.
     contour = functional.interpolate(f0[None, None].double(), length, mode="linear", align_corners=True)[0, 0]
     phase = 2 * math.pi * (contour / sample_rate).cumsum(0)
@@ -295,7 +316,7 @@ def _pulses(f0: torch.Tensor, length: int, sample_rate: int) -> torch.Tensor:
 
 
 def _tract(formants: torch.Tensor, scale: float, frequency: torch.Tensor) -> torch.Tensor:
-    """Response ``[T, F]`` of a cascade of resonators: ``formants`` ``[T, 3]`` and fixed ones above them."""
+    """Return the response ``[T, F]`` of resonators in series: ``formants`` ``[T, 3]`` and fixed ones above them."""
     response = torch.ones(1, dtype=torch.complex64)
     moving = zip(formants.T[:, :, None], (70.0, 100.0, 140.0), strict=True)
     # A uniform tube of 17.5 cm resonates at 3500 Hz and every 1000 Hz above.

@@ -1,4 +1,4 @@
-"""What the readers of corpora that lie in folders share."""
+"""Helpers of the readers of corpora in folders."""
 
 from collections import Counter
 from os import PathLike
@@ -11,7 +11,11 @@ _SHOWN = 5
 
 
 def require_folder(root: str | PathLike[str], allowed: str) -> Path:
-    """``root`` as a path; raises ``FileNotFoundError`` if it is not a folder."""
+    """Return ``root`` as a path.
+
+    Raises:
+        FileNotFoundError: it is not a folder; the message names what is ``allowed``.
+    """
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"root {str(root)!r} is not an existing folder, allowed: {allowed}")
@@ -19,7 +23,12 @@ def require_folder(root: str | PathLike[str], allowed: str) -> Path:
 
 
 def wanted_files(root: str | PathLike[str], wanted: str) -> list[Path]:
-    """The audio files below ``root``, or else an error that says what is wanted there."""
+    """Return the audio files below ``root``.
+
+    Raises:
+        FileNotFoundError: ``root`` is not a folder.
+        ValueError: it has no audio file; the message names what is ``wanted``.
+    """
     root = require_folder(root, wanted)
     try:
         return find_audio(root)
@@ -28,7 +37,7 @@ def wanted_files(root: str | PathLike[str], wanted: str) -> list[Path]:
 
 
 def refuse(files: list[str], folder: Path, fault: str, allowed: str) -> None:
-    """Raise ``ValueError`` with the first of these files and their number, if there are any."""
+    """Raise ``ValueError`` with the number and the first of these files, if there are any."""
     if files:
         shown = ", ".join(files[:_SHOWN]) + (", ..." if len(files) > _SHOWN else "")
         count = f"{len(files)} file{'s' if len(files) > 1 else ''}"
@@ -36,4 +45,5 @@ def refuse(files: list[str], folder: Path, fault: str, allowed: str) -> None:
 
 
 def repeated(names: list[str]) -> list[str]:
+    """Return the names that occur more than once."""
     return [name for name, count in Counter(names).items() if count > 1]

@@ -1,4 +1,4 @@
-"""What every corpus yields: utterances with a speaker and a label or a value."""
+"""Utterances with a speaker and a label or a value, and corpora of them."""
 
 import math
 import os
@@ -14,10 +14,16 @@ PARTS = ("train", "valid", "test")
 class Utterance:
     """One labelled utterance, on disk (``path``) or in memory (``samples``).
 
-    ``start`` and ``end`` are seconds within the file; ``None`` means its beginning or its end.
-    ``samples`` is a float32 tensor ``[N]`` at ``sample_rate`` hertz. ``value`` is what regression predicts, and
-    ``label`` is ``""`` then. ``part`` is ``"train"``, ``"valid"`` or ``"test"`` where the corpus has a division of
-    its own.
+    Args:
+        name: of the utterance.
+        speaker: name of the speaker.
+        label: name of the class; ``""`` for a regression.
+        path: the audio file.
+        start, end: in seconds within the file; None is its beginning or its end.
+        samples: float32 ``[N]``, instead of a file.
+        sample_rate: of the samples, in hertz.
+        value: the target of a regression.
+        part: "train", "valid" or "test" in the corpus's own division.
     """
 
     name: str
@@ -34,14 +40,17 @@ class Utterance:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A named list of utterances; ``classes`` fixes the order of the labels everywhere.
+    """A named list of utterances.
 
-    Without classes it is a corpus for regression, and every utterance has a value.
+    Args:
+        name: of the corpus.
+        utterances: the utterances.
+        classes: names of the classes in the order of their indices; empty for a regression.
 
     Raises:
-        ValueError: the same stretch of the same file twice, which a split could put in training and in the test;
-            a label that is not among the classes, or beside a value; a value that is missing or not finite; parts
-            other than the three, or not for all utterances.
+        ValueError: the same section of a file occurs twice, so that it could be in the training and in the test part;
+            a label is not among the classes, or has a value beside it; a value is missing or not finite; a part has
+            another name, or some utterances have none.
     """
 
     name: str
@@ -86,4 +95,5 @@ class Corpus:
 
     @property
     def speakers(self) -> list[str]:
+        """The names of the speakers, sorted."""
         return sorted({utterance.speaker for utterance in self.utterances})

@@ -1,0 +1,48 @@
+"""A cache of features of utterances."""
+
+from collections.abc import Callable, Hashable, Sequence
+
+from torch import Tensor
+
+KEPT_BYTES = 1 << 28  # 256 MiB, about 20 000 utterances of the default functionals
+TENSOR_BYTES = 512  # that a tensor takes beside its values
+
+
+class FeatureCache:
+    """Named groups of features by a key, such as an utterance's number and the options of the computation.
+
+    The cache is emptied before it would hold more than :data:`KEPT_BYTES`: entries of options that are no longer used
+    must not keep others out.
+    """
+
+    def __init__(self):
+        self.entries: dict[Hashable, dict[str, Tensor]] = {}
+        self.bytes = 0
+
+    def get(
+        self, key: Hashable, names: Sequence[str], compute: Callable[[list[str]], dict[str, Tensor]]
+    ) -> list[Tensor]:
+        """Return the named groups of features of a key.
+
+        Args:
+            key: identifies the input and the options of the computation.
+            names: the groups.
+            compute: called with the names that are not cached; returns their features.
+        """
+        known = self.entries.get(key, {})
+        missing = [name for name in names if name not in known]
+        if missing:
+            known = self._add(key, known | compute(missing))
+        return [known[name] for name in names]
+
+    def _add(self, key: Hashable, groups: dict[str, Tensor]) -> dict[str, Tensor]:
+        self.bytes -= _size(self.entries.pop(key, {}))
+        if self.bytes + _size(groups) > KEPT_BYTES:
+            self.entries, self.bytes = {}, 0
+        self.entries[key] = groups
+        self.bytes += _size(groups)
+        return groups
+
+
+def _size(groups: dict[str, Tensor]) -> int:
+    return sum(values.nbytes + TENSOR_BYTES for values in groups.values())
