@@ -17,7 +17,9 @@ import os
 import shutil
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; the workers share the cores
+    # Before torch is imported: the workers share the cores, and two threads of one worker do not wait in a loop.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # starting its processes takes longer than compiling
 
 import pytest

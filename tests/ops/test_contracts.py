@@ -18,29 +18,32 @@ from samples import (
     spectrogram_arguments,
     spread,
 )
+from selection import important
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 
-SMALL = [
-    ("gru", gru_arguments(3, 3, 2, 2, ragged_rows=True, reset_after=True)),
-    ("gru", gru_arguments(2, 2, 1, 3, ragged_rows=False, reset_after=False, biased=False, batch_first=True)),
-    ("gru", gru_arguments(3, 4, 2, 2, ragged_rows=True, reset_after=True, packed=True)),
-    ("gru", gru_arguments(3, 4, 2, 2, ragged_rows=True, reset_after=False, biased=False, packed=True)),
-    ("attention_pool", pool_arguments(3, 4, 3, ragged_rows=True)),
-    ("attention_pool", pool_arguments(2, 3, 2, ragged_rows=False)),
-    ("power_spectrogram", spectrogram_arguments(3, 24, 8, 10, 5, ragged_rows=True, normalized=True, log=True)),
-    ("power_spectrogram", spectrogram_arguments(2, 20, 6, 9, 4, center=True, pad_mode="circular")),
-]
-SMALL_IDS = [
-    "gru-after",
-    "gru-before",
-    "gru-packed",
-    "gru-packed-before",
-    "pool-ragged",
-    "pool",
-    "spectrogram-log",
-    "spectrogram-center",
-]
+SMALL = {
+    "gru-after": ("gru", gru_arguments(3, 3, 2, 2, ragged_rows=True, reset_after=True)),
+    "gru-before": (
+        "gru",
+        gru_arguments(2, 2, 1, 3, ragged_rows=False, reset_after=False, biased=False, batch_first=True),
+    ),
+    "gru-packed": ("gru", gru_arguments(3, 4, 2, 2, ragged_rows=True, reset_after=True, packed=True)),
+    "gru-packed-before": (
+        "gru",
+        gru_arguments(3, 4, 2, 2, ragged_rows=True, reset_after=False, biased=False, packed=True),
+    ),
+    "pool-ragged": ("attention_pool", pool_arguments(3, 4, 3, ragged_rows=True)),
+    "pool": ("attention_pool", pool_arguments(2, 3, 2, ragged_rows=False)),
+    "spectrogram-log": (
+        "power_spectrogram",
+        spectrogram_arguments(3, 24, 8, 10, 5, ragged_rows=True, normalized=True, log=True),
+    ),
+    "spectrogram-center": (
+        "power_spectrogram",
+        spectrogram_arguments(2, 20, 6, 9, 4, center=True, pad_mode="circular"),
+    ),
+}
 
 
 @pytest.mark.parametrize("case", all_cases(), ids=case_id)
@@ -85,12 +88,15 @@ def test_float32_is_as_accurate_as_reference(case, poison):
         assert_as_accurate(*results, what=f"output {position}")
 
 
-@pytest.mark.parametrize(("name", "arguments"), SMALL, ids=SMALL_IDS)
-def test_op_passes_opcheck(name, arguments):
+@pytest.mark.parametrize(
+    "kind", important(SMALL, lambda kind: kind in ("gru-after", "pool-ragged", "spectrogram-log"))
+)
+def test_op_passes_opcheck(kind):
+    name, arguments = SMALL[kind]
     torch.library.opcheck(op(name), differentiable(arguments))
 
 
-@pytest.mark.parametrize(("name", "arguments"), SMALL, ids=SMALL_IDS)
+@pytest.mark.parametrize(("name", "arguments"), SMALL.values(), ids=SMALL)
 def test_op_passes_gradcheck(name, arguments):
     arguments = differentiable(arguments)
 
@@ -112,13 +118,13 @@ def test_backward_ops_pass_opcheck():
     pooled, weights = op("attention_pool")(h, w, lengths)
     arguments = (torch.randn_like(pooled), torch.randn_like(weights), h, w, pooled, weights, lengths)
     torch.library.opcheck(op("attention_pool_backward"), arguments)
-    wave, window, *numbers, lengths, _, std, log, floor, center, pad_mode = SMALL[6][1]
-    grad = torch.randn_like(op("power_spectrogram")(*SMALL[6][1]))
+    wave, window, *numbers, lengths, _, std, log, floor, center, pad_mode = SMALL["spectrogram-log"][1]
+    grad = torch.randn_like(op("power_spectrogram")(*SMALL["spectrogram-log"][1]))
     arguments = (grad, wave, window, *numbers, lengths, std, log, floor, center, pad_mode)
     torch.library.opcheck(op("power_spectrogram_backward"), arguments)
 
 
-@pytest.mark.parametrize(("name", "arguments"), SMALL, ids=SMALL_IDS)
+@pytest.mark.parametrize(("name", "arguments"), SMALL.values(), ids=SMALL)
 def test_second_derivative_equals_reference(name, arguments):
     arguments = differentiable(arguments)
     wanted = [a for a in arguments if isinstance(a, torch.Tensor) and a.requires_grad]
@@ -148,7 +154,7 @@ def test_op_is_bitwise_reproducible(case):
     assert all(torch.equal(one, other) for one, other in zip(parallel, alone))
 
 
-@pytest.mark.parametrize(("name", "arguments"), SMALL, ids=SMALL_IDS)
+@pytest.mark.parametrize(("name", "arguments"), SMALL.values(), ids=SMALL)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_casts_all_operands_alike(name, arguments, dtype):
     """To float32, but the GRU to bfloat16, which it has kernels for."""
@@ -162,10 +168,10 @@ def test_autocast_casts_all_operands_alike(name, arguments, dtype):
     assert all(one.dtype == wanted and torch.equal(one, other) for one, other in zip(found, truth))
 
 
-GRU = SMALL[0][1]
-PACKED = SMALL[2][1]
-POOL = SMALL[4][1]
-SPECTROGRAM = SMALL[6][1]
+GRU = SMALL["gru-after"][1]
+PACKED = SMALL["gru-packed"][1]
+POOL = SMALL["pool-ragged"][1]
+SPECTROGRAM = SMALL["spectrogram-log"][1]
 
 
 def change(arguments: tuple, position: int, value) -> tuple:
@@ -207,7 +213,7 @@ BAD = [
     ("power_spectrogram", change(SPECTROGRAM, 7, torch.zeros(5).double()), r"mean has shape \[5\]; it must be \[F\]", False),
     ("power_spectrogram", change(SPECTROGRAM, 10, 0.0), "floor is 0.*a normal positive number", False),
     ("power_spectrogram", change(SPECTROGRAM, 12, "odd"), "pad_mode is 'odd'; it must be 'reflect'", False),
-    ("power_spectrogram", change(SMALL[7][1], 6, torch.tensor([20, 3])), "row 1 of wave has 3 samples", True),
+    ("power_spectrogram", change(SMALL["spectrogram-center"][1], 6, torch.tensor([20, 3])), "row 1 of wave has 3 samples", True),
 ]  # fmt: skip
 
 
@@ -230,7 +236,7 @@ def test_gru_backward_requires_saved_gates():
 
 @pytest.mark.parametrize("name", CASES)
 def test_op_compiles_without_a_graph_break(name):
-    arguments = next(a for n, a in SMALL if n == name)
+    arguments = next(a for n, a in SMALL.values() if n == name)
     compiled = torch.compile(lambda *a: op(name)(*a), fullgraph=True, backend="aot_eager")
     for one, other in zip(outputs(compiled(*arguments)), outputs(op(name)(*arguments))):
         assert torch.equal(one, other)
