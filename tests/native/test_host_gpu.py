@@ -48,6 +48,7 @@ def test_what_depends_on_the_order_varies(native):
     assert len(set(wrote)) > 1 and not said
 
 
+@pytest.mark.usefixtures("needs_compiler")
 def test_the_sanitizers_see_an_access_outside_a_buffer(tmp_path):
     sources = [ROOT / "tests/native" / name for name in ("runner.cpp", "faults.cpp")]
     library = build(tmp_path, *SANITIZERS.split(), sources=sources)
@@ -56,6 +57,7 @@ def test_the_sanitizers_see_an_access_outside_a_buffer(tmp_path):
     assert result.returncode != 0 and "heap-buffer-overflow" in result.stderr, result.stderr[-2000:]
 
 
+@pytest.mark.usefixtures("needs_compiler")
 def test_the_sanitizers_find_nothing_in_the_kernels():
     """In a few cases of every kernel, each at odd sizes and with what lies past the lengths left out."""
     files = [ROOT / "tests" / name for name in ("native/test_native.py", "native/test_native_gru.py")]

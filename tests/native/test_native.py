@@ -360,6 +360,7 @@ print("served")
     assert result.stdout.strip() == "served", result.stderr
 
 
+@pytest.mark.usefixtures("needs_kernels")
 def test_cuda_is_chosen_for_what_its_kernels_serve(monkeypatch):
     monkeypatch.setattr(backends, "on_cuda", "auto")
     monkeypatch.setattr(backends, "build_info", lambda: {"cuda_archs": ["9.0a"]})
@@ -375,6 +376,7 @@ def test_cuda_is_chosen_for_what_its_kernels_serve(monkeypatch):
         backends.use("cuda")
 
 
+@pytest.mark.usefixtures("needs_kernels")
 def test_cuda_that_is_not_there_is_refused_with_the_reason(monkeypatch):
     monkeypatch.setattr(backends, "on_cuda", "auto")
     monkeypatch.setattr(backends, "build_info", lambda: {"cuda_archs": [], "cuda": "not built: nvcc was not found."})

@@ -227,6 +227,7 @@ def test_every_plan_fits(native, gpu_name, product, backward):
         assert (3 * width**2 * (4 if product else 2) <= cluster * (4 * 65536 + 1024 * shared)).all()
 
 
+@pytest.mark.usefixtures("needs_kernels")
 def test_what_a_gpu_holds():
     def widest(name):
         shared, active = GPUS[name]
