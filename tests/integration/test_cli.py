@@ -68,7 +68,10 @@ def test_info_shows_what_runs():
 def test_info_shows_the_plan_of_a_shape():
     result = ser_fast_command("info", "--shape", "300", "64", "2", "256")
     assert result.returncode == 0 and result.stderr == ""
-    assert re.search(r"the CUDA kernels, (tested|not yet run) on", result.stdout) and "it is not a measurement" in result.stdout
+    assert (
+        re.search(r"the CUDA kernels, (tested|not yet run) on", result.stdout)
+        and "it is not a measurement" in result.stdout
+    )
     half = result.stdout.split("  half precision, forward\n")[1].splitlines()[0]
     assert re.fullmatch(
         r"    tiles: 16 of 8 rows on 4 x 256 threads; W_hh as 256 units; \d+ KB of shared memory a block; waves: 1; "

@@ -48,6 +48,7 @@ def test_runner_varies_the_order_of_threads(native):
     assert len(set(wrote)) > 1 and not said
 
 
+@pytest.mark.usefixtures("needs_compiler")
 def test_sanitizers_see_an_access_out_of_bounds(tmp_path):
     sources = [ROOT / "tests/native" / name for name in ("runner.cpp", "faults.cpp")]
     library = build(tmp_path, *SANITIZERS.split(), sources=sources)
@@ -56,6 +57,7 @@ def test_sanitizers_see_an_access_out_of_bounds(tmp_path):
     assert result.returncode != 0 and "heap-buffer-overflow" in result.stderr, result.stderr[-2000:]
 
 
+@pytest.mark.usefixtures("needs_compiler")
 @pytest.mark.thorough
 def test_sanitizers_find_nothing_in_the_kernels():
     """In a few cases of every kernel, each at odd sizes and with what lies past the lengths left out."""

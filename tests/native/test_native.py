@@ -362,6 +362,7 @@ print("served")
     assert result.stdout.strip() == "served", result.stderr
 
 
+@pytest.mark.usefixtures("needs_kernels")
 def test_select_takes_cuda_for_supported_dtypes(fresh_state, monkeypatch):
     monkeypatch.setattr(build, "build_info", lambda: {"cuda_archs": ["9.0a"]})
     assert [backends.select(op, "cuda") for op in backends.OPS] == ["torch", "reference", "reference"]
@@ -376,6 +377,7 @@ def test_select_takes_cuda_for_supported_dtypes(fresh_state, monkeypatch):
         backends.use("cuda")
 
 
+@pytest.mark.usefixtures("needs_kernels")
 def test_use_refuses_missing_cuda_kernels(fresh_state, monkeypatch):
     monkeypatch.setattr(build, "build_info", lambda: {"cuda_archs": [], "cuda": "not built: nvcc was not found."})
     with pytest.raises(ValueError, match="backend is 'cuda', but its kernels are not built: nvcc was not found"):

@@ -228,6 +228,7 @@ def test_cuda_gru_plans_fit(native, gpu_name, product, backward):
         assert (3 * width**2 * (4 if product else 2) <= cluster * (4 * 65536 + 1024 * shared)).all()
 
 
+@pytest.mark.usefixtures("needs_kernels")
 def test_widest_gru_of_known_gpus():
     def widest(name):
         shared, active = GPUS[name]
