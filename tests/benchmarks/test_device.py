@@ -300,6 +300,7 @@ def played(imported, native, fresh_state, monkeypatch, tmp_path):
     torch.backends.cudnn.allow_tf32 = before[1]
 
 
+@pytest.mark.thorough
 def test_device_part_ends_after_a_hanging_case(imported, tmp_path):
     """After it has said so, and with the status by which the next process goes on."""
     script = """
@@ -341,6 +342,7 @@ def whole(case: dict, *names: str) -> None:
         assert name in case["seconds"] and ("packed" in name) != (f"{name}, graph" in case["seconds"]), name
 
 
+@pytest.mark.thorough
 def test_gpu_parts_run_on_a_simulated_gpu(played, imported, monkeypatch):
     """Every line but the kernels' own, at small sizes."""
     gru, pool, spectrogram = (imported(f"device.{name}") for name in ("gru", "attention_pool", "power_spectrogram"))

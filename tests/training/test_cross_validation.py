@@ -109,6 +109,7 @@ def test_cross_validation_adds_seeds(voices, tmp_path, monkeypatch):
         cross_validate(config(voices, tmp_path), TINY, Folds("speakers", 2))
 
 
+@pytest.mark.thorough
 def test_cross_validation_with_jobs_gives_the_same(voices, tmp_path):
     # One thread in both, since the number of threads changes roundings.
     one = cross_validate(config(voices, tmp_path / "one"), TINY, Folds("random", 2))
