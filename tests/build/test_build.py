@@ -103,6 +103,7 @@ def assert_left_out(built, sentence: str) -> None:
 
 
 @pytest.mark.usefixtures("needs_kernels")
+@pytest.mark.thorough
 def test_isolated_build_uses_the_environments_torch(sources, environment):
     """pip hides the environment's packages from the build, which finds torch all the same and loads elsewhere."""
     site = next(environment.parents[1].glob("lib/python*/site-packages"))

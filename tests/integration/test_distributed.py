@@ -167,6 +167,7 @@ def wrap(_) -> None:
     distributed.finish()
 
 
+@pytest.mark.thorough
 def test_modules_in_ddp_train_like_one_process(tmp_path):
     two_ranks(tmp_path, wrap)
 
@@ -198,6 +199,7 @@ def refuse_an_option(_) -> None:
     assert said.getvalue() == ("ser-fast: epochs is 0; it must be at least 1\n" if first else "")
 
 
+@pytest.mark.thorough
 def test_errors_are_shown_by_rank_0_alone(tmp_path):
     two_ranks(tmp_path, fail_alone, read_another_corpus, refuse_an_option)
 
@@ -266,6 +268,7 @@ sys.exit(cli.main())
 """
 
 
+@pytest.mark.thorough
 def test_killed_process_ends_all_and_run_resumes(corpus, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     script = tmp_path / "ser_fast_script.py"
@@ -300,6 +303,7 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert all(torch.equal(tensor, others[key]) for key, tensor in tensors.items()), name
 
 
+@pytest.mark.thorough
 def test_refusal_is_shown_once_and_ends_all(corpus, tmp_path):
     (tmp_path / "thesis.txt").write_text("ten years of work")
     refused = torchrun("-m", "ser_fast", *options(corpus, tmp_path))
@@ -309,6 +313,7 @@ def test_refusal_is_shown_once_and_ends_all(corpus, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.thorough
 def test_torchrun_refuses_batch_normalization(corpus, tmp_path):
     out = tmp_path / "out"
     refused = torchrun("-m", "ser_fast", "train", f"--data=folders:{corpus}", f"--out={out}", "--model=functionals")

@@ -1,32 +1,50 @@
 """Reports of whole runs."""
 
+import json
+
+import pytest
 import soundfile
 
 from ser_fast.cli import main
 from ser_fast.data.corpora.synthetic import synthesize
 
+OPTIONS = [
+    "--model=cgru",
+    "--cgru.channels=[4,4]",
+    "--cgru.hidden_size=8",
+    "--epochs=1",
+    "--batch_size=6",
+    "--valid_fraction=0.25",
+]
 
-def test_report_survives_a_failing_picture(tmp_path, monkeypatch):
+
+@pytest.fixture(scope="module")
+def voices(tmp_path_factory) -> str:
+    """Two emotions of two speakers in four takes, as the value of --data."""
+    root = tmp_path_factory.mktemp("voices")
+    for emotion in ("anger", "sadness"):
+        for speaker in range(2):
+            folder = root / emotion / f"0{speaker}"
+            folder.mkdir(parents=True)
+            for take in range(4):
+                soundfile.write(folder / f"{take}.wav", synthesize(emotion, speaker, take, 8000).numpy(), 8000)
+    return f"folders:{root}"
+
+
+def test_report_survives_a_failing_picture(voices, tmp_path, monkeypatch):
     def fail(*_):
         raise ValueError("no ink")
 
-    for emotion in ("anger", "sadness"):
-        for speaker in ("00", "01"):
-            folder = tmp_path / "voices" / emotion / speaker
-            folder.mkdir(parents=True)
-            for take in range(4):
-                soundfile.write(folder / f"{take}.wav", synthesize(emotion, int(speaker), take, 8000).numpy(), 8000)
     monkeypatch.setattr("ser_fast.reports.figures.confusion", fail)
-    out = tmp_path / "out"
-    options = [
-        "--model=cgru",
-        "--cgru.channels=[4,4]",
-        "--cgru.hidden_size=8",
-        "--epochs=1",
-        "--batch_size=6",
-        "--valid_fraction=0.25",
-    ]
-    command = ["train", f"--data=folders:{tmp_path / 'voices'}", f"--out={out}", "--test_speakers=01", *options]
-    assert main(command) == 0
-    page = (out / "report.html").read_text()
+    assert main(["train", f"--data={voices}", f"--out={tmp_path}", "--test_speakers=01", *OPTIONS]) == 0
+    page = (tmp_path / "report.html").read_text()
     assert "confusion.png could not be drawn: no ink" in page and page.count("data:image/png;base64,") == 2
+
+
+def test_report_of_cross_validation_shows_all_folds(voices, tmp_path, capsys):
+    assert main(["cv", f"--data={voices}", f"--out={tmp_path}", *OPTIONS]) == 0
+    assert "leave one speaker out, 2 speakers" in capsys.readouterr().out
+    page = (tmp_path / "report.html").read_text()
+    assert "all predictions together" in page and page.count("data:image/png;base64,") == 1
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert [run["fold"] for run in summary["runs"]] == ["00", "01"]
