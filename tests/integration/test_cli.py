@@ -95,6 +95,7 @@ def test_train_writes_the_run_folder(run):
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
 
 
+@pytest.mark.thorough
 def test_train_reads_a_saved_config(run, voices, tmp_path):
     result = ser_fast_command("train", f"--config={run / 'config.json'}", f"--out={tmp_path / 'b'}", "--epochs=1")
     assert result.returncode == 0, result.stderr
@@ -125,6 +126,7 @@ def test_cv_tests_every_speaker(voices, tmp_path):
     assert table.startswith("name,speaker,truth,predicted\n") and table.count(",01,") == 10
 
 
+@pytest.mark.thorough
 def test_train_reads_its_printed_options(tmp_path):
     printed = ser_fast_command("train", "--model=cgru", "--print_config")
     assert (printed.returncode, printed.stderr) == (0, "")
@@ -133,6 +135,7 @@ def test_train_reads_its_printed_options(tmp_path):
     assert again.returncode == 1 and again.stderr.startswith("ser-fast: corpus 'nowhere'"), again.stderr
 
 
+@pytest.mark.thorough
 def test_train_takes_a_recipe_by_name(voices, tmp_path):
     options = (f"--data={voices / 'all.csv'}", "--epochs=1", *TINY[:2], "--test_speakers=01")
     result = ser_fast_command("train", "--config=paper1", f"--out={tmp_path / 'a'}", *options)
@@ -168,6 +171,7 @@ def test_predict_skips_bad_files(run, voices, tmp_path):
         assert refused.returncode == 1 and refused.stderr.count("\n") == 1 and "Traceback" not in refused.stderr
 
 
+@pytest.mark.thorough
 def test_predict_skips_missing_paths(run, voices, tmp_path):
     result = ser_fast_command("predict", run, "nowhere", tmp_path, voices / "anger_0_0.wav", "--json")
     assert result.returncode == 1 and len(result.stdout.splitlines()) == 1
@@ -176,6 +180,7 @@ def test_predict_skips_missing_paths(run, voices, tmp_path):
     assert folder.returncode == 1 and f"is no run folder itself; it holds {run}" in folder.stderr
 
 
+@pytest.mark.thorough
 def test_commands_show_names_as_they_are(voices, tmp_path):
     """Markup, mathematics, an escape sequence and Chinese in the names of files and classes."""
     names = {"a$x$[b]": "one[final].wav", "[b]中性": "two\x1b[31m[red].wav"}
@@ -194,6 +199,7 @@ def test_commands_show_names_as_they_are(voices, tmp_path):
     assert "\x1b" not in table.stdout
 
 
+@pytest.mark.thorough
 def test_train_stops_at_bad_files_or_skips_them(voices, tmp_path):
     lines = (voices / "all.csv").read_text().replace("anger_0_0.wav", str(voices / "anger_0_0.wav")).splitlines()
     lines = [lines[0], *(line if line.startswith("/") else f"{voices}/{line}" for line in lines[1:])]

@@ -51,6 +51,7 @@ def root(tmp_path) -> Path:
     return tmp_path
 
 
+@pytest.mark.thorough
 def test_emodb_trains_without_extras(root):
     # One thread: several only wait for each other over tensors this small.
     environment = os.environ | {"PYTHONPATH": str(root / "blockers"), "OMP_NUM_THREADS": "1"}

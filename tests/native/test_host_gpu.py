@@ -49,6 +49,7 @@ def test_runner_varies_the_order_of_threads(native):
 
 
 @pytest.mark.usefixtures("needs_compiler")
+@pytest.mark.thorough
 def test_sanitizers_see_an_access_out_of_bounds(tmp_path):
     sources = [ROOT / "tests/native" / name for name in ("runner.cpp", "faults.cpp")]
     library = build(tmp_path, *SANITIZERS.split(), sources=sources)
