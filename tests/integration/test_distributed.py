@@ -254,7 +254,7 @@ def corpus(tmp_path_factory) -> Path:
 SCRIPT = """
 import os, signal, sys
 from ser_fast import cli
-from ser_fast.training import trainer as training
+from ser_fast.training import trainer
 
 def step(trainer, batch, whole=trainer.Trainer._step):
     if "KILLED" in os.environ and trainer.progress.epoch == 1 and batch.size == 1:
