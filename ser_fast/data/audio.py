@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from ser_fast.data.extras import import_extra
+from ser_fast.data.utterance import Utterance
 from ser_fast.data.wav import UNKNOWN_SIZE, AudioError, PcmWav, open_pcm, riff_chunks
 
 if TYPE_CHECKING:
     import soundfile
-
-    from ser_fast.data.corpora.utterance import Utterance
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
 

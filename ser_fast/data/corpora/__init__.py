@@ -11,7 +11,7 @@ from ser_fast.data.corpora.manifest import SUFFIXES as _MANIFEST_SUFFIXES
 from ser_fast.data.corpora.manifest import manifest as _read_manifest
 from ser_fast.data.corpora.ravdess import follows_scheme as _follows_ravdess
 from ser_fast.data.corpora.ravdess import ravdess as _read_ravdess
-from ser_fast.data.corpora.utterance import Corpus, Utterance
+from ser_fast.data.utterance import Corpus, Utterance
 
 __all__ = ["Corpus", "Utterance", "load_corpus"]
 

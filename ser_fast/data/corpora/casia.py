@@ -4,7 +4,7 @@ from os import PathLike
 from pathlib import Path
 
 from ser_fast.data.corpora.trees import refuse, wanted_files
-from ser_fast.data.corpora.utterance import Corpus, Utterance
+from ser_fast.data.utterance import Corpus, Utterance
 
 CLASSES = ("anger", "fear", "happiness", "neutral", "sadness", "surprise")
 

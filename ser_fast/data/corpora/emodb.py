@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ser_fast.data.audio import find_audio
 from ser_fast.data.corpora.trees import refuse, repeated, require_folder
-from ser_fast.data.corpora.utterance import Corpus, Utterance
+from ser_fast.data.utterance import Corpus, Utterance
 
 # The letters abbreviate the German words: Wut, Langeweile, Ekel, Angst, Freude, Trauer.
 LABELS = {

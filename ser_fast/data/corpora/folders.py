@@ -4,7 +4,7 @@ from os import PathLike
 
 from ser_fast.data.audio import find_audio
 from ser_fast.data.corpora.trees import require_folder
-from ser_fast.data.corpora.utterance import Corpus, Utterance
+from ser_fast.data.utterance import Corpus, Utterance
 
 
 def folders(root: str | PathLike[str]) -> Corpus:

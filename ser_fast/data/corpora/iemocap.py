@@ -7,7 +7,7 @@ from os import PathLike
 from pathlib import Path
 
 from ser_fast.data.corpora.trees import refuse, require_folder
-from ser_fast.data.corpora.utterance import Corpus, Utterance
+from ser_fast.data.utterance import Corpus, Utterance
 
 LABELS = {"ang": "anger", "hap": "happiness", "neu": "neutral", "sad": "sadness"}
 _OTHERS = {

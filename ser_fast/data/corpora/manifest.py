@@ -10,8 +10,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ser_fast.data.corpora.utterance import PARTS, Corpus, Utterance
 from ser_fast.data.files import write_atomically
+from ser_fast.data.utterance import PARTS, Corpus, Utterance
 
 SUFFIXES = (".csv", ".jsonl")
 REQUIRED = ("file", "speaker")

@@ -6,7 +6,7 @@ from os import PathLike
 from pathlib import Path
 
 from ser_fast.data.corpora.trees import refuse, repeated, wanted_files
-from ser_fast.data.corpora.utterance import Corpus, Utterance
+from ser_fast.data.utterance import Corpus, Utterance
 
 LABELS = {
     "01": "neutral",

@@ -15,7 +15,7 @@ from os import PathLike
 from pathlib import Path
 
 from ser_fast.data.corpora.trees import refuse, require_folder
-from ser_fast.data.corpora.utterance import PARTS, Corpus, Utterance
+from ser_fast.data.utterance import PARTS, Corpus, Utterance
 
 _COLUMNS = ("video_id", "clip_id", "text", "label", "label_T", "label_A", "label_V", "annotation", "mode")
 _NEEDED = ("video_id", "clip_id", "label", "mode")

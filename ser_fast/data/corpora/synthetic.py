@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
-from ser_fast.data.corpora.utterance import Corpus, Utterance
+from ser_fast.data.utterance import Corpus, Utterance
 
 EMOTIONS = ("anger", "fear", "happiness", "neutral", "sadness", "surprise")
 
