@@ -1,4 +1,4 @@
 """Audio files to padded batches: corpora, audio, splits, augmentation, batches and a cache of features.
 
-This package knows no model and no process group; of ``ser_fast`` it imports only itself.
+This package knows no model and no process group; it imports only itself, ``ser_fast.ops`` and ``ser_fast._require``.
 """

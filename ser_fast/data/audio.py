@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ser_fast._require import require
 from ser_fast.data.extras import import_extra
+from ser_fast.data.utterance import Utterance
 from ser_fast.data.wav import UNKNOWN_SIZE, AudioError, PcmWav, open_pcm, riff_chunks
 
 if TYPE_CHECKING:
     import soundfile
-
-    from ser_fast.data.corpora.utterance import Utterance
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
 
@@ -51,8 +51,8 @@ def find_audio(path: str | os.PathLike[str]) -> list[Path]:
     names = glob.iglob("**/*", root_dir=path, recursive=True)
     found = (path / name for name in names if name.lower().endswith(AUDIO_SUFFIXES))
     files = sorted(file for file in found if file.is_file())
-    if not files:
-        raise AudioError(f"{path}: no audio file in this folder, allowed: {', '.join(AUDIO_SUFFIXES)}")
+    wanted = f"a folder with files of {', '.join(AUDIO_SUFFIXES)}"
+    require(bool(files), f"{path}: no audio file in this folder", wanted, AudioError)
     return files
 
 
@@ -119,19 +119,16 @@ def read_utterance(utterance: Utterance, sample_rate: int = 16000) -> torch.Tens
     Raises:
         AudioError: as in :func:`read_audio`, or the samples in memory are not ``[N]`` or have no rate.
     """
-    if utterance.samples is None:
-        if utterance.path is None:
-            raise AudioError(f"{utterance.name}: has neither path nor samples, allowed: one of them")
-        return read_audio(utterance.path, sample_rate, utterance.start, utterance.end)
+    name, path, samples, rate = utterance.name, utterance.path, utterance.samples, utterance.sample_rate
+    if samples is None:
+        require(path is not None, f"{name}: has neither path nor samples", "given one of them", AudioError)
+        return read_audio(path, sample_rate, utterance.start, utterance.end)
 
-    samples, rate = utterance.samples, utterance.sample_rate
-    if samples.dim() != 1 or not samples.is_floating_point():
-        found = f"{samples.dtype} {list(samples.shape)}"
-        raise AudioError(f"{utterance.name}: samples are {found}, allowed: torch.float32 [N]")
-    if rate is None or rate < 1:
-        raise AudioError(f"{utterance.name}: sample_rate is {rate}, allowed: 1 or more hertz")
-    first, last = _span(utterance.name, len(samples), rate, utterance.start, utterance.end)
-    return _at_rate(utterance.name, samples[first:last].to("cpu", torch.float32), rate, sample_rate)
+    good = samples.dim() == 1 and samples.is_floating_point()
+    require(good, f"{name}: samples is {samples.dtype} {list(samples.shape)}", "torch.float32 [N]", AudioError)
+    require(rate is not None and rate >= 1, f"{name}: sample_rate is {rate}", "1 or more hertz", AudioError)
+    first, last = _span(name, len(samples), rate, utterance.start, utterance.end)
+    return _at_rate(name, samples[first:last].to("cpu", torch.float32), rate, sample_rate)
 
 
 def read_corpus(
@@ -223,12 +220,11 @@ def _span(name: str, frames: int, rate: int, start: float | None, end: float | N
         first, last = round(begin * rate), min(round(stop * rate), frames)
         if first < last:
             return first, last
-    raise AudioError(f"{name}: start={start}, end={end}, allowed: 0 <= start < end <= {seconds:.3f} seconds")
+    raise AudioError(f"{name}: start={start}, end={end}; it must be 0 <= start < end <= {seconds:.3f} seconds")
 
 
 def _at_rate(name: str, samples: torch.Tensor, rate: int, sample_rate: int) -> torch.Tensor:
-    if sample_rate < 1:
-        raise ValueError(f"sample_rate is {sample_rate}, allowed: 1 or more hertz")
+    require(sample_rate >= 1, f"sample_rate is {sample_rate}", "1 or more hertz")
     if not torch.isfinite(samples).all():
         raise AudioError(f"{name}: holds NaN or infinite samples")
     if rate == sample_rate:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Beta
 
+from ser_fast._require import require
 from ser_fast.data.extras import import_extra
 from ser_fast.ops.lengths import frame_mask
 
@@ -58,8 +59,7 @@ class Augmentation:
             ("freq_mask", 0 < self.freq_mask <= 1, "above 0 and at most 1"),
             ("mixup", self.mixup == 0 or 0.001 <= self.mixup <= 1000, "0 or in 0.001..1000"),
         ):
-            if not good:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be {allowed}")
+            require(good, f"{name} is {getattr(self, name)}", allowed)
 
 
 class Augmenter:

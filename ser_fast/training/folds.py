@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from ser_fast._require import require
 from ser_fast.models import MODELS
 from ser_fast.training.config import TrainConfig
 
@@ -41,10 +42,9 @@ class Folds:
 
     def __post_init__(self):
         for name, low in (("folds", 2), ("seeds", 1), ("jobs", 1), ("inner_folds", 2)):
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {low}")
-        if self.protocol not in PROTOCOLS:
-            raise ValueError(f"protocol is {self.protocol!r}; it must be one of {', '.join(PROTOCOLS)}")
+            value = getattr(self, name)
+            require(value >= low, f"{name} is {value}", f"at least {low}")
+        require(self.protocol in PROTOCOLS, f"protocol is {self.protocol!r}", f"one of {', '.join(PROTOCOLS)}")
 
 
 class Fold(NamedTuple):

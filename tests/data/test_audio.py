@@ -115,7 +115,7 @@ def test_read_audio_between_start_and_end(wav):
     [(-0.1, None), (0.5, 0.5), (0.5, 0.4), (1.0, None), (0.0, 1.5), (0.2, 0.200001), (math.nan, 1.0)],
 )
 def test_read_audio_refuses_parts_outside_the_file(wav, start, end):
-    with pytest.raises(AudioError, match=r"a\.wav: start=.*allowed: 0 <= start < end <= 1\.000 seconds"):
+    with pytest.raises(AudioError, match=r"a\.wav: start=.*; it must be 0 <= start < end <= 1\.000 seconds"):
         read_audio(wav, start=start, end=end)
 
 

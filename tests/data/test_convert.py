@@ -90,14 +90,14 @@ def test_convert_iemocap_with_options(iemocap, tmp_path):
 
 def test_convert_iemocap_refuses_missing_files(iemocap, tmp_path):
     with pytest.raises(
-        ValueError, match=r"holds no Session\*/dialog/EmoEvaluation.*allowed: IEMOCAP_full_release.*usc"
+        ValueError, match=r"holds no Session\*/dialog/EmoEvaluation.*; it must be IEMOCAP_full_release.*usc"
     ):
         convert("iemocap", iemocap / "Session1", tmp_path / "t.csv")
-    with pytest.raises(FileNotFoundError, match=r"nope.*allowed: IEMOCAP_full_release"):
+    with pytest.raises(FileNotFoundError, match=r"nope.*; it must be IEMOCAP_full_release"):
         convert("iemocap", tmp_path / "nope", tmp_path / "t.csv")
     (iemocap / "Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_F002.wav").unlink()
     with pytest.raises(
-        ValueError, match=r"1 file \(Session1/sentences/wav/.*_F002\.wav\).* missing, allowed: IEMOCAP"
+        ValueError, match=r"1 file \(Session1/sentences/wav/.*_F002\.wav\).* missing; it must be IEMOCAP"
     ):
         convert("iemocap", iemocap, tmp_path / "t.csv")
     assert not (tmp_path / "t.csv").exists()
@@ -114,7 +114,7 @@ def test_convert_iemocap_refuses_missing_files(iemocap, tmp_path):
 def test_convert_iemocap_refuses_malformed_lines(iemocap, tmp_path, line):
     table = iemocap / "Session1" / "dialog" / "EmoEvaluation" / "Ses01F_impro01.txt"
     table.write_text(f"%\n\n{line}\n")
-    with pytest.raises(ValueError, match=r"Ses01F_impro01\.txt, line 3: .*allowed: \[START - END\], the turn"):
+    with pytest.raises(ValueError, match=r"Ses01F_impro01\.txt, line 3: .*; it must be \[START - END\], the turn"):
         convert("iemocap", iemocap, tmp_path / "t.csv")
 
 
@@ -175,19 +175,19 @@ def test_convert_mosi_from_films_or_segments(tmp_path):
             ("a$_", 2.4, "train"),
             ("-b", -3.0, "test"),
         ]
-    with pytest.raises(ValueError, match=r"line 2: label is '2\.4', allowed: a number from -1 to 1"):
+    with pytest.raises(ValueError, match=r"line 2: label is '2\.4'; it must be a number from -1 to 1"):
         convert("ch_sims", films, tmp_path / "t.csv")
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("v,1,hm,0.5,,,,Positive,dev", r"line 3: mode is 'dev', allowed: train, valid, test"),
-        ("v,1,hm,much,,,,Positive,test", r"line 3: label is 'much', allowed: a number from -1 to 1"),
+        ("v,1,hm,0.5,,,,Positive,dev", r"line 3: mode is 'dev'; it must be one of train, valid, test"),
+        ("v,1,hm,much,,,,Positive,test", r"line 3: label is 'much'; it must be a number from -1 to 1"),
         ("v,1,hm,nan,,,,Positive,test", r"line 3: label is 'nan'"),
         ("v,1,hm,,,,,Positive,test", r"line 3: .*label, mode are not empty"),
-        ("v,1,hm, well,0.5,,,,Positive,test", r"line 3: .*allowed: cells for video_id, clip_id, text"),
-        ('v,1,"hm,0.5,,,,Positive,test', r"line 3: unexpected end of data, allowed: comma"),
+        ("v,1,hm, well,0.5,,,,Positive,test", r"line 3: .*; it must be cells for video_id, clip_id, text"),
+        ('v,1,"hm,0.5,,,,Positive,test', r"line 3: unexpected end of data; it must be comma"),
     ],
 )
 def test_convert_refuses_malformed_label_tables(tmp_path, row, message):
@@ -197,11 +197,13 @@ def test_convert_refuses_malformed_label_tables(tmp_path, row, message):
 
 
 def test_convert_refuses_missing_label_tables(tmp_path):
-    with pytest.raises(ValueError, match=r"holds no label\.csv, allowed: mosi's label\.csv and Raw/.*thuiar/MMSA"):
+    with pytest.raises(
+        ValueError, match=r"holds no label\.csv; it must be the folder of mosi's label\.csv and Raw/.*thuiar/MMSA"
+    ):
         convert("mosi", tmp_path, tmp_path / "t.csv")
     with pytest.raises(ValueError, match="0 utterances"):
         convert("mosi", labelled(tmp_path), tmp_path / "t.csv")
-    with pytest.raises(ValueError, match=r"line 2: .*allowed: cells for"):
+    with pytest.raises(ValueError, match=r"line 2: .*; it must be cells for"):
         convert("mosi", labelled(tmp_path, "v,1", header="video_id,clip_id"), tmp_path / "t.csv")
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ser_fast._require import require
 from ser_fast.data.audio import find_audio
 from ser_fast.data.corpora.casia import casia as _read_casia
 from ser_fast.data.corpora.emodb import emodb as _read_emodb
@@ -11,7 +12,7 @@ from ser_fast.data.corpora.manifest import SUFFIXES as _MANIFEST_SUFFIXES
 from ser_fast.data.corpora.manifest import manifest as _read_manifest
 from ser_fast.data.corpora.ravdess import follows_scheme as _follows_ravdess
 from ser_fast.data.corpora.ravdess import ravdess as _read_ravdess
-from ser_fast.data.corpora.utterance import Corpus, Utterance
+from ser_fast.data.utterance import Corpus, Utterance
 
 __all__ = ["Corpus", "Utterance", "load_corpus"]
 
@@ -48,17 +49,16 @@ def load_corpus(spec: str) -> Corpus:
 
     kind, colon, place = spec.partition(":")
     if colon and kind in _READERS:
-        if not place:
-            raise ValueError(f"corpus {spec!r} names no path, allowed: {_FORMS}")
+        require(bool(place), f"corpus {spec!r} names no path", _FORMS)
         return _READERS[kind](Path(place).expanduser())
 
     path = Path(spec).expanduser()
-    if not spec or not path.exists():
-        raise FileNotFoundError(f"corpus {spec!r} is not an existing path, allowed: {_FORMS}")
+    exists = bool(spec) and path.exists()
+    require(exists, f"corpus {spec!r} is not an existing path", _FORMS, FileNotFoundError)
     if path.is_dir():
         files = find_audio(path)
         read = next((read for follows, read in _NAMED if all(map(follows, files))), _read_folders)
         return read(path)
-    if path.suffix.lower() in _MANIFEST_SUFFIXES:
-        return _read_manifest(path)
-    raise ValueError(f"corpus {spec!r} is a {path.suffix or 'suffixless'} file, allowed: {_FORMS}")
+    known = path.suffix.lower() in _MANIFEST_SUFFIXES
+    require(known, f"corpus {spec!r} is a {path.suffix or 'suffixless'} file", _FORMS)
+    return _read_manifest(path)

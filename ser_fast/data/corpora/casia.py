@@ -3,8 +3,9 @@
 from os import PathLike
 from pathlib import Path
 
+from ser_fast._require import require
 from ser_fast.data.corpora.trees import refuse, wanted_files
-from ser_fast.data.corpora.utterance import Corpus, Utterance
+from ser_fast.data.utterance import Corpus, Utterance
 
 CLASSES = ("anger", "fear", "happiness", "neutral", "sadness", "surprise")
 
@@ -53,7 +54,6 @@ def casia(root: str | PathLike[str]) -> Corpus:
         utterances.append(Utterance(name.as_posix(), _SPEAKERS.get(speaker, speaker), _LABELS[emotion.lower()], path))
     present = {utterance.label for utterance in utterances}
     corpus = Corpus("casia", utterances, [label for label in CLASSES if label in present])
-    if len(corpus.speakers) > 4:
-        # A speaker with two names could be in the training and in the test part.
-        raise ValueError(f"{str(root)!r} has the speakers {', '.join(corpus.speakers)}, allowed: {_WANTED}")
+    # A speaker with two names could be in the training and in the test part.
+    require(len(corpus.speakers) <= 4, f"root {str(root)!r} has the speakers {', '.join(corpus.speakers)}", _WANTED)
     return corpus

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 from ser_fast.data.corpora.iemocap import iemocap
 from ser_fast.data.corpora.manifest import manifest, write_manifest
 from ser_fast.data.corpora.sentiment import ch_sims, mosi
-from ser_fast.data.corpora.utterance import PARTS, Corpus
+from ser_fast.data.utterance import PARTS, Corpus
 
 _READERS = {"iemocap": iemocap, "ch_sims": ch_sims, "mosi": mosi}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ser_fast.data.audio import find_audio
 from ser_fast.data.corpora.trees import refuse, repeated, require_folder
-from ser_fast.data.corpora.utterance import Corpus, Utterance
+from ser_fast.data.utterance import Corpus, Utterance
 
 # The letters abbreviate the German words: Wut, Langeweile, Ekel, Angst, Freude, Trauer.
 LABELS = {
@@ -44,10 +44,10 @@ def emodb(root: str | PathLike[str]) -> Corpus:
     folder = root / "wav" if (root / "wav").is_dir() else root
     files = find_audio(folder)
 
-    scheme = "2-digit speaker, 3-character sentence, emotion letter of WLEAFTN, take letter"
+    scheme = "a folder of names of 2-digit speaker, 3-character sentence, emotion letter of WLEAFTN, take letter"
     strays = [path.name for path in files if not follows_scheme(path)]
     refuse(strays, folder, "not named like 03a01Wa.wav", scheme)
-    refuse(repeated([path.stem for path in files]), folder, "more than once", "once")
+    refuse(repeated([path.stem for path in files]), folder, "more than once", "a folder without repeated names")
 
     utterances = []
     for path in files:

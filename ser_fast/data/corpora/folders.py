@@ -2,9 +2,10 @@
 
 from os import PathLike
 
+from ser_fast._require import require
 from ser_fast.data.audio import find_audio
 from ser_fast.data.corpora.trees import require_folder
-from ser_fast.data.corpora.utterance import Corpus, Utterance
+from ser_fast.data.utterance import Corpus, Utterance
 
 
 def folders(root: str | PathLike[str]) -> Corpus:
@@ -16,14 +17,13 @@ def folders(root: str | PathLike[str]) -> Corpus:
         FileNotFoundError: ``root`` is not a folder.
         ValueError: an audio file is outside the class folders, or a class folder has none.
     """
-    root = require_folder(root, "one of folders")
+    root = require_folder(root, "a folder of class folders")
 
     utterances = []
     for path in find_audio(root):
         inside = path.relative_to(root)
-        if len(inside.parts) == 1:
-            allowed = root / "<label>" / path.name
-            raise ValueError(f"audio file {str(path)!r} is in no class folder, allowed: {str(allowed)!r}")
+        wanted = root / "<label>" / path.name
+        require(len(inside.parts) > 1, f"audio file {str(path)!r} is in no class folder", repr(str(wanted)))
         speaker = inside.parts[1] if len(inside.parts) > 2 else "unknown"
         utterances.append(Utterance(inside.as_posix(), speaker, inside.parts[0], path))
 
@@ -31,6 +31,6 @@ def folders(root: str | PathLike[str]) -> Corpus:
     below = {path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}
     # Otherwise a class whose files have an unknown suffix would be missing without notice.
     empty = sorted(below.difference(classes))
-    if empty:
-        raise ValueError(f"class folders {empty} of {str(root)!r} hold no audio file, allowed: one or more")
+    found = f"root {str(root)!r} has class folders {empty} with no audio file"
+    require(not empty, found, "a folder with one or more of them in each class")
     return Corpus(root.resolve().name, utterances, classes)

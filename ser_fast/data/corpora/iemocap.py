@@ -6,8 +6,9 @@ from collections import Counter
 from os import PathLike
 from pathlib import Path
 
+from ser_fast._require import require
 from ser_fast.data.corpora.trees import refuse, require_folder
-from ser_fast.data.corpora.utterance import Corpus, Utterance
+from ser_fast.data.utterance import Corpus, Utterance
 
 LABELS = {"ang": "anger", "hap": "happiness", "neu": "neutral", "sad": "sadness"}
 _OTHERS = {
@@ -53,8 +54,7 @@ def iemocap(
     root = require_folder(root, _WANTED)
     # The release also holds the "._" files of a macOS archiver.
     tables = sorted(path for path in root.glob("Session*/dialog/EmoEvaluation/*.txt") if path.name[0] != ".")
-    if not tables:
-        raise ValueError(f"{str(root)!r} holds no Session*/dialog/EmoEvaluation/*.txt, allowed: {_WANTED}")
+    require(bool(tables), f"root {str(root)!r} holds no Session*/dialog/EmoEvaluation/*.txt", _WANTED)
 
     labels = {**LABELS, "exc": "happiness"} if excited_as_happy else LABELS
     utterances, left_out = [], Counter()
@@ -82,8 +82,8 @@ def _turns(table: Path) -> list[re.Match]:
         if not line.startswith("["):  # votes of single annotators, below each turn
             continue
         turn = _TURN.fullmatch(line)
-        if turn is None or turn["emotion"] not in {**LABELS, **_OTHERS}:
-            allowed = "[START - END], the turn, the emotion's three letters and [V, A, D]"
-            raise ValueError(f"{table}, line {number}: {line!r}, allowed: {allowed}")
+        good = turn is not None and turn["emotion"] in {**LABELS, **_OTHERS}
+        wanted = "[START - END], the turn, the emotion's three letters and [V, A, D]"
+        require(good, f"{table}, line {number}: {line!r}", wanted)
         turns.append(turn)
     return turns

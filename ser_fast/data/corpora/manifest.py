@@ -10,8 +10,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ser_fast.data.corpora.utterance import PARTS, Corpus, Utterance
+from ser_fast._require import require
 from ser_fast.data.files import write_atomically
+from ser_fast.data.utterance import PARTS, Corpus, Utterance
 
 SUFFIXES = (".csv", ".jsonl")
 REQUIRED = ("file", "speaker")
@@ -36,17 +37,16 @@ def manifest(path: str | PathLike[str]) -> Corpus:
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise ValueError(f"manifest {str(path)!r} has the suffix {suffix!r}, allowed: {', '.join(SUFFIXES)}")
+    found = f"manifest {str(path)!r} has the suffix {suffix!r}"
+    require(suffix in SUFFIXES, found, f"one of {', '.join(SUFFIXES)}")
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"manifest {str(path)!r} has a bad byte at {error.start}, allowed: UTF-8") from error
+        raise ValueError(f"manifest {str(path)!r} has a bad byte at {error.start}; it must be UTF-8") from error
 
     read_rows = _csv_rows if suffix == ".csv" else _jsonl_rows
     rows = list(read_rows(text, str(path)))
-    if not rows:
-        raise ValueError(f"manifest {str(path)!r} lists 0 utterances, allowed: at least one")
+    require(bool(rows), f"manifest {str(path)!r} lists 0 utterances", "a table of at least one")
     target = _target(rows)
     utterances = [_utterance(row, place, path.parent, target) for place, row in rows]
     labels = {utterance.label for utterance in utterances} if target == "label" else set()
@@ -76,20 +76,19 @@ def _csv_rows(text: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         required = (*REQUIRED, "value" if "value" in header else "label")
         for column in REQUIRED + TARGETS + OPTIONAL:
             count = header.count(column)
-            if count > 1 or (count == 0 and column in required):
-                raise ValueError(f"{name}, line 1: column {column!r} occurs {count} times in {header}, allowed: once")
+            good = count == 1 or (count == 0 and column not in required)
+            require(good, f"{name}, line 1: column {column!r} occurs {count} times in {header}", "there once")
         reader.fieldnames = header
         for row in reader:
             place = f"{name}, line {reader.line_num}"
             # DictReader stores the cells beyond the header under None; an unquoted comma adds one.
-            if None in row:
-                cells = len(header) + len(row[None])
-                raise ValueError(f"{place}: {cells} cells, allowed: {len(header)}, as in the header")
+            cells = len(header) + len(row.get(None, ()))
+            require(None not in row, f"{place}: the number of cells is {cells}", f"{len(header)}, as in the header")
             yield place, row
     except csv.Error as error:
         # line_num is that of the last good row; after an open quote the reader is at the last line.
         place = f"{name}, line {reader.line_num + 1}"
-        raise ValueError(f"{place}: {error}, allowed: comma-separated values") from error
+        raise ValueError(f"{place}: {error}; it must be comma-separated values") from error
 
 
 def _jsonl_rows(text: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -101,9 +100,8 @@ def _jsonl_rows(text: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{place}: {error}, allowed: one JSON object a line") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{place}: value {row!r}, allowed: a JSON object")
+            raise ValueError(f"{place}: {error}; it must be one JSON object") from error
+        require(isinstance(row, dict), f"{place}: value is {row!r}", "a JSON object")
         yield place, row
 
 
@@ -111,8 +109,8 @@ def _target(rows: list[tuple[str, dict[str, Any]]]) -> str:
     """Return ``"label"`` or ``"value"``, whichever column the table has."""
     target, other = ("value", "label") if "value" in rows[0][1] else ("label", "value")
     for place, row in rows:
-        if other in row:
-            raise ValueError(f"{place}: has {other!r} in a table of {target!r}, allowed: one of both throughout")
+        found = f"{place}: has {other!r} in a table of {target!r}"
+        require(other not in row, found, "one of the two in the whole table")
     return target
 
 
@@ -124,8 +122,8 @@ def _utterance(row: dict[str, Any], place: str, folder: Path, target: str) -> Ut
     else:
         value = _number(row, "value", place, -math.inf, "a finite number")
     start, end = (_optional_seconds(row, column, place) for column in ("start", "end"))
-    if end is not None and end <= (start or 0.0):
-        raise ValueError(f"{place}: column 'end' is {end}, allowed: more than start, {start or 0.0}")
+    least = start or 0.0
+    require(end is None or end > least, f"{place}: column 'end' is {end}", f"more than start, {least}")
     whole = start is None and end is None
     name = file if whole else f"{file}[{'' if start is None else start}:{'' if end is None else end}]"
     return Utterance(name, speaker, label, folder / file, start, end, value=value, part=_part(row, place))
@@ -136,9 +134,9 @@ def _text(row: dict[str, Any], column: str, place: str) -> str:
     # JSON speakers and labels are often numbers.
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
-    if not isinstance(value, str) or not value.strip():
-        found = "missing" if value is None else repr(value)
-        raise ValueError(f"{place}: column {column!r} is {found}, allowed: a text that is not empty")
+    found = "missing" if value is None else repr(value)
+    good = isinstance(value, str) and value.strip() != ""
+    require(good, f"{place}: column {column!r} is {found}", "a text that is not empty")
     return value.strip()
 
 
@@ -146,8 +144,7 @@ def _part(row: dict[str, Any], place: str) -> str | None:
     if _empty(row.get("part")):
         return None
     part = _text(row, "part", place)
-    if part not in PARTS:
-        raise ValueError(f"{place}: column 'part' is {part!r}, allowed: {', '.join(PARTS)}")
+    require(part in PARTS, f"{place}: column 'part' is {part!r}", f"one of {', '.join(PARTS)}")
     return part
 
 
@@ -159,13 +156,12 @@ def _empty(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
-def _number(row: dict[str, Any], column: str, place: str, least: float, allowed: str) -> float:
+def _number(row: dict[str, Any], column: str, place: str, least: float, wanted: str) -> float:
     value = row.get(column)
     try:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not math.isfinite(number) or number < least:
-        found = "missing" if value is None else repr(value)
-        raise ValueError(f"{place}: column {column!r} is {found}, allowed: {allowed}")
+    found = "missing" if value is None else repr(value)
+    require(math.isfinite(number) and number >= least, f"{place}: column {column!r} is {found}", wanted)
     return number

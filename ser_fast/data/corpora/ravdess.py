@@ -6,7 +6,7 @@ from os import PathLike
 from pathlib import Path
 
 from ser_fast.data.corpora.trees import refuse, repeated, wanted_files
-from ser_fast.data.corpora.utterance import Corpus, Utterance
+from ser_fast.data.utterance import Corpus, Utterance
 
 LABELS = {
     "01": "neutral",
@@ -51,7 +51,7 @@ def ravdess(root: str | PathLike[str]) -> Corpus:
     stems = [_STEM.fullmatch(path.stem) for path in files]
     refuse([stem.string for stem in stems if stem["channel"] == "02"], root, "of the song", _WANTED)
     refuse([stem.string for stem in stems if stem["modality"] != "03"], root, "of the films", _WANTED)
-    refuse(repeated([stem.string for stem in stems]), root, "more than once", "once")
+    refuse(repeated([stem.string for stem in stems]), root, "more than once", "a folder without repeated names")
 
     utterances = [
         Utterance(stem.string, stem["actor"], LABELS[stem["emotion"]], path) for stem, path in zip(stems, files)

@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 
+from ser_fast._require import require
 from ser_fast.data.corpora.trees import refuse, require_folder
-from ser_fast.data.corpora.utterance import PARTS, Corpus, Utterance
+from ser_fast.data.utterance import PARTS, Corpus, Utterance
 
 _COLUMNS = ("video_id", "clip_id", "text", "label", "label_T", "label_A", "label_V", "annotation", "mode")
 _NEEDED = ("video_id", "clip_id", "label", "mode")
@@ -61,9 +62,10 @@ def mosi(root: str | PathLike[str]) -> tuple[Corpus, dict[str, int]]:
 
 
 def _read(name: str, root: str | PathLike[str], limit: float, *patterns: str) -> tuple[Corpus, dict[str, int]]:
-    root = require_folder(root, f"{name}'s {_WANTED}")
+    wanted = f"the folder of {name}'s {_WANTED}"
+    root = require_folder(root, wanted)
     utterances, silent = [], []
-    for video, clip, value, part in _rows(root / "label.csv", limit, f"{name}'s {_WANTED}"):
+    for video, clip, value, part in _rows(root / "label.csv", limit, wanted):
         # A spreadsheet turns the clip 0001 into 1.
         clips = (clip, clip.zfill(4))
         paths = [root / pattern.format(video=video, clip=one) for pattern in patterns for one in clips]
@@ -76,14 +78,13 @@ def _read(name: str, root: str | PathLike[str], limit: float, *patterns: str) ->
     extract = 'ffmpeg -nostdin -loglevel error -y -i "$1" -vn -ac 1 -ar 16000 "${1%.mp4}.wav"'
     command = f"find {films} -name '*.mp4' -exec sh -c '{extract}' _ {{}} \\;"
     places = " or ".join(pattern.format(video="VIDEO", clip="CLIP") for pattern in patterns)
-    refuse(silent, root, "without audio", f"{places}; this takes it out of the films: {command}")
+    refuse(silent, root, "without audio", f"a folder with {places} for each; this command extracts them: {command}")
     return Corpus(name, utterances, []), {}
 
 
 def _rows(path: Path, limit: float, wanted: str) -> Iterator[tuple[str, str, float, str]]:
     """Yield video, clip, value and part of every row."""
-    if not path.is_file():
-        raise ValueError(f"{str(path.parent)!r} holds no label.csv, allowed: {wanted}")
+    require(path.is_file(), f"root {str(path.parent)!r} holds no label.csv", wanted)
     # The column of texts, which is not used, is not always UTF-8.
     text = path.read_bytes().decode("utf-8-sig", errors="replace")
     # CH-SIMS is released with and without a header.
@@ -92,16 +93,15 @@ def _rows(path: Path, limit: float, wanted: str) -> Iterator[tuple[str, str, flo
     try:
         for row in reader:
             place = f"{path}, line {reader.line_num}"
-            if None in row or any(not row.get(column) for column in _NEEDED):
-                raise ValueError(f"{place}: {list(row.values())}, allowed: cells for {', '.join(reader.fieldnames)}, "
-                                 f"of which {', '.join(_NEEDED)} are not empty")  # fmt: skip
-            if row["mode"] not in PARTS:
-                raise ValueError(f"{place}: mode is {row['mode']!r}, allowed: {', '.join(PARTS)}")
+            whole = None not in row and all(row.get(column) for column in _NEEDED)
+            cells = f"cells for {', '.join(reader.fieldnames)}, of which {', '.join(_NEEDED)} are not empty"
+            require(whole, f"{place}: {list(row.values())}", cells)
+            require(row["mode"] in PARTS, f"{place}: mode is {row['mode']!r}", f"one of {', '.join(PARTS)}")
             yield row["video_id"], row["clip_id"], _value(row["label"], limit, place), row["mode"]
     except csv.Error as error:
         # line_num is that of the last good row.
         place = f"{path}, line {reader.line_num + 1}"
-        raise ValueError(f"{place}: {error}, allowed: comma-separated values") from error
+        raise ValueError(f"{place}: {error}; it must be comma-separated values") from error
 
 
 def _value(text: str, limit: float, place: str) -> float:
@@ -109,6 +109,5 @@ def _value(text: str, limit: float, place: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not abs(value) <= limit:
-        raise ValueError(f"{place}: label is {text!r}, allowed: a number from {-limit:g} to {limit:g}")
+    require(abs(value) <= limit, f"{place}: label is {text!r}", f"a number from {-limit:g} to {limit:g}")
     return value

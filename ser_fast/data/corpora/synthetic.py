@@ -16,7 +16,8 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
-from ser_fast.data.corpora.utterance import Corpus, Utterance
+from ser_fast._require import require
+from ser_fast.data.utterance import Corpus, Utterance
 
 EMOTIONS = ("anger", "fear", "happiness", "neutral", "sadness", "surprise")
 
@@ -167,8 +168,7 @@ def synthesize(emotion: str, speaker: int, take: int, sample_rate: int = 16000) 
     Raises:
         ValueError: the emotion is unknown or a number is too small.
     """
-    if emotion not in EMOTIONS:
-        raise ValueError(f"emotion is {emotion!r}; it must be one of {', '.join(EMOTIONS)}")
+    require(emotion in EMOTIONS, f"emotion is {emotion!r}", f"one of {', '.join(EMOTIONS)}")
     _require_at_least("speaker", speaker, 0)
     _require_at_least("take", take, 0)
     _require_at_least("sample_rate", sample_rate, 8000)
@@ -184,8 +184,7 @@ def _speak(emotion: str, degree: float, speaker: int, sample_rate: int, generato
 
 
 def _require_at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ValueError(f"{name} is {value}; it must be at least {least}")
+    require(value >= least, f"{name} is {value}", f"at least {least}")
 
 
 def _generator(speaker: int, line: int) -> torch.Generator:

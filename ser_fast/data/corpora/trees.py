@@ -4,21 +4,21 @@ from collections import Counter
 from os import PathLike
 from pathlib import Path
 
+from ser_fast._require import require
 from ser_fast.data.audio import find_audio
 from ser_fast.data.wav import AudioError
 
 _SHOWN = 5
 
 
-def require_folder(root: str | PathLike[str], allowed: str) -> Path:
+def require_folder(root: str | PathLike[str], wanted: str) -> Path:
     """Return ``root`` as a path.
 
     Raises:
-        FileNotFoundError: it is not a folder; the message names what is ``allowed``.
+        FileNotFoundError: it is not a folder; the message names what is ``wanted``.
     """
     root = Path(root)
-    if not root.is_dir():
-        raise FileNotFoundError(f"root {str(root)!r} is not an existing folder, allowed: {allowed}")
+    require(root.is_dir(), f"root {str(root)!r} is not an existing folder", wanted, FileNotFoundError)
     return root
 
 
@@ -33,15 +33,14 @@ def wanted_files(root: str | PathLike[str], wanted: str) -> list[Path]:
     try:
         return find_audio(root)
     except AudioError as error:
-        raise ValueError(f"{str(root)!r} holds no audio file, allowed: {wanted}") from error
+        raise ValueError(f"root {str(root)!r} holds no audio file; it must be {wanted}") from error
 
 
-def refuse(files: list[str], folder: Path, fault: str, allowed: str) -> None:
+def refuse(files: list[str], folder: Path, fault: str, wanted: str) -> None:
     """Raise ``ValueError`` with the number and the first of these files, if there are any."""
-    if files:
-        shown = ", ".join(files[:_SHOWN]) + (", ..." if len(files) > _SHOWN else "")
-        count = f"{len(files)} file{'s' if len(files) > 1 else ''}"
-        raise ValueError(f"{count} ({shown}) under {str(folder)!r} {fault}, allowed: {allowed}")
+    shown = ", ".join(files[:_SHOWN]) + (", ..." if len(files) > _SHOWN else "")
+    count = f"{len(files)} file{'s' if len(files) > 1 else ''}"
+    require(not files, f"{str(folder)!r} has {count} ({shown}) {fault}", wanted)
 
 
 def repeated(names: list[str]) -> list[str]:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from ser_fast._require import require
+
 PARTS = ("train", "valid", "test")
 
 
@@ -60,38 +62,31 @@ class Corpus:
     def __post_init__(self):
         seen: dict[tuple, str] = {}
         for utterance in self.utterances:
-            self._check_target(utterance)
-            if utterance.part not in (None, *PARTS):
-                self._refuse(utterance, f"the part {utterance.part!r}", ", ".join(PARTS))
+            self._check(utterance)
             if utterance.path is None:
                 continue
             key = (os.path.realpath(utterance.path), utterance.start, utterance.end)
-            if key in seen:
-                raise ValueError(f"corpus {self.name!r} lists {utterance.name} and {seen[key]}, the same audio; "
-                                 "allowed: once")  # fmt: skip
+            found = f"corpus {self.name!r} lists {utterance.name} and {seen.get(key)}, the same audio"
+            require(key not in seen, found, "listed once")
             seen[key] = utterance.name
         without = [utterance.name for utterance in self.utterances if utterance.part is None]
         if 0 < len(without) < len(self.utterances):
             raise ValueError(
                 f"corpus {self.name!r} has {len(without)} of {len(self.utterances)} utterances without a part, such "
-                f"as {without[0]}; allowed: none or all"
+                f"as {without[0]}; it must be none or all"
             )
 
-    def _check_target(self, utterance: Utterance) -> None:
-        label, value = utterance.label, utterance.value
+    def _check(self, utterance: Utterance) -> None:
+        label, value, part = utterance.label, utterance.value, utterance.part
+        place = f"corpus {self.name!r}: {utterance.name} has the"
         if self.classes:
-            if value is not None:
-                self._refuse(utterance, f"the value {value}", "none in a corpus of classes")
-            if label not in self.classes:
-                self._refuse(utterance, f"the label {label!r}", f"one of {', '.join(self.classes)}")
+            require(value is None, f"{place} value {value}", "None in a corpus of classes")
+            require(label in self.classes, f"{place} label {label!r}", f"one of {', '.join(self.classes)}")
         else:
-            if value is None or not math.isfinite(value):
-                self._refuse(utterance, f"the value {value}", "a finite number, for the corpus has no classes")
-            if label:
-                self._refuse(utterance, f"the label {label!r}", "none beside a value")
-
-    def _refuse(self, utterance: Utterance, found: str, allowed: str) -> None:
-        raise ValueError(f"corpus {self.name!r}: {utterance.name} has {found}, allowed: {allowed}")
+            finite = value is not None and math.isfinite(value)
+            require(finite, f"{place} value {value}", "a finite number, for the corpus has no classes")
+            require(not label, f"{place} label {label!r}", "empty beside a value")
+        require(part in (None, *PARTS), f"{place} part {part!r}", f"one of {', '.join(PARTS)}")
 
     @property
     def speakers(self) -> list[str]:
