@@ -334,8 +334,8 @@ class BuildKernels(build_ext):
             cuda = find_cuda(TOOLS[0])
             archs = ", ".join(cuda.archs)
             say(
-                f"building the CUDA kernels for {archs} ({cuda.why}); each takes about a minute on two cores. "
-                "To choose, set TORCH_CUDA_ARCH_LIST, for example to 9.0a; SER_FAST_CUDA=0 builds none."
+                f"building the CUDA kernels for {archs} ({cuda.why}); each takes about a minute and a half of one "
+                "core. To choose, set TORCH_CUDA_ARCH_LIST, for example to 9.0a; SER_FAST_CUDA=0 builds none."
             )
             info = self.compile(*TOOLS, cuda, target)
             built = f"built for {archs} by nvcc {cuda.version} ({cuda.why})"

@@ -17,7 +17,7 @@ from ser_fast.data.files import write_atomically
 FILE = Path(__file__).parents[1] / "ser_fast/backends/measured.json"
 # Parts of the run that concern an op; the first has its times.
 PARTS = {"gru": ("gru", "recurrence"), "attention_pool": ("pool",), "power_spectrogram": ("spectrogram",)}
-# What the module runs without our kernels.
+# Peers that the module runs without our kernels.
 PEERS = {
     "gru": ("nn.GRU", "nn.GRU, packed"),
     "attention_pool": ("eager torch",),

@@ -223,7 +223,7 @@ GpuFrames<T> gpu_frames(const Tensor& tensor) {
           tensor.dim() == 4 ? tensor.stride(1) : 0};
 }
 
-// Whether one access can move two neighbouring units: H, all strides and all addresses are multiples of a pair.
+// True if one access can move two neighbouring units: H, all strides and all addresses are multiples of a pair.
 bool in_pairs(const GruShape& shape, std::initializer_list<Tensor> tensors) {
   bool good = shape.hidden % 2 == 0;
   for (const Tensor& tensor : tensors) {

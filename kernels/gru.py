@@ -1,8 +1,8 @@
 """The GRU recurrence in Triton: kernels that keep W_hh on chip, and their launchers.
 
-One program takes ``ROWS`` rows of the batch in one direction and walks all their steps. Where the direction's W_hh
-fits (:func:`plan`) it stays in registers from the first step to the last, and only gx is read and y written on the
-way; otherwise the kernels of ``gru_streamed`` run. Hidden sizes are padded to a multiple of 16. The state is float32
+One program takes ``ROWS`` rows of the batch in one direction and computes all their steps. If W_hh fits
+(:func:`plan`), it stays in registers from the first step to the last, and only gx is read and y written on the way;
+otherwise the kernels of ``gru_streamed`` run. Hidden sizes are padded to a multiple of 16. The state is float32
 throughout. float32 inputs are multiplied as three tf32 products, or as one if the caller allows tf32.
 
 The launchers write into outputs that the caller has allocated and whose arguments it has checked.
@@ -216,7 +216,7 @@ def _backward(
 
 @dataclass(frozen=True)
 class Plan:
-    """How a hidden size runs: ``resident`` keeps W_hh in registers, padded to ``block`` units; else streams it."""
+    """Execution plan of a hidden size: ``resident`` keeps W_hh, padded to ``block``, in registers, or streams it."""
 
     resident: bool
     block: int

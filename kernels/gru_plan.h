@@ -14,7 +14,7 @@ struct GruSize {
   SER_FAST_BOTH constexpr int spare(bool backward) const { return backward ? spare_backward : spare_forward; }
   // Maximum threads of a block.
   SER_FAST_BOTH constexpr int threads() const { return width == 64 ? 128 : width == 192 ? 384 : 256; }
-  // Whether the kernel runs in single blocks only, not in clusters.
+  // True if the kernel runs in single blocks only, not in clusters.
   SER_FAST_BOTH constexpr bool alone() const { return width == 192; }
 };
 

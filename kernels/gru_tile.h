@@ -193,7 +193,7 @@ struct Place {
     }
   }
 
-  // Whether row j has a frame at this step, valid or padding.
+  // True if row j has a frame at this step, valid or padding.
   SER_FAST_DEVICE bool written(int j, int step) const {
     return step < length[j] || (row[j] >= 0 && step < padded);
   }

@@ -353,7 +353,7 @@ SER_FAST_INLINE void transform_run(const SpectrogramForward<Sample, T>& args, co
     transform_frames<I>(args, plan, b, t, std::min(kLanes<I, T>, end - t), scratch);
 }
 
-// Whether all samples are finite: NaN and infinity times 0 give NaN.
+// True if all samples are finite: NaN and infinity times 0 give NaN.
 template <class I, class T>
 SER_FAST_INLINE bool all_finite(I, const T* samples, int64_t count) {
   Vec<I, T> sum = {};

@@ -20,7 +20,7 @@ from ser_fast.training import distributed
 
 
 class Command(NamedTuple):
-    """A command: its help, of which the top-level help shows the part before ``;``, its options and its function."""
+    """A command: its help, its function and its options. The top-level help shows its help up to ``;``."""
 
     about: str
     run: Callable
@@ -81,7 +81,7 @@ def _without_command(argv: list[str]) -> int:
     """Print the help or the version.
 
     Raises:
-        argparse.ArgumentError: another word or option, or nothing, takes the place of the command.
+        argparse.ArgumentError: the command is missing or unknown.
     """
     parser = argparse.ArgumentParser(
         "ser-fast", description="Speech emotion recognition on fused kernels.", exit_on_error=False
@@ -98,7 +98,7 @@ def _without_command(argv: list[str]) -> int:
 
 
 def _complain(sentence: str, code: int) -> int:
-    # A file name in the sentence may hold control characters that a terminal would obey.
+    # A file name in the sentence may contain control characters that a terminal would execute.
     safe = "".join(letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}"
                    for letter in sentence)  # fmt: skip
     where = f"rank {distributed.rank()} of {distributed.world()}: " if distributed.rank() else ""
@@ -134,7 +134,7 @@ def _refuse_other_models(options, defaults) -> None:
 
 
 def _with_recipe(argv: list[str]) -> list[str]:
-    """Replace ``NAME`` in ``--config NAME`` by the recipe of that name, unless there is a file called so."""
+    """Replace ``NAME`` in ``--config NAME`` by the path of the recipe of that name, unless a file has that name."""
     found = []
     for word in argv:
         option = "--config=" if word.startswith("--config=") else ""

@@ -30,7 +30,7 @@ ops = torch.ops.ser_fast_cuda
 
 
 def build(folder: Path, *flags: str, sources: list[Path] = SOURCES) -> str:
-    """The ops, the kernels and the runner, by the host's compiler."""
+    """Compile the ops, the kernels and the runner with the host's compiler and return the library's path."""
     torch_folder, library = Path(torch.__file__).parent, folder / LIBRARY
     compiler = ["g++", "-std=c++20", "-O2", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", *flags]
     compiler += ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DSER_FAST_WITH_CUDA", "-DSER_FAST_HOST"]
@@ -62,7 +62,7 @@ def load(folder: Path) -> ctypes.CDLL:
 
 
 def seed(native, number: int) -> None:
-    """Of the order in which the threads run from now on."""
+    """Set the seed of the order in which the threads run from now on."""
     native.ser_fast_seed(ctypes.c_size_t(number))
 
 

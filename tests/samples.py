@@ -12,7 +12,7 @@ from ser_fast.ops.power_spectrogram import FLOOR
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # The interpreter gets bfloat16 products wrong; without a GPU they are only compiled.
 HALVES = [torch.float16, torch.bfloat16] if DEVICE == "cuda" else [torch.float16]
-TRITON = [  # what tests of the Triton kernels ask of pytest
+TRITON = [  # pytest marks of the tests of the Triton kernels
     pytest.mark.usefixtures("three_products"),
     # The interpreter takes loop bounds from arrays of one element, and numpy warns where a GPU goes on to select.
     pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning"),

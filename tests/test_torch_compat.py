@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-# What to do when a name vanished from torch.
+# Advice for a name that was removed from torch.
 REMEDIES = {
     "gru": "find the functional form that nn.GRU.forward calls",
     "gru_cell": "find the functional form that nn.GRUCell.forward calls",

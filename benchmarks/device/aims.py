@@ -10,12 +10,12 @@ class Aim(NamedTuple):
     """A bound on a value of some cases of a part.
 
     Args:
-        name: of the aim.
+        name: name of the aim.
         part: part of the run.
-        selects: whether a case belongs to the aim.
+        selects: returns whether a case belongs to the aim.
         value: the case's value, or None if it was not measured.
         bound: every selected case must reach it.
-        unit: of the value.
+        unit: unit of the value.
         at_least: True for a lower bound, False for an upper bound.
     """
 

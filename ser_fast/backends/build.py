@@ -1,4 +1,4 @@
-"""What was built and installed, and which GPUs can run it."""
+"""Read the build record and check which GPUs can run the built kernels."""
 
 import ctypes
 import importlib.util
@@ -33,7 +33,7 @@ def build_info() -> dict:
 def missing(backend: str) -> str | None:
     """Return why the kernels of "cuda" or "triton" are not installed, whatever the GPU; None if they are."""
     if torch.version.hip:
-        return "this torch is for AMD GPUs, which our options do not fit yet"
+        return "this torch is for AMD GPUs, which the kernels do not support"
     if backend == "triton":
         return None if importlib.util.find_spec("triton") else TRITON_MISSING
     if not state.current.loaded:

@@ -1,4 +1,4 @@
-"""Which backend runs an op on a device.
+"""Select the backend that runs an op on a device.
 
 CPU tensors run on the compiled kernels once these are loaded: ``SER_FAST_BACKEND=reference`` turns them off,
 ``SER_FAST_CPU`` chooses their instruction set. CUDA tensors run on the path that was measured fastest on GPUs of the
@@ -27,12 +27,11 @@ CUDA_DTYPES = {
 # Measured cases in which torch's path is faster, or ours was never measured; `ser-fast info` prints them.
 RULES = {
     "GRU with T = 1 on CPU": "torch: packing W_hh for the kernel costs more than one step saves",
-    "GRUCell": "torch, for the same reason",
-    "GRU without kernels of ours": "torch, on CPU where they were not built and on any other device: the reference "
-    "is slower",
-    "GRU on CUDA, cuda or triton": "torch where W_hh does not fit on chip: nothing was measured there",
-    "CUDA, none chosen": "the fastest path measured on GPUs of its compute capability, if its kernels are installed; "
-    "torch for what was not measured, and for a GRU with T = 1 or larger than any measured",
+    "GRUCell": "torch: packing W_hh costs more than one step saves",
+    "GRU without our kernels": "torch, on CPU if they were not built and on other devices: the reference is slower",
+    "GRU by cuda or triton": "torch if W_hh does not fit on chip: nothing was measured there",
+    "CUDA, backend auto": "the fastest path measured on GPUs of its compute capability, if its kernels are "
+    "installed; torch for what was not measured, and for a GRU with T = 1 or larger than any measured",
 }
 
 
@@ -65,7 +64,7 @@ def load() -> None:
 
 
 def use(backend: str) -> None:
-    """Choose what CUDA tensors run on from now on.
+    """Choose the backend of CUDA tensors from now on.
 
     Args:
         backend: "cuda", "triton", or "auto": the path that was measured fastest, else torch's operators.
@@ -86,7 +85,7 @@ def use(backend: str) -> None:
 
 
 def _make_ready(backend: str) -> None:
-    """Load what choosing by size needs: Triton's plans, or what fits on the chips of the GPUs that run "cuda"."""
+    """Load the data for choosing by size: Triton's plans, or the largest H that fits on the GPUs that run "cuda"."""
     if backend == "triton":
         state.current.triton_gru_plan = importlib.import_module("ser_fast.kernels.gru").plan
         return
@@ -95,7 +94,7 @@ def _make_ready(backend: str) -> None:
 
 
 def gru_limits(gpu: int) -> torch.Tensor:
-    """Return what :func:`widest_gru` needs to know about the GPU of this index."""
+    """Return the GPU's limits that :func:`widest_gru` reads."""
     return torch.ops.ser_fast_cuda.gru_limits(torch.empty(0, device=f"cuda:{gpu}"))
 
 
@@ -116,7 +115,7 @@ def widest_gru(limits: torch.Tensor) -> list[int]:
 
 
 def tf32_allowed() -> bool:
-    """Return torch's switch for tf32 in RNNs, which cuDNN obeys too."""
+    """Return torch's switch for tf32 in RNNs, which also applies to cuDNN."""
     return torch.backends.cudnn.rnn.fp32_precision == "tf32"
 
 
@@ -133,7 +132,7 @@ def fits_on_chip(hidden_size: int, dtype: torch.dtype) -> bool:
 
 
 def measured_on(gpu: int | None) -> tuple[dict, tuple[str, ...]]:
-    """Return what was measured on GPUs of this one's compute capability, and which of those kernels it can run.
+    """Return the measurements on GPUs of this one's compute capability, and the measured kernels that it can run.
 
     Args:
         gpu: a GPU's index, None for torch's current one. ``SER_FAST_BACKEND=reference`` turns all kernels off.
@@ -168,7 +167,7 @@ def path_on_cuda(op: str, gpu: int | None, dtype: torch.dtype, hidden_size: int 
     """Return "cuda", "triton" or "torch" for an op on CUDA tensors.
 
     Args:
-        alone: whether the op itself is called rather than a module; its "torch" is the reference.
+        alone: True if the op itself is called rather than a module; its "torch" is the reference.
     """
     if state.current.on_cuda == "auto":
         tf32 = op == "gru" and dtype == torch.float32 and tf32_allowed()
@@ -200,19 +199,19 @@ def select(
     dtype: torch.dtype = torch.float32,
     hidden_size: int | None = None,
 ) -> str:
-    """Return which backend runs an op: "compiled", "cuda", "triton", "torch" or "reference".
+    """Return the backend that runs an op: "compiled", "cuda", "triton", "torch" or "reference".
 
     "torch" is the path of ``nn.GRU``. ``ser_fast.GRU(reset_after=True)`` takes it by ``RULES`` for a single step and
-    where no kernel was built; on a GPU also unless kernels of ours are chosen, or were measured to be faster for this
+    where no kernel was built; on a GPU also unless our kernels are chosen, or were measured to be faster for this
     precision and hidden size, and W_hh fits on chip. A frame or a transform too large for a block of the CUDA kernels
     runs on the reference even where this returns "cuda".
 
     Args:
         op: "gru", "attention_pool" or "power_spectrogram".
-        device: of the tensors.
-        steps: of the GRU; None for many.
-        dtype: of the tensors.
-        hidden_size: of the GRU; None if it does not matter.
+        device: device of the tensors.
+        steps: number of time steps of the GRU; None for many.
+        dtype: dtype of the tensors.
+        hidden_size: hidden size of the GRU; None if it does not matter.
 
     Raises:
         ValueError: ``op`` is not an op.

@@ -1,4 +1,4 @@
-"""Which GPUs the kernels run on: arithmetic on version numbers, so that it is tested without a GPU."""
+"""Check which GPUs can run the kernels: arithmetic on version numbers, so that it is tested without a GPU."""
 
 import re
 from collections.abc import Sequence
@@ -32,10 +32,12 @@ def refusal(
         return f"its compute capability is {_dotted(capability)}; it must be at least {_dotted(OLDEST)}"
     if backend == "triton":
         return None
-    serves, toolkit = (driver // 1000, driver % 1000 // 10), tuple(int(part) for part in nvcc.split(".")[:2])
-    if serves[0] < toolkit[0]:
-        return f"its driver serves CUDA {_dotted(serves)}; it must serve CUDA {toolkit[0]}, which built the kernels"
-    if not any(_runs(arch, capability, compiles=serves >= toolkit) for arch in archs):
+    latest, toolkit = (driver // 1000, driver % 1000 // 10), tuple(int(part) for part in nvcc.split(".")[:2])
+    if latest[0] < toolkit[0]:
+        return (
+            f"its driver supports CUDA {_dotted(latest)}; it must support CUDA {toolkit[0]}, which built the kernels"
+        )
+    if not any(_runs(arch, capability, compiles=latest >= toolkit) for arch in archs):
         built = f"{', '.join(archs)} by CUDA {_dotted(toolkit)}"
         return f"its compute capability is {_dotted(capability)}; it must be one that runs what was built: {built}"
     return None

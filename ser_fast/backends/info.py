@@ -1,4 +1,4 @@
-"""Text of ``ser-fast info``: versions, what was built and loaded, which backend runs each op, plans of a GRU."""
+"""Text of ``ser-fast info``: versions, built and loaded kernels, the backend of each op, plans of a GRU."""
 
 import itertools
 import os
@@ -37,7 +37,7 @@ def info() -> dict:
 
 
 def what_runs() -> dict[str, str]:
-    """Return what the tensors of each device run on, with the reason where that is torch's operators."""
+    """Return the kernels that run the tensors of each device, with the reason if they are torch's operators."""
     compiled = f"the compiled kernels, for {state.current.instruction_set}"
     found = {"cpu": compiled if state.current.loaded else f"torch's operators: {state.current.reason}"}
     if torch.cuda.is_available():
@@ -49,7 +49,7 @@ def what_runs() -> dict[str, str]:
 def _on_gpu(gpu: int) -> str:
     if state.current.on_cuda != "auto":
         standing = _standing(state.current.on_cuda, gpu)
-        return f"the {state.current.on_cuda} kernels, {standing}; torch's operators for what they leave out"
+        return f"the {state.current.on_cuda} kernels, {standing}; torch's operators for unsupported calls"
     reasons: dict[tuple, list[str]] = {}
     for backend in measured.BACKENDS:
         why = build.missing(backend) or build.refused(backend, gpu)

@@ -33,7 +33,7 @@ def register(
         fake: checks the arguments and returns outputs of the right shapes.
         triton, cuda: the op on CUDA tensors by the Triton and the CUDA C++ kernel; the reference if not given.
         hidden_size: returns the GRU's hidden size from the op's arguments, which the choice depends on.
-        half_on: devices on which autocast gives the op the dtype in force; on others it gets float32.
+        half_on: devices on which autocast gives the op the autocast dtype; on others it gets float32.
         tags: torch's tags for the op.
         backward, setup_context: derivative of the op. Without them the op is itself a backward, and its derivative is
             that of its reference.

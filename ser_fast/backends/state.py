@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 
 @dataclass
 class State:
-    """What is loaded, and what CUDA tensors run on.
+    """State of backend selection: loaded kernels and the backend of CUDA tensors.
 
     Args:
-        loaded: whether the compiled kernels are loaded.
+        loaded: True if the compiled kernels are loaded.
         reason: why they are not; None if they are.
-        instruction_set: of the compiled CPU kernels, such as "avx512"; None if they are not loaded.
+        instruction_set: instruction set of the compiled CPU kernels, such as "avx512"; None if they are not loaded.
         on_cuda: "auto", "cuda" or "triton".
         widest: largest hidden size whose W_hh fits on the chip of every GPU that runs the CUDA kernels, for each of
             ``dispatch.GRU_PRODUCTS``; zeros until these kernels may be chosen.

@@ -39,7 +39,7 @@ def pad(waves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 class LengthSortedBatches:
-    """Batches of utterances of similar length, each padded to its longest, in an order that is drawn per epoch.
+    """Batches of utterances of similar length, each padded to its longest, shuffled each epoch.
 
     Args:
         waves: float32 ``[n]`` each.

@@ -19,11 +19,11 @@ class Dataset:
     """The utterances of a corpus that could be read.
 
     Args:
-        name: of the corpus.
+        name: name of the corpus.
         waves: float32 ``[n]`` each, at one sampling rate.
         labels: an index into ``classes`` each, or a value each without classes.
         speakers: a name each.
-        names: of the utterances.
+        names: names of the utterances.
         classes: names of the classes; empty for a regression.
         skipped: an error message for each utterance that could not be read.
         parts: the corpus's own division, "train", "valid" or "test" each; empty if it has none.

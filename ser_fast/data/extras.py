@@ -8,7 +8,7 @@ def import_extra(name: str, purpose: str) -> ModuleType:
     """Import and return a package of the extra ``train``.
 
     Args:
-        name: of the package.
+        name: name of the package.
         purpose: what needs it, for the message.
 
     Raises:

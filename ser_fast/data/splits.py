@@ -50,10 +50,17 @@ def split(
         validation: "random" utterances, utterances of random "speakers", or "none". The corpus's own validation part
             is used with its own test part, unless this is "none".
         valid_fraction: share of the remaining utterances, or speakers, in the validation part, in 0..1.
-        seed: of the random parts.
+        seed: seed of the random parts.
+
+    Returns:
+        The :class:`Split`.
 
     Raises:
         ValueError: a speaker does not occur, there is a single class, or a class is too small for its parts.
+
+    Example:
+        >>> split("aabbcc", [0, 1] * 3, ["calm", "angry"], test_speakers=["c"], validation="none")
+        Split(train=[0, 1, 2, 3], valid=[], test=[4, 5], protocol='speakers c held out; weights of the last epoch')
     """
     found = sorted({classes[label] for label in labels}) if classes else []
     if classes and len(found) < 2:

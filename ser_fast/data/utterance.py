@@ -17,13 +17,13 @@ class Utterance:
     """One labelled utterance, on disk (``path``) or in memory (``samples``).
 
     Args:
-        name: of the utterance.
+        name: name of the utterance.
         speaker: name of the speaker.
         label: name of the class; ``""`` for a regression.
         path: the audio file.
         start, end: in seconds within the file; None is its beginning or its end.
         samples: float32 ``[N]``, instead of a file.
-        sample_rate: of the samples, in hertz.
+        sample_rate: sample rate, in hertz.
         value: the target of a regression.
         part: "train", "valid" or "test" in the corpus's own division.
     """
@@ -45,7 +45,7 @@ class Corpus:
     """A named list of utterances.
 
     Args:
-        name: of the corpus.
+        name: name of the corpus.
         utterances: the utterances.
         classes: names of the classes in the order of their indices; empty for a regression.
 
@@ -90,5 +90,5 @@ class Corpus:
 
     @property
     def speakers(self) -> list[str]:
-        """The names of the speakers, sorted."""
+        """Return the names of the speakers, sorted."""
         return sorted({utterance.speaker for utterance in self.utterances})

@@ -16,7 +16,7 @@ class Experiment(NamedTuple):
     """One experiment of the papers.
 
     Args:
-        title: of its table.
+        title: title of its table.
         source: the papers' table, figure or experiment that it repeats.
         recipe: name of the recipe that it trains by.
         run: trains the systems and returns the result.

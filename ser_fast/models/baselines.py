@@ -46,6 +46,10 @@ class Baseline(FrameModel):
         hop_length: step between frames, in samples. Default: 160.
         f_max: highest frequency of the spectrogram, in hertz. Default: 4000.
 
+    Shape:
+        wave ``[B, N]``, lengths ``[B]`` in samples; logits ``[B, num_classes]``;
+        weights ``[B, num_heads, T', T']``, ``[B, T']`` if only the pooling attends.
+
     Raises:
         ValueError: if an option is out of range.
 

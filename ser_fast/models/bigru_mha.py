@@ -49,6 +49,9 @@ class BiGRUMHA(FrameModel):
         hop_length: step between frames, in samples. Default: 160.
         f_max: highest frequency of the spectrogram, in hertz. Default: 4000.
 
+    Shape:
+        wave ``[B, N]``, lengths ``[B]`` in samples; logits ``[B, num_classes]``; weights ``[B, num_heads, T, T]``.
+
     Raises:
         ValueError: if an option is out of range.
 

@@ -59,6 +59,9 @@ class CGRU(nn.Module):
         hop_length: step between frames, in samples. Default: 160.
         f_max: highest frequency of the spectrogram, in hertz. Default: 4000.
 
+    Shape:
+        wave ``[B, N]``, lengths ``[B]`` in samples; logits ``[B, num_classes]``; weights ``[B, T']``.
+
     Raises:
         ValueError: if an option is out of range.
 

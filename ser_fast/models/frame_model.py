@@ -27,6 +27,9 @@ class FrameModel(nn.Module):
         dropout: dropout probability between the two linear layers.
         pooling: "mean" over the valid frames, or "attention".
 
+    Shape:
+        wave ``[B, N]``, lengths ``[B]`` in samples; logits ``[B, num_classes]``; see :meth:`forward`.
+
     Raises:
         ValueError: if ``pooling`` is unknown.
 

@@ -1,9 +1,8 @@
 """Functionals: the model of the recipe ``own``, statistics of each utterance's frames and one linear layer.
 
-On half an hour of speech it does better than any recurrence or convolution that we tried. The statistics resemble
-openSMILE's feature sets (Eyben et al., "openSMILE", 2010; Schuller et al., "The INTERSPEECH 2013 Computational
-Paralinguistics Challenge"): descriptors of spectrum and voice in each frame, and their distributions over the
-utterance. Training at several speeds keeps the layer from learning the speakers.
+The statistics resemble openSMILE's feature sets (Eyben et al., "openSMILE", 2010; Schuller et al., "The INTERSPEECH
+2013 Computational Paralinguistics Challenge"): descriptors of spectrum and voice in each frame, and their
+distributions over the utterance. Training at several speeds keeps the layer from learning the speakers.
 """
 
 from collections.abc import Sequence
@@ -27,19 +26,27 @@ FAR = 5.0  # standard deviations
 class Functionals(nn.Module):
     """Waveforms to logits by statistics over frames → batch normalisation → dropout → one linear layer.
 
-    In each frame, from one power spectrogram P: the logarithm of ``n_mels`` mels, standardised over the utterance;
-    the first ``n_cepstra`` coefficients of its cosine transform; and the correlogram, the frame's autocorrelation
-    r(τ) = Σ_k P_k cos(2π f_k τ) over r(0) and over the window's own, at ``n_lags`` lags. Its maximum over the lags
-    is the voicing, and 1/τ there the pitch; a frame whose voicing is above 0.6 is voiced, unless it is 40 dB below
-    the loudest. The level is the logarithm of its power over the loudest's.
+    Descriptors of each frame, all computed from one power spectrogram P:
 
-    The spectrum's shape, also in each frame, above 50 Hz: centroid and spread, the frequencies below which a quarter,
-    half, three quarters and nine tenths of the power lie, flatness (the mean logarithm less the logarithm of the
-    mean), the logarithm of the power of 1–5 kHz over that below, of the strongest bin below 0.5 kHz over those of
-    0.5–1 and of 1–2 kHz, and the squared distance of the square roots of this and the last frame's spectrum.
+    - mels: logarithm of ``n_mels`` mel bands, standardised over the utterance;
+    - cepstra: the first ``n_cepstra`` coefficients of the cosine transform of the mels;
+    - correlogram: the autocorrelation r(τ) = Σ_k P_k cos(2π f_k τ) at ``n_lags`` lags τ, divided by r(0) and by the
+      autocorrelation of the window;
+    - voicing: maximum of the correlogram over the lags;
+    - pitch: 1/τ at that maximum;
+    - level: logarithm of the power, relative to the loudest frame. A frame is voiced if its voicing is above 0.6 and
+      its level within 40 dB of the loudest frame.
+    - shape of the spectrum above 50 Hz:
 
-    Groups of statistics over the utterance, where a distribution is mean, standard deviation and five quantiles; the
-    default has all but the last three:
+      - centroid and spread;
+      - frequencies below which 25, 50, 75 and 90 % of the power lie;
+      - flatness: mean of the logarithm minus logarithm of the mean;
+      - logarithm of the ratio of the power in 1–5 kHz to the power below;
+      - logarithms of the ratios of the strongest bin below 0.5 kHz to those of 0.5–1 and of 1–2 kHz;
+      - squared distance between the square roots of this frame's and the previous frame's spectrum.
+
+    Groups of statistics over the utterance. A distribution is mean, standard deviation and five quantiles. The
+    default has all groups but the last three:
 
     - ``distributions``: distributions of mels, cepstra, voicing and level;
     - ``voiced``: distributions of mels and pitch over the voiced frames, and of the steps of the pitch from frame to
@@ -63,8 +70,8 @@ class Functionals(nn.Module):
         n_mels: bands of the mel spectrogram.
         n_cepstra: cepstral coefficients.
         n_lags: lags of the correlogram.
-        dropout: of the statistics, in 0..1.
-        sample_rate: of the waveforms, in hertz; at least 10 000.
+        dropout: dropout probability of the statistics, in 0..1.
+        sample_rate: sample rate of the waveforms, in hertz; at least 10 000.
         n_fft: size of the DFT, in samples; at least ``win_length`` and the longest period of a voice, 1/60 s.
         win_length: samples of a frame.
         hop_length: samples from one frame to the next.
@@ -141,24 +148,37 @@ class Functionals(nn.Module):
 
     @property
     def front_end(self) -> tuple:
-        """The options that, beside :attr:`groups`, determine the features."""
+        """Return the options that determine the features, besides :attr:`groups`."""
         front = self.spectrogram
         return (front.sample_rate, front.n_fft, front.win_length, front.hop_length, *self.cut,
                 self.descriptors.filters.dtype)  # fmt: skip
 
     def forward(self, wave: Tensor, lengths: Tensor | None = None, return_weights: bool = False):
-        """Return logits ``[B, classes]`` of ``wave`` ``[B, N]`` with lengths ``[B]`` in samples.
+        """Return the logits of a padded batch.
 
-        With ``return_weights`` also None: there is no attention.
+        Args:
+            wave: waveforms ``[B, N]`` at ``sample_rate``.
+            lengths: samples of each row ``[B]``; by default N in every row.
+            return_weights: return ``(logits, None)``, since there are no attention weights.
+
+        Returns:
+            Logits ``[B, num_classes]``, or ``(logits, None)`` with ``return_weights``.
         """
         logits = self.classify(self.features(wave, lengths))
         return (logits, None) if return_weights else logits
 
     def features(self, wave: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Return the statistics ``[B, count]`` of ``wave`` ``[B, N]`` with lengths ``[B]`` in samples.
+        """Return the statistics of each utterance.
 
-        On a CPU each row is computed alone, so that its values do not depend on the other rows; not so under masks,
-        which are drawn for the whole batch, and in a graph that is being traced.
+        On a CPU each row is computed alone, so that its values do not depend on the other rows, except with
+        ``spec_augment`` in training, whose masks are drawn for the whole batch, and in a traced graph.
+
+        Args:
+            wave: waveforms ``[B, N]`` at ``sample_rate``.
+            lengths: samples of each row ``[B]``; by default N in every row.
+
+        Returns:
+            Statistics ``[B, count]``.
         """
         lengths = full_lengths(wave) if lengths is None else lengths
         masked = self.training and self.spec_augment is not None
@@ -175,12 +195,27 @@ class Functionals(nn.Module):
         return torch.cat([self.statistics(*few) for few in zip(power.split(ROWS), lengths.split(ROWS))])
 
     def utterance_features(self, wave: Tensor, groups: Sequence[str]) -> dict[str, Tensor]:
-        """Return some groups of the statistics ``[D]`` of one utterance ``[N]``, as :meth:`features` has them."""
+        """Return groups of the statistics of one utterance, with the values of :meth:`features`.
+
+        Args:
+            wave: waveform ``[N]`` at ``sample_rate``.
+            groups: names of the groups.
+
+        Returns:
+            Statistics ``[D]`` of each group, by name.
+        """
         power, lengths = self.spectrogram(wave[None], torch.tensor([len(wave)], device=wave.device))
         return {name: values[0] for name, values in self._grouped(power, lengths, groups).items()}
 
     def classify(self, features: Tensor) -> Tensor:
-        """Return logits ``[B, classes]`` of statistics ``[B, count]``."""
+        """Return the logits of statistics.
+
+        Args:
+            features: statistics ``[B, count]`` of :meth:`features`.
+
+        Returns:
+            Logits ``[B, num_classes]``.
+        """
         x, norm = features.to(self.classifier.weight.dtype), self.norm
         # A single utterance has no variance to be normalised by.
         alone = self.training and len(x) == 1
@@ -189,7 +224,15 @@ class Functionals(nn.Module):
         return self.classifier(self.dropout(x.clamp(-FAR, FAR)))
 
     def statistics(self, power: Tensor, lengths: Tensor) -> Tensor:
-        """Return ``[B, count]`` of power spectrograms ``[B, T, F]`` with lengths ``[B]`` in frames."""
+        """Return the statistics of power spectrograms.
+
+        Args:
+            power: power spectrograms ``[B, T, F]``.
+            lengths: valid frames of each row ``[B]``.
+
+        Returns:
+            Statistics ``[B, count]``, the selected groups one after the other.
+        """
         return torch.cat(list(self._grouped(power, lengths, self.groups).values()), 1)
 
     def _grouped(self, power: Tensor, lengths: Tensor, names: Sequence[str]) -> dict[str, Tensor]:

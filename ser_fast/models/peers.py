@@ -60,7 +60,7 @@ class TorchRecurrence(nn.Module):
     Args:
         ours: the layer whose sizes, device and dtype are taken.
         cell: ``nn.GRU`` or ``nn.LSTM``.
-        way: "padded" computes the padding too; "packed" packs and unpacks around the layer.
+        mode: "padded" computes the padding too; "packed" packs and unpacks around the layer.
 
     Example:
         >>> layer = TorchRecurrence(GRU(8, 16, batch_first=True), nn.LSTM, "packed")
@@ -69,16 +69,16 @@ class TorchRecurrence(nn.Module):
         torch.Size([2, 5, 16])
     """
 
-    def __init__(self, ours: GRU, cell: type[nn.RNNBase], way: str):
+    def __init__(self, ours: GRU, cell: type[nn.RNNBase], mode: str):
         super().__init__()
         like = ours.weight_hh_l0
         self.rnn = cell(ours.input_size, ours.hidden_size, ours.num_layers, batch_first=True, dropout=ours.dropout,
                         bidirectional=ours.bidirectional, device=like.device, dtype=like.dtype)  # fmt: skip
-        self.way = way
+        self.mode = mode
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, None]:
         """Return the output ``[B, T, D * H]`` of ``x`` ``[B, T, I]``, and None in place of the last state."""
-        return (packed(self.rnn, x, lengths) if self.way == "packed" else self.rnn(x)[0]), None
+        return (packed(self.rnn, x, lengths) if self.mode == "packed" else self.rnn(x)[0]), None
 
 
 class ReferenceRecurrence(nn.Module):
@@ -124,7 +124,7 @@ def with_torch(model: nn.Module) -> dict[str, nn.Module]:
         ['torch GRU, padded', 'torch GRU, packed', 'torch LSTM, padded', 'torch LSTM, packed']
     """
     return {
-        f"torch {cell.__name__}, {way}": with_recurrence(model, TorchRecurrence(model.rnn, cell, way))
+        f"torch {cell.__name__}, {mode}": with_recurrence(model, TorchRecurrence(model.rnn, cell, mode))
         for cell in (nn.GRU, nn.LSTM)
-        for way in ("padded", "packed")
+        for mode in ("padded", "packed")
     }

@@ -43,7 +43,7 @@ class AttentionPool(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the scoring vector anew."""
+        """Reinitialise the scoring vector."""
         bound = 1 / math.sqrt(self.embed_dim)
         nn.init.uniform_(self.weight, -bound, bound)
 

@@ -36,12 +36,12 @@ class GRU(nn.Module):
         input_size: I, features of a frame.
         hidden_size: H, features of the state.
         num_layers: stacked layers.
-        bias: whether layers have biases.
+        bias: use biases.
         batch_first: batched inputs and outputs are ``[B, T, ...]`` instead of ``[T, B, ...]``.
         dropout: probability of dropping an output of each layer but the last, in training mode.
         bidirectional: also run each layer from the last frame to the first; D is 2 then, else 1.
         reset_after: form of the candidate n, see above.
-        device, dtype: of the parameters.
+        device, dtype: device and dtype of the parameters.
 
     Attributes:
         weight_ih_l0, weight_hh_l0, bias_ih_l0, bias_hh_l0, ...: parameters, named and shaped as in ``nn.GRU``, gates
@@ -53,6 +53,9 @@ class GRU(nn.Module):
     Raises:
         TypeError: if a size is not an int or a flag not a bool.
         ValueError: if a size is below 1 or ``dropout`` is not in 0..1.
+
+    Warns:
+        UserWarning: if ``dropout`` is above 0 and ``num_layers`` is 1: it acts between layers.
 
     Example:
         >>> import torch
@@ -67,7 +70,7 @@ class GRU(nn.Module):
 
     mode = "GRU"
     proj_size = 0
-    reset_after = True  # of an nn.GRU that swap has turned into this class
+    reset_after = True  # default of an nn.GRU that swap converted
 
     def __init__(
         self,
@@ -112,7 +115,7 @@ class GRU(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw all parameters anew, uniformly from ±1/√H, as ``nn.GRU`` does."""
+        """Reinitialise all parameters uniformly from ±1/√H, as ``nn.GRU`` does."""
         init_uniform(self, self.hidden_size)
 
     def flatten_parameters(self) -> None:
@@ -234,7 +237,7 @@ class GRU(nn.Module):
         return PackedSequence(y, packed.batch_sizes, order, packed.unsorted_indices), h_n
 
     def _run(self, x: Tensor, hx: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Check the arguments of a batch and run it on the path that serves it."""
+        """Check the arguments of a batch and run it on the selected path."""
         self._check(x, hx, lengths)
         path, lengths = self._path(x, lengths)
         if path == "packed":
@@ -251,7 +254,7 @@ class GRU(nn.Module):
         "torch" is ``nn.GRU``'s own, "op" our recurrence over the padded batch, "packed" the same over valid frames.
         """
         if x.shape[0 if self.batch_first else 1] == 0:
-            return "torch", None  # nothing to compute, and torch knows the shapes
+            return "torch", None  # nothing to compute, and torch returns the right shapes
         if checks.transforming():
             return "op", lengths
         if self._takes_packed(x, lengths):

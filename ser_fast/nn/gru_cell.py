@@ -26,9 +26,9 @@ class GRUCell(nn.Module):
     Args:
         input_size: I, features of a frame.
         hidden_size: H, features of the state.
-        bias: whether there are biases.
+        bias: use biases.
         reset_after: form of the candidate n, see :class:`ser_fast.GRU`.
-        device, dtype: of the parameters.
+        device, dtype: device and dtype of the parameters.
 
     Attributes:
         weight_ih, weight_hh, bias_ih, bias_hh: parameters, named and shaped as in ``nn.GRUCell``.
@@ -73,7 +73,7 @@ class GRUCell(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw all parameters anew, uniformly from ±1/√H."""
+        """Reinitialise all parameters uniformly from ±1/√H."""
         init_uniform(self, self.hidden_size)
 
     def extra_repr(self) -> str:
@@ -108,7 +108,7 @@ class GRUCell(nn.Module):
         return h.reshape(shape)
 
     def _is_usual(self, x: Tensor, h: Tensor | None) -> bool:
-        """Return whether arguments need no further check: a small step takes no longer than a full check of it."""
+        """Return whether the fast path applies: a full check takes as long as a small step."""
         weight = self.weight_ih
         return (
             isinstance(x, Tensor)

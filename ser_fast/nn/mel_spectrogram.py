@@ -23,9 +23,9 @@ class MelSpectrogram(PowerSpectrogram):
     with ``htk=True, norm=None, pad_mode="reflect"``, transposed.
 
     Only the bins inside a filter are computed. Filters and product stay in float32 in half modules and under
-    autocast, like the spectrogram, since powers overflow float16. The product obeys
-    ``torch.set_float32_matmul_precision``, whose default is float32; as TF32 ("high" on CUDA) its error is up to 0.1
-    %.
+    autocast, like the spectrogram, since powers overflow float16. The product uses
+    the precision of ``torch.set_float32_matmul_precision``, whose default is float32; as TF32 ("high" on CUDA) its
+    error is up to 0.1 %.
 
     Args:
         sample_rate: hertz.

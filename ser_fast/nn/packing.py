@@ -5,12 +5,22 @@ from torch import Tensor
 
 
 def join(rows: Tensor, sizes: list[int]) -> Tensor:
-    """Return the first ``sizes[b]`` frames of each row of ``[B, T, W]``, one row after the other: ``[N, W]``."""
+    """Return the first ``sizes[b]`` frames of each row of ``[B, T, W]``, one row after the other: ``[N, W]``.
+
+    Example:
+        >>> join(torch.arange(6).view(2, 3, 1), [3, 1]).tolist()
+        [[0], [1], [2], [3]]
+    """
     return torch.cat([row[:size] for row, size in zip(rows, sizes)])
 
 
 def part(packed: Tensor, sizes: list[int], frames: int, batch_first: bool) -> Tensor:
-    """Return packed ``[N, W]`` zero-padded: ``[B, frames, W]`` with ``batch_first``, else ``[frames, B, W]``."""
+    """Return packed ``[N, W]`` zero-padded: ``[B, frames, W]`` with ``batch_first``, else ``[frames, B, W]``.
+
+    Example:
+        >>> part(torch.tensor([[1], [2], [3]]), [2, 1], frames=2, batch_first=True).tolist()
+        [[[1], [2]], [[3], [0]]]
+    """
     batch, width = len(sizes), packed.shape[1]
     shape = (batch, frames, width) if batch_first else (frames, batch, width)
     padded = packed.new_zeros(shape)

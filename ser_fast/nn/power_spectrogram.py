@@ -45,7 +45,7 @@ class PowerSpectrogram(FullPrecision):
         window_fn, wkwargs: make the window: ``window_fn(win_length, **wkwargs)``. Windows are periodic by torch's
             default; ``wkwargs={"periodic": False}`` makes them symmetric.
         center: centre frame t on sample t·hop, by padding each row at its own ends.
-        pad_mode: of the padding: "reflect", "constant", "replicate" or "circular".
+        pad_mode: mode of the padding: "reflect", "constant", "replicate" or "circular".
         log: natural logarithm of the power.
         mean, std: normalisation of each bin ``[F]``; :meth:`set_statistics` sets it later.
         floor: smallest power before the logarithm.
@@ -211,6 +211,9 @@ class SpectrogramStream:
 
     Args:
         spectrogram: a :class:`ser_fast.PowerSpectrogram` or :class:`ser_fast.MelSpectrogram`.
+
+    Shape:
+        chunk ``[B, n]``; frames ``[B, t, F]``, with ``n_mels`` in place of F for mels.
 
     Raises:
         ValueError: if the padding is circular: it begins with the wave's end.

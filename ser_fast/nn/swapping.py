@@ -1,4 +1,4 @@
-"""``swap``: replace the modules of torch and torchaudio inside a model by ours, in place."""
+"""``swap``: replace the modules of torch and torchaudio inside a model by ser_fast's, in place."""
 
 import sys
 from dataclasses import dataclass, field
@@ -37,7 +37,7 @@ class SwapReport:
 
 
 def swap(model: nn.Module) -> SwapReport:
-    """Replace every ``nn.GRU`` of a model by :class:`ser_fast.GRU`, and torchaudio's power ``Spectrogram`` by ours.
+    """Replace each ``nn.GRU`` by :class:`ser_fast.GRU` and torchaudio's power ``Spectrogram`` by ser_fast's.
 
     The modules stay the same objects with another class, so parameters, buffers, names, hooks, the training mode,
     the state dict and an optimizer that is already built stay valid. A spectrogram keeps torchaudio's layout
@@ -98,6 +98,13 @@ def unswap(model: nn.Module) -> list[str]:
         TypeError: if ``model`` is not a module.
         ValueError: if a swapped module has changed its class since, as a parametrization does. Nothing is changed
             then.
+
+    Example:
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.GRU(40, 64))
+        >>> report = swap(model)
+        >>> unswap(model), type(model[0]) is nn.GRU
+        (['0'], True)
     """
     _check_module("unswap", model)
     swapped = {name: module for name, module in model.named_modules() if "_swapped_from" in vars(module)}

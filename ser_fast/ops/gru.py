@@ -277,7 +277,7 @@ def _flat(tensor: Tensor) -> Tensor:
     if tensor.dim() == 3:
         return tensor
     tensor = tensor.transpose(0, 1) if _batch_first(tensor) else tensor
-    return tensor.reshape(-1, *tensor.shape[2:])  # vmap, which gradients of several losses use, knows no flatten
+    return tensor.reshape(-1, *tensor.shape[2:])  # vmap does not support flatten
 
 
 _ARGUMENTS = "Tensor gx, Tensor w_hh, Tensor? b_hh, Tensor? h0, Tensor? lengths, bool reset_after, bool save_gates"

@@ -24,7 +24,13 @@ def frame_mask(lengths: Tensor, frames: int) -> Tensor:
 
 
 def mask_past(x: Tensor, lengths: Tensor | None, value: float = 0) -> Tensor:
-    """Return ``x`` ``[B, T, ...]`` with ``value`` past each row's length; ``x`` itself without lengths."""
+    """Return ``x`` ``[B, T, ...]`` with ``value`` past each row's length; ``x`` itself without lengths.
+
+    Example:
+        >>> import torch
+        >>> mask_past(torch.ones(2, 3), torch.tensor([3, 1])).tolist()
+        [[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]]
+    """
     if lengths is None:
         return x
     past = ~frame_mask(lengths, x.shape[1])

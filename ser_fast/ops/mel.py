@@ -57,7 +57,7 @@ def mel_filters(
         mel_scale: "htk" or "slaney", see above.
         norm: "slaney" divides each filter by its half width in hertz, (c_{m+2} − c_m) / 2, so that its area is 1
             hertz; with None the peak of each filter is 1.
-        dtype: of the result; the arithmetic is in float64.
+        dtype: dtype of the result; the arithmetic is in float64.
 
     Shape:
         filters ``[F, n_mels]`` with F = n_fft // 2 + 1.

@@ -1,7 +1,7 @@
 """The ops in ONNX's standard operators, for any runtime.
 
 Inside ``torch.onnx.export(model, ...)`` the modules take these forms by themselves. A program of ``torch.export``
-holds our own ops instead, which no ONNX runtime knows: export the module, not the program.
+holds our own ops instead, which ONNX runtimes do not support: export the module, not the program.
 """
 
 import math

@@ -48,7 +48,20 @@ class Arguments(NamedTuple):
 
 
 def frame_counts(lengths: Tensor, n_fft: int, win_length: int, hop_length: int, center: bool) -> Tensor:
-    """Return the frames of rows of these many samples; a row shorter than a window has one, an empty row none."""
+    """Return the number of frames of each row; a row shorter than a window has one, an empty row none.
+
+    Args:
+        lengths: samples of each row ``[B]``.
+        n_fft, win_length, hop_length: samples, as in :func:`power_spectrogram`.
+        center: True if each row is padded by n_fft // 2 at both ends.
+
+    Returns:
+        Frames of each row ``[B]``.
+
+    Example:
+        >>> frame_counts(torch.tensor([16000, 100, 0]), 512, 400, 160, center=False).tolist()
+        [98, 1, 0]
+    """
     spare = lengths + (n_fft // 2 * 2 - n_fft) if center else (lengths - win_length).clamp(min=0)
     return torch.where(lengths > 0, 1 + spare // hop_length, 0)
 
@@ -381,11 +394,11 @@ def power_spectrogram(
     P[t, k] = |Σ_n window[n] wave[t·hop + n] exp(−2πi k n / n_fft)|², then log(max(P, floor)) with ``log``, then
     (· − mean) / std. Equivalent to ``torch.stft(...).abs() ** 2`` transposed: with ``center=False`` to its
     ``align_to_window=True``, that is 1 + (N − W) // hop frames, and with ``center=True`` each row is padded by
-    n_fft // 2 at both of its own ends.
+    n_fft // 2 at both ends.
 
     Args:
         wave: float32, float64, or int16, which stands for sample / 32768.
-        window: of the wave's dtype (float32 for int16), W ≤ n_fft.
+        window: window of the wave's dtype (float32 for int16), W ≤ n_fft.
         n_fft: size of the DFT in samples. Prime factors above 500 are slow, and less accurate than torch's in
             float32.
         hop_length: samples from one frame to the next.
@@ -396,7 +409,7 @@ def power_spectrogram(
         log: natural logarithm of the power.
         floor: smallest power before the logarithm.
         center: centre frame t on sample t·hop, by padding each row.
-        pad_mode: of the padding: "reflect", "constant", "replicate" or "circular".
+        pad_mode: mode of the padding: "reflect", "constant", "replicate" or "circular".
         out: where the result is written, contiguous; there is no gradient then.
 
     Shape:

@@ -91,7 +91,7 @@ def confusion(matrix: list[list[int]], classes: list[str], path: Path, title: st
         matrix: counts; rows are true classes, columns predicted ones.
         classes: names of the classes.
         path: the PNG file.
-        title: of the figure.
+        title: title of the figure.
     """
     counts = np.asarray(matrix)
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -133,7 +133,7 @@ def attention(model: nn.Module, wave: Tensor, path: Path, title: str = "") -> Pa
         model: the model; it is set to evaluation mode.
         wave: ``[N]``.
         path: the PNG file.
-        title: of the figure.
+        title: title of the figure.
     """
     front = model.spectrogram
     rate = front.sample_rate

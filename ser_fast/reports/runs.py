@@ -156,8 +156,8 @@ def demo(out: Path, epochs: int, seed: int) -> dict[str, dict]:
 
     Args:
         out: folder of the two runs and the report.
-        epochs: of each run.
-        seed: of both runs.
+        epochs: epochs of each run.
+        seed: seed of both runs.
 
     Returns:
         The summaries of the runs "GRU" and "LSTM".
@@ -223,7 +223,7 @@ def _pictures(trainer: Trainer, summary: dict, name: str, skip: str = "") -> lis
     Args:
         trainer: a finished run.
         summary: its summary.
-        name: of the run.
+        name: name of the run.
         skip: a key of ``CAPTIONS`` that is not drawn.
 
     Returns:

@@ -29,7 +29,7 @@ class TrainingDisplay(Reporter):
     A context manager; the bar is shown only on a terminal, while the context lasts.
 
     Args:
-        name: of the run, in front of every line.
+        name: name of the run, at the start of every line.
         epochs: epochs of the run.
     """
 

@@ -39,21 +39,26 @@ class TrainConfig:
             utterances at a time and sorts these.
         balance: repeat utterances so that in every epoch each class has as many as the largest one.
         optimizer: "adam", "adamw", "sgd" (without momentum), "rmsprop" or "adagrad".
-        learning_rate: of the optimizer.
-        schedule: of the learning rate: "constant", or "cosine", which rises over the first twentieth of all steps and
-            falls to 0 at the last.
-        weight_decay: of the optimizer.
+        learning_rate: learning rate of the optimizer.
+        schedule: schedule of the learning rate: "constant", or "cosine", which rises over the first twentieth of all
+            steps and falls to 0 at the last.
+        weight_decay: weight decay of the optimizer.
         loss: "cross_entropy", or "l1", the mean absolute difference of the softmax and the one-hot label; for a
             corpus of values "l1" is that of the values. "auto" is "cross_entropy" for classes and "l1" for values.
         label_smoothing: share of a one-hot label that is spread over all classes, in 0..1.
         clip: largest norm of the gradient; inf is no limit.
         augment: augmentation of the training utterances.
-        seed: of the splits, the initial weights, the batch order and the dropout.
+        seed: seed of the splits, the initial weights, the batch order and the dropout.
         skip_bad: skip and count unreadable files instead of stopping.
         device: "auto", "cpu" or "cuda"; under torchrun each process takes its own GPU.
 
     Raises:
         ValueError: a value is out of range or two options contradict each other.
+
+    Example:
+        >>> config = TrainConfig(data="synthetic", model="cgru", epochs=5, test_speakers="03, 08", device="cpu")
+        >>> config.test_speakers
+        ['03', '08']
     """
 
     data: str = "synthetic"
@@ -114,7 +119,7 @@ class TrainConfig:
 
     @property
     def held_out(self) -> dict:
-        """The options that :func:`ser_fast.data.splits.split` takes, by name."""
+        """Return the options that :func:`ser_fast.data.splits.split` takes, by name."""
         names = ("test_speakers", "test_fold", "test_fraction", "validation", "valid_fraction", "seed")
         return {name: getattr(self, name) for name in names}
 

@@ -33,7 +33,7 @@ class CachedFeatures:
         Args:
             waves: float32 ``[n]`` each, on the CPU.
             index: position of each utterance in the part.
-            speeds: factor by which each utterance is played faster; 1 by default.
+            speeds: speed factor of each utterance; 1 by default.
         """
         speeds = speeds or [1.0] * len(index)
         return [self._row(wave, self.numbers[i], speed) for wave, i, speed in zip(waves, index, speeds)]

@@ -55,30 +55,30 @@ class Fold(NamedTuple):
     config: TrainConfig
 
 
-def plan(config: TrainConfig, folds: Folds, there: list[str]) -> tuple[list[Fold], str]:
+def plan(config: TrainConfig, folds: Folds, speakers: list[str]) -> tuple[list[Fold], str]:
     """Return the runs of a cross-validation, seed by seed, and a phrase that describes the protocol.
 
     Args:
         config: options of the runs; ``out`` is the folder of all of them.
         folds: options of the cross-validation.
-        there: speaker of each utterance.
+        speakers: speaker of each utterance.
 
     Raises:
         ValueError: there are fewer speakers than folds, or an option is given that the protocol sets.
     """
     if config.test_speakers or config.test_fold:
         raise ValueError("test_speakers or test_fold is given, which the protocol sets; omit it")
-    there = sorted(set(there))
-    count = len(there) if folds.protocol == "loso" else folds.folds
-    if folds.protocol != "random" and not 2 <= count <= len(there):
+    speakers = sorted(set(speakers))
+    count = len(speakers) if folds.protocol == "loso" else folds.folds
+    if folds.protocol != "random" and not 2 <= count <= len(speakers):
         raise ValueError(
-            f"protocol is {folds.protocol} in {count} folds, but data has {len(there)} speakers; "
+            f"protocol is {folds.protocol} in {count} folds, but data has {len(speakers)} speakers; "
             "it must have two or more, and as many as folds"
         )
     runs = []
     for seed in range(config.seed, config.seed + folds.seeds):
         for number in range(count):
-            held_out = _held_out(folds, there, config.seed, number)
+            held_out = _held_out(folds, speakers, config.seed, number)
             name = ",".join(held_out.get("test_speakers", [f"{number + 1}/{count}"]))
             out = Path(config.out) / f"seed{seed}" / f"fold{number + 1:02d}"
             runs.append(Fold(seed, name, replace(config, out=out, seed=seed, **held_out)))
@@ -90,14 +90,14 @@ def plan(config: TrainConfig, folds: Folds, there: list[str]) -> tuple[list[Fold
     return runs, sentence
 
 
-def _held_out(folds: Folds, there: list[str], seed: int, number: int) -> dict[str, str | list[str]]:
+def _held_out(folds: Folds, speakers: list[str], seed: int, number: int) -> dict[str, str | list[str]]:
     """Return the options that hold out a fold; ``seed`` is the first one, so that all seeds have the same folds."""
     if folds.protocol == "random":
         return {"test_fold": f"{number + 1}/{folds.folds}/{seed}"}
     if folds.protocol == "loso":
-        return {"test_speakers": [there[number]]}
-    order = torch.randperm(len(there), generator=torch.Generator().manual_seed(seed)).tolist()
-    return {"test_speakers": sorted(there[i] for i in order[number :: folds.folds])}
+        return {"test_speakers": [speakers[number]]}
+    order = torch.randperm(len(speakers), generator=torch.Generator().manual_seed(seed)).tolist()
+    return {"test_speakers": sorted(speakers[i] for i in order[number :: folds.folds])}
 
 
 def changed(config: TrainConfig, options: dict, candidate: dict[str, Any]) -> tuple[TrainConfig, dict]:

@@ -35,6 +35,12 @@ class Predictor:
     Raises:
         CheckpointError: the file is no checkpoint, or the folder contains several runs.
         ValueError: ``batch_size`` is below 1.
+
+    Example::
+
+        predictor = Predictor("runs/train")
+        for path, result in predictor.files(["speech.wav", "folder"]):
+            print(path, result)
     """
 
     def __init__(self, checkpoint: Path | str, batch_size: int = 32):

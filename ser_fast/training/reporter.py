@@ -5,7 +5,7 @@ class Reporter:
     """Receives the progress of a training run; every method does nothing unless a subclass overrides it."""
 
     def on_batch(self, epoch: int, share: float, loss: float, accuracy: float, utterances_per_second: float) -> None:
-        """Called after every batch.
+        """Report a finished batch.
 
         Args:
             epoch: number of the current epoch, from 1.
@@ -16,7 +16,7 @@ class Reporter:
         """
 
     def on_epoch(self, row: dict) -> None:
-        """Called after every epoch with its row of ``metrics.jsonl``."""
+        """Report a finished epoch with its row of ``metrics.jsonl``."""
 
     def on_notice(self, text: str) -> None:
-        """Called with a sentence that the user should read, such as that a run is resumed."""
+        """Report a sentence that the user should read, such as that a run is resumed."""

@@ -91,7 +91,7 @@ class RunFolder:
         changed -= self.free
         changed -= {name for name in changed & self.may_grow if _grew(before.get(name), self.options.get(name))}
         if changed:
-            self._refuse(f", where a run with another {', '.join(sorted(changed))} lies")
+            self._refuse(f", which contains a run with different {', '.join(sorted(changed))}")
 
     def _acquire(self) -> None:
         """Take the lock, which the system releases however the process ends."""
@@ -105,7 +105,7 @@ class RunFolder:
         except (BlockingIOError, FileNotFoundError):
             acquired = False
         if not acquired:
-            self._refuse(", where another process is at work")
+            self._refuse(", which another process is using")
 
     def _refuse(self, reason: str) -> None:
         raise ValueError(f"out is {self.path}{reason}; it must be a new folder")
@@ -116,5 +116,5 @@ def _grew(before, now) -> bool:
 
 
 def _written_before_begin(path: Path) -> bool:
-    """Return whether a run may leave this file behind that ended before begin()."""
+    """Return whether a run that ended before begin() may have left this file."""
     return path.name == ".lock" or (_TEMPORARY.fullmatch(path.name) is not None and path.is_file())

@@ -100,7 +100,7 @@ def predict(
         model: the model; it is set to evaluation mode.
         batches: the part.
         task: defines the loss and the prediction.
-        device: of the model.
+        device: device of the model.
         features: features that take the place of the waves, for a model that has some.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What is said and what runs where the kernels do not: old GPUs and drivers, other makers' devices, other systems."""
+"""Fallbacks and their messages: GPUs and drivers that are too old, devices of other makers, other systems."""
 
 import ctypes
 import subprocess
@@ -38,7 +38,7 @@ def test_refusal_is_none_for_supported_gpus(capability, archs, driver):
     [
         ((7, 5), BUILT, 13000, "its compute capability is 7.5; it must be at least 8.0"),
         ((6, 1), BUILT, 12080, "its compute capability is 6.1; it must be at least 8.0"),
-        ((8, 0), BUILT, 12080, "its driver serves CUDA 12.8; it must serve CUDA 13, which built the kernels"),
+        ((8, 0), BUILT, 12080, "its driver supports CUDA 12.8; it must support CUDA 13, which built the kernels"),
         ((8, 0), ["8.6"], 13000, "its compute capability is 8.0; it must be one that runs what was built: 8.6 by CUDA 13.0"),
         ((10, 0), ["8.0", "9.0a"], 13000, "must be one that runs what was built: 8.0, 9.0a by CUDA 13.0"),
         ((10, 0), ["9.0a+PTX"], 13000, "what was built: 9.0a"),  # neither 9.0a's code nor its PTX
@@ -105,10 +105,10 @@ def test_use_refuses_an_old_gpu(machine):
 def test_use_refuses_cuda_with_an_old_driver(machine):
     pytest.importorskip("triton")
     machine("NVIDIA A100", (8, 0), driver=12080)
-    with pytest.raises(ValueError, match=r"its driver serves CUDA 12\.8; it must serve CUDA 13, which built"):
+    with pytest.raises(ValueError, match=r"its driver supports CUDA 12\.8; it must support CUDA 13, which built"):
         backends.use("cuda")
     said = info.what_runs()["cuda:0"]
-    assert said.startswith("torch's operators: cuda refused, cuda:0 is NVIDIA A100: its driver serves CUDA 12.8; ")
+    assert said.startswith("torch's operators: cuda refused, cuda:0 is NVIDIA A100: its driver supports CUDA 12.8; ")
     assert said.endswith("; SER_FAST_BACKEND=triton chooses kernels, not yet run on a GPU")
     backends.use("triton")
     assert info.what_runs()["cuda:0"].startswith("the triton kernels, not yet run on a GPU")

@@ -1,4 +1,4 @@
-"""The default on a GPU follows what was measured there: tables made up, GPUs as far as ``backends`` asks for them."""
+"""Selection by measurements on a GPU, with made-up measurements and GPU queries replaced by stubs."""
 
 import importlib.util
 import json
@@ -158,7 +158,7 @@ def test_select_queries_the_gpu_once(gpu, monkeypatch):
 
 
 class Asking(ser_fast.GRU):
-    """What a module asks on a GPU, for tensors of the CPU."""
+    """GRU that selects the backend of a GPU although its tensors are on the CPU."""
 
     def _backend(self, x):
         found = backends.select("gru", "cuda:0", dtype=x.dtype, hidden_size=self.hidden_size)
@@ -169,7 +169,7 @@ class Asking(ser_fast.GRU):
 
 @pytest.mark.parametrize("way", ["compile", "export", "strict export"])
 def test_select_does_not_break_a_graph(gpu, way):
-    """The tracer is the first to ask, and what is asked does not show in its graph."""
+    """The first selection happens during tracing, and the graph does not contain its queries."""
     gpu({"9.0": ABOUT | {"gru": GRU}})
     layer, x = Asking(4, 128), torch.randn(3, 2, 4)
     wanted = ser_fast.GRU.forward(layer, x)[0]
@@ -229,7 +229,7 @@ def test_info_shows_the_table(gpu, monkeypatch):
         fastest
     ) and f"SER_FAST_BACKEND=triton chooses kernels, {triton}" in info._on_gpu(0)
     backends.use("triton")
-    assert info._on_gpu(0) == f"the triton kernels, {triton}; torch's operators for what they leave out"
+    assert info._on_gpu(0) == f"the triton kernels, {triton}; torch's operators for unsupported calls"
     backends.use("auto")
     monkeypatch.setattr(build, "capability", lambda gpu: "8.9")
     forget()

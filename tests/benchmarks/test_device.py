@@ -1,4 +1,4 @@
-"""The acceptance run on a GPU, as far as it can be tried without one, and what it makes of a GPU's results."""
+"""The acceptance run on a GPU without a GPU: its cases on the CPU, and its report of given results."""
 
 import contextlib
 import importlib.util
@@ -258,7 +258,7 @@ def test_device_report_shows_results_and_failures(imported, tmp_path):
 
 
 class PlayedEvent:
-    """Of a GPU that is played: the CPU's clock."""
+    """Replacement of ``torch.cuda.Event`` that reads the CPU's clock."""
 
     def __init__(self, enable_timing=False):
         assert enable_timing
@@ -326,7 +326,7 @@ sys.exit(part.main())
 
 
 def some(cases: list, *starts: str) -> list[dict]:
-    """What the first cases find whose names start so."""
+    """Return the results of the first case for each start of a name."""
     found = []
     for start in starts:
         case = next(case for case in cases if case.name.startswith(start))

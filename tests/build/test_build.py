@@ -153,7 +153,7 @@ def test_sdist_holds_sources_alone(sources, tmp_path):
 
 @pytest.mark.usefixtures("needs_kernels")
 def test_object_needs_the_stable_abi_alone():
-    """Of torch's symbols, nothing but the C shims, CUDA's weakly; of Python's, only the limited API's; no CUDA runtime."""
+    """The object uses torch's C shims (CUDA's as weak symbols) and Python's limited API, but not the CUDA runtime."""
     listing = subprocess.run(["nm", "-D", "--undefined-only", ROOT / "ser_fast" / "_C.abi3.so"], capture_output=True,
                              text=True, check=True).stdout.splitlines()  # fmt: skip
     symbols = {line.split()[-1]: line.split()[-2] for line in listing}

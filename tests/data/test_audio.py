@@ -46,7 +46,7 @@ def cut(path: Path, missing: int) -> Path:
 
 @pytest.fixture(params=["soundfile", "python"])
 def reader(request, monkeypatch):
-    """What reads WAV files: soundfile, or our own reader where soundfile is missing."""
+    """Reader of WAV files: soundfile, or our own reader if soundfile is missing."""
     if request.param == "python":
         monkeypatch.setitem(sys.modules, "soundfile", None)
 

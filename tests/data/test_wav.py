@@ -71,7 +71,7 @@ def test_open_pcm_reads_no_more_than_samples(tmp_path):
     assert [wav.read(frames).shape for frames in (70, 70, 70)] == [(70, 1), (30, 1), (0, 1)]
 
 
-# What libsndfile takes, although it is odd.
+# Irregular files that libsndfile reads.
 ODD = {
     "size 0": riff(header(), size=0),
     "size too small": riff(header(), size=60),

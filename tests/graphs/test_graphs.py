@@ -39,7 +39,7 @@ SUBJECTS = {
     "CGRU": lambda: ser_fast.CGRU(4, hidden_size=16),
 }
 MODELS = ("BiGRUMHA", "CGRU")
-# What nn.GRU meets: no graph at all, or one for the number of frames that it was made with.
+# Failures of nn.GRU: no graph at all, or one that is fixed to the traced number of frames.
 FAILURES = {
     "no": {
         "compile": torch._dynamo.exc.Unsupported,
@@ -195,7 +195,7 @@ MAKERS = {"eager": lambda module, *_: module, "compile": compiled, "export": exp
 
 
 def run(subject: str, way: str, form: str) -> str:
-    """The cell: what went forward and backward and gave what eager gives; eager itself, what each row gives alone."""
+    """Return a cell of the table: the passes that ran and equal eager's; eager is compared with each row alone."""
     module, given = build(subject, form), arguments(subject, form, 0)
     fixed = way in ("export", "ONNX") and form.startswith("packed")  # those take one set of sizes
     other = arguments(subject, form, 2 if fixed else 1)
@@ -245,7 +245,7 @@ def test_table_cell(cell):
         with pytest.raises(FAILURES[says][way]):
             run(subject, way, form)
     elif subject == "nn.GRU" and way == "ONNX":
-        # What torch makes of nn.GRU hangs on what was exported before it in the same process.
+        # torch's export of nn.GRU depends on earlier exports in the same process.
         script = f"from graphs import test_graphs; print(test_graphs.run({subject!r}, {way!r}, {form!r}))"
         alone = subprocess.run(
             [sys.executable, "-c", script], cwd=Path(__file__).parents[1], capture_output=True, text=True

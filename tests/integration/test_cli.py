@@ -1,4 +1,4 @@
-"""The command line as a user meets it: in a process of its own."""
+"""The command line, run in a separate process as a user runs it."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What only a GPU can show of the kernels: graphs, streams, processes, devices, modules that train and compile."""
+"""Kernel behaviour that needs a GPU: graphs, streams, processes, devices, modules that train and compile."""
 
 import copy
 import itertools
@@ -219,7 +219,7 @@ def test_models_compile_with_cuda_graphs(backend, compiler):
 
 @pytest.mark.filterwarnings("ignore")  # torch's compilers and exporters warn of themselves
 def test_module_exports_to_onnx(backend):
-    """Whatever runs it here, ONNX gets its own GRU."""
+    """The module exports to ONNX's own GRU with every backend."""
     pytest.importorskip("onnxscript")
     gru = ser_fast.GRU(8, 16, bidirectional=True).to(DEVICE).eval()
     program = torch.onnx.export(gru, (torch.randn(5, 3, 8, device=DEVICE),), dynamo=True, verbose=False)

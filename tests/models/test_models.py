@@ -80,7 +80,7 @@ def test_model_gives_every_weight_a_gradient(name):
 
 
 def test_self_attention_by_rows_equals_the_batch(monkeypatch):
-    """Whatever is kept and computed at once; nothing is dropped by a byte of 255."""
+    """For every limit of kept weights and every chunk size; a random byte of 255 drops nothing."""
     attention = MultiHeadSelfAttention(8, 2, dropout=0.5).double()
     monkeypatch.setattr(self_attention, "_random_bytes", lambda shape: torch.full(shape, 255, dtype=torch.uint8))
     lengths = torch.tensor([7, 3, 1])
@@ -169,7 +169,7 @@ def test_system_builds_and_draws_its_attention(name, tmp_path, monkeypatch):
 
 
 def test_systems_have_the_papers_parts():
-    """What each is made of: convolutions, the recurrence, the heads, and whether frames are pooled by attention."""
+    """Compare each system's convolutions, recurrence, heads and pooling with the paper's."""
 
     def parts(system: System) -> tuple:
         model = build(system)

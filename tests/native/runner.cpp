@@ -220,7 +220,7 @@ bool deliver(Cluster& cluster, std::mt19937_64& random, bool all) {
   return moved;
 }
 
-// Whether all fibers of the group wait for `what` at the same line.
+// True if all fibers of the group wait for `what` at the same line.
 bool meet(const std::vector<Fiber*>& group, Wait what) {
   return std::all_of(group.begin(), group.end(), [&](const Fiber* fiber) {
     return fiber->waits == what && fiber->line == group[0]->line;

@@ -12,7 +12,7 @@ ONE_BLOCK_ALONE, BYTES_THAT_NEVER_COME, READ_TOO_EARLY, LEFT_BEFORE_IT_COMES, UN
 
 
 def faults(native, which: int) -> tuple[list[float], str]:
-    """What a faulty kernel wrote under each of eight seeds, and what the runner said."""
+    """Return the output of a faulty kernel under each of eight seeds, and the runner's error."""
     native.fault.restype = ctypes.c_float
     error = ctypes.create_string_buffer(4096)
     wrote = [native.fault(which, ctypes.c_size_t(seed), error, ctypes.c_size_t(4096)) for seed in range(8)]

@@ -262,7 +262,7 @@ def test_cuda_schemas_declare_what_is_written(native):
 
 
 def test_ops_and_modules_run_on_cuda_kernels(native):
-    """In a process of its own, where "cuda" is chosen and what is registered for CUDA tensors serves those of the CPU."""
+    """Run CPU tensors through the functions registered for CUDA tensors, with "cuda" chosen, in a separate process."""
     script = """
 import sys, torch, ser_fast
 from ser_fast.backends import registry, state
@@ -334,7 +334,7 @@ with torch.no_grad():
 assert result is out and calls == ["power_spectrogram", "power_spectrogram_out"], calls
 assert list(power_spectrogram._tables) == [(power_spectrogram.roots, 1600, wave.device)]
 
-# What no kernel serves: a dtype, a frame too wide, a prime factor of 7, each by the reference.
+# Calls that no kernel supports, so the reference runs: a dtype, a frame too wide, a prime factor of 7.
 calls.clear()
 with torch.no_grad():
     attention_pool.attention_pool(h.double(), pool.weight.double())

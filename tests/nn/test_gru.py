@@ -104,7 +104,7 @@ def test_gru_with_lengths_equals_packing(bidirectional, batch_first):
     x = torch.randn(*((4, 9) if batch_first else (9, 4)), 5, dtype=torch.float64)
     packed, h_n = theirs(pack_padded_sequence(x, lengths, batch_first, enforce_sorted=False))
     y, _ = pad_packed_sequence(packed, batch_first)
-    # What lies past a row's length must not matter.
+    # Values past a row's length must not change the results.
     valid = (torch.arange(9)[:, None] < lengths)[..., None]
     noisy = torch.where(valid.transpose(0, 1) if batch_first else valid, x, float("nan"))
     for given in (lengths, lengths.int()):

@@ -114,7 +114,7 @@ def test_mel_spectrogram_computes_needed_bins_alone(seed):
 
 @pytest.mark.parametrize("center", [False, True])
 def test_mel_spectrogram_of_padded_batch_equals_rows(center):
-    """The product's order of addition may differ with the number of frames: 257 roundings, so does the mel."""
+    """The product's order of addition may depend on the number of frames, so results may differ by 257 roundings."""
     module = ser_fast.MelSpectrogram(center=center).double()
     module.set_statistics(torch.randn(80), torch.rand(80) + 0.5)
     lengths = torch.tensor([5000, 3000, 0, 700])

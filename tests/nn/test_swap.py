@@ -16,7 +16,7 @@ import ser_fast
 
 
 class Tagger(nn.Module):
-    """What others write: two GRUs, one of them under two names, and a head."""
+    """Model of a user: two GRUs, one of them under two names, and a head."""
 
     def __init__(self):
         super().__init__()
@@ -74,7 +74,7 @@ def test_unswap_restores_torch_modules(tagger):
     ser_fast.swap(tagger)
     native = ser_fast.GRU(2, 2)
     tagger.native = native
-    # What happens to a model in between: another dtype and back, a weight replaced.
+    # The model changes in between: another dtype and back, a weight replaced.
     tagger.float().double().rnns[1].weight_hh_l0 = nn.Parameter(torch.zeros_like(tagger.rnns[1].weight_hh_l0))
     assert ser_fast.unswap(tagger) == ["rnns.0", "rnns.1"]
     assert type(tagger.native) is ser_fast.GRU and not ser_fast.unswap(tagger)

@@ -1,4 +1,4 @@
-"""Contract that every op meets: its reference, its gradients, opcheck, clear errors, autocast."""
+"""Contract of every op: equality with its reference, gradients, opcheck, clear errors, autocast."""
 
 import pytest
 import torch

@@ -54,7 +54,7 @@ def test_mel_filters_equal_librosa(bank, mel_scale, norm):
 @pytest.mark.parametrize(("mel_scale", "norm"), KINDS)
 @pytest.mark.parametrize("bank", [BANKS[0], BANKS[2], BANKS[4]])
 def test_mel_filters_equal_torchaudio(bank, mel_scale, norm):
-    """Likewise in float32, in which torchaudio makes its filters."""
+    """Torchaudio computes its filters in float32, so the tolerance is that of float32."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -105,7 +105,7 @@ def test_cross_validation_adds_seeds(voices, tmp_path, monkeypatch):
     two = cross_validate(config(voices, tmp_path), TINY, Folds("speakers", 2, seeds=2))
     assert len(calls) == 2 and [run["seed"] for run in two["runs"]] == [0, 0, 1, 1]
     assert [run["metrics"] for run in two["runs"][:2]] == [run["metrics"] for run in one["runs"]]
-    with pytest.raises(ValueError, match="where a run with another seeds lies"):  # its summary would lose some
+    with pytest.raises(ValueError, match="which contains a run with different seeds"):  # its summary would lose some
         cross_validate(config(voices, tmp_path), TINY, Folds("speakers", 2))
 
 
@@ -194,7 +194,7 @@ def test_cross_validation_of_values(voices, tmp_path):
 
 def test_cross_validation_refuses_other_options(voices, tmp_path):
     cross_validate(config(voices, tmp_path), TINY, Folds("speakers", 2))
-    with pytest.raises(ValueError, match="where a run with another protocol lies"):
+    with pytest.raises(ValueError, match="which contains a run with different protocol"):
         cross_validate(config(voices, tmp_path), TINY, Folds("random", 2))
     with pytest.raises(ValueError, match="test_speakers or test_fold is given, which the protocol sets; omit it"):
         cross_validate(config(voices, tmp_path / "new", test_speakers="s0"), TINY, Folds())

@@ -191,7 +191,7 @@ def test_trainer_refuses_a_folder_in_use(dataset, tmp_path):
     options = run_options(config(tmp_path), TINY)
     with run_folder(tmp_path, options):
         (tmp_path / ".last.safetensors.1.tmp").write_text("being written")
-        with pytest.raises(ValueError, match="where another process is at work"):
+        with pytest.raises(ValueError, match="which another process is using"):
             train(config(tmp_path), dataset)
         assert (tmp_path / ".last.safetensors.1.tmp").exists()
     train(config(tmp_path, epochs=1), dataset)
@@ -206,7 +206,7 @@ def test_trainer_refuses_a_folder_in_use(dataset, tmp_path):
         ("config.json", '{"name": "other project"}', "whose config.json is not of a run"),
         ("config.json", "[1]", "whose config.json is not of a run"),
         ("config.json", '{"epochs": 1', "whose config.json is not readable JSON"),
-        ("config.json", '{"epochs": 3, "seed": 0}', "where a run with another augment, balance, .* lies"),
+        ("config.json", '{"epochs": 3, "seed": 0}', "which contains a run with different augment, balance, .*"),
     ],
 )
 def test_trainer_refuses_a_foreign_folder(file, content, reason, dataset, tmp_path):
@@ -291,7 +291,7 @@ def test_balanced_epoch_ends_with_its_schedule(dataset, tmp_path, monkeypatch):
 
 def test_scheduled_run_cannot_be_made_longer(dataset, tmp_path):
     train(config(tmp_path, epochs=1, schedule="cosine"), dataset)
-    with pytest.raises(ValueError, match="where a run with another epochs lies"):
+    with pytest.raises(ValueError, match="which contains a run with different epochs"):
         train(config(tmp_path, epochs=2, schedule="cosine"), dataset)
 
 

@@ -83,7 +83,7 @@ def test_triton_gru(case, dtype, poison):
 
 @pytest.mark.parametrize("scale", [1e-2, 1e-4, 1e-6])
 def test_triton_gru_of_small_inputs(scale):
-    """Where tanh is nearly its argument: errors are measured against the largest of the small outputs."""
+    """For small inputs tanh(x) is nearly x; errors are relative to the largest output."""
     gx, w_hh, *rest = to(gru_arguments(4, 3, 1, 16, ragged_rows=False, reset_after=True, biased=False), torch.float32)
     gx[..., 32:] *= scale
     exact = to((gx, w_hh, *rest), torch.float64)
@@ -324,7 +324,7 @@ def test_environment_selects_triton():
 
 
 def test_select_triton_does_not_break_a_graph(fresh_state, monkeypatch):
-    """What a module asks on a GPU, traced where there is none: the answer alone, for tensors of the CPU."""
+    """A module that selects the backend of a GPU is traced with CPU tensors."""
     backends.use("triton")
     chosen = []
 
@@ -338,7 +338,7 @@ def test_select_triton_does_not_break_a_graph(fresh_state, monkeypatch):
 
 
 def test_use_switches_the_launchers(fresh_state, monkeypatch):
-    """What is registered for CUDA tensors, called by hand, with launchers that only tell they were called."""
+    """Call the functions registered for CUDA tensors directly, with launchers that return their name."""
     for op in ("gru", "attention_pool"):
         call = registry.on_cuda_tensors(op, lambda *args: "reference", triton=lambda *args: "triton")
         assert call(torch.ones(1)) == "reference"
@@ -353,7 +353,7 @@ def test_use_switches_the_launchers(fresh_state, monkeypatch):
 @pytest.mark.thorough
 @pytest.mark.skipif(DEVICE == "cuda", reason="on a GPU the ops themselves run the launchers")
 def test_ops_run_on_the_launchers():
-    """In a process of its own, where the launchers serve the ops of CPU tensors: autograd, opcheck, modules, compile."""
+    """Run the launchers on CPU tensors in a separate process: autograd, opcheck, modules, compile."""
     script = """
 import torch, ser_fast
 from ser_fast.backends import registry

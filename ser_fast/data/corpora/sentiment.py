@@ -26,7 +26,7 @@ _WANTED = "label.csv and Raw/VIDEO/CLIP.mp4, which https://github.com/thuiar/MMS
 
 
 def ch_sims(root: str | PathLike[str]) -> tuple[Corpus, dict[str, int]]:
-    """Return CH-SIMS with its multimodal label, -1 (negative) to 1, and its own parts; nothing is left out.
+    """Return CH-SIMS with its multimodal label, -1 (negative) to 1, and its own parts; all clips are used.
 
     The speakers are unknown: the id of the video serves as speaker, and one person may speak in several videos.
 
@@ -45,7 +45,7 @@ def ch_sims(root: str | PathLike[str]) -> tuple[Corpus, dict[str, int]]:
 
 
 def mosi(root: str | PathLike[str]) -> tuple[Corpus, dict[str, int]]:
-    """Return CMU-MOSI with its sentiment, -3 (negative) to 3, and its own parts; nothing is left out.
+    """Return CMU-MOSI with its sentiment, -3 (negative) to 3, and its own parts; all clips are used.
 
     Args:
         root: as for :func:`ch_sims`, with MOSI's ``label.csv``; the audio may also be CMU's segments,

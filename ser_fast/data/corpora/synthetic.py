@@ -3,7 +3,7 @@
 The voice is a source-filter model (Fant, Acoustic Theory of Speech Production, 1970). The source is a
 band-limited pulse train that follows an F0 contour, with jitter, shimmer and a spectral tilt, plus noise for
 breath and consonants. The filter is a cascade of formant resonators (Klatt, JASA 67, 1980) that move between
-the vowels of Peterson and Barney (JASA 24, 1952). Source and filter meet in a short-time Fourier transform.
+the vowels of Peterson and Barney (JASA 24, 1952). Source and filter are multiplied in a short-time Fourier transform.
 
 The effect of each emotion on the voice follows the qualitative tendencies reviewed by Murray and Arnott (JASA 93,
 1993) and Scherer (Speech Communication 40, 2003); the numbers are chosen so that emotions overlap. These corpora
@@ -23,7 +23,7 @@ EMOTIONS = ("anger", "fear", "happiness", "neutral", "sadness", "surprise")
 
 
 class _Manner(NamedTuple):
-    """How an utterance is spoken."""
+    """Prosody and voice quality of an utterance."""
 
     pitch: float  # mean F0, semitones above the speaker's own
     accent: float  # random F0 excursion of each syllable, semitones
