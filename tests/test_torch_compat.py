@@ -1,5 +1,6 @@
 """The private names of torch that ser_fast uses still exist and still do what it needs."""
 
+import inspect
 import re
 from pathlib import Path
 
@@ -84,3 +85,29 @@ def test_private_torch_names_live_in_one_file():
     for file in [*(root / "ser_fast").rglob("*.py"), *(root / "kernels").glob("*.py")]:
         if file.name != "_torch_compat.py":
             assert not private.search(file.read_text()), f"{file.name}: {private.search(file.read_text())[0]}"
+
+
+def test_torch_module_apply_runs_in_conversions():
+    """``ser_fast.GRU`` and ``FullPrecision`` override ``nn.Module._apply`` and rely on it in every conversion."""
+    remedy = "find what nn.Module.to calls, and override that in nn/gru.py and nn/power_spectrogram.py"
+    assert list(inspect.signature(nn.Module._apply).parameters) == ["self", "fn", "recurse"], remedy
+    seen = []
+
+    class Counted(nn.Linear):
+        def _apply(self, fn, recurse=True):
+            seen.append(fn(torch.ones(1)).dtype)
+            return super()._apply(fn, recurse)
+
+    model = nn.Sequential(Counted(2, 2))
+    for convert, dtype in (
+        (lambda: model.to(torch.float64), torch.float64),
+        (model.half, torch.float16),
+        (model.bfloat16, torch.bfloat16),
+        (model.float, torch.float32),
+        (model.cpu, torch.float32),
+        (lambda: model.to("cpu"), torch.float32),
+        (lambda: model.to_empty(device="cpu"), torch.float32),
+    ):
+        seen.clear()
+        convert()
+        assert seen == [dtype], remedy

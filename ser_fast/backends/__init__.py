@@ -5,6 +5,9 @@
 with torch, and ``info`` prints all of it. A backend is a function with the op's signature.
 """
 
+import sys
+from types import ModuleType
+
 from ser_fast.backends import state
 from ser_fast.backends.build import build_info
 from ser_fast.backends.dispatch import BACKENDS, OPS, RULES, load, select, use
@@ -17,3 +20,19 @@ def __getattr__(name: str):
     if name in state.State.__dataclass_fields__:
         return getattr(state.current, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class _Package(ModuleType):
+    """Module whose state fields can be read but not assigned: an assignment would hide the state."""
+
+    def __setattr__(self, name: str, value) -> None:
+        # The import system sets submodules, one of which has a field's name.
+        if name in state.State.__dataclass_fields__ and not isinstance(value, ModuleType):
+            raise AttributeError(f"{name} of {self.__name__} cannot be assigned; use ser_fast.backends.use()")
+        super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *state.State.__dataclass_fields__})
+
+
+sys.modules[__name__].__class__ = _Package

@@ -103,10 +103,11 @@ def sentence() -> str:
 def text() -> str:
     values = info()
     chosen, fastest = values.pop("backends"), values.pop("measured")
-    lines = [f"{name:<24} {value}" for name, value in values.items()]
     chosen |= dispatch.RULES
+    width = max(map(len, (*values, *chosen, *fastest)))
+    lines = [f"{name:<{width}} {value}" for name, value in values.items()]
     for title, rows in (("which backend runs", chosen), ("what was measured fastest on a GPU", fastest)):
-        lines += ["", title, *(f"{name:<24} {value}" for name, value in rows.items())]
+        lines += ["", title, *(f"{name:<{width}} {value}" for name, value in rows.items())]
     return "\n".join(lines)
 
 

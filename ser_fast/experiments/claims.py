@@ -1,6 +1,5 @@
 """Experiments `claims` (the papers' orderings tested on paired folds) and `protocols` (effect of the protocol)."""
 
-import csv
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from ser_fast.experiments.paper2 import OURS, compared
 from ser_fast.experiments.settings import CGRU_LSTM, Runner
 from ser_fast.experiments.tables import Result, Table, by_fold, ends, percent, verdict
 from ser_fast.training import metrics
+from ser_fast.training.predictions import read_csv
 
 
 class Claim(NamedTuple):
@@ -136,8 +136,6 @@ def speaker_uas(runs: Path, classes: list[str]) -> dict[str, float]:
     """Return the UA of each speaker over all predictions of the cross-validation in the folder ``runs``."""
     pairs: dict[str, list[tuple[int, int]]] = {}
     for path in sorted(runs.glob("seed*/fold*/predictions.csv")):
-        with open(path, encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                pair = classes.index(row["truth"]), classes.index(row["predicted"])
-                pairs.setdefault(row["speaker"], []).append(pair)
+        for row in read_csv(path, classes):
+            pairs.setdefault(row.speaker, []).append((classes.index(row.truth), classes.index(row.predicted)))
     return {name: metrics.classification(*zip(*pairs[name]), classes)["recall"] for name in sorted(pairs)}

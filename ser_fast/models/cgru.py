@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ser_fast._require import require
 from ser_fast.models import options
 from ser_fast.models.convolution import halve, quarter
-from ser_fast.models.masking import full_lengths, standardize
+from ser_fast.models.masking import sample_lengths, standardize
 from ser_fast.nn.attention_pool import AttentionPool
 from ser_fast.nn.gru import GRU
 from ser_fast.nn.power_spectrogram import PowerSpectrogram
@@ -146,7 +146,7 @@ class CGRU(nn.Module):
         Raises:
             RuntimeError: if ``wave`` or ``lengths`` has an invalid shape, dtype, device or value.
         """
-        x, lengths = self.spectrogram(wave, full_lengths(wave) if lengths is None else lengths)
+        x, lengths = self.spectrogram(wave, sample_lengths(type(self).__name__, wave, lengths))
         if self.spec_augment is not None:
             x = self.spec_augment(x, lengths)
         if self.conv1 is None:

@@ -76,7 +76,14 @@ class Descriptors(FullPrecision):
             self.register_buffer(name, value.float().contiguous(), persistent=False)
 
     def forward(self, power: Tensor, lengths: Tensor) -> Frames:
-        """Return the descriptors of power spectrograms ``[B, T, n_fft / 2 + 1]`` with lengths ``[B]`` in frames."""
+        """Return the descriptors of power spectrograms ``[B, T, n_fft / 2 + 1]`` with lengths ``[B]`` in frames.
+
+        Under autocast the products stay in the dtype of ``power``, whose range float16 lacks.
+        """
+        with torch.autocast("cpu" if power.is_meta else power.device.type, enabled=False):
+            return self._describe(power, lengths)
+
+    def _describe(self, power: Tensor, lengths: Tensor) -> Frames:
         valid = frame_mask(lengths, power.shape[1])
         mels = standardize((power @ self.filters).clamp(min=FLOOR).log(), lengths)
         voicing, pitch, level, correlogram = self._voice(power, valid)

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ser_fast._require import require
-from ser_fast.models.masking import full_lengths, masked_mean
+from ser_fast.models.masking import masked_mean, sample_lengths
 from ser_fast.models.self_attention import MultiHeadSelfAttention
 from ser_fast.nn.attention_pool import AttentionPool
 from ser_fast.nn.power_spectrogram import PowerSpectrogram
@@ -114,7 +114,7 @@ class FrameModel(nn.Module):
         Raises:
             RuntimeError: if ``wave`` or ``lengths`` has an invalid shape, dtype, device or value.
         """
-        x, lengths = self.spectrogram(wave, full_lengths(wave) if lengths is None else lengths)
+        x, lengths = self.spectrogram(wave, sample_lengths(type(self).__name__, wave, lengths))
         if self.spec_augment is not None:
             x = self.spec_augment(x, lengths)
         x, lengths = self.encode(x.to(self.classifier.weight.dtype), lengths)

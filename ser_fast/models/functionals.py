@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ser_fast._require import require
 from ser_fast.models import options
 from ser_fast.models.descriptors import PITCH, Descriptors
-from ser_fast.models.masking import full_lengths
+from ser_fast.models.masking import sample_lengths
 from ser_fast.models.statistics import GROUPS
 from ser_fast.nn.power_spectrogram import PowerSpectrogram
 from ser_fast.ops import checks
@@ -180,9 +180,9 @@ class Functionals(nn.Module):
         Returns:
             Statistics ``[B, count]``.
         """
-        lengths = full_lengths(wave) if lengths is None else lengths
+        lengths = sample_lengths(type(self).__name__, wave, lengths)
         masked = self.training and self.spec_augment is not None
-        known = wave.dim() == 2 and wave.numel() > 0 and checks.readable(wave) and checks.readable(lengths)
+        known = wave.numel() > 0 and checks.readable(wave) and checks.readable(lengths)
         if known and not masked:
             checks.lengths("Functionals", lengths, wave, *wave.shape)
             return torch.cat([

@@ -7,18 +7,24 @@ from ser_fast.ops import checks
 from ser_fast.ops.lengths import frame_mask, mask_past
 
 
-def full_lengths(wave: Tensor) -> Tensor:
-    """Return the lengths ``[B]`` in samples of a batch ``[B, N]`` without padding: N in every row.
+def sample_lengths(model: str, wave: Tensor, lengths: Tensor | None) -> Tensor:
+    """Return the lengths ``[B]`` in samples of a batch: ``lengths``, or N in every row if None.
+
+    Args:
+        model: name for error messages.
+        wave: ``[B, N]``.
+        lengths: samples of each row ``[B]``.
 
     Raises:
-        RuntimeError: if ``wave`` is not 2-D.
+        RuntimeError: if an argument is not a dense tensor, or ``wave`` is not 2-D.
 
     Example:
-        >>> full_lengths(torch.zeros(2, 16000)).tolist()
+        >>> sample_lengths("CGRU", torch.zeros(2, 16000), None).tolist()
         [16000, 16000]
     """
-    checks.require(wave.dim() == 2, "model", f"wave has shape {list(wave.shape)}", "[B, N]")
-    return torch.full((wave.shape[0],), wave.shape[1], device=wave.device)
+    checks.tensors(model, wave=wave, lengths=lengths)
+    checks.require(wave.dim() == 2, model, f"wave has shape {list(wave.shape)}", "[B, N]")
+    return torch.full((wave.shape[0],), wave.shape[1], device=wave.device) if lengths is None else lengths
 
 
 def masked_mean(x: Tensor, lengths: Tensor) -> Tensor:

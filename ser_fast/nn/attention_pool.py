@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ser_fast._require import require
 from ser_fast.ops.attention_pool import attention_pool
 
 
@@ -36,8 +37,7 @@ class AttentionPool(nn.Module):
 
     def __init__(self, embed_dim: int):
         super().__init__()
-        if embed_dim < 1:
-            raise ValueError(f"AttentionPool: embed_dim is {embed_dim}; it must be at least 1")
+        require(embed_dim >= 1, f"AttentionPool: embed_dim is {embed_dim}", "at least 1")
         self.embed_dim = embed_dim
         self.weight = nn.Parameter(torch.empty(embed_dim))
         self.reset_parameters()

@@ -88,8 +88,9 @@ class GRU(nn.Module):
     ):
         super().__init__()
         checks.sizes("GRU", input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
-        checks.of_type("GRU", "bias", bias, bool)
-        checks.of_type("GRU", "batch_first", batch_first, bool)
+        flags = {"bias": bias, "batch_first": batch_first, "bidirectional": bidirectional, "reset_after": reset_after}
+        for name, flag in flags.items():
+            checks.of_type("GRU", name, flag, bool)
         if isinstance(dropout, bool) or not isinstance(dropout, numbers.Number) or not 0 <= dropout <= 1:
             raise ValueError(f"GRU: dropout is {dropout!r}; it must be a probability, in 0..1")
         if dropout > 0 and num_layers == 1:
@@ -224,7 +225,7 @@ class GRU(nn.Module):
             torch._check(batch > 0)
         starts = sizes.cumsum(0) - sizes
         rows = torch.arange(batch, device=data.device)
-        valid = rows < sizes[:, None]  # [T, B]
+        valid = frame_mask(sizes, batch)  # [T, B]: the frames' sizes are lengths over the rows
         x = data[torch.where(valid, starts[:, None] + rows, 0)].masked_fill(~valid[..., None], 0)
         turned = x.transpose(0, 1) if self.batch_first else x
         output, h_n = self._run(turned, hx, valid.sum(0))

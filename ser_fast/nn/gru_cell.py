@@ -37,7 +37,7 @@ class GRUCell(nn.Module):
         input ``[B, I]`` or unbatched ``[I]``, hx and result ``[B, H]`` or ``[H]``.
 
     Raises:
-        TypeError: if a size is not an int.
+        TypeError: if a size is not an int or a flag not a bool.
         ValueError: if a size is below 1.
 
     Example:
@@ -61,6 +61,8 @@ class GRUCell(nn.Module):
     ):
         super().__init__()
         checks.sizes("GRUCell", input_size=input_size, hidden_size=hidden_size)
+        checks.of_type("GRUCell", "bias", bias, bool)
+        checks.of_type("GRUCell", "reset_after", reset_after, bool)
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.bias = bias

@@ -6,7 +6,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ser_fast._require import require
 from ser_fast.nn.power_spectrogram import PowerSpectrogram
 from ser_fast.ops.lengths import mask_past
 from ser_fast.ops.mel import mel_filters
@@ -73,9 +72,6 @@ class MelSpectrogram(PowerSpectrogram):
         log: bool = True,
         floor: float = FLOOR,
     ):
-        tiny = torch.finfo(torch.float32).tiny
-        good = not log or floor >= tiny
-        require(good, f"MelSpectrogram: floor is {floor!r}", f"at least {tiny:.3g}, for a logarithm")
         shape = {"mel_scale": mel_scale, "norm": norm}
         filters = mel_filters(n_mels, n_fft, sample_rate, f_min, f_max, **shape, dtype=torch.float64)
         touched = filters.any(1).nonzero()

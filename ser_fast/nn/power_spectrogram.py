@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ser_fast._require import require
 from ser_fast.ops import checks
 from ser_fast.ops.checks import HALF
 from ser_fast.ops.power_spectrogram import FLOOR, PAD_MODES, frame_counts, power_spectrogram
@@ -54,6 +55,7 @@ class PowerSpectrogram(FullPrecision):
         wave ``[B, N]``, lengths ``[B]`` in samples; spectrogram ``[B, T, F]``, lengths ``[B]`` in frames.
 
     Raises:
+        TypeError: if n_fft, win_length or hop_length is not an int.
         ValueError: if an argument is out of range, no bin lies in f_min..f_max, or only one of mean and std is given.
 
     Example:
@@ -85,18 +87,7 @@ class PowerSpectrogram(FullPrecision):
         floor: float = FLOOR,
     ):
         super().__init__()
-        for name, value in (("sample_rate", sample_rate), ("n_fft", n_fft), ("hop_length", hop_length)):
-            if value < 1:
-                raise ValueError(f"PowerSpectrogram: {name} is {value}; it must be at least 1")
-        if not 1 <= win_length <= n_fft:
-            raise ValueError(f"PowerSpectrogram: win_length is {win_length}; it must be in 1..n_fft = {n_fft}")
-        if not 0 <= f_min <= f_max <= sample_rate / 2:
-            raise ValueError(
-                f"PowerSpectrogram: f_min, f_max are {f_min}, {f_max}; "
-                f"they must be in order within 0..{sample_rate / 2}"
-            )
-        if pad_mode not in PAD_MODES:
-            raise ValueError(f"PowerSpectrogram: pad_mode is '{pad_mode}'; it must be one of {', '.join(PAD_MODES)}")
+        self._check_options(sample_rate, n_fft, win_length, hop_length, f_min, f_max, pad_mode, log, floor)
         self.sample_rate = sample_rate
         self.n_fft = n_fft
         self.win_length = win_length
@@ -109,24 +100,36 @@ class PowerSpectrogram(FullPrecision):
         first = math.ceil(f_min * n_fft / sample_rate - 1e-6)
         self.bins = (first, math.floor(f_max * n_fft / sample_rate + 1e-6) + 1)
         if self.bins[0] >= self.bins[1]:
-            raise ValueError(
-                f"PowerSpectrogram: no bin lies in {f_min}..{f_max} Hz; bins are {sample_rate / n_fft} Hz apart"
-            )
+            apart = f"bins are {sample_rate / n_fft} Hz apart"
+            raise ValueError(f"{self._name}: no bin lies in {f_min}..{f_max} Hz; {apart}")
         window = window_fn(win_length, **(wkwargs or {}))
-        if tuple(window.shape) != (win_length,):
-            raise ValueError(
-                f"PowerSpectrogram: window_fn gave shape {list(window.shape)}; "
-                f"it must be [win_length] = [{win_length}]"
-            )
+        found, shape = f"{self._name}: window_fn gave shape {list(window.shape)}", (win_length,)
+        require(window.shape == shape, found, f"[win_length] = [{win_length}]")
         self.register_buffer("window", window)
         count = self.bins[1] - self.bins[0]
         self.register_buffer("mean", torch.zeros(count))
         self.register_buffer("std", torch.ones(count))
         self.normalize = False
         if (mean is None) != (std is None):
-            raise ValueError("PowerSpectrogram: only one of mean and std is given; give both or neither")
+            raise ValueError(f"{self._name}: only one of mean and std is given; give both or neither")
         if mean is not None:
             self.set_statistics(mean, std)
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    def _check_options(self, sample_rate, n_fft, win_length, hop_length, f_min, f_max, pad_mode, log, floor) -> None:
+        name, tiny = self._name, torch.finfo(torch.float32).tiny
+        require(sample_rate >= 1, f"{name}: sample_rate is {sample_rate}", "at least 1")
+        checks.sizes(name, n_fft=n_fft, win_length=win_length, hop_length=hop_length)
+        require(win_length <= n_fft, f"{name}: win_length is {win_length}", f"in 1..n_fft = {n_fft}")
+        if not 0 <= f_min <= f_max <= sample_rate / 2:
+            allowed = f"in order within 0..{sample_rate / 2}"
+            raise ValueError(f"{name}: f_min, f_max are {f_min}, {f_max}; they must be {allowed}")
+        require(pad_mode in PAD_MODES, f"{name}: pad_mode is '{pad_mode}'", f"one of {', '.join(PAD_MODES)}")
+        good = not log or floor >= tiny
+        require(good, f"{name}: floor is {floor!r}", f"at least {tiny:.3g}, for a logarithm")
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
         """Normalise each bin from now on.
@@ -135,14 +138,16 @@ class PowerSpectrogram(FullPrecision):
             mean, std: ``[F]``, finite; std above 0.
 
         Raises:
-            RuntimeError: if a shape or a value is invalid.
+            RuntimeError: if an argument is not a tensor, or its shape or a value is invalid.
         """
         for name, value in (("mean", mean), ("std", std)):
-            checks.shape("PowerSpectrogram", name, value, tuple(self.mean.shape), "[F]")
+            found = f"{name} is a {type(value).__name__}"
+            checks.require(isinstance(value, Tensor), self._name, found, "a torch.Tensor")
+            checks.shape(self._name, name, value, tuple(self.mean.shape), "[F]")
         mean, std = (value.detach().to(self.mean) for value in (mean, std))
-        checks.require(bool(mean.isfinite().all()), "PowerSpectrogram", "mean has a value out of range", "finite")
+        checks.require(bool(mean.isfinite().all()), self._name, "mean has a value out of range", "finite")
         good = bool((std.isfinite() & (std > 0)).all())
-        checks.require(good, "PowerSpectrogram", "std has a value out of range", "finite and above 0")
+        checks.require(good, self._name, "std has a value out of range", "finite and above 0")
         with torch.no_grad():
             self.mean.copy_(mean)
             self.std.copy_(std)
@@ -233,11 +238,9 @@ class SpectrogramStream:
 
     def __init__(self, spectrogram: PowerSpectrogram):
         n_fft, width = spectrogram.n_fft, spectrogram.win_length
-        if spectrogram.center and spectrogram.pad_mode == "circular":
-            raise ValueError(
-                "SpectrogramStream: pad_mode is 'circular', which begins with the wave's end; "
-                "it must be 'reflect', 'constant' or 'replicate'"
-            )
+        good = not spectrogram.center or spectrogram.pad_mode != "circular"
+        found = "SpectrogramStream: pad_mode is 'circular', which begins with the wave's end"
+        require(good, found, "'reflect', 'constant' or 'replicate'")
         self.spectrogram = spectrogram
         # The parts of torch.stft's padding that reach windows centred in n_fft.
         self._left = n_fft // 2 - (n_fft - width) // 2 if spectrogram.center else 0

@@ -22,7 +22,7 @@ from ser_fast.data.splits import Split, how_chosen
 from ser_fast.models import MODELS
 from ser_fast.training.config import TrainConfig, run_folder, run_options
 from ser_fast.training.folds import HELD_OUT, Fold, Folds, changed, plan
-from ser_fast.training.predictions import Prediction, read_csv
+from ser_fast.training.predictions import Prediction, damaged, read_csv
 from ser_fast.training.task import task_of
 from ser_fast.training.trainer import Trainer
 
@@ -213,11 +213,21 @@ def _run(run: Run, dataset: Dataset) -> Outcome:
     config = run.config
     with run_folder(config.out, run_options(config, run.options)) as folder:
         finished = folder.path / "summary.json"
-        summary = json.loads(finished.read_text()) if finished.is_file() else {}
+        summary = _summary(finished) if finished.is_file() else {}
         if (summary.get("corpus"), summary.get("epochs")) == (dataset.digest(), config.epochs):
-            return Outcome(summary, read_csv(folder.path / "predictions.csv"))
+            return Outcome(summary, read_csv(folder.path / "predictions.csv", dataset.classes))
         trainer = Trainer(config, run.options, dataset, run.split, folder)
         return Outcome(trainer.run(), trainer.predictions)
+
+
+def _summary(path: Path) -> dict:
+    try:
+        summary = json.loads(path.read_text())
+    except ValueError as error:
+        raise damaged(path, f"it is not readable JSON ({error})") from error
+    if not isinstance(summary, dict):
+        raise damaged(path, "it is not the summary of a run")
+    return summary
 
 
 def _choice(folds: Folds) -> str:

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+import ser_fast
 from ser_fast import backends
 
 
@@ -67,3 +68,22 @@ def test_select_refuses_unknown_names():
     result = subprocess.run([sys.executable, "-c", "import ser_fast"], capture_output=True, text=True,
                             env={"SER_FAST_BACKEND": "fast", "PATH": "/usr/bin:/bin"})  # fmt: skip
     assert "SER_FAST_BACKEND is 'fast'; it must be one of auto, compiled, cuda, triton, reference" in result.stderr
+
+
+def test_backends_state_is_listed_and_not_assigned():
+    assert {"on_cuda", "loaded", "reason", "use", "select"} <= set(dir(backends))
+    before = backends.on_cuda
+    with pytest.raises(
+        AttributeError, match=r"on_cuda of ser_fast.backends cannot be assigned; use ser_fast.backends.use"
+    ):
+        backends.on_cuda = "cuda"
+    assert "on_cuda" not in vars(backends) and backends.on_cuda == before
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = backends.nothing
+
+
+def test_nn_exports_its_modules():
+    assert all(getattr(ser_fast.nn, name).__module__.startswith("ser_fast.nn.") for name in ser_fast.nn.__all__)
+    shared = set(ser_fast.nn.__all__) - {"SpectrogramStream"}
+    assert shared <= set(ser_fast.__all__)
+    assert all(getattr(ser_fast, name) is getattr(ser_fast.nn, name) for name in shared)

@@ -1,6 +1,7 @@
 """Fallbacks and their messages: GPUs and drivers that are too old, devices of other makers, other systems."""
 
 import ctypes
+import re
 import subprocess
 import sys
 import types
@@ -119,7 +120,7 @@ def test_info_explains_torch_on_a_supported_gpu(machine, monkeypatch):
     machine("NVIDIA H100", (9, 0))
     said = info.what_runs()["cuda:0"]
     assert said == "torch's operators: SER_FAST_BACKEND=cuda or triton chooses kernels, not yet run on a GPU"
-    assert f"{'tensors on cuda:0':<24} {said}\n" in info.text()
+    assert re.search(rf"^tensors on cuda:0 +{re.escape(said)}$", info.text(), re.M)
     machine("NVIDIA H100", (9, 0), cuda="not built: nvcc was not found, so ... .", cuda_archs=[])
     assert "cuda refused, its kernels are not built: nvcc was not found" in info.what_runs()["cuda:0"]
     monkeypatch.setattr(torch.version, "hip", "7.0")
@@ -167,3 +168,11 @@ print(info.what_runs()["cpu"])
     assert result.stdout.startswith(
         "torch's operators: the compiled kernels did not load (the kernels are absent)"
     ), result.stderr
+
+
+def test_info_aligns_values_after_the_longest_name(monkeypatch):
+    monkeypatch.setattr(info, "what_runs", lambda: {"a device of a long name": "torch's operators"})
+    name = "tensors on a device of a long name"
+    lines = info.text().splitlines()
+    assert f"{name} torch's operators" in lines
+    assert f"{'loaded':<{len(name)}} " == next(line for line in lines if line.startswith("loaded"))[: len(name) + 1]

@@ -257,3 +257,20 @@ def test_functionals_ignore_loudness():
 def test_functionals_refuse_bad_options(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         Functionals(2, **options)
+
+
+def test_functionals_check_tensors():
+    wave = torch.zeros(2, 8000)
+    for call, name in ((lambda: Functionals(3)(wave, [1, 2]), "lengths"), (lambda: Functionals(3)([0.1]), "wave")):
+        with pytest.raises(RuntimeError, match=f"Functionals: {name} is a list; it must be a torch.Tensor"):
+            call()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_functionals_stay_float32_under_autocast(dtype):
+    model = Functionals(2, groups=tuple(GROUPS)).eval()
+    wave, lengths = torch.stack([voice(150.0), voice(220.0)]), torch.tensor([9600, 7000])
+    wanted = model.features(wave, lengths)
+    with torch.autocast("cpu", dtype=dtype):
+        found = model.features(wave, lengths)
+    assert found.dtype == torch.float32 and torch.equal(found, wanted)

@@ -225,6 +225,8 @@ BAD_MODULES = [
     (lambda: ser_fast.GRU(3, 2.5), TypeError, r"GRU: hidden_size should be of type int, got: float \(2.5\)"),
     (lambda: ser_fast.GRU(3, 2, dropout=1.5), ValueError, r"GRU: dropout is 1.5; it must be a probability, in 0..1"),
     (lambda: ser_fast.GRU(3, 2, dropout="0.1"), ValueError, r"GRU: dropout is '0.1'; it must be a probability, in 0..1"),
+    (lambda: ser_fast.GRU(3, 2, bidirectional=2), TypeError, r"GRU: bidirectional should be of type bool, got: int \(2\)"),
+    (lambda: ser_fast.GRU(3, 2, reset_after="no"), TypeError, "GRU: reset_after should be of type bool, got: str"),
     (lambda: ser_fast.GRU(3, 2, bias=None), TypeError, r"GRU: bias should be of type bool, got: NoneType \(None\)"),
     (lambda: ser_fast.GRU(3, 2)(torch.randn(4)), ValueError, "GRU: Expected input to be 2D or 3D, got 1D instead"),
     (lambda: ser_fast.GRU(3, 2)(torch.randn(4, 2, 5)), RuntimeError, "GRU: input has 5 features; it must be 3"),

@@ -120,7 +120,12 @@ def test_power_spectrogram_of_silence_does_not_warn():
     ("options", "sentence"),
     [
         ({"win_length": 1700}, "win_length is 1700; it must be in 1..n_fft = 1600"),
-        ({"hop_length": 0}, "hop_length is 0; it must be at least 1"),
+        ({"hop_length": 0}, "PowerSpectrogram: hop_length must be greater than zero, got: 0"),
+        ({"n_fft": 1600.0}, r"PowerSpectrogram: n_fft should be of type int, got: float \(1600.0\)"),
+        ({"win_length": True}, r"PowerSpectrogram: win_length should be of type int, got: bool \(True\)"),
+        ({"sample_rate": 0.5}, "PowerSpectrogram: sample_rate is 0.5; it must be at least 1"),
+        ({"log": True, "floor": -1.0}, "PowerSpectrogram: floor is -1.0; it must be at least 1.18e-38, for a logarithm"),
+        ({"mean": [0.0] * 401, "std": [1.0] * 401}, "PowerSpectrogram: mean is a list; it must be a torch.Tensor"),
         ({"f_max": 9000.0}, r"f_min, f_max are 0.0, 9000.0; they must be in order within 0..8000.0"),
         ({"f_min": 3.0, "f_max": 4.0}, "no bin lies in 3.0..4.0 Hz; bins are 10.0 Hz apart"),
         ({"pad_mode": "same"}, "pad_mode is 'same'; it must be one of reflect"),
@@ -131,5 +136,16 @@ def test_power_spectrogram_of_silence_does_not_warn():
     ],
 )  # fmt: skip
 def test_power_spectrogram_refuses_bad_options(options, sentence):
-    with pytest.raises((ValueError, RuntimeError), match=sentence):
+    with pytest.raises((ValueError, TypeError, RuntimeError), match=sentence):
         ser_fast.PowerSpectrogram(**options)
+
+
+def test_power_spectrogram_takes_a_float_sample_rate():
+    assert ser_fast.PowerSpectrogram(sample_rate=16000.0, floor=-1.0).bins == (0, 401)  # no logarithm, any floor
+
+
+def test_power_spectrogram_checks_statistics():
+    front = ser_fast.PowerSpectrogram()
+    with pytest.raises(RuntimeError, match=r"PowerSpectrogram: std is a NoneType; it must be a torch.Tensor"):
+        front.set_statistics(front.mean, None)
+    assert not front.normalize

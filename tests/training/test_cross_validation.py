@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -21,6 +22,7 @@ from ser_fast.training import cross_validation
 from ser_fast.training.config import TrainConfig, run_folder
 from ser_fast.training.cross_validation import cross_validate
 from ser_fast.training.folds import Folds
+from ser_fast.training.predictions import read_csv
 from ser_fast.training.trainer import Trainer
 
 EMOTIONS = ("anger", "sadness")
@@ -243,3 +245,49 @@ def test_cross_validation_refuses_too_few_inner_speakers(voices, tmp_path):
 
 def test_cross_validation_deviation_needs_two_values():
     assert cross_validation.mean_and_deviation([0.5]) == [0.5, None]
+
+
+@pytest.fixture(scope="module")
+def finished(voices, tmp_path_factory) -> Path:
+    """A finished cross-validation of two folds."""
+    out = tmp_path_factory.mktemp("finished")
+    cross_validate(config(voices, out), TINY, Folds("speakers", 2))
+    return out
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "fault"),
+    [
+        ("predictions.csv", lambda text: text.replace("name,", "file,", 1), "column 'name' is missing"),
+        ("predictions.csv", lambda text: "", "column 'name' is missing"),
+        (
+            "predictions.csv",
+            lambda text: "name,speaker,truth,predicted\na,s0,anger,anger\nb,s0,anger,nope\n",
+            "predicted of row 2 is 'nope', which must be one of anger, sadness",
+        ),
+        (
+            "predictions.csv",
+            lambda text: "name,speaker,truth,predicted\na,s0,anger\n",
+            "predicted of row 1 is None, which must be one of anger, sadness",
+        ),
+        ("summary.json", lambda text: text[: len(text) // 2], "it is not readable JSON"),
+        ("summary.json", lambda text: "[]", "it is not the summary of a run"),
+    ],
+)
+def test_cross_validation_names_a_damaged_file(voices, finished, tmp_path, name, change, fault):
+    out = shutil.copytree(finished, tmp_path / "cv")
+    path = out / "seed0" / "fold01" / name
+    path.write_text(change(path.read_text()))
+    with pytest.raises(ValueError) as raised:
+        cross_validate(config(voices, out), TINY, Folds("speakers", 2))
+    said = str(raised.value)
+    assert said.startswith(f"{path}: {fault}") and said.endswith(f"; remove {path.parent} to run this fold again")
+
+
+def test_predictions_of_values_must_be_numbers(tmp_path):
+    path = tmp_path / "predictions.csv"
+    path.write_text("name,speaker,truth,predicted\na,s0,0.5,-1e-3\n")
+    assert read_csv(path, []) == [("a", "s0", "0.5", "-1e-3")]
+    path.write_text("name,speaker,truth,predicted\na,s0,half,0.5\n")
+    with pytest.raises(ValueError, match="truth of row 1 is 'half', which must be a number; remove"):
+        read_csv(path, [])
