@@ -78,7 +78,7 @@ def fresh_state(monkeypatch):
     from ser_fast.backends import state
 
     fresh = dataclasses.replace(
-        state.current, on_cuda="auto", widest=(0, 0, 0), triton_gru_plan=None, gpus={}, paths={}
+        state.current, on_cuda="auto", widest=(0, 0, 0), triton_gru_plan=None, entries={}, paths={}
     )
     monkeypatch.setattr(state, "current", fresh)
     return fresh

@@ -26,8 +26,7 @@ class _Package(ModuleType):
     """Module whose state fields can be read but not assigned: an assignment would hide the state."""
 
     def __setattr__(self, name: str, value) -> None:
-        # The import system sets submodules, one of which has a field's name.
-        if name in state.State.__dataclass_fields__ and not isinstance(value, ModuleType):
+        if name in state.State.__dataclass_fields__:
             raise AttributeError(f"{name} of {self.__name__} cannot be assigned; use ser_fast.backends.use()")
         super().__setattr__(name, value)
 

@@ -137,7 +137,7 @@ def measured_on(gpu: int | None) -> tuple[dict, tuple[str, ...]]:
     Args:
         gpu: a GPU's index, None for torch's current one. ``SER_FAST_BACKEND=reference`` turns all kernels off.
     """
-    known = state.current.gpus
+    known = state.current.entries
     if gpu not in known:
         table = {} if os.environ.get("SER_FAST_BACKEND") == "reference" else measured.read(measured.FILE)
         entry = table.get(build.capability(gpu), {}) if table else {}

@@ -17,7 +17,7 @@ class State:
             ``dispatch.GRU_PRODUCTS``; zeros until these kernels may be chosen.
         triton_gru_plan: ``ser_fast.kernels.gru.plan`` once the Triton kernels may be chosen; a traced graph cannot
             import it.
-        gpus: cache of the measurements that apply to each GPU, by its index.
+        entries: cache of the measurements that apply to each GPU, by its index.
         paths: cache of the fastest path of each call.
     """
 
@@ -27,7 +27,7 @@ class State:
     on_cuda: str = "auto"
     widest: tuple[int, ...] = (0, 0, 0)
     triton_gru_plan: Callable | None = None
-    gpus: dict[int | None, tuple] = field(default_factory=dict)
+    entries: dict[int | None, tuple] = field(default_factory=dict)
     paths: dict[tuple, str] = field(default_factory=dict)
 
 

@@ -48,7 +48,7 @@ def gpu(needs_kernels, fresh_state, monkeypatch, tmp_path):
 
 
 def forget() -> None:
-    state.current.gpus.clear()
+    state.current.entries.clear()
     state.current.paths.clear()
 
 
