@@ -383,6 +383,7 @@ def test_gpu_parts_run_on_a_simulated_gpu(played, imported, monkeypatch):
         whole(case, "torch.stft chain")
 
 
+@pytest.mark.thorough
 def test_model_steps_run_on_a_simulated_gpu(played, imported, monkeypatch):
     models, bench_models = imported("device.models"), imported("bench_models")
     monkeypatch.setattr(models, "BATCHES", (2,))

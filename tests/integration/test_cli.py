@@ -161,6 +161,7 @@ def test_predict_prints_probabilities(run, voices):
     assert json.loads(one.stdout)["probabilities"] == pytest.approx(rows[7]["probabilities"], abs=1e-5)
 
 
+@pytest.mark.thorough
 def test_predict_skips_bad_files(run, voices, tmp_path):
     bad = tmp_path / "bad.wav"
     bad.write_text("no audio")

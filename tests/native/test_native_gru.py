@@ -9,6 +9,7 @@ import pytest
 import torch
 from host_gpu import assert_near, ops, seed, spoilt
 from samples import gru_arguments, spread, to
+from selection import important
 
 from ser_fast import backends
 from ser_fast.backends import dispatch
@@ -106,7 +107,7 @@ def test_cuda_gru(gpu, case, reset_after, product, poison):
     check(gru_arguments(*sizes, **options, reset_after=reset_after, dtype=torch.float32), product)
 
 
-@pytest.mark.parametrize("product", ["float16", "bfloat16"])
+@pytest.mark.parametrize("product", important(["float16", "bfloat16"], 1))
 @pytest.mark.parametrize("reset_after", [True, False])
 def test_cuda_gru_on_the_largest_clusters(gpu, reset_after, product, poison):
     """512 units on eight blocks, 192 on one whose W_hh is partly in shared memory."""
