@@ -122,6 +122,7 @@ def test_cross_validation_with_jobs_gives_the_same(voices, tmp_path):
     assert "2 random folds, speakers shared" in two["protocol"]
 
 
+@pytest.mark.thorough
 def test_killed_cross_validation_resumes(voices, tmp_path):
     options = {"data": voices / "classes.csv", "model": "cgru", "epochs": 10_000, "batch_size": 2, "protocol": "speakers",
                "folds": 2, "jobs": 2, "valid_fraction": 0.2, "out": tmp_path / "cv", "cgru.channels": "[2,2]"}  # fmt: skip

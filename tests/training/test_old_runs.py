@@ -45,7 +45,7 @@ def test_old_checkpoint_gives_the_same_logits(model):
     torch.testing.assert_close(logits, torch.tensor(expected(model)["logits"]), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("model", important(MODELS, lambda model: model != "cgru"))
+@pytest.mark.parametrize("model", important(MODELS, lambda model: model == "bigru_mha"))
 def test_old_run_resumes_to_the_same_metrics(model, tmp_path):
     """Six Adam steps in float32; another instruction set moves a loss of 1.8 by up to 1e-7 per rounding of a sum."""
     run = shutil.copytree(FOLDERS / model, tmp_path / model)
