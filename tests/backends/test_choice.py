@@ -9,6 +9,7 @@ import ser_fast
 from ser_fast import backends
 
 
+@pytest.mark.usefixtures("needs_kernels")
 def test_compiled_kernels_are_loaded():
     assert backends.loaded, backends.reason
 
