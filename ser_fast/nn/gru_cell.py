@@ -61,7 +61,6 @@ class GRUCell(nn.Module):
     ):
         super().__init__()
         checks.sizes("GRUCell", input_size=input_size, hidden_size=hidden_size)
-        checks.of_type("GRUCell", "bias", bias, bool)
         checks.of_type("GRUCell", "reset_after", reset_after, bool)
         self.input_size = input_size
         self.hidden_size = hidden_size

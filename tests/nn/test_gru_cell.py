@@ -28,7 +28,6 @@ def test_gru_cell_steps_equal_the_layer(reset_after):
     ("call", "error", "sentence"),
     [
         (lambda: ser_fast.GRUCell(3, 0), ValueError, "GRUCell: hidden_size must be greater than zero, got: 0"),
-        (lambda: ser_fast.GRUCell(3, 4, bias="x"), TypeError, "GRUCell: bias should be of type bool, got: str"),
         (lambda: ser_fast.GRUCell(3, 4, reset_after=1), TypeError, "GRUCell: reset_after should be of type bool, got: int"),
         (lambda: ser_fast.GRUCell(3, 2)(torch.zeros(2, 2, 3)), ValueError, "GRUCell: Expected input to be 1D or 2D, got 3D instead"),
         (lambda: ser_fast.GRUCell(3, 2)(torch.randn(4, 5)), RuntimeError, "GRUCell: input has inconsistent input_size: got 5 expected 3"),
