@@ -37,7 +37,7 @@ class GRUCell(nn.Module):
         input ``[B, I]`` or unbatched ``[I]``, hx and result ``[B, H]`` or ``[H]``.
 
     Raises:
-        TypeError: if a size is not an int or a flag not a bool.
+        TypeError: if a size is not an int or ``reset_after`` not a bool.
         ValueError: if a size is below 1.
 
     Example:
