@@ -13,14 +13,19 @@ Without file names pytest runs in two worker processes where pytest-xdist is ins
 """
 
 import dataclasses
+import importlib.util
 import os
 import shutil
+import sys
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Before torch is imported: the workers share the cores, and two threads of one worker do not wait in a loop.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # starting its processes takes longer than compiling
+
+if getattr(importlib.util.find_spec("triton"), "origin", None) is None:
+    sys.modules["triton"] = None  # tests/triton is on the path, but not the package of that name
 
 import pytest
 import torch

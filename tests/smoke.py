@@ -19,6 +19,9 @@ import ser_fast
 from ser_fast import backends
 from ser_fast.ops import attention_pool, gru, power_spectrogram
 
+# This folder's triton/ must not be taken for the package of that name, which may be missing.
+sys.path[:] = [path for path in sys.path if Path(path).resolve() != Path(__file__).resolve().parent]
+
 
 def check_install() -> None:
     assert backends.loaded, backends.reason
