@@ -40,7 +40,7 @@ KINDS = ("graphs", "triton", "native", "build", "integration")
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the options
 def pytest_cmdline_main(config):
-    """Run all tests in two processes, if nothing else was asked for and pytest-xdist is installed."""
+    """Run all tests in two processes by default, if pytest-xdist is installed."""
     everything = config.args_source == config.ArgsSource.TESTPATHS and not hasattr(config, "workerinput")
     single = any(config.getoption(name, False) for name in ("benchmark", "usepdb", "collectonly"))
     if everything and not single and config.getoption("numprocesses", 0) is None:
