@@ -9,6 +9,7 @@ import statistics
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +26,8 @@ from ser_fast.training.folds import HELD_OUT, Fold, Folds, changed, plan
 from ser_fast.training.predictions import Prediction, damaged, read_csv
 from ser_fast.training.task import task_of
 from ser_fast.training.trainer import Trainer
+
+MAIN_GUARD = 'a script that calls cross_validate with jobs must do so under `if __name__ == "__main__":`'
 
 
 class Run(NamedTuple):
@@ -71,7 +74,10 @@ def cross_validate(
 
     Raises:
         ValueError: the options do not fit the corpus; raised before any audio is read, except with ``skip_bad``.
+        RuntimeError: a worker process imports the script that calls this, which has no main guard, or has died.
     """
+    if _importing_main():
+        raise RuntimeError(MAIN_GUARD)
     corpus = load_corpus(config.data)
     model = MODELS[config.model](2, **options)
     skipped: list[str] = []
@@ -165,9 +171,16 @@ def _outcomes(
                 done, left = wait(left, return_when=FIRST_COMPLETED)
                 for future in done:
                     yield futures[future], future.result()
+        except BrokenProcessPool as error:
+            raise RuntimeError(f"a worker process of jobs={folds.jobs} ended; {MAIN_GUARD}") from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _importing_main() -> bool:
+    """Return whether this is a worker process that still imports the parent's script."""
+    return getattr(multiprocessing.current_process(), "_inheriting", False)
 
 
 def _start_worker(threads: int) -> None:

@@ -111,6 +111,22 @@ def test_cross_validation_adds_seeds(voices, tmp_path, monkeypatch):
         cross_validate(config(voices, tmp_path), TINY, Folds("speakers", 2))
 
 
+def test_cross_validation_in_a_script_without_a_main_guard_says_so(voices, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from ser_fast.training.config import TrainConfig\n"
+        "from ser_fast.training.cross_validation import cross_validate\n"
+        "from ser_fast.training.folds import Folds\n"
+        f"config = TrainConfig(data='manifest:{voices / 'classes.csv'}', out=Path('cv'), epochs=1, device='cpu')\n"
+        "cross_validate(config, {}, Folds('random', 2, jobs=2))\n"
+    )
+    run = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert run.stderr.strip().endswith('must do so under `if __name__ == "__main__":`')
+    assert "another process" not in run.stderr
+
+
 @pytest.mark.thorough
 def test_cross_validation_with_jobs_gives_the_same(voices, tmp_path):
     # One thread in both, since the number of threads changes roundings.
