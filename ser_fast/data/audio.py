@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,13 +14,12 @@ import torch
 
 from ser_fast._require import require
 from ser_fast.data.extras import import_extra
+from ser_fast.data.files import AUDIO_SUFFIXES, Found, passed_over, printable, search
 from ser_fast.data.utterance import Utterance
 from ser_fast.data.wav import UNKNOWN_SIZE, AudioError, PcmWav, open_pcm, riff_chunks
 
 if TYPE_CHECKING:
     import soundfile
-
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
 
 # Annotations are rounded, so an end may lie this far beyond the end of the file.
 _END_SLACK_SECONDS = 0.01
@@ -33,27 +31,27 @@ _STREAMED_SIZES = (UNKNOWN_SIZE, 0x7FFFF000)
 
 
 def find_audio(path: str | os.PathLike[str]) -> list[Path]:
-    """Return the file itself, or all audio files below the folder, sorted.
+    """Return the audio files of :func:`search_audio`."""
+    return search_audio(path).audio
 
-    Args:
-        path: a file, or a folder; linked folders are followed, hidden files and folders are skipped, and a file
-            counts as audio if its suffix is in ``AUDIO_SUFFIXES``.
+
+def search_audio(path: str | os.PathLike[str]) -> Found:
+    """Return the file itself, or what :func:`ser_fast.data.files.search` finds below the folder.
 
     Raises:
         AudioError: ``path`` does not exist or holds no audio file.
     """
     path = Path(path)
     if not path.exists():
-        raise AudioError(f"{path}: no such file or folder")
+        raise AudioError(f"{printable(path)}: no such file or folder")
     if not path.is_dir():
-        return [path]
-    # Unlike Path.rglob, glob follows linked folders and skips hidden ones.
-    names = glob.iglob("**/*", root_dir=path, recursive=True)
-    found = (path / name for name in names if name.lower().endswith(AUDIO_SUFFIXES))
-    files = sorted(file for file in found if file.is_file())
-    wanted = f"a folder with files of {', '.join(AUDIO_SUFFIXES)}"
-    require(bool(files), f"{path}: no audio file in this folder", wanted, AudioError)
-    return files
+        return Found([path])
+    found = search(path)
+    if not found.audio:
+        others = passed_over(found)
+        wanted = f"it must be a folder with files of {', '.join(AUDIO_SUFFIXES)}"
+        raise AudioError(f"{printable(path)}: no audio file in this folder; {wanted}{others and '; '}{others}")
+    return found
 
 
 def read_audio(
