@@ -10,12 +10,13 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import ser_fast
 from ser_fast import recipes
+from ser_fast.data.files import printable
 from ser_fast.training import distributed
 
 
@@ -42,26 +43,47 @@ def main(argv: list[str] | None = None) -> int:
     again = "; the same command resumes after the last whole epoch" if resumes else ""
     with contextlib.ExitStack() as stack:  # left after the message: torchrun's other processes end then
         try:
+            stack.enter_context(_streams())
             stack.enter_context(distributed.joined())
-            return _run(argv)
+            status = _run(argv)
+            sys.stdout.flush()
+            return status
         except KeyboardInterrupt:
             return _complain(f"interrupted{again}", 130)
         except distributed.LostError as error:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun may send it before the message is written
             return _complain(f"{error}{again}", 1)
-        except BrokenPipeError:
-            # The reader of a pipe has gone; that is no error of the command.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except BrokenPipeError:  # the reader of a pipe has gone; that is no error of the command
             return 0
         except ImportError as error:
             needed = "this command needs the training extra: type `pip install 'ser_fast[train]'`"
             return _complain(f"{needed} ({error})", 1)
         except argparse.ArgumentError as error:
             return _complain(f"{error}; `ser-fast --help` and `ser-fast COMMAND --help` list the options", 2)
-        except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+        except (ValueError, OSError, RuntimeError, FloatingPointError, MemoryError) as error:
             if os.environ.get("SER_FAST_TRACEBACK"):
                 raise
-            return _complain(str(error), 1)
+            return _complain(str(error) or "out of memory", 1)
+
+
+@contextlib.contextmanager
+def _streams() -> Iterator[None]:
+    """Let standard output and error take any text while the context lasts, even when they are closed (None)."""
+    with open(os.devnull, "w") as nowhere, contextlib.ExitStack() as stack:
+        for name, redirect in (("stdout", contextlib.redirect_stdout), ("stderr", contextlib.redirect_stderr)):
+            stream = getattr(sys, name)
+            if stream is None:
+                stack.enter_context(redirect(nowhere))
+            elif hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")  # for letters that its encoding lacks
+        try:
+            yield
+        finally:
+            try:
+                sys.stdout.flush()
+            except OSError:  # already reported; Python would fail again at exit
+                with contextlib.suppress(OSError):
+                    os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _run(argv: list[str]) -> int:
@@ -99,10 +121,10 @@ def _without_command(argv: list[str]) -> int:
 
 def _complain(sentence: str, code: int) -> int:
     # A file name in the sentence may contain control characters that a terminal would execute.
-    safe = "".join(letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}"
-                   for letter in sentence)  # fmt: skip
+    safe = "\n".join(map(printable, sentence.split("\n")))
     where = f"rank {distributed.rank()} of {distributed.world()}: " if distributed.rank() else ""
-    print(f"ser-fast: {where}{safe}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # the reader of standard error may have gone
+        print(f"ser-fast: {where}{safe}", file=sys.stderr, flush=True)
     return code
 
 
