@@ -208,8 +208,9 @@ def _add_convert(parser) -> None:
 
 
 def _add_predict(parser) -> None:
-    parser.add_argument("checkpoint", type=Path, help="a .safetensors file, or a run folder for its best epoch")
-    parser.add_argument("files", type=Path, nargs="+", help="audio files, or folders of audio files")
+    # Not Path, which jsonargparse parses as YAML: that fails for a name that is not UTF-8.
+    parser.add_argument("checkpoint", type=str, help="a .safetensors file, or a run folder for its best epoch")
+    parser.add_argument("files", type=str, nargs="+", help="audio files, or folders of audio files")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line instead of a table")
     parser.add_argument("--batch_size", type=int, default=32, help="files that go through the model together")
 
