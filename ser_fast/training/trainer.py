@@ -364,6 +364,7 @@ class Trainer:
             "data": self.dataset.name,
             "utterances": {part: len(getattr(self.split, part)) for part in ("train", "valid", "test")},
             "skipped": self.dataset.skipped,
+            "passed_over": self.dataset.passed_over,
             "parameters": sum(weight.numel() for weight in self.model.parameters()),
             "seconds_per_epoch": sorted(row["seconds"] for row in rows)[len(rows) // 2],
             "corpus": self.progress.corpus,
