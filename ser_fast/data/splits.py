@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+_SETS = 100  # sets of speakers of which the best is the validation part
+
 
 @dataclass
 class Split:
@@ -30,7 +32,7 @@ def split(
     test_speakers: Sequence[str] = (),
     test_fold: str = "",
     test_fraction: float = 0.2,
-    validation: str = "random",
+    validation: str = "auto",
     valid_fraction: float = 0.1,
     seed: int = 0,
 ) -> Split:
@@ -47,9 +49,12 @@ def split(
         test_speakers: speakers whose utterances are the test part.
         test_fold: "k/K" or "k/K/S", the k-th of K random folds, drawn by the seed S instead of ``seed``.
         test_fraction: share of the utterances in a random test part, in 0..1.
-        validation: "random" utterances, utterances of random "speakers", or "none". The corpus's own validation part
-            is used with its own test part, unless this is "none".
-        valid_fraction: share of the remaining utterances, or speakers, in the validation part, in 0..1.
+        validation: "random" utterances, all utterances of some "speakers", or "none". "auto" is "speakers" if no
+            speaker of the test part is in the rest, unless the rest has one speaker or would lose a class, and
+            "random" otherwise. The corpus's own validation part is used with its own test part, unless this is
+            "none".
+        valid_fraction: share of the remaining utterances, or speakers, in the validation part, in 0..1. Of 100 random
+            sets of speakers the one is taken whose shares of all classes are closest to it.
         seed: seed of the random parts.
 
     Returns:
@@ -77,13 +82,24 @@ def split(
         test = _draw(everything, strata, classes, "test_fraction", test_fraction, seed)
         sentence = f"a random {test_fraction:.0%} of the utterances held out, speakers shared"
     rest = sorted(set(range(len(labels))) - set(test))
+    if validation == "auto":
+        drawn = not (test_speakers or parts) or test_fold  # a random test part shares speakers by design
+        shared = {speakers[i] for i in test} & {speakers[i] for i in rest}
+        possible = not (drawn or shared) and _valid_speakers(rest, speakers, strata, valid_fraction, seed)
+        validation = "speakers" if possible else "random"
     if "valid" in parts and validation != "none" and not (test_speakers or test_fold):
         valid = _own(parts, "valid")
         sentence += "; best epoch chosen on its validation part"
     else:
         valid = []
         if validation == "speakers":
-            valid = _valid_speakers(rest, speakers, valid_fraction, seed)
+            valid = _valid_speakers(rest, speakers, strata, valid_fraction, seed)
+            if not valid:
+                count = len({speakers[i] for i in rest})
+                raise ValueError(
+                    f"validation is speakers, but of the training's {count} none can be left out without a class; "
+                    "it must be random or none"
+                )
         elif validation == "random":
             valid = _draw(rest, strata, classes, "valid_fraction", valid_fraction, seed)
         sentence += f"; {how_chosen(validation, valid_fraction)}"
@@ -103,7 +119,8 @@ def how_chosen(validation: str, valid_fraction: float) -> str:
     """Return a phrase that says which epoch's weights are tested."""
     return {
         "random": f"best epoch chosen on a random {valid_fraction:.0%} of the training utterances",
-        "speakers": f"best epoch chosen on a random {valid_fraction:.0%} of the training speakers",
+        "speakers": f"best epoch chosen on {valid_fraction:.0%} of the training speakers",
+        "auto": f"best epoch chosen on {valid_fraction:.0%} of the training speakers, or utterances if one has all",
         "none": "weights of the last epoch",
     }[validation]
 
@@ -156,16 +173,29 @@ def _own(parts: Sequence[str], name: str) -> list[int]:
     return index
 
 
-def _valid_speakers(rest: Sequence[int], speakers: Sequence[str], fraction: float, seed: int) -> list[int]:
-    there = sorted({speakers[i] for i in rest})
-    count = max(1, round(fraction * len(there)))
-    if count >= len(there):
-        raise ValueError(
-            f"validation is speakers, but data leaves the training {len(there)} of them; it must leave two or more"
-        )
-    order = torch.randperm(len(there), generator=torch.Generator().manual_seed(seed)).tolist()
-    names = {there[position] for position in order[:count]}
-    return [i for i in rest if speakers[i] in names]
+def _valid_speakers(
+    rest: Sequence[int], speakers: Sequence[str], strata: Sequence[float], fraction: float, seed: int
+) -> list[int]:
+    """Return the utterances of whole speakers, about a ``fraction`` of each class.
+
+    Empty if there is one speaker, or if every set that was tried holds all utterances of a class.
+    """
+    names = sorted({speakers[i] for i in rest})
+    if len(names) < 2:
+        return []
+    size = min(max(1, round(fraction * len(names))), len(names) - 1)
+    row = {name: position for position, name in enumerate(names)}
+    column = {kind: position for position, kind in enumerate({strata[i] for i in rest})}
+    counts = torch.zeros(len(row), len(column))  # utterances of each speaker and class
+    for i in rest:
+        counts[row[speakers[i]], column[strata[i]]] += 1
+    generator = torch.Generator().manual_seed(seed)
+    sets = torch.stack([torch.randperm(len(names), generator=generator)[:size] for _ in range(_SETS)])
+    shares = counts[sets].sum(1) / counts.sum(0)  # [sets, classes]
+    distance = (shares - fraction).abs().mean(1).masked_fill((shares == 1).any(1), math.inf)
+    best = int(distance.argmin())
+    taken = {names[position] for position in sets[best].tolist()}
+    return [i for i in rest if speakers[i] in taken] if distance[best] < math.inf else []
 
 
 def _draw(

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from ser_fast._require import require
 from ser_fast.data.files import printable
 
 PARTS = ("train", "valid", "test")
+_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Corpus:
         classes: names of the classes in the order of their indices; empty for a regression.
         passed_over: sentence about files in the corpus's folder that were not taken, of
             :func:`ser_fast.data.files.passed_over`; ``""`` if there are none.
+        notes: more sentences about how the corpus was read, such as classes that were merged.
 
     Raises:
         ValueError: the same section of a file occurs twice, so that it could be in the training and in the test part;
@@ -68,6 +71,7 @@ class Corpus:
     utterances: list[Utterance]
     classes: list[str]
     passed_over: str = ""
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self):
         object.__setattr__(self, "name", printable(self.name))
@@ -104,3 +108,26 @@ class Corpus:
     def speakers(self) -> list[str]:
         """Return the names of the speakers, sorted."""
         return sorted({utterance.speaker for utterance in self.utterances})
+
+    def summary(self) -> list[str]:
+        """Return lines that say what was read: utterances of each class and speaker, and the notes."""
+        count, speakers = len(self.utterances), self.speakers
+        lines = [f"{self.name}: {count} utterances of {_plural(len(speakers), 'speaker')}"]
+        if self.classes:
+            lines.append(f"{_plural(len(self.classes), 'class')}: {_counts([u.label for u in self.utterances])}")
+        else:
+            values = [utterance.value for utterance in self.utterances]
+            lines.append(f"values from {min(values):g} to {max(values):g}" if values else "no values")
+        lines.append(f"{_plural(len(speakers), 'speaker')}: {_counts([u.speaker for u in self.utterances])}")
+        return [*lines, *self.notes, *([self.passed_over] if self.passed_over else [])]
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("" if count == 1 else "es" if noun.endswith("s") else "s")
+
+
+def _counts(names: list[str]) -> str:
+    """Return each name with its number, in order of the names, as far as they fit on a line or two."""
+    counts = sorted(Counter(names).items())
+    shown = ", ".join(f"{name} {count}" for name, count in counts[:_SHOWN])
+    return shown + (f", and {len(counts) - _SHOWN} more" if len(counts) > _SHOWN else "")

@@ -314,6 +314,19 @@ def test_corpus_has_labels_or_values(classes, fields, message):
         Corpus("c", [Utterance("u1", "s", **fields)], classes)
 
 
+def test_corpus_summary(tmp_path):
+    """Classes and speakers are counted, and a wrong reading shows at once."""
+    corpus = folders(touched(tmp_path, "sad/bob/x.wav", "sad/eve/x.wav", "glad/bob/x.wav", "glad/bob/y.m4a"))
+    assert corpus.summary() == [
+        f"{tmp_path.name}: 3 utterances of 2 speakers",
+        "2 classes: glad 1, sad 2",
+        "2 speakers: bob 2, eve 1",
+        "passed over 1 of 4 audio files: 1 .m4a (not read; readable: .wav, .flac, .ogg, .opus, .mp3, .aif, .aiff)",
+    ]
+    values = manifest(table(tmp_path, "file,speaker,value\na.wav,s1,-0.5\nb.wav,s1,1\n")).summary()
+    assert values == ["table: 2 utterances of 1 speaker", "values from -0.5 to 1", "1 speaker: s1 2"]
+
+
 def test_manifest_refuses_other_file_types(tmp_path):
     with pytest.raises(ValueError, match=r"suffix '\.txt'; it must be one of \.csv, \.jsonl"):
         manifest(table(tmp_path, "file,speaker,label\n", "table.txt"))

@@ -36,6 +36,40 @@ def test_split_puts_no_utterance_on_two_sides(held_out, validation):
             assert {LABELS[i] for i in found.test} == {0, 1, 2}
 
 
+def test_split_validates_by_speakers_where_they_are_held_out():
+    """The default; random utterances are the default only where the test part shares speakers with the rest."""
+    held_out = split(SPEAKERS, LABELS, CLASSES, test_speakers=["s2"])
+    assert {SPEAKERS[i] for i in held_out.train}.isdisjoint(SPEAKERS[i] for i in held_out.valid)
+    assert len({SPEAKERS[i] for i in held_out.valid}) == 1
+    assert held_out.protocol == "speakers s2 held out; best epoch chosen on 10% of the training speakers"
+    by_parts = split(SPEAKERS, LABELS, CLASSES, ["train"] * 48 + ["test"] * 12)
+    assert {SPEAKERS[i] for i in by_parts.train}.isdisjoint(SPEAKERS[i] for i in by_parts.valid)
+    random_by_default = [
+        {"test_fold": "1/5"},
+        {"test_fraction": 0.2},
+        {"parts": ["train"] * 50 + ["test"] * 10},
+        {"test_speakers": ["s0", "s1", "s2", "s3"], "valid_fraction": 0.3},
+    ]
+    for options in random_by_default:
+        found = split(SPEAKERS, LABELS, CLASSES, **options)
+        assert found == split(SPEAKERS, LABELS, CLASSES, **options, validation="random")
+
+
+def test_split_keeps_classes_beside_validation_speakers():
+    """Speaker a has the only utterances of sadness beside the test; speaker sizes differ by ten."""
+    speakers = ["a"] * 30 + ["b"] * 3 + ["c"] * 30 + ["t"] * 3
+    labels = [0, 1, 2] * 10 + [0, 1, 1] + [0, 1] * 15 + [0, 1, 2]
+    for seed in range(20):
+        found = split(speakers, labels, CLASSES, test_speakers=["t"], valid_fraction=0.1, seed=seed)
+        assert {speakers[i] for i in found.valid} == {"b"}
+        assert found == split(speakers, labels, CLASSES, test_speakers=["t"], valid_fraction=0.1, seed=seed)
+    exclusive = {"a": 0, "b": 1, "c": 2, "t": 0}
+    found = split(speakers, [exclusive[name] for name in speakers], CLASSES, test_speakers=["t"])
+    assert found.protocol.startswith(
+        "speakers t held out; best epoch chosen on a random 10% of the training utterances"
+    )
+
+
 def test_split_of_values_needs_no_classes():
     values = [random.Random(i).uniform(-1, 1) for i in range(60)]
     tested = []
@@ -77,7 +111,7 @@ def test_split_names_a_class_without_test_utterance():
         ({"test_fold": "1/21"}, "test_fold is 1/21, but the largest class has 20 utterances; it must name at most as many"),
         ({"test_fold": "x"}, "test_fold is 'x'; it must be like 3/10, the third of ten folds"),
         ({"test_speakers": ["s0", "s1", "s2", "s3"], "validation": "speakers"},
-         "validation is speakers, but data leaves the training 1 of them; it must leave two or more"),
+         "validation is speakers, but of the training's 1 none can be left out without a class; it must be random or none"),
     ],
 )  # fmt: skip
 def test_split_refuses_bad_options(changes, sentence):

@@ -43,7 +43,7 @@ def casia(root: str | PathLike[str]) -> Corpus:
         FileNotFoundError: ``root`` is not a folder.
         ValueError: it has no audio file, a file in another place, or more than 4 speakers.
     """
-    root, files = Path(root), wanted_files(root, _WANTED)
+    root, (files, others) = Path(root), wanted_files(root, _WANTED)
     inside = [path.relative_to(root) for path in files]
     strays = [path.as_posix() for path in inside if len(path.parts) < 3 or path.parts[-2].lower() not in _LABELS]
     refuse(strays, root, "not in the folders of a speaker and an emotion", _WANTED)
@@ -53,7 +53,7 @@ def casia(root: str | PathLike[str]) -> Corpus:
         speaker, emotion = name.parts[-3:-1]
         utterances.append(Utterance(name.as_posix(), _SPEAKERS.get(speaker, speaker), _LABELS[emotion.lower()], path))
     present = {utterance.label for utterance in utterances}
-    corpus = Corpus("casia", utterances, [label for label in CLASSES if label in present])
+    corpus = Corpus("casia", utterances, [label for label in CLASSES if label in present], others)
     # A speaker with two names could be in the training and in the test part.
     require(len(corpus.speakers) <= 4, f"root {str(root)!r} has the speakers {', '.join(corpus.speakers)}", _WANTED)
     return corpus

@@ -5,8 +5,7 @@ import re
 from os import PathLike
 from pathlib import Path
 
-from ser_fast.data.audio import find_audio
-from ser_fast.data.corpora.trees import refuse, repeated, require_folder
+from ser_fast.data.corpora.trees import refuse, repeated, require_folder, wanted_files
 from ser_fast.data.utterance import Corpus, Utterance
 
 # The letters abbreviate the German words: Wut, Langeweile, Ekel, Angst, Freude, Trauer.
@@ -42,9 +41,8 @@ def emodb(root: str | PathLike[str]) -> Corpus:
     """
     root = require_folder(root, "Emo-DB's")
     folder = root / "wav" if (root / "wav").is_dir() else root
-    files = find_audio(folder)
-
     scheme = "a folder of names of 2-digit speaker, 3-character sentence, emotion letter of WLEAFTN, take letter"
+    files, others = wanted_files(folder, scheme)
     strays = [path.name for path in files if not follows_scheme(path)]
     refuse(strays, folder, "not named like 03a01Wa.wav", scheme)
     refuse(repeated([path.stem for path in files]), folder, "more than once", "a folder without repeated names")
@@ -54,4 +52,4 @@ def emodb(root: str | PathLike[str]) -> Corpus:
         stem = _STEM.fullmatch(path.stem)
         utterances.append(Utterance(path.stem, stem["speaker"], LABELS[stem["emotion"]], path))
     present = {utterance.label for utterance in utterances}
-    return Corpus("emodb", utterances, [label for label in LABELS.values() if label in present])
+    return Corpus("emodb", utterances, [label for label in LABELS.values() if label in present], others)

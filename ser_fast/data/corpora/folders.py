@@ -3,8 +3,7 @@
 from os import PathLike
 
 from ser_fast._require import require
-from ser_fast.data.audio import find_audio
-from ser_fast.data.corpora.trees import require_folder
+from ser_fast.data.corpora.trees import require_folder, wanted_files
 from ser_fast.data.files import printable
 from ser_fast.data.utterance import Corpus, Utterance
 
@@ -21,7 +20,8 @@ def folders(root: str | PathLike[str]) -> Corpus:
     root = require_folder(root, "a folder of class folders")
 
     utterances = []
-    for path in find_audio(root):
+    files, others = wanted_files(root, "a folder of class folders")
+    for path in files:
         inside = path.relative_to(root)
         wanted = root / "<label>" / path.name
         require(len(inside.parts) > 1, f"audio file {str(path)!r} is in no class folder", repr(str(wanted)))
@@ -32,6 +32,6 @@ def folders(root: str | PathLike[str]) -> Corpus:
     below = {printable(path.name) for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}
     # Otherwise a class whose files have an unknown suffix would be missing without notice.
     empty = sorted(below.difference(classes))
-    found = f"root {str(root)!r} has class folders {empty} with no audio file"
+    found = f"root {str(root)!r} has class folders {empty} with no audio file{others and '; '}{others}"
     require(not empty, found, "a folder with one or more of them in each class")
-    return Corpus(root.resolve().name, utterances, classes)
+    return Corpus(root.resolve().name, utterances, classes, others)

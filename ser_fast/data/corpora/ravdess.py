@@ -46,7 +46,7 @@ def ravdess(root: str | PathLike[str]) -> Corpus:
         ValueError: it has no audio file, a file with another kind of name or that is not audio-only speech, or two
             files of the same name.
     """
-    root, files = Path(root), wanted_files(root, _WANTED)
+    root, (files, others) = Path(root), wanted_files(root, _WANTED)
     refuse([path.name for path in files if not follows_scheme(path)], root, "not named by seven numbers", _WANTED)
     stems = [_STEM.fullmatch(path.stem) for path in files]
     refuse([stem.string for stem in stems if stem["channel"] == "02"], root, "of the song", _WANTED)
@@ -57,4 +57,4 @@ def ravdess(root: str | PathLike[str]) -> Corpus:
         Utterance(stem.string, stem["actor"], LABELS[stem["emotion"]], path) for stem, path in zip(stems, files)
     ]
     present = {utterance.label for utterance in utterances}
-    return Corpus("ravdess", utterances, [label for label in LABELS.values() if label in present])
+    return Corpus("ravdess", utterances, [label for label in LABELS.values() if label in present], others)

@@ -5,7 +5,8 @@ from os import PathLike
 from pathlib import Path
 
 from ser_fast._require import require
-from ser_fast.data.audio import find_audio
+from ser_fast.data.audio import search_audio
+from ser_fast.data.files import passed_over
 from ser_fast.data.wav import AudioError
 
 _SHOWN = 5
@@ -22,8 +23,8 @@ def require_folder(root: str | PathLike[str], wanted: str) -> Path:
     return root
 
 
-def wanted_files(root: str | PathLike[str], wanted: str) -> list[Path]:
-    """Return the audio files below ``root``.
+def wanted_files(root: str | PathLike[str], wanted: str) -> tuple[list[Path], str]:
+    """Return the audio files below ``root``, and a sentence about files that were passed over.
 
     Raises:
         FileNotFoundError: ``root`` is not a folder.
@@ -31,9 +32,10 @@ def wanted_files(root: str | PathLike[str], wanted: str) -> list[Path]:
     """
     root = require_folder(root, wanted)
     try:
-        return find_audio(root)
+        found = search_audio(root)
     except AudioError as error:
-        raise ValueError(f"root {str(root)!r} holds no audio file; it must be {wanted}") from error
+        raise ValueError(f"{error}; expected {wanted}") from error
+    return found.audio, passed_over(found)
 
 
 def refuse(files: list[str], folder: Path, fault: str, wanted: str) -> None:
