@@ -27,6 +27,7 @@ class Dataset:
         classes: names of the classes; empty for a regression.
         skipped: an error message for each utterance that could not be read.
         parts: the corpus's own division, "train", "valid" or "test" each; empty if it has none.
+        passed_over: sentence about files in the corpus's folder that were not taken, or ``""``.
 
     Attributes:
         numbers: number of each utterance in the dataset that this one is a part of; 0, 1, ... in a whole dataset.
@@ -41,6 +42,7 @@ class Dataset:
     classes: list[str]
     skipped: list[str]
     parts: list[str] = field(default_factory=list)
+    passed_over: str = ""
     numbers: list[int] = field(init=False, repr=False)
     features: FeatureCache = field(init=False, repr=False, compare=False, default_factory=FeatureCache)
 
@@ -87,7 +89,17 @@ def load_dataset(corpus: Corpus | str, sample_rate: int, skip_bad: bool = False)
     kept = Corpus(corpus.name, utterances, corpus.classes)
     names = [utterance.name for utterance in utterances]
     skipped = [str(error) for error in errors]
-    return Dataset(corpus.name, waves, labels(kept), speakers(kept), names, corpus.classes, skipped, parts(kept))
+    return Dataset(
+        corpus.name,
+        waves,
+        labels(kept),
+        speakers(kept),
+        names,
+        corpus.classes,
+        skipped,
+        parts(kept),
+        corpus.passed_over,
+    )
 
 
 def labels(corpus: Corpus) -> list[float]:

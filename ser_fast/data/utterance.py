@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from ser_fast._require import require
+from ser_fast.data.files import printable
 
 PARTS = ("train", "valid", "test")
 
@@ -15,6 +16,8 @@ PARTS = ("train", "valid", "test")
 @dataclass(frozen=True)
 class Utterance:
     """One labelled utterance, on disk (``path``) or in memory (``samples``).
+
+    Name, speaker and label, which are often parts of a path, are stored :func:`ser_fast.data.files.printable`.
 
     Args:
         name: name of the utterance.
@@ -39,6 +42,10 @@ class Utterance:
     value: float | None = None
     part: str | None = None
 
+    def __post_init__(self):
+        for name in ("name", "speaker", "label"):
+            object.__setattr__(self, name, printable(getattr(self, name)))
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -48,6 +55,8 @@ class Corpus:
         name: name of the corpus.
         utterances: the utterances.
         classes: names of the classes in the order of their indices; empty for a regression.
+        passed_over: sentence about files in the corpus's folder that were not taken, of
+            :func:`ser_fast.data.files.passed_over`; ``""`` if there are none.
 
     Raises:
         ValueError: the same section of a file occurs twice, so that it could be in the training and in the test part;
@@ -58,8 +67,11 @@ class Corpus:
     name: str
     utterances: list[Utterance]
     classes: list[str]
+    passed_over: str = ""
 
     def __post_init__(self):
+        object.__setattr__(self, "name", printable(self.name))
+        object.__setattr__(self, "classes", [printable(name) for name in self.classes])
         seen: dict[tuple, str] = {}
         for utterance in self.utterances:
             self._check(utterance)

@@ -5,6 +5,7 @@ from os import PathLike
 from ser_fast._require import require
 from ser_fast.data.audio import find_audio
 from ser_fast.data.corpora.trees import require_folder
+from ser_fast.data.files import printable
 from ser_fast.data.utterance import Corpus, Utterance
 
 
@@ -28,7 +29,7 @@ def folders(root: str | PathLike[str]) -> Corpus:
         utterances.append(Utterance(inside.as_posix(), speaker, inside.parts[0], path))
 
     classes = sorted({utterance.label for utterance in utterances})
-    below = {path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    below = {printable(path.name) for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}
     # Otherwise a class whose files have an unknown suffix would be missing without notice.
     empty = sorted(below.difference(classes))
     found = f"root {str(root)!r} has class folders {empty} with no audio file"
