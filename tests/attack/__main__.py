@@ -100,11 +100,11 @@ def parts_of(name: str) -> list[Part]:
 
 def attack(part: Part, options: argparse.Namespace, seconds: float) -> Result:
     """Run cases for so many seconds, or the only one, and print the failures."""
-    began, seed, only = time.monotonic(), options.seed, options.case
+    began, seed, only = time.time(), options.seed, options.case
     until = began + (seconds if only is None else 0)
     number, cases, failed = only or 0, 0, []
-    while cases == 0 or time.monotonic() < until:
-        for message in conversation(part, seed, number, until - time.monotonic(), options.limit):
+    while cases == 0 or time.time() < until:
+        for message in conversation(part, seed, number, until, options.limit):
             if "case" in message:
                 cases += 1
                 number, case = message["number"] + 1, message["case"]
@@ -112,19 +112,19 @@ def attack(part: Part, options: argparse.Namespace, seconds: float) -> Result:
                 failed.append(number - 1)
                 repeat = f"python tests/attack --seed={seed} --case={number - 1} {part}"
                 print(f"FAILED {part}: {case}\n  {message['why'].rstrip()}\n  repeat: {repeat}", flush=True)
-    return Result(part, cases, len(failed), time.monotonic() - began)
+    return Result(part, cases, len(failed), time.time() - began)
 
 
-def conversation(part: Part, seed: int, number: int, seconds: float, limit: float) -> Iterator[dict]:
+def conversation(part: Part, seed: int, number: int, until: float, limit: float) -> Iterator[dict]:
     """Yield what a child reports: each ``case`` before it runs, then ``why`` it failed, "" if it did not.
 
     Args:
         number: number of the first case.
-        seconds: time for cases; the child begins at least one.
+        until: time at which the child begins no more cases; it runs at least one.
         limit: seconds that a case may take.
     """
     command = [sys.executable, str(ROOT / "tests/attack"), part.attack, f"--seed={seed}", f"--case={number}",
-               f"--child={seconds}"]  # fmt: skip
+               f"--child={until}"]  # fmt: skip
     with tempfile.TemporaryFile() as errors, selectors.DefaultSelector() as selector:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, bufsize=0, cwd=ROOT,
                                    env=part.environment())  # fmt: skip
@@ -161,7 +161,7 @@ def conversation(part: Part, seed: int, number: int, seconds: float, limit: floa
         yield {"why": "\n  ".join([why, *said[begin:][:12]])}
 
 
-def child(name: str, seed: int, number: int, seconds: float) -> int:
+def child(name: str, seed: int, number: int, until: float) -> int:
     """Run cases from this number on and report them on standard output, one JSON object a line."""
     with os.fdopen(os.dup(1), "w", buffering=1) as report, tempfile.TemporaryDirectory() as folder:
         os.dup2(2, 1)  # what the cases print does not belong there
@@ -171,7 +171,6 @@ def child(name: str, seed: int, number: int, seconds: float) -> int:
             resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
         sys.path.append(str(ROOT / "tests"))
         module = importlib.import_module("ops" if name == "sanitized" else name)
-        until = time.monotonic() + seconds
         while True:
             generator = random.Random(f"{seed} {name} {number}")
             case = module.case(generator, Path(folder))
@@ -183,7 +182,7 @@ def child(name: str, seed: int, number: int, seconds: float) -> int:
                 why = f"it took {added:.0f} MB; at most {MEMORY} are allowed"
             print(json.dumps({"why": why}), file=report)
             number += 1
-            if time.monotonic() >= until:
+            if time.time() >= until:
                 return 0
 
 

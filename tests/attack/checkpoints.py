@@ -61,11 +61,12 @@ def with_header(random: Random, data: bytes) -> tuple[bytes, str]:
 
 def options(random: Random, header: dict, described: dict) -> str:
     """Change the model or one of its options."""
-    if random.random() < 0.2:
+    if random.random() < 0.4:
         described["model"] = random.choice([*MODELS, "x", ""])
     names = set(inspect.signature(MODELS.get(described["model"], MODELS["cgru"]).__init__).parameters)
-    name = random.choice(sorted(names - {"self", "num_classes"}))
-    value = LARGE[name] if name in LARGE and random.random() < 0.5 else random.choice(VALUES)
+    large = random.random() < 0.3
+    name = random.choice(sorted(names & set(LARGE) if large else names - {"self", "num_classes"}))
+    value = LARGE[name] if large else random.choice(VALUES)
     try:
         given = json.loads(described["options"])
         described["options"] = json.dumps(given | {name: value})

@@ -16,7 +16,7 @@ from ser_fast.cli import main
 torch.set_num_threads(1)
 TINY = ("--model=cgru", "--cgru.channels=[2, 2]", "--cgru.hidden_size=4", "--cgru.n_fft=256", "--cgru.win_length=128",
         "--cgru.hop_length=128", "--batch_size=4", "--valid_fraction=0.3", "--cgru.sample_rate=8000")  # fmt: skip
-INTERNAL = ("Traceback", "codec can't", "embedded null byte", "recursion depth")  # what only Python says
+INTERNAL = ("Traceback", "codec can't", "embedded null byte")  # what only Python says
 
 
 def command(*arguments: str) -> tuple[int, str, str]:
