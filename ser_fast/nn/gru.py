@@ -316,7 +316,7 @@ class GRU(nn.Module):
         return gru(gx.transpose(0, 1) if turned else gx, w_hh, b_hh, h0, lengths, reset_after=self.reset_after)
 
     def _of_directions(self, name: str, layer: int) -> Tensor:
-        """Return a layer's weights [D, ...]. Unlike torch.stack, a view raises an error if their storage was freed."""
+        """Return a layer's weights [D, ...]. Views, unlike torch.stack, raise an error if a storage was freed."""
         parts = [getattr(self, f"{name}_{suffix}")[None] for suffix in self._suffixes(layer)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
