@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import ser_fast
 from ser_fast import recipes
+from ser_fast.data.files import printable
 from ser_fast.training import distributed
 
 
@@ -99,8 +100,7 @@ def _without_command(argv: list[str]) -> int:
 
 def _complain(sentence: str, code: int) -> int:
     # A file name in the sentence may contain control characters that a terminal would execute.
-    safe = "".join(letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}"
-                   for letter in sentence)  # fmt: skip
+    safe = "\n".join(map(printable, sentence.split("\n")))
     where = f"rank {distributed.rank()} of {distributed.world()}: " if distributed.rank() else ""
     print(f"ser-fast: {where}{safe}", file=sys.stderr)
     return code
@@ -186,8 +186,9 @@ def _add_convert(parser) -> None:
 
 
 def _add_predict(parser) -> None:
-    parser.add_argument("checkpoint", type=Path, help="a .safetensors file, or a run folder for its best epoch")
-    parser.add_argument("files", type=Path, nargs="+", help="audio files, or folders of audio files")
+    # Not Path, which jsonargparse parses as YAML: that fails for a name that is not UTF-8.
+    parser.add_argument("checkpoint", type=str, help="a .safetensors file, or a run folder for its best epoch")
+    parser.add_argument("files", type=str, nargs="+", help="audio files, or folders of audio files")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line instead of a table")
     parser.add_argument("--batch_size", type=int, default=32, help="files that go through the model together")
 

@@ -76,7 +76,7 @@ def write(path: Path, title: str, parts: list[str]) -> Path:
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f"<style>{STYLE}</style><h1>{html.escape(title)}</h1>{''.join(parts)}</html>\n"
     )
-    write_atomically(path, page.encode())
+    write_atomically(path, page.encode(errors="backslashreplace"))
     return path
 
 

@@ -7,6 +7,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from ser_fast.data.files import printable
 from ser_fast.training.reporter import Reporter
 
 # In a file or a pipe no line is folded, so that paths stay whole.
@@ -14,8 +15,8 @@ console = Console(width=None if sys.stdout.isatty() else 10_000)
 
 
 def plain(value: str) -> str:
-    """Return text as one line without control characters, which a file name may contain."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in value)
+    """Return text as one line with control characters, which a file name may contain, as escapes."""
+    return printable(value)
 
 
 def say(line: str) -> None:

@@ -8,6 +8,7 @@ from torch import nn
 
 from ser_fast.data.audio import find_audio, read_audio
 from ser_fast.data.batches import LengthSortedBatches
+from ser_fast.data.files import printable
 from ser_fast.data.wav import AudioError
 from ser_fast.training.checkpoint import CheckpointError, load_checkpoint
 
@@ -90,7 +91,7 @@ class Predictor:
             finite = torch.isfinite(outputs).all(1).tolist()
             for index, row, good in zip(batch.index, outputs.tolist(), finite):
                 file = named[index]
-                unusable = PredictionError(f"{file}: the model's outputs are not finite")
+                unusable = PredictionError(f"{printable(file)}: the model's outputs are not finite")
                 results[file] = dict(zip(self.names, row)) if good else unusable
         for file in files:
             yield file, results[file]

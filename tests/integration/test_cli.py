@@ -183,8 +183,8 @@ def test_predict_skips_missing_paths(run, voices, tmp_path):
 
 @pytest.mark.thorough
 def test_commands_show_names_as_they_are(voices, tmp_path):
-    """Markup, mathematics, an escape sequence and Chinese in the names of files and classes."""
-    names = {"a$x$[b]": "one[final].wav", "[b]中性": "two\x1b[31m[red].wav"}
+    """Markup, mathematics, an escape sequence, Chinese and other than UTF-8 in the names of files and classes."""
+    names = {os.fsdecode(b"a$x$[b]\xd6"): "one[final].wav", "[b]中性": os.fsdecode(b"two\x1b[31m[red]\xd0.wav")}
     for label, name in names.items():
         for take in range(6):
             (tmp_path / "data" / label).mkdir(parents=True, exist_ok=True)
@@ -195,9 +195,12 @@ def test_commands_show_names_as_they_are(voices, tmp_path):
     assert len(list(out.glob("figures/*.png"))) == 3 and (out / "report.html").is_file()
     table = ser_fast_command("predict", out, tmp_path / "data")
     assert (table.returncode, table.stderr) == (0, "")
-    for shown in ("a$x$[b]", "[b]中性", "one[final].wav", "two\N{REPLACEMENT CHARACTER}[31m[red].wav"):
+    for shown in (r"a$x$[b]\udcd6", "[b]中性", "one[final].wav", r"two\x1b[31m[red]\udcd0.wav"):
         assert shown in table.stdout
     assert "\x1b" not in table.stdout
+    files = sorted((tmp_path / "data").glob("*/0*"))
+    rows = ser_fast_command("predict", out, *files, "--json").stdout.splitlines()
+    assert [json.loads(row)["file"] for row in rows] == list(map(str, files))
 
 
 @pytest.mark.thorough
