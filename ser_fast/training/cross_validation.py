@@ -19,8 +19,8 @@ from ser_fast.data.audio import read_corpus
 from ser_fast.data.corpora import Corpus, load_corpus
 from ser_fast.data.dataset import Dataset, labels, load_dataset, speakers, split_corpus
 from ser_fast.data.splits import Split, how_chosen
-from ser_fast.models import MODELS
-from ser_fast.training.config import TrainConfig, run_folder, run_options
+from ser_fast.training.checkpoint import blank
+from ser_fast.training.config import TrainConfig, resumed, run_folder, run_options
 from ser_fast.training.folds import HELD_OUT, Fold, Folds, changed, plan
 from ser_fast.training.predictions import Prediction, damaged, read_csv
 from ser_fast.training.task import task_of
@@ -72,8 +72,9 @@ def cross_validate(
     Raises:
         ValueError: the options do not fit the corpus; raised before any audio is read, except with ``skip_bad``.
     """
+    config = resumed(config)
     corpus = load_corpus(config.data)
-    model = MODELS[config.model](2, **options)
+    model = blank(config.model, 2, options)
     skipped: list[str] = []
     if config.skip_bad:  # the folds depend on which utterances can be read
         good, _, errors = read_corpus(corpus.utterances, model.spectrogram.sample_rate, True)
@@ -81,7 +82,7 @@ def cross_validate(
     runs, sentence = plan(config, folds, speakers(corpus))
     task = task_of(corpus.classes, labels(corpus), config.loss, config.label_smoothing)
     for candidate in folds.choose:
-        MODELS[config.model](2, **changed(config, options, candidate)[1])
+        blank(config.model, 2, changed(config, options, candidate)[1])
     planned = [_candidates(corpus, run.config, options, folds) for run in runs]
     # The number of jobs may change: it affects time, and results by rounding only.
     kept = run_options(config, options) | {name: value for name, value in asdict(folds).items() if name != "jobs"}
