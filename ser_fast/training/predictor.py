@@ -11,6 +11,7 @@ from ser_fast.data.batches import LengthSortedBatches
 from ser_fast.data.files import printable
 from ser_fast.data.wav import AudioError
 from ser_fast.training.checkpoint import CheckpointError, load_checkpoint
+from ser_fast.training.memory import in_memory
 
 FILES_AT_ONCE = 256  # files that are in memory, and sorted by length, at a time
 
@@ -86,7 +87,8 @@ class Predictor:
         named = list(waves)
         batches = LengthSortedBatches(list(waves.values()), [0] * len(waves), self.batch_size)
         for batch in batches.epoch():
-            outputs = self.model(batch.wave, batch.lengths)
+            with in_memory(self.batch_size, batch.lengths.tolist(), self.model.spectrogram.sample_rate):
+                outputs = self.model(batch.wave, batch.lengths)
             outputs = outputs.softmax(1) if self.classes else outputs
             finite = torch.isfinite(outputs).all(1).tolist()
             for index, row, good in zip(batch.index, outputs.tolist(), finite):
