@@ -128,7 +128,7 @@ class TrainConfig:
 
 
 def resumed(config: TrainConfig) -> TrainConfig:
-    """Return the options with the validation "random" if it is "auto" and the run in ``config.out`` began with that."""
+    """Return the options with validation "random" instead of "auto" if the run in ``config.out`` began with that."""
     try:
         kept = json.loads((Path(config.out) / "config.json").read_text())
         before = kept.get("validation") if config.validation == "auto" else None

@@ -6,10 +6,13 @@ import math
 import multiprocessing
 import os
 import statistics
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,6 +75,8 @@ def cross_validate(
     Raises:
         ValueError: the options do not fit the corpus; raised before any audio is read, except with ``skip_bad``.
     """
+    if folds.jobs > 1 and getattr(multiprocessing.current_process(), "_inheriting", False):
+        sys.exit(1)  # a worker imports a script without a main guard; its parent raises the error
     config = resumed(config)
     corpus = load_corpus(config.data)
     model = blank(config.model, 2, options)
@@ -155,7 +160,8 @@ def _outcomes(
         return
     threads = max(1, (os.cpu_count() or 1) // folds.jobs)
     spawn = multiprocessing.get_context("spawn")  # a forked process has only one of torch's threads
-    with ProcessPoolExecutor(folds.jobs, spawn, _start_worker, (threads,)) as pool:
+    started = spawn.Event()
+    with ProcessPoolExecutor(folds.jobs, spawn, _start_worker, (threads, started)) as pool:
         futures = {
             pool.submit(_best_in_worker, candidates, sample_rate, folds): number
             for number, candidates in enumerate(planned)
@@ -166,13 +172,22 @@ def _outcomes(
                 done, left = wait(left, return_when=FIRST_COMPLETED)
                 for future in done:
                     yield futures[future], future.result()
+        except BrokenProcessPool as error:
+            lost = "a process ended, perhaps for lack of memory; start it again with fewer jobs to resume"
+            if not started.is_set():
+                lost = (
+                    "its processes import the script that calls it, which must do so below "
+                    '`if __name__ == "__main__":`'
+                )
+            raise RuntimeError(f"jobs is {folds.jobs}, but {lost}") from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _start_worker(threads: int) -> None:
+def _start_worker(threads: int, started: Event) -> None:
     """Set the number of threads, and end this process when its parent ends."""
+    started.set()
     torch.set_num_threads(threads)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
