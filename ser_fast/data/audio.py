@@ -113,6 +113,12 @@ def read_audio(
     return _at_rate(name, samples, rate, sample_rate)
 
 
+def largest_sample(path: str | os.PathLike[str]) -> float:
+    """Return the largest absolute sample of all channels of a file that :func:`read_audio` can read."""
+    with _open(Path(path)) as file:
+        return max((float(np.abs(block).max()) for block in _blocks(file, file.frames)), default=0.0)
+
+
 def read_utterance(utterance: Utterance, sample_rate: int = 16000) -> torch.Tensor:
     """Return the samples of an utterance, from its file or from memory.
 
@@ -209,17 +215,21 @@ def _by_libsndfile(soundfile: ModuleType, path: Path) -> Iterator[soundfile.Soun
 
 def _read_mono(file: soundfile.SoundFile | PcmWav, frames: int) -> torch.Tensor:
     """Return at most ``frames`` frames, averaged over the channels: ``[N]``."""
-    blocks = [torch.empty(0)]
+    waves = [torch.empty(0)]
+    with np.errstate(over="ignore", invalid="ignore"):  # _at_rate refuses such samples
+        waves += [torch.from_numpy(block.mean(axis=1)) for block in _blocks(file, frames)]
+    return torch.cat(waves)
+
+
+def _blocks(file: soundfile.SoundFile | PcmWav, frames: int) -> Iterator[np.ndarray]:
+    """Yield at most ``frames`` frames ``[n, channels]``; a damaged header may claim more than fits in memory."""
     step = max(1, _BLOCK_SAMPLES // file.channels)
-    # In blocks: soundfile allocates all frames at once, and a damaged header may claim billions.
     while frames > 0:
         block = file.read(min(frames, step), dtype="float32", always_2d=True)
         if len(block) == 0:
             break
-        with np.errstate(over="ignore", invalid="ignore"):  # _at_rate refuses such samples
-            blocks.append(torch.from_numpy(block.mean(axis=1)))
+        yield block
         frames -= len(block)
-    return torch.cat(blocks)
 
 
 def _span(name: str, frames: int, rate: int, start: float | None, end: float | None) -> tuple[int, int]:

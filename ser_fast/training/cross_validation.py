@@ -65,7 +65,7 @@ def cross_validate(
         config: options of the runs; ``out`` is the folder of all of them.
         options: keyword arguments of the model.
         folds: how the corpus is divided.
-        report: called with a line for every finished fold.
+        report: called with lines about the corpus, and with one for every finished fold.
 
     Returns:
         The content of ``out/summary.json``: ``protocol``, a sentence; ``runs``, each with the test ``metrics`` of its
@@ -74,11 +74,14 @@ def cross_validate(
 
     Raises:
         ValueError: the options do not fit the corpus; raised before any audio is read, except with ``skip_bad``.
+        RuntimeError: a process of ``folds.jobs`` ended, or imports the script that calls this without a main guard.
     """
     if folds.jobs > 1 and getattr(multiprocessing.current_process(), "_inheriting", False):
         sys.exit(1)  # a worker imports a script without a main guard; its parent raises the error
     config = resumed(config)
     corpus = load_corpus(config.data)
+    for line in corpus.summary():
+        report(line)
     model = blank(config.model, 2, options)
     skipped: list[str] = []
     if config.skip_bad:  # the folds depend on which utterances can be read
@@ -109,7 +112,9 @@ def cross_validate(
             "data": corpus.name,
             "model": config.model,
             "classes": corpus.classes,
+            "corpus_summary": corpus.summary(),
             "skipped": skipped,
+            "passed_over": corpus.passed_over,
             "parameters": ordered[0]["parameters"],
             "seconds_per_epoch": statistics.median(summary["seconds_per_epoch"] for summary in ordered),
             **_together(runs, ordered),

@@ -332,7 +332,8 @@ class Trainer:
 
     def _keep_best(self, weights: dict[str, Tensor]) -> None:
         self.progress.best_score, self.progress.best_epoch = self._score(), self.progress.epoch
-        self._save(self.best, weights, {"epoch": self.progress.epoch}, {})
+        shortest = min(len(self.dataset.waves[i]) for i in self.split.train) / self.model.spectrogram.sample_rate
+        self._save(self.best, weights, {"epoch": self.progress.epoch, "shortest": shortest}, {})  # in seconds
 
     def _score(self) -> float:
         """Return the score of the last epoch, higher is better; without a validation part it is the epoch."""
@@ -354,6 +355,7 @@ class Trainer:
             "data": self.dataset.name,
             "utterances": {part: len(getattr(self.split, part)) for part in ("train", "valid", "test")},
             "skipped": self.dataset.skipped,
+            "passed_over": self.dataset.passed_over,
             "parameters": sum(weight.numel() for weight in self.model.parameters()),
             "seconds_per_epoch": sorted(row["seconds"] for row in rows)[len(rows) // 2],
             "corpus": self.progress.corpus,

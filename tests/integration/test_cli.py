@@ -165,8 +165,17 @@ def test_predict_prints_probabilities(run, voices):
 def test_predict_skips_bad_files(run, voices, tmp_path):
     bad = tmp_path / "bad.wav"
     bad.write_text("no audio")
-    result = ser_fast_command("predict", run, bad, voices / "anger_0_0.wav", "--json")
-    assert result.returncode == 1 and "bad.wav" in result.stderr and len(result.stdout.splitlines()) == 1
+    (tmp_path / "[red]\x1b[31m.wav").write_text("no audio")
+    soundfile.write(tmp_path / "still.wav", [0.0] * 16000, 8000)
+    result = ser_fast_command("predict", run, tmp_path, "nowhere", voices / "anger_0_0.wav", "--json")
+    assert result.returncode == 1 and "bad.wav" in result.stderr and "\x1b" not in result.stderr
+    rows = {Path(row["file"]).name: row for row in map(json.loads, result.stdout.splitlines())}
+    assert {name for name, row in rows.items() if "error" in row} == {"bad.wav", "nowhere", "[red]\x1b[31m.wav"}
+    assert (rows["still.wav"]["flag"], rows["anger_0_0.wav"]["flag"]) == ("silent", "")
+    table = ser_fast_command("predict", run, tmp_path, "nowhere").stdout
+    assert re.search(r"^file +label +anger +sadness +flag$", table, re.MULTILINE), table
+    assert re.search(r"still.wav +(anger|sadness) +0.\d+ +0.\d+ +silent$", table, re.MULTILINE), table
+    assert re.search(r"\[red\]\\x1b\[31m.wav +- +- +- +error: not readable as audio", table), table
     for checkpoint in (bad, tmp_path / "none"):
         refused = ser_fast_command("predict", checkpoint, voices)
         assert refused.returncode == 1 and refused.stderr.count("\n") == 1 and "Traceback" not in refused.stderr
@@ -175,8 +184,7 @@ def test_predict_skips_bad_files(run, voices, tmp_path):
 @pytest.mark.thorough
 def test_predict_skips_missing_paths(run, voices, tmp_path):
     result = ser_fast_command("predict", run, "nowhere", tmp_path, voices / "anger_0_0.wav", "--json")
-    assert result.returncode == 1 and len(result.stdout.splitlines()) == 1
-    assert [line.startswith("ser-fast: ") for line in result.stderr.splitlines()] == [True, True]
+    assert result.returncode == 1 and len(result.stdout.splitlines()) == 3
     folder = ser_fast_command("predict", run.parent, voices)
     assert folder.returncode == 1 and f"is no run folder itself; it holds {run}" in folder.stderr
 

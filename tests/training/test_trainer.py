@@ -289,7 +289,7 @@ NO_MEMORY = {
 }
 
 
-@pytest.mark.parametrize("place", ["forward", "step", "evaluation", "statistics", "predict"])
+@pytest.mark.parametrize("place", ["forward", "step", "evaluation", "statistics"])
 @pytest.mark.parametrize("error", important(NO_MEMORY, lambda name: name == "MemoryError"))
 def test_batch_too_large_for_memory_is_named(error, place, dataset, tmp_path, monkeypatch):
     def fail(self, *_, **__):
@@ -297,10 +297,6 @@ def test_batch_too_large_for_memory_is_named(error, place, dataset, tmp_path, mo
 
     name = "bigru_mha" if place == "statistics" else "cgru"
     options = {"hidden_size": 8} if place == "statistics" else TINY
-    if place == "predict":
-        train(config(tmp_path, epochs=1), dataset)
-        voice = tmp_path / "voice.wav"
-        soundfile.write(voice, dataset.waves[0].numpy(), 16000)
     target = {"step": "torch.optim.Adam.step", "statistics": "ser_fast.nn.PowerSpectrogram.forward"}
     if place == "evaluation":
         forward = CGRU.forward
@@ -309,10 +305,7 @@ def test_batch_too_large_for_memory_is_named(error, place, dataset, tmp_path, mo
         monkeypatch.setattr(target.get(place, "ser_fast.models.CGRU.forward"), fail)
     count = r"(\d utterances of up to \d\.\d s do|an utterance of \d\.\d s does)"
     with pytest.raises(RuntimeError, match=rf"batch_size is \d+, and {count} not fit in memory; .* \(.+\)$"):
-        if place == "predict":
-            list(Predictor(tmp_path).files([voice]))
-        else:
-            train(config(tmp_path, model=name), dataset, options=options)
+        train(config(tmp_path, model=name), dataset, options=options)
 
 
 def test_only_lack_of_memory_is_named_so(dataset, tmp_path, monkeypatch):
