@@ -296,11 +296,11 @@ def _predict(options) -> int:
 
     predictor = Predictor(options.checkpoint, options.batch_size)
     label = ["label"] if predictor.classes else []
-    rows, errors = [], []
-    for file, result in predictor.files(options.files, _warn):
+    rows, errors, count = [], 0, 0
+    for count, (file, result) in enumerate(predictor.files(options.files, _warn), 1):
         reason = ""
         if isinstance(result, Exception):
-            errors.append(result)
+            errors += 1
             reason = f"error: {str(result).removeprefix(f'{printable(file)}: ')}"
         if options.json:
             print(json.dumps({"file": str(file)} | _answer(predictor.classes, result)), flush=True)
@@ -311,7 +311,9 @@ def _predict(options) -> int:
             rows.append([str(file), *best, *(f"{value:.3f}" for value in result.values()), result.flag])
     if rows:
         print_table("", ["file", *label, *predictor.names, "flag"], rows)
-    return 1 if errors else 0
+    if not errors:
+        return 0
+    return _complain(f"{errors} of {count} files could not be predicted; their rows say why", 1)
 
 
 def _answer(classes: list[str], result) -> dict:

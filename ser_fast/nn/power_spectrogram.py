@@ -141,7 +141,7 @@ class PowerSpectrogram(Constants):
         return type(self).__name__
 
     def _check_options(self, sample_rate, n_fft, win_length, hop_length, f_min, f_max, pad_mode, log, floor) -> None:
-        name, tiny = self._name, torch.finfo(torch.float32).tiny
+        name, float32 = self._name, torch.finfo(torch.float32)
         require(sample_rate >= 1, f"{name}: sample_rate is {sample_rate}", "at least 1")
         checks.sizes(name, n_fft=n_fft, win_length=win_length, hop_length=hop_length)
         require(win_length <= n_fft, f"{name}: win_length is {win_length}", f"in 1..n_fft = {n_fft}")
@@ -149,8 +149,8 @@ class PowerSpectrogram(Constants):
             allowed = f"in order within 0..{sample_rate / 2}"
             raise ValueError(f"{name}: f_min, f_max are {f_min}, {f_max}; they must be {allowed}")
         require(pad_mode in PAD_MODES, f"{name}: pad_mode is '{pad_mode}'", f"one of {', '.join(PAD_MODES)}")
-        good = not log or floor >= tiny
-        require(good, f"{name}: floor is {floor!r}", f"at least {tiny:.3g}, for a logarithm")
+        good = not log or float32.tiny <= floor <= float32.max
+        require(good, f"{name}: floor is {floor!r}", f"finite and at least {float32.tiny:.3g}, for a logarithm")
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
         """Normalise each bin from now on.

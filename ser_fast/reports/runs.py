@@ -8,11 +8,11 @@ from pathlib import Path
 from ser_fast.data.corpora import load_corpus
 from ser_fast.data.dataset import Dataset, load_dataset, split_corpus
 from ser_fast.data.splits import Split
-from ser_fast.models import MODELS
 from ser_fast.reports import figures, html
 from ser_fast.reports.terminal import TrainingDisplay, print_table, say
 from ser_fast.training import cross_validation, distributed
-from ser_fast.training.config import TrainConfig, run_folder, run_options
+from ser_fast.training.checkpoint import blank
+from ser_fast.training.config import TrainConfig, resumed, run_folder, run_options
 from ser_fast.training.folds import Folds
 from ser_fast.training.run_folder import RunFolder
 from ser_fast.training.trainer import Trainer
@@ -40,11 +40,12 @@ def train(config: TrainConfig, options: dict) -> dict:
         ValueError: the options do not fit the corpus or the folder; raised before any audio is read.
         AudioError: an utterance cannot be read and ``config.skip_bad`` is false.
     """
+    config = distributed.from_rank_0(lambda: resumed(config))
     folder = run_folder(config.out, run_options(config, options))
     with contextlib.ExitStack() as stack:
         with distributed.agreed():
             # Options that do not fit fail before any audio is read and before the folder is made.
-            model = MODELS[config.model](2, **options)
+            model = blank(config.model, 2, options)
             corpus = load_corpus(config.data)
             split = split_corpus(corpus, **config.held_out)
             if distributed.rank() == 0:
@@ -167,8 +168,10 @@ def demo(out: Path, epochs: int, seed: int) -> dict[str, dict]:
     dataset = load_dataset("synthetic", 16000)
     held_out = ",".join(sorted(set(dataset.speakers))[-2:])
     configs = {
-        name: TrainConfig(
-            out=out / name.lower(), model="cgru", test_speakers=held_out, epochs=epochs, batch_size=16, seed=seed
+        name: resumed(
+            TrainConfig(
+                out=out / name.lower(), model="cgru", test_speakers=held_out, epochs=epochs, batch_size=16, seed=seed
+            )
         )
         for name in ("GRU", "LSTM")
     }
