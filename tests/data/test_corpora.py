@@ -171,6 +171,68 @@ def test_folders_refuse_empty_classes(tmp_path):
         folders(touched(tmp_path, "sad/x.wav", "angry/x.m4a"))
 
 
+SPEAKER_TREE = ["0001/Angry/a.wav", "0001/Sad/b.wav", "0002/Angry/train/a.wav", "0002/Sad/b.wav"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (SPEAKER_TREE, r'are 0001, 0002, but .* emotions \(Angry, Sad\); type --data="speakers:ROOT"'),
+        (["anna/Wut/a.wav", "anna/Freude/b.wav", "jo/Wut/a.wav"], r'anna, jo.*; type --data="speakers:ROOT"'),
+        (["甲/生气/a.wav", "乙/高兴/a.wav"], r'; type --data="speakers:ROOT"'),
+        (["wangzhe/angry/a.wav", "liuchanhg/sad/a.wav"], r'files are those of casia; type --data="casia:ROOT"'),
+        (["Actor_01/03-01-01-01-01-01-01.wav", "Actor_02/03-01-06-01-02-01-02.wav"], r'type --data="ravdess:ROOT"'),
+        (["Actor_01/a.wav", "Actor_02/a.wav"], r"look like speakers; write a manifest.*file,speaker,label"),
+        (["spk3/a.wav", "spk4/a.wav", "other/a.wav"], r"look like speakers"),
+        (["S01/a.wav", "S02/b.wav"], r"look like speakers"),
+        (["001/a.wav", "002/day/b.wav"], r"look like speakers"),
+        (["OAF_angry/a.wav", "OAF_Sad/a.wav", "YAF_angry/a.wav", "YAF_sad/a.wav"], r"speakers oaf, yaf; move"),
+        (["train/sad/a.wav", "test/sad/b.wav"], r'parts of a division; type --data="ROOT/test" for one'),
+        (["ESD/angry/a.wav", "ESD/sad/b.wav"], r'emotions are below it; type --data="ROOT/ESD"'),
+        (["one/bob/angry/a.wav", "two/eve/sad/b.wav"], r"emotions are two levels below \(angry, sad\); write a man"),
+    ],
+)
+def test_folders_refuse_other_levels(tmp_path, names, message):
+    with pytest.raises(ValueError, match=message.replace("ROOT", str(tmp_path))):
+        folders(touched(tmp_path, *names))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["angry/a.wav", "sad/b.wav"],
+        ["angry/Actor_01/a.wav", "sad/Actor_02/b.wav"],
+        ["angry/Joy/a.wav", "sad/001/b.wav"],
+        ["positive/spk1/a.wav", "negative/spk1/b.wav"],
+        ["class1/Joy/a.wav", "class2/Bob/b.wav", "class2/Eve/b.wav"],
+        ["0/a.wav", "1/b.wav", "2/c.wav"],
+        ["male_angry/a.wav", "female_angry/b.wav", "male_sad/c.wav", "female_sad/d.wav"],
+        ["anger/03-01-05-01-01-01-01.wav", "sadness/03-01-04-01-01-01-01.wav"],
+        ["amusement/a.wav", "聊天/b.wav"],
+    ],
+)
+def test_folders_take_ordinary_classes(tmp_path, names):
+    assert folders(touched(tmp_path, *names)).classes == sorted({name.partition("/")[0] for name in names})
+
+
+def test_speakers_names(tmp_path):
+    corpus = load_corpus(f"speakers:{touched(tmp_path, *SPEAKER_TREE, '0002/ANGRY/c.wav')}")
+    assert (corpus.classes, corpus.speakers) == (["Angry", "Sad"], ["0001", "0002"])
+    assert corpus.notes == ("class 'Angry' (3 utterances) includes the spellings 'ANGRY' (1)",)
+    with pytest.raises(ValueError, match=r"stray\.wav.*SPEAKER/LABEL"):
+        load_corpus(f"speakers:{touched(tmp_path, '0001/stray.wav')}")
+
+
+def test_folders_merge_spellings(tmp_path):
+    """Case, blanks at the end and the Unicode form, which macOS changes, do not make a class."""
+    names = ["Angry/a.wav", "ANGRY/b.wav", "angry /c.wav", "angry /d.wav", "w\u00fctend/a.wav", "wu\u0308tend/b.wav"]
+    corpus = folders(touched(tmp_path, *names))
+    assert corpus.classes == ["angry", "w\u00fctend"] and len(corpus.utterances) == 6
+    assert corpus.notes[0] == "class 'angry' (4 utterances) includes the spellings 'ANGRY' (1), 'Angry' (1)"
+    listed = manifest(table(tmp_path, "file,speaker,label\na.wav,s,Sad\nb.wav,s,sad\nc.wav,s,sad\n"))
+    assert listed.classes == ["sad"] and "'Sad' (1)" in listed.summary()[-1]
+
+
 def table(folder: Path, text: str, name: str = "table.csv") -> Path:
     path = folder / name
     path.write_text(text, encoding="utf-8")
@@ -345,6 +407,8 @@ def test_load_corpus_by_kind_and_by_guess(tmp_path):
     assert load_corpus(f"ravdess:{actors}") == load_corpus(str(actors)) == ravdess(actors)
     with pytest.raises(ValueError, match="of the song"):
         load_corpus(str(touched(actors, "Actor_02/03-02-06-01-02-01-02.wav")))
+    speakers = touched(tmp_path / "CASIA database", "wangzhe/angry/201.wav", "ZhaoQuanyin/sad/201.wav")
+    assert load_corpus(f"casia:{speakers}") == load_corpus(str(speakers)) == casia(speakers)
     assert load_corpus(f"emodb:{db}") == load_corpus(str(db)) == emodb(db)
     assert load_corpus(str(sorted_db)).speakers == ["03"]
     assert load_corpus(f"folders:{sorted_db}").speakers == ["unknown"]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ser_fast._require import require
+from ser_fast.data.corpora.labels import merge_spellings
 from ser_fast.data.files import write_atomically
 from ser_fast.data.utterance import PARTS, Corpus, Utterance
 
@@ -25,8 +26,8 @@ def manifest(path: str | PathLike[str]) -> Corpus:
 
     ``file`` may be relative to the folder of the table. ``start`` and ``end`` are seconds; empty or null is the
     beginning or the end of the file. ``part`` is ``train``, ``valid`` or ``test``, for all utterances or none. For a
-    regression the column ``value``, a finite number, replaces ``label``. The classes are sorted; other columns and
-    blank lines are ignored.
+    regression the column ``value``, a finite number, replaces ``label``. The classes are sorted; those that differ in
+    case only are merged. Other columns and blank lines are ignored.
 
     Args:
         path: a ``.csv`` with a header row, or a ``.jsonl`` with one object a line; UTF-8.
@@ -49,8 +50,10 @@ def manifest(path: str | PathLike[str]) -> Corpus:
     require(bool(rows), f"manifest {str(path)!r} lists 0 utterances", "a table of at least one")
     target = _target(rows)
     utterances = [_utterance(row, place, path.parent, target) for place, row in rows]
-    labels = {utterance.label for utterance in utterances} if target == "label" else set()
-    return Corpus(path.stem, utterances, sorted(labels))
+    if target == "value":
+        return Corpus(path.stem, utterances, [])
+    utterances, notes = merge_spellings(utterances)
+    return Corpus(path.stem, utterances, sorted({utterance.label for utterance in utterances}), notes=notes)
 
 
 def write_manifest(corpus: Corpus, out: Path) -> None:
