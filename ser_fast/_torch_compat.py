@@ -1,7 +1,7 @@
 """Every private name of torch that ser_fast uses, in one place.
 
 ``tests/test_torch_compat.py`` names the one that vanished and what to do. It also tests ``nn.Module._apply(fn,
-recurse)``, which ``ser_fast.GRU`` and ``FullPrecision`` override (checked with 2.11.0 and 2.13.0).
+recurse)``, which ``ser_fast.GRU`` and ``Constants`` override (checked with 2.11.0 and 2.13.0).
 """
 
 from collections.abc import Callable

@@ -10,12 +10,13 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import ser_fast
 from ser_fast import recipes
+from ser_fast.data.files import printable
 from ser_fast.training import distributed
 
 
@@ -42,26 +43,47 @@ def main(argv: list[str] | None = None) -> int:
     again = "; the same command resumes after the last whole epoch" if resumes else ""
     with contextlib.ExitStack() as stack:  # left after the message: torchrun's other processes end then
         try:
+            stack.enter_context(_streams())
             stack.enter_context(distributed.joined())
-            return _run(argv)
+            status = _run(argv)
+            sys.stdout.flush()
+            return status
         except KeyboardInterrupt:
             return _complain(f"interrupted{again}", 130)
         except distributed.LostError as error:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun may send it before the message is written
             return _complain(f"{error}{again}", 1)
-        except BrokenPipeError:
-            # The reader of a pipe has gone; that is no error of the command.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except BrokenPipeError:  # the reader of a pipe has gone; that is no error of the command
             return 0
         except ImportError as error:
             needed = "this command needs the training extra: type `pip install 'ser_fast[train]'`"
             return _complain(f"{needed} ({error})", 1)
         except argparse.ArgumentError as error:
             return _complain(f"{error}; `ser-fast --help` and `ser-fast COMMAND --help` list the options", 2)
-        except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+        except (ValueError, OSError, RuntimeError, FloatingPointError, MemoryError) as error:
             if os.environ.get("SER_FAST_TRACEBACK"):
                 raise
-            return _complain(str(error), 1)
+            return _complain(str(error) or "out of memory", 1)
+
+
+@contextlib.contextmanager
+def _streams() -> Iterator[None]:
+    """Let standard output and error take any text while the context lasts, even when they are closed (None)."""
+    with open(os.devnull, "w") as nowhere, contextlib.ExitStack() as stack:
+        for name, redirect in (("stdout", contextlib.redirect_stdout), ("stderr", contextlib.redirect_stderr)):
+            stream = getattr(sys, name)
+            if stream is None:
+                stack.enter_context(redirect(nowhere))
+            elif hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")  # for letters that its encoding lacks
+        try:
+            yield
+        finally:
+            try:
+                sys.stdout.flush()
+            except OSError:  # already reported; Python would fail again at exit
+                with contextlib.suppress(OSError):
+                    os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _run(argv: list[str]) -> int:
@@ -98,12 +120,16 @@ def _without_command(argv: list[str]) -> int:
 
 
 def _complain(sentence: str, code: int) -> int:
-    # A file name in the sentence may contain control characters that a terminal would execute.
-    safe = "".join(letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}"
-                   for letter in sentence)  # fmt: skip
-    where = f"rank {distributed.rank()} of {distributed.world()}: " if distributed.rank() else ""
-    print(f"ser-fast: {where}{safe}", file=sys.stderr)
+    _warn(sentence)
     return code
+
+
+def _warn(sentence: str) -> None:
+    # A file name in the sentence may contain control characters that a terminal would execute.
+    safe = "\n".join(map(printable, sentence.split("\n")))
+    where = f"rank {distributed.rank()} of {distributed.world()}: " if distributed.rank() else ""
+    with contextlib.suppress(OSError):  # the reader of standard error may have gone
+        print(f"ser-fast: {where}{safe}", file=sys.stderr, flush=True)
 
 
 def _parse(name: str, argv: list[str]):
@@ -186,8 +212,16 @@ def _add_convert(parser) -> None:
 
 
 def _add_predict(parser) -> None:
-    parser.add_argument("checkpoint", type=Path, help="a .safetensors file, or a run folder for its best epoch")
-    parser.add_argument("files", type=Path, nargs="+", help="audio files, or folders of audio files")
+    from ser_fast.data.flags import FLAGS
+
+    meanings = "; ".join(f"{name}, {meaning}" for name, meaning in FLAGS.items())
+    parser.epilog = (
+        f"The column `flag` names what makes a prediction doubtful: {meanings}. A file without a prediction has a "
+        "row that says why, and the exit status is then 1."
+    )
+    # Not Path, which jsonargparse parses as YAML: that fails for a name that is not UTF-8.
+    parser.add_argument("checkpoint", type=str, help="a .safetensors file, or a run folder for its best epoch")
+    parser.add_argument("files", type=str, nargs="+", help="audio files, or folders of audio files")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line instead of a table")
     parser.add_argument("--batch_size", type=int, default=32, help="files that go through the model together")
 
@@ -254,24 +288,33 @@ def _predict(options) -> int:
     from ser_fast.training.predictor import Predictor
 
     predictor = Predictor(options.checkpoint, options.batch_size)
-    rows, failed = [], 0
-    for file, result in predictor.files(options.files):
+    label = ["label"] if predictor.classes else []
+    rows, errors, count = [], 0, 0
+    for count, (file, result) in enumerate(predictor.files(options.files, _warn), 1):
+        reason = ""
         if isinstance(result, Exception):
-            failed += 1
-            _complain(str(result), 1)
-        elif options.json:
+            errors += 1
+            reason = f"error: {str(result).removeprefix(f'{printable(file)}: ')}"
+        if options.json:
             print(json.dumps({"file": str(file)} | _answer(predictor.classes, result)), flush=True)
+        elif reason:
+            rows.append([str(file), *("-" for _ in [*label, *predictor.names]), reason])
         else:
-            label = [max(result, key=result.get)] if predictor.classes else []
-            rows.append([str(file), *label, *(f"{value:.3f}" for value in result.values())])
+            best = [max(result, key=result.get)] if label else []
+            rows.append([str(file), *best, *(f"{value:.3f}" for value in result.values()), result.flag])
     if rows:
-        print_table("", ["file", *(["label"] if predictor.classes else []), *predictor.names], rows)
-    return 1 if failed else 0
+        print_table("", ["file", *label, *predictor.names, "flag"], rows)
+    if not errors:
+        return 0
+    return _complain(f"{errors} of {count} files could not be predicted; their rows say why", 1)
 
 
-def _answer(classes: list[str], result: dict[str, float]) -> dict:
+def _answer(classes: list[str], result) -> dict:
     """Return the result of a file as ``--json`` prints it."""
-    return {"label": max(result, key=result.get), "probabilities": result} if classes else result
+    if isinstance(result, Exception):
+        return {"error": str(result)}
+    named = {"label": max(result, key=result.get), "probabilities": result} if classes else result
+    return named | {"flag": result.flag}
 
 
 def _info(argv: list[str]) -> int:

@@ -1,8 +1,11 @@
 """The ops as functions, like ``torch.nn.functional``."""
 
+from ser_fast.ops import flops
 from ser_fast.ops.attention_pool import attention_pool
 from ser_fast.ops.gru import gru
 from ser_fast.ops.mel import mel_filters
 from ser_fast.ops.power_spectrogram import power_spectrogram
 
 __all__ = ["attention_pool", "gru", "mel_filters", "power_spectrogram"]
+
+flops.register()

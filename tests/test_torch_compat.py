@@ -88,7 +88,7 @@ def test_private_torch_names_live_in_one_file():
 
 
 def test_torch_module_apply_runs_in_conversions():
-    """``ser_fast.GRU`` and ``FullPrecision`` override ``nn.Module._apply`` and rely on it in every conversion."""
+    """``ser_fast.GRU`` and ``Constants`` override ``nn.Module._apply`` and rely on it in every conversion."""
     remedy = "find what nn.Module.to calls, and override that in nn/gru.py and nn/power_spectrogram.py"
     assert list(inspect.signature(nn.Module._apply).parameters) == ["self", "fn", "recurse"], remedy
     seen = []

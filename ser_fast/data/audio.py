@@ -10,13 +10,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from ser_fast._require import require
 from ser_fast.data.extras import import_extra
 from ser_fast.data.files import AUDIO_SUFFIXES, Found, passed_over, printable, search
 from ser_fast.data.utterance import Utterance
-from ser_fast.data.wav import UNKNOWN_SIZE, AudioError, PcmWav, open_pcm, riff_chunks
+from ser_fast.data.wav import RATES, UNKNOWN_SIZE, AudioError, PcmWav, open_pcm, riff_chunks
 
 if TYPE_CHECKING:
     import soundfile
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
 # Annotations are rounded, so an end may lie this far beyond the end of the file.
 _END_SLACK_SECONDS = 0.01
 
-_BLOCK_FRAMES = 1 << 20
+_BLOCK_SAMPLES = 1 << 20
+
+# Full scale is 1, or 2^31 in files of floats that were scaled as integers; beyond, spectra overflow.
+_LOUDEST = 2.0**31
 
 # Sizes of the samples that ffmpeg and SoX write into a header when the output is a pipe.
 _STREAMED_SIZES = (UNKNOWN_SIZE, 0x7FFFF000)
@@ -67,7 +71,7 @@ def read_audio(
 
     Args:
         path: a file that libsndfile can read; without soundfile, a PCM WAV file of up to 32 bits.
-        sample_rate: sampling rate of the result, in hertz.
+        sample_rate: sampling rate of the result, 1000 to 768000 hertz.
         start: in seconds; None is the beginning.
         end: in seconds; None is the end. Up to 10 ms beyond the end of the file are accepted.
 
@@ -75,33 +79,44 @@ def read_audio(
         float32 tensor ``[N]``, integer formats scaled to [-1, 1).
 
     Raises:
-        AudioError: the file is missing, not audio, empty or truncated, contains NaN or infinite samples, or
-            ``start`` to ``end`` is not within it.
-        ImportError: soundfile is not installed and the file is not PCM WAV, or soxr is not installed and the rates
-            differ.
+        AudioError: the file is missing, not audio, empty or truncated, has an implausible sample rate, contains NaN,
+            infinite or absurdly large samples, or ``start`` to ``end`` is not within it; or soundfile is not
+            installed and the file is not PCM WAV, or soxr is not installed and the rates differ.
+        ValueError: ``sample_rate`` is out of range.
     """
-    path = Path(path)
+    _check_sample_rate(sample_rate)
+    path, name = Path(path), printable(path)
     if path.suffix.lower() == ".raw":
-        raise AudioError(f"{path}: not readable as audio: a .raw file has no header")
+        raise AudioError(f"{name}: not readable as audio: a .raw file has no header")
     try:
         if path.stat().st_size == 0:
-            raise AudioError(f"{path}: the file is empty (0 bytes)")
+            raise AudioError(f"{name}: the file is empty (0 bytes)")
         missing = _missing_bytes(path)
     except OSError as error:
-        raise AudioError(f"{path}: {error.strerror}") from error
+        raise AudioError(f"{name}: {error.strerror}") from error
     if missing:
-        raise AudioError(f"{path}: truncated, {missing} bytes less than its header says")
+        raise AudioError(f"{name}: truncated, {missing} bytes less than its header says")
 
     with _open(path) as file:
         rate = file.samplerate
-        first, last = _span(str(path), file.frames, rate, start, end)
-        file.seek(first)
-        samples = _read_mono(file, last - first)
+        _check_rate(name, rate)
+        first, last = _span(name, file.frames, rate, start, end)
+        # libsndfile cannot seek in GSM 6.10 and other formats, not even to the first frame.
+        skipped = 0 if file.seekable() else first
+        if file.seekable():
+            file.seek(first)
+        samples = _read_mono(file, skipped + last - first)[skipped:]
         # libsndfile estimates the length of an MP3 without a Xing header.
         estimated = file.format == "MP3" and end is None
     if len(samples) < last - first and not (estimated and len(samples)):
-        raise AudioError(f"{path}: truncated, has {len(samples)} of {last - first} frames")
-    return _at_rate(str(path), samples, rate, sample_rate)
+        raise AudioError(f"{name}: truncated, has {len(samples)} of {last - first} frames")
+    return _at_rate(name, samples, rate, sample_rate)
+
+
+def largest_sample(path: str | os.PathLike[str]) -> float:
+    """Return the largest absolute sample of all channels of a file that :func:`read_audio` can read."""
+    with _open(Path(path)) as file:
+        return max((float(np.abs(block).max()) for block in _blocks(file, file.frames)), default=0.0)
 
 
 def read_utterance(utterance: Utterance, sample_rate: int = 16000) -> torch.Tensor:
@@ -116,7 +131,9 @@ def read_utterance(utterance: Utterance, sample_rate: int = 16000) -> torch.Tens
 
     Raises:
         AudioError: as in :func:`read_audio`, or the samples in memory are not ``[N]`` or have no rate.
+        ValueError: ``sample_rate`` is out of range.
     """
+    _check_sample_rate(sample_rate)
     name, path, samples, rate = utterance.name, utterance.path, utterance.samples, utterance.sample_rate
     if samples is None:
         require(path is not None, f"{name}: has neither path nor samples", "given one of them", AudioError)
@@ -124,9 +141,9 @@ def read_utterance(utterance: Utterance, sample_rate: int = 16000) -> torch.Tens
 
     good = samples.dim() == 1 and samples.is_floating_point()
     require(good, f"{name}: samples is {samples.dtype} {list(samples.shape)}", "torch.float32 [N]", AudioError)
-    require(rate is not None and rate >= 1, f"{name}: sample_rate is {rate}", "1 or more hertz", AudioError)
+    _check_rate(name, rate)
     first, last = _span(name, len(samples), rate, utterance.start, utterance.end)
-    return _at_rate(name, samples[first:last].to("cpu", torch.float32), rate, sample_rate)
+    return _at_rate(name, samples[first:last].detach().to("cpu", torch.float32), rate, sample_rate)
 
 
 def read_corpus(
@@ -180,31 +197,39 @@ def _open(path: Path) -> contextlib.AbstractContextManager[soundfile.SoundFile |
     except ImportError as error:
         wav = open_pcm(path)
         if wav is None:
-            raise ImportError(f"{error}; without it only PCM WAV can be read, and {path} is not") from error
+            raise AudioError(f"{printable(path)}: {error}; without it only PCM WAV can be read") from error
         return contextlib.nullcontext(wav)
     return _by_libsndfile(soundfile, path)
 
 
 @contextlib.contextmanager
 def _by_libsndfile(soundfile: ModuleType, path: Path) -> Iterator[soundfile.SoundFile]:
+    # soundfile encodes a str strictly; on Windows it needs one.
+    name = path if os.name == "nt" else os.fsencode(path)
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(name) as file:
             yield file
     except soundfile.LibsndfileError as error:
-        raise AudioError(f"{path}: not readable as audio: {error.error_string}") from error
+        raise AudioError(f"{printable(path)}: not readable as audio: {error.error_string}") from error
 
 
 def _read_mono(file: soundfile.SoundFile | PcmWav, frames: int) -> torch.Tensor:
     """Return at most ``frames`` frames, averaged over the channels: ``[N]``."""
-    blocks = [torch.empty(0)]
-    # In blocks: soundfile allocates all frames at once, and a damaged header may claim billions.
+    waves = [torch.empty(0)]
+    with np.errstate(over="ignore", invalid="ignore"):  # _at_rate refuses such samples
+        waves += [torch.from_numpy(block.mean(axis=1)) for block in _blocks(file, frames)]
+    return torch.cat(waves)
+
+
+def _blocks(file: soundfile.SoundFile | PcmWav, frames: int) -> Iterator[np.ndarray]:
+    """Yield at most ``frames`` frames ``[n, channels]``; a damaged header may claim more than fits in memory."""
+    step = max(1, _BLOCK_SAMPLES // file.channels)
     while frames > 0:
-        block = file.read(min(frames, _BLOCK_FRAMES), dtype="float32", always_2d=True)
+        block = file.read(min(frames, step), dtype="float32", always_2d=True)
         if len(block) == 0:
             break
-        blocks.append(torch.from_numpy(block.mean(axis=1)))
+        yield block
         frames -= len(block)
-    return torch.cat(blocks)
 
 
 def _span(name: str, frames: int, rate: int, start: float | None, end: float | None) -> tuple[int, int]:
@@ -221,13 +246,27 @@ def _span(name: str, frames: int, rate: int, start: float | None, end: float | N
     raise AudioError(f"{name}: start={start}, end={end}; it must be 0 <= start < end <= {seconds:.3f} seconds")
 
 
+def _check_sample_rate(sample_rate: int) -> None:
+    require(sample_rate in RATES, f"sample_rate is {sample_rate}", f"{RATES[0]} to {RATES[-1]} hertz")
+
+
+def _check_rate(name: str, rate: int | None) -> None:
+    """Raise ``AudioError`` for a sample rate, of a header or of samples in memory, that audio cannot have."""
+    require(rate in RATES, f"{name}: its sample rate is {rate}", f"{RATES[0]} to {RATES[-1]} hertz", AudioError)
+
+
 def _at_rate(name: str, samples: torch.Tensor, rate: int, sample_rate: int) -> torch.Tensor:
-    require(sample_rate >= 1, f"sample_rate is {sample_rate}", "1 or more hertz")
     if not torch.isfinite(samples).all():
         raise AudioError(f"{name}: holds NaN or infinite samples")
+    largest = samples.abs().max().item()
+    require(largest <= _LOUDEST, f"{name}: the largest sample is {largest:.3g}", "in -1..1, or to 2^31", AudioError)
     if rate == sample_rate:
         return samples
-    resampled = import_extra("soxr", "resampling audio").resample(samples.numpy(), rate, sample_rate, quality="HQ")
+    try:
+        soxr = import_extra("soxr", f"resampling from {rate} to {sample_rate} Hz")
+    except ImportError as error:
+        raise AudioError(f"{name}: {error}") from error
+    resampled = soxr.resample(samples.numpy(), rate, sample_rate, quality="HQ")
     if len(resampled) == 0:
         raise AudioError(f"{name}: {len(samples)} samples at {rate} Hz are none at {sample_rate} Hz")
     return torch.from_numpy(resampled)

@@ -1,6 +1,8 @@
 """Disjoint parts of a corpus for training, validation and test."""
 
+import hashlib
 import itertools
+import json
 import math
 import re
 import warnings
@@ -21,6 +23,10 @@ class Split:
     valid: list[int]
     test: list[int]
     protocol: str
+
+    def digest(self) -> str:
+        """Return a SHA-256 of the indices of the parts."""
+        return hashlib.sha256(json.dumps([self.train, self.valid, self.test]).encode()).hexdigest()
 
 
 def split(

@@ -11,6 +11,12 @@ from typing import BinaryIO
 
 import numpy as np
 
+from ser_fast.data.files import printable
+
+# Sample rates that are accepted, in hertz. A damaged header may say 1 Hz, and resampling would fill the memory.
+RATES = range(1000, 768_001)
+_MOST_CHANNELS = 1024  # as in libsndfile
+
 # WAVE_FORMAT_PCM, and the sub-format of WAVE_FORMAT_EXTENSIBLE that means the same.
 _PCM, _EXTENSIBLE = 1, 0xFFFE
 _PCM_GUID = bytes.fromhex("0100000000001000800000aa00389b71")
@@ -64,6 +70,10 @@ class PcmWav:
     format = "WAV"
     _position = 0
 
+    def seekable(self) -> bool:
+        """Return True; some formats of libsndfile are not."""
+        return True
+
     def seek(self, frame: int) -> None:
         """Continue to read at this frame."""
         self._position = frame
@@ -92,23 +102,24 @@ def open_pcm(path: Path) -> PcmWav | None:
     Raises:
         AudioError: the suffix is ``.wav`` but the file is no WAV file, or its header is damaged.
     """
+    refused = f"{printable(path)}: not readable as audio"
     with open(path, "rb") as file:
         head = file.read(12)
         if head[:4] not in (b"RIFF", b"RIFX", b"RF64") or head[8:] != b"WAVE":
             if path.suffix.lower() == ".wav":
-                raise AudioError(f"{path}: not readable as audio: not a WAV file")
+                raise AudioError(f"{refused}: not a WAV file")
             return None
         file.seek(0)
         described, begin, size = _header(file)
     if len(described) < 16:
-        raise AudioError(f"{path}: not readable as audio: its header lacks the format or the samples")
+        raise AudioError(f"{refused}: its header lacks the format or the samples")
     # RIFX is big-endian: its format matches neither of these, so it is left to soundfile.
     tag, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", described)
     is_pcm = tag == _PCM or (tag == _EXTENSIBLE and described[24:] == _PCM_GUID)
     if not is_pcm or not 1 <= bits <= 32:
         return None
-    if channels == 0 or rate == 0:
-        raise AudioError(f"{path}: not readable as audio: {channels} channels at {rate} Hz")
+    if not 1 <= channels <= _MOST_CHANNELS or rate == 0:
+        raise AudioError(f"{refused}: {channels} channels at {rate} Hz")
     width = (bits + 7) // 8
     return PcmWav(path, begin, size // (channels * width), rate, channels, width)
 

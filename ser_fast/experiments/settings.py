@@ -20,6 +20,7 @@ from ser_fast.models import MODELS
 from ser_fast.models.systems import SYSTEMS, System
 from ser_fast.reports.terminal import say
 from ser_fast.training import cross_validation
+from ser_fast.training.checkpoint import blank
 from ser_fast.training.config import TrainConfig, run_folder, run_options
 from ser_fast.training.folds import Folds
 from ser_fast.training.trainer import Trainer
@@ -199,9 +200,7 @@ class Runner:
             config = cross_validation.plan(config, self.folds, speakers(self.corpus))[0][0].config
         config = replace(config, out=out)
         split = split_corpus(self.corpus, **config.held_out)
-        dataset = load_dataset(
-            self.corpus, MODELS[config.model](2, **options).spectrogram.sample_rate, config.skip_bad
-        )
+        dataset = load_dataset(self.corpus, blank(config.model, 2, options).spectrogram.sample_rate, config.skip_bad)
         if dataset.skipped:  # the parts are drawn from the utterances that could be read
             split = dataset.split(**config.held_out)
         with run_folder(out, run_options(config, options)) as folder:

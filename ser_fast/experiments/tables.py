@@ -112,7 +112,7 @@ def write(name: str, title: str, sections: dict[str, list[str]], result: Result,
     result.draw(out / f"{name}.png")
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows([result.table.header, *result.table.rows])
-    write_atomically(out / f"{name}.csv", text.getvalue().encode())
+    write_atomically(out / f"{name}.csv", text.getvalue().encode(errors="backslashreplace"))
     machine = sentence()
     numbers = about | {"protocol": result.protocol, "machine": machine, "said": sections} | result.numbers
     write_atomically(out / f"{name}.json", (json.dumps(numbers, indent=1) + "\n").encode())
@@ -124,4 +124,4 @@ def write(name: str, title: str, sections: dict[str, list[str]], result: Result,
         if sentences:
             parts += [f"## {heading}\n", "".join(f"- {sentence}\n" for sentence in sentences)]
     parts.append(f"Measured with {machine}.\n")
-    write_atomically(out / f"{name}.md", "\n".join(parts).encode())
+    write_atomically(out / f"{name}.md", "\n".join(parts).encode(errors="backslashreplace"))

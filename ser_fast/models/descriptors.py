@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ser_fast.models.masking import standardize
-from ser_fast.nn.power_spectrogram import FullPrecision
+from ser_fast.nn.power_spectrogram import Constants
 from ser_fast.ops.lengths import frame_mask
 from ser_fast.ops.mel import mel_filters
 
@@ -36,11 +36,11 @@ class Frames(NamedTuple):
     shape: Tensor  # [B, T, 11]
 
 
-class Descriptors(FullPrecision):
+class Descriptors(Constants):
     """Compute the :class:`Frames` of power spectrograms.
 
     Args:
-        window: analysis window ``[win_length]`` of the spectrogram.
+        window: analysis window ``[win_length]`` of the spectrogram, on the CPU.
         n_fft: DFT length, in samples.
         sample_rate: sample rate, in hertz.
         n_mels: mel bands.
@@ -62,18 +62,20 @@ class Descriptors(FullPrecision):
     ):  # fmt: skip
         super().__init__()
         self.n_fft, self.sample_rate = n_fft, sample_rate
-        lags = sample_rate / torch.logspace(*map(math.log10, PITCH), n_lags, dtype=torch.float64)
-        level = torch.arange(n_mels, dtype=torch.float64) + 0.5
-        cosines = (torch.arange(n_cepstra)[:, None] * level * (math.pi / n_mels)).cos() * math.sqrt(2 / n_mels)
-        for name, value in (
-            ("filters", mel_filters(n_mels, n_fft, sample_rate, f_min, f_max, dtype=torch.float64)),  # [F, n_mels]
-            ("cosines", cosines.T),  # [n_mels, n_cepstra]
-            ("correlation", _correlation(window.double(), n_fft, sample_rate, lags)),  # [F, n_lags]
-            ("sums", _sums(n_fft, sample_rate)),  # [F, 5]
-            ("pitches", (lags[0] / lags).log2()),
-            ("preference", torch.linspace(0, SHORTER, n_lags)),
-        ):
-            self.register_buffer(name, value.float().contiguous(), persistent=False)
+        with torch.device("cpu"):
+            lags = sample_rate / torch.logspace(*map(math.log10, PITCH), n_lags, dtype=torch.float64)
+            level = torch.arange(n_mels, dtype=torch.float64) + 0.5
+            cosines = (torch.arange(n_cepstra)[:, None] * level * (math.pi / n_mels)).cos() * math.sqrt(2 / n_mels)
+            constants = {
+                "filters": mel_filters(n_mels, n_fft, sample_rate, f_min, f_max, dtype=torch.float64),  # [F, n_mels]
+                "cosines": cosines.T,  # [n_mels, n_cepstra]
+                "correlation": _correlation(window.double(), n_fft, sample_rate, lags),  # [F, n_lags]
+                "sums": _sums(n_fft, sample_rate),  # [F, 5]
+                "pitches": (lags[0] / lags).log2(),
+                "preference": torch.linspace(0, SHORTER, n_lags),
+            }
+        for name, value in constants.items():
+            self.register_constant(name, value.float().contiguous(), persistent=False)
 
     def forward(self, power: Tensor, lengths: Tensor) -> Frames:
         """Return the descriptors of power spectrograms ``[B, T, n_fft / 2 + 1]`` with lengths ``[B]`` in frames.

@@ -133,7 +133,8 @@ class Functionals(nn.Module):
         )
         self.spec_augment = None  # training may set a parameterless module: (spec, lengths) -> spec
         self.cut = n_mels, n_cepstra, n_lags, f_min, f_max
-        self.descriptors = Descriptors(self.spectrogram.window, n_fft, sample_rate, *self.cut)
+        window = torch.hann_window(win_length, device="cpu")
+        self.descriptors = Descriptors(window, n_fft, sample_rate, *self.cut)
         # In a fixed order, so that the weights do not depend on the order of the option.
         self.groups = tuple(name for name in GROUPS if name in groups)
         count = self.statistics(torch.zeros(1, 1, n_fft // 2 + 1), torch.ones(1, dtype=torch.long)).shape[1]

@@ -123,7 +123,7 @@ def modulation(x: Tensor, mask: Tensor) -> Tensor:
     # Summing spans of SPAN frames samples the whole sequence's spectrum at the SPAN-point DFT frequencies.
     spans = F.pad(x, (0, 0, 0, -x.shape[1] % SPAN)).unflatten(1, (-1, SPAN)).sum(1)
     power = torch.fft.rfft(spans, dim=1).abs().square() / mask.sum(1).clamp(min=1)[:, None, None]
-    edges = torch.logspace(2, SPAN.bit_length() - 2, MODULATIONS + 1, base=2).round().long().tolist()
+    edges = torch.logspace(2, SPAN.bit_length() - 2, MODULATIONS + 1, base=2, device="cpu").round().long().tolist()
     return torch.stack([power[:, a:b].mean(1) for a, b in pairwise(edges)], 2).clamp(min=1e-6).log()
 
 

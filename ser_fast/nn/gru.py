@@ -306,9 +306,7 @@ class GRU(nn.Module):
     def _layer(self, layer: int, x: Tensor, h0, lengths, turned: bool) -> tuple[Tensor, Tensor]:
         """Return y ``[T, B, D, H]`` (packed ``[N, D, H]``) and h_n ``[D, B, H]`` of one layer."""
         w_ih, w_hh, b_ih, b_hh = (
-            torch.stack([getattr(self, f"{name}_{suffix}") for suffix in self._suffixes(layer)])
-            if self.bias or name.startswith("weight")
-            else None
+            self._of_directions(name, layer) if self.bias or name.startswith("weight") else None
             for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         )
         if onnx.exporting():
@@ -316,6 +314,11 @@ class GRU(nn.Module):
         gx = F.linear(x, w_ih.flatten(0, 1), None if b_ih is None else b_ih.flatten())
         gx = gx.unflatten(-1, (len(w_hh), 3 * self.hidden_size))
         return gru(gx.transpose(0, 1) if turned else gx, w_hh, b_hh, h0, lengths, reset_after=self.reset_after)
+
+    def _of_directions(self, name: str, layer: int) -> Tensor:
+        """Return a layer's weights [D, ...]. Views, unlike torch.stack, raise an error if a storage was freed."""
+        parts = [getattr(self, f"{name}_{suffix}")[None] for suffix in self._suffixes(layer)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _check(self, x: Tensor, hx: Tensor | None, lengths: Tensor | None) -> None:
         sizes = tuple(x.shape)

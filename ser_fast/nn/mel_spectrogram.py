@@ -83,8 +83,9 @@ class MelSpectrogram(PowerSpectrogram):
         self.n_mels = n_mels
         self.mel_scale = mel_scale
         self.norm = norm
-        self.register_buffer("filters", filters[slice(*self.bins)].to(self.window))
-        self.mean, self.std = torch.zeros(n_mels), torch.ones(n_mels)
+        self.register_constant("filters", filters[slice(*self.bins)].to(self.window.dtype))
+        self.register_constant("mean", torch.zeros(n_mels, device="cpu"))
+        self.register_constant("std", torch.ones(n_mels, device="cpu"))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, n_mels={self.n_mels}, mel_scale={self.mel_scale}, norm={self.norm}"

@@ -15,8 +15,26 @@ from ser_fast.ops.checks import HALF
 from ser_fast.ops.power_spectrogram import FLOOR, PAD_MODES, frame_counts, power_spectrogram
 
 
-class FullPrecision(nn.Module):
-    """Base class of modules whose own buffers are never cast to half precision, where power spectrograms overflow."""
+class Constants(nn.Module):
+    """Base class of modules whose buffers are constants.
+
+    They are never cast to half precision, where power spectrograms overflow. On the meta device they have no values;
+    ``to_empty`` and :meth:`reset_parameters` write them.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self._constants = {}
+
+    def register_constant(self, name: str, value: Tensor, persistent: bool = True) -> None:
+        """Register a buffer with a copy of ``value``, which is computed on the CPU, on torch's default device."""
+        self._constants[name] = value.detach().clone()
+        self.register_buffer(name, torch.empty(value.shape, dtype=value.dtype).copy_(value), persistent)
+
+    def reset_parameters(self) -> None:
+        """Set the buffers to the values of the construction, or to the statistics set since."""
+        for name, value in self._constants.items():
+            getattr(self, name).copy_(value)
 
     def _apply(self, fn, recurse=True):
         before = dict(self.named_buffers(recurse=False))
@@ -25,10 +43,12 @@ class FullPrecision(nn.Module):
             now = getattr(self, name)
             if now.dtype in HALF:
                 setattr(self, name, value.to(now.device))
+        if any(value.is_meta and not getattr(self, name).is_meta for name, value in before.items()):
+            self.reset_parameters()
         return self
 
 
-class PowerSpectrogram(FullPrecision):
+class PowerSpectrogram(Constants):
     """Power spectrogram of a padded batch, time-major, with its window and statistics as buffers.
 
     P[t, k] = |Σ_n window[n] wave[t·hop + n] exp(−2πi k n / n_fft)|² by :func:`ser_fast.functional.power_spectrogram`,
@@ -102,13 +122,14 @@ class PowerSpectrogram(FullPrecision):
         if self.bins[0] >= self.bins[1]:
             apart = f"bins are {sample_rate / n_fft} Hz apart"
             raise ValueError(f"{self._name}: no bin lies in {f_min}..{f_max} Hz; {apart}")
-        window = window_fn(win_length, **(wkwargs or {}))
+        with torch.device("cpu"):
+            window = window_fn(win_length, **(wkwargs or {}))
         found, shape = f"{self._name}: window_fn gave shape {list(window.shape)}", (win_length,)
         require(window.shape == shape, found, f"[win_length] = [{win_length}]")
-        self.register_buffer("window", window)
+        self.register_constant("window", window)
         count = self.bins[1] - self.bins[0]
-        self.register_buffer("mean", torch.zeros(count))
-        self.register_buffer("std", torch.ones(count))
+        self.register_constant("mean", torch.zeros(count, device="cpu"))
+        self.register_constant("std", torch.ones(count, device="cpu"))
         self.normalize = False
         if (mean is None) != (std is None):
             raise ValueError(f"{self._name}: only one of mean and std is given; give both or neither")
@@ -120,7 +141,7 @@ class PowerSpectrogram(FullPrecision):
         return type(self).__name__
 
     def _check_options(self, sample_rate, n_fft, win_length, hop_length, f_min, f_max, pad_mode, log, floor) -> None:
-        name, tiny = self._name, torch.finfo(torch.float32).tiny
+        name, float32 = self._name, torch.finfo(torch.float32)
         require(sample_rate >= 1, f"{name}: sample_rate is {sample_rate}", "at least 1")
         checks.sizes(name, n_fft=n_fft, win_length=win_length, hop_length=hop_length)
         require(win_length <= n_fft, f"{name}: win_length is {win_length}", f"in 1..n_fft = {n_fft}")
@@ -128,8 +149,8 @@ class PowerSpectrogram(FullPrecision):
             allowed = f"in order within 0..{sample_rate / 2}"
             raise ValueError(f"{name}: f_min, f_max are {f_min}, {f_max}; they must be {allowed}")
         require(pad_mode in PAD_MODES, f"{name}: pad_mode is '{pad_mode}'", f"one of {', '.join(PAD_MODES)}")
-        good = not log or floor >= tiny
-        require(good, f"{name}: floor is {floor!r}", f"at least {tiny:.3g}, for a logarithm")
+        good = not log or float32.tiny <= floor <= float32.max
+        require(good, f"{name}: floor is {floor!r}", f"finite and at least {float32.tiny:.3g}, for a logarithm")
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
         """Normalise each bin from now on.
@@ -144,10 +165,11 @@ class PowerSpectrogram(FullPrecision):
             found = f"{name} is a {type(value).__name__}"
             checks.require(isinstance(value, Tensor), self._name, found, "a torch.Tensor")
             checks.shape(self._name, name, value, tuple(self.mean.shape), "[F]")
-        mean, std = (value.detach().to(self.mean) for value in (mean, std))
+        mean, std = (value.detach().to("cpu", self.mean.dtype, copy=True) for value in (mean, std))
         checks.require(bool(mean.isfinite().all()), self._name, "mean has a value out of range", "finite")
         good = bool((std.isfinite() & (std > 0)).all())
         checks.require(good, self._name, "std has a value out of range", "finite and above 0")
+        self._constants |= {"mean": mean, "std": std}
         with torch.no_grad():
             self.mean.copy_(mean)
             self.std.copy_(std)

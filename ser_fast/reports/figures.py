@@ -115,6 +115,11 @@ def wrapped(title: str, letters: float) -> str:
     return "\n".join(textwrap.fill(line, int(letters)) for line in title.splitlines())
 
 
+def shortened(name: str, letters: int) -> str:
+    """Return the end of a name that is longer than so many letters; of a path it tells more than the beginning."""
+    return name if len(name) <= letters else f"\N{HORIZONTAL ELLIPSIS}{name[1 - letters :]}"
+
+
 def frame_attention(weights: Tensor) -> Tensor:
     """Return the attention ``[T]`` that each frame receives, which sums to 1.
 

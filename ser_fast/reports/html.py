@@ -5,7 +5,7 @@ import html
 from pathlib import Path
 
 from ser_fast.backends import info
-from ser_fast.data.files import write_atomically
+from ser_fast.data.files import printable, write_atomically
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #22262b; max-width: 60rem; margin: 2.5rem auto; padding: 0 1rem }
@@ -17,11 +17,16 @@ figure { margin: 1.5rem 0 } img { max-width: 100% } figcaption, p.note { color: 
 """
 
 
+def escaped(text: object) -> str:
+    """Return a line as HTML shows it, control characters and bytes that are not UTF-8 as escapes."""
+    return html.escape(printable(text))
+
+
 def table(header: list[str], rows: list[list]) -> str:
     """Return an HTML table; floats are shown with one decimal."""
 
     def cell(value) -> str:
-        return html.escape(f"{value:.1f}" if isinstance(value, float) else str(value))
+        return escaped(f"{value:.1f}" if isinstance(value, float) else value)
 
     head = "".join(f"<th>{cell(value)}</th>" for value in header)
     body = "".join("<tr>" + "".join(f"<td>{cell(value)}</td>" for value in row) + "</tr>" for row in rows)
@@ -61,8 +66,8 @@ def per_class(metrics: dict) -> str:
 def picture(path: Path, caption: str) -> str:
     """Return an HTML figure with the PNG file inside."""
     data = base64.b64encode(path.read_bytes()).decode()
-    image = f'<img alt="{html.escape(path.stem)}" src="data:image/png;base64,{data}">'
-    return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"
+    image = f'<img alt="{escaped(path.stem)}" src="data:image/png;base64,{data}">'
+    return f"<figure>{image}<figcaption>{escaped(caption)}</figcaption></figure>"
 
 
 def machine() -> str:
@@ -73,16 +78,16 @@ def machine() -> str:
 def write(path: Path, title: str, parts: list[str]) -> Path:
     """Write a page of HTML parts; return its path."""
     page = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{STYLE}</style><h1>{html.escape(title)}</h1>{''.join(parts)}</html>\n"
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escaped(title)}</title>'
+        f"<style>{STYLE}</style><h1>{escaped(title)}</h1>{''.join(parts)}</html>\n"
     )
-    write_atomically(path, page.encode())
+    write_atomically(path, page.encode(errors="backslashreplace"))
     return path
 
 
 def note(text: str) -> str:
     """Return a paragraph in small print."""
-    return f'<p class="note">{html.escape(text)}</p>'
+    return f'<p class="note">{escaped(text)}</p>'
 
 
 def preformatted(text: str) -> str:
@@ -92,4 +97,4 @@ def preformatted(text: str) -> str:
 
 def heading(text: str) -> str:
     """Return a heading of the second level."""
-    return f"<h2>{html.escape(text)}</h2>"
+    return f"<h2>{escaped(text)}</h2>"

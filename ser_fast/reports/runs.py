@@ -1,7 +1,6 @@
 """Whole runs as the command line starts them: training, cross-validation and demo, with figures and a report."""
 
 import contextlib
-import os
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +8,11 @@ from pathlib import Path
 from ser_fast.data.corpora import load_corpus
 from ser_fast.data.dataset import Dataset, load_dataset, split_corpus
 from ser_fast.data.splits import Split
-from ser_fast.models import MODELS
 from ser_fast.reports import figures, html
 from ser_fast.reports.terminal import TrainingDisplay, print_table, say
 from ser_fast.training import cross_validation, distributed
-from ser_fast.training.config import TrainConfig, run_folder, run_options
+from ser_fast.training.checkpoint import blank
+from ser_fast.training.config import TrainConfig, resumed, run_folder, run_options
 from ser_fast.training.folds import Folds
 from ser_fast.training.run_folder import RunFolder
 from ser_fast.training.trainer import Trainer
@@ -41,15 +40,18 @@ def train(config: TrainConfig, options: dict) -> dict:
         ValueError: the options do not fit the corpus or the folder; raised before any audio is read.
         AudioError: an utterance cannot be read and ``config.skip_bad`` is false.
     """
+    config = distributed.from_rank_0(lambda: resumed(config))
     folder = run_folder(config.out, run_options(config, options))
     with contextlib.ExitStack() as stack:
         with distributed.agreed():
             # Options that do not fit fail before any audio is read and before the folder is made.
-            model = MODELS[config.model](2, **options)
+            model = blank(config.model, 2, options)
             corpus = load_corpus(config.data)
             split = split_corpus(corpus, **config.held_out)
             if distributed.rank() == 0:
                 stack.enter_context(folder)
+        for line in corpus.summary():
+            say(line)
         with distributed.agreed():
             dataset = load_dataset(corpus, model.spectrogram.sample_rate, config.skip_bad)
             if dataset.skipped:  # the parts are drawn from the utterances that could be read
@@ -65,6 +67,7 @@ def train(config: TrainConfig, options: dict) -> dict:
         header, rows = html.scores({"best epoch": summary["best"], "last epoch": summary["last"]})
         parts = [
             html.note(_described(summary)),
+            *map(html.note, corpus.summary()),
             html.table(header, rows),
             *([html.per_class(summary["best"])] if dataset.classes else []),
             *_pictures(trainer, summary, config.model),
@@ -90,7 +93,7 @@ def cross_validate(config: TrainConfig, options: dict, folds: Folds) -> dict:
         f"{result['parameters']:,} parameters"
     )
     header, rows = fold_table(result)
-    parts = [html.note(described), html.table(header, rows)]
+    parts = [html.note(described), *map(html.note, result["corpus_summary"]), html.table(header, rows)]
     if folds.choose:
         parts += [html.heading("What each fold chose"), html.table(*choice_table(result, folds.choose))]
     if result["classes"]:
@@ -165,8 +168,10 @@ def demo(out: Path, epochs: int, seed: int) -> dict[str, dict]:
     dataset = load_dataset("synthetic", 16000)
     held_out = ",".join(sorted(set(dataset.speakers))[-2:])
     configs = {
-        name: TrainConfig(
-            out=out / name.lower(), model="cgru", test_speakers=held_out, epochs=epochs, batch_size=16, seed=seed
+        name: resumed(
+            TrainConfig(
+                out=out / name.lower(), model="cgru", test_speakers=held_out, epochs=epochs, batch_size=16, seed=seed
+            )
         )
         for name in ("GRU", "LSTM")
     }
@@ -230,11 +235,13 @@ def _pictures(trainer: Trainer, summary: dict, name: str, skip: str = "") -> lis
         HTML parts of the report.
     """
     dataset, best = trainer.dataset, summary["best"]
-    index = trainer.split.test[len(trainer.split.test) // 2]
-    utterance = f"{os.path.basename(dataset.names[index])}: {trainer.task.shown(dataset.labels[index])}"
+    middle = len(trainer.split.test) // 2
+    index, shown = trainer.split.test[middle], trainer.predictions[middle]
+    place, labels = figures.shortened(shown.name, 80), f"true: {shown.truth}, predicted: {shown.predicted}"
+    captions = CAPTIONS | {"attention": f"{CAPTIONS['attention']} {place}; {labels}."}
     drawings: dict[str, Callable[[Path], Path]] = {
         "loss": lambda path: figures.loss_curves({name: trainer.progress.rows}, path),
-        "attention": lambda path: figures.attention(trainer.model, dataset.waves[index], path, utterance),
+        "attention": lambda path: figures.attention(trainer.model, dataset.waves[index], path, f"{place}\n{labels}"),
     }
     if dataset.classes:
         title = f"{name} on {dataset.name}, UA {best['recall']:.1%}\n{summary['protocol']}"
@@ -243,7 +250,7 @@ def _pictures(trainer: Trainer, summary: dict, name: str, skip: str = "") -> lis
     for key, drawing in drawings.items():
         if key != skip:
             path = trainer.folder.path / "figures" / f"{key}.png"
-            parts += _draw(path, CAPTIONS[key], lambda drawing=drawing, path=path: drawing(path))
+            parts += _draw(path, captions[key], lambda drawing=drawing, path=path: drawing(path))
     return parts
 
 

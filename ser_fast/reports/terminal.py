@@ -1,5 +1,6 @@
 """Output of the command line: lines, tables and the progress of a training run."""
 
+import contextlib
 import sys
 
 from rich.console import Console
@@ -7,20 +8,25 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from ser_fast.data.files import printable
 from ser_fast.training.reporter import Reporter
 
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Print no more once the reader of a pipe has gone; rich would end the process."""
+        with contextlib.suppress(SystemExit):
+            super().on_broken_pipe()
+
+
+ON_TERMINAL = sys.stdout is not None and sys.stdout.isatty()  # None: standard output is closed
 # In a file or a pipe no line is folded, so that paths stay whole.
-console = Console(width=None if sys.stdout.isatty() else 10_000)
-
-
-def plain(value: str) -> str:
-    """Return text as one line without control characters, which a file name may contain."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in value)
+console = _Console(width=None if ON_TERMINAL else 10_000)
 
 
 def say(line: str) -> None:
     """Print a line literally, without markup, colours or folding."""
-    console.print(Text(plain(line)), soft_wrap=True)
+    console.print(Text(printable(line)), soft_wrap=True)
 
 
 class TrainingDisplay(Reporter):
@@ -39,7 +45,7 @@ class TrainingDisplay(Reporter):
         self.bar = Progress(
             TextColumn("{task.description}"), *bar, TextColumn("{task.fields[numbers]}"),
             TimeRemainingColumn(compact=True), TextColumn("left"),
-            console=console, transient=True, disable=not sys.stdout.isatty(),
+            console=console, transient=True, disable=not ON_TERMINAL,
         )  # fmt: skip
         self.task = self.bar.add_task(name, numbers="")
 
@@ -83,10 +89,10 @@ def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
         rows: cells.
     """
     table = Table(
-        title=Text(plain(title), "italic") if title else None, title_justify="left", box=None, pad_edge=False
+        title=Text(printable(title), "italic") if title else None, title_justify="left", box=None, pad_edge=False
     )
     for index, name in enumerate(header):
-        table.add_column(Text(plain(name), "bold"), justify="left" if index == 0 else "right", overflow="fold")
+        table.add_column(Text(printable(name), "bold"), justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(plain(cell)) for cell in row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     console.print(table, highlight=False)

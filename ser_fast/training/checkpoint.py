@@ -12,9 +12,15 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ser_fast.data.files import write_atomically
+from ser_fast.data.wav import RATES
 from ser_fast.models import MODELS
 
 FORMAT = "ser_fast checkpoint 1"
+# Largest numbers among the options of a model. They bound what its constructor computes before any weight is read.
+LARGEST = 2**16
+LIMITS = {"num_layers": 64, "n_mels": 512, "n_lags": 4096} | dict.fromkeys(
+    ("sample_rate", "f_min", "f_max"), RATES[-1]
+)
 _OPTIMIZER = re.compile(r"optimizer\.([0-9]{1,9})\.(\w+)")
 
 
@@ -52,11 +58,42 @@ class Checkpoint:
             CheckpointError: options or weights do not fit the model.
         """
         try:
-            model = MODELS[self.model](len(self.classes) or 1, **self.options)
-            model.load_state_dict(self.weights)
+            model = blank(self.model, len(self.classes) or 1, self.options)
         except Exception as error:  # options from an untrusted file may make a constructor raise anything
             raise CheckpointError(f"{path} does not fit {self.model}: {error}") from error
+        given, wanted = (_described(tensors) for tensors in (self.weights, model.state_dict()))
+        for name in sorted(given.keys() | wanted.keys()):
+            if given.get(name) != wanted.get(name):
+                found = f"{name} is {given.get(name, 'missing')}"
+                raise CheckpointError(
+                    f"{path} does not fit {self.model}: {found}; it must be {wanted.get(name, 'omitted')}"
+                )
+        model.to_empty(device="cpu").load_state_dict(self.weights)
         return model.eval()
+
+
+def blank(model: str, outputs: int, options: dict) -> nn.Module:
+    """Return a model whose tensors have shapes, but neither values nor memory.
+
+    Args:
+        model: a name in ``ser_fast.models.MODELS``.
+        outputs: number of classes, or 1.
+        options: keyword arguments of the model.
+
+    Raises:
+        ValueError: an option is out of range, or so large that it would take hours or all memory.
+    """
+    for name, value in options.items():
+        for number in value if isinstance(value, (list, tuple)) else [value]:
+            most = LIMITS.get(name, LARGEST)
+            if isinstance(number, (int, float)) and not abs(number) <= most:
+                raise ValueError(f"{name} is {value!r}; it must be at most {most}")
+    with torch.device("meta"):
+        return MODELS[model](outputs, **options)
+
+
+def _described(tensors: dict[str, Tensor]) -> dict[str, str]:
+    return {name: f"{tensor.dtype} {list(tensor.shape)}" for name, tensor in tensors.items()}
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -126,11 +163,26 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[int, dict[st
     """Load the state of an optimizer over the same parameters.
 
     Raises:
-        CheckpointError: a tensor of the state does not fit the parameters.
+        CheckpointError: the state is not that of such an optimizer over these parameters.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    model = _state_of_one(type(optimizer))
     for index, tensors in state.items():
-        for name, tensor in tensors.items():
-            if index >= len(parameters) or (tensor.dim() and tensor.shape != parameters[index].shape):
-                raise CheckpointError(f"the optimizer's {name} of parameter {index} fits none of the model's")
+        wanted = {} if index >= len(parameters) else {
+            name: f"{tensor.dtype} {list(parameters[index].shape) if tensor.dim() else []}"
+            for name, tensor in model.items()
+        }  # fmt: skip
+        if _described(tensors) != wanted:
+            raise CheckpointError(
+                f"the optimizer's state of parameter {index} is {_described(tensors)}; it must be {wanted}"
+            )
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _state_of_one(kind: type[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """Return the state that an optimizer keeps for a parameter ``[1]``."""
+    parameter = nn.Parameter(torch.zeros(1))
+    parameter.grad = torch.zeros(1)
+    optimizer = kind([parameter])
+    optimizer.step()
+    return {name: value for name, value in optimizer.state[parameter].items() if isinstance(value, Tensor)}

@@ -1,7 +1,8 @@
 """Options of a training run."""
 
+import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -29,8 +30,10 @@ class TrainConfig:
             draws the folds by S instead of the seed.
         test_fraction: share of the utterances drawn for the test, in 0..1; used without test_speakers, test_fold and
             parts of the corpus's own.
-        validation: utterances that choose the best epoch: "random" training utterances, those of random training
-            "speakers", or "none", which takes the last epoch and trains on the corpus's own validation part.
+        validation: utterances that choose the best epoch: "random" training utterances, those of some training
+            "speakers", or "none", which takes the last epoch and trains on the corpus's own validation part. "auto"
+            is "speakers" where the test is by speakers, unless there is only one for the training or a class would be
+            missing there, and "random" elsewhere.
         valid_fraction: share of the training utterances, or speakers, in the validation part, in 0..1.
         epochs: passes over the training part.
         patience: stop after so many epochs without a better one; 0 never stops.
@@ -67,7 +70,7 @@ class TrainConfig:
     test_speakers: str | int | list[str | int] = ""
     test_fold: str = ""
     test_fraction: float = 0.2
-    validation: Literal["random", "speakers", "none"] = "random"
+    validation: Literal["auto", "random", "speakers", "none"] = "auto"
     valid_fraction: float = 0.1
     epochs: int = 40
     patience: int = 0
@@ -122,6 +125,16 @@ class TrainConfig:
         """Return the options that :func:`ser_fast.data.splits.split` takes, by name."""
         names = ("test_speakers", "test_fold", "test_fraction", "validation", "valid_fraction", "seed")
         return {name: getattr(self, name) for name in names}
+
+
+def resumed(config: TrainConfig) -> TrainConfig:
+    """Return the options with validation "random" instead of "auto" if the run in ``config.out`` began with that."""
+    try:
+        kept = json.loads((Path(config.out) / "config.json").read_text())
+        before = kept.get("validation") if config.validation == "auto" else None
+    except (OSError, ValueError, RecursionError, AttributeError):  # RunFolder refuses such a file
+        return config
+    return replace(config, validation="random") if before == "random" else config
 
 
 def run_options(config: TrainConfig, options: dict) -> dict:

@@ -6,10 +6,13 @@ import math
 import multiprocessing
 import os
 import statistics
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +22,8 @@ from ser_fast.data.audio import read_corpus
 from ser_fast.data.corpora import Corpus, load_corpus
 from ser_fast.data.dataset import Dataset, labels, load_dataset, speakers, split_corpus
 from ser_fast.data.splits import Split, how_chosen
-from ser_fast.models import MODELS
-from ser_fast.training.config import TrainConfig, run_folder, run_options
+from ser_fast.training.checkpoint import blank
+from ser_fast.training.config import TrainConfig, resumed, run_folder, run_options
 from ser_fast.training.folds import HELD_OUT, Fold, Folds, changed, plan
 from ser_fast.training.predictions import Prediction, damaged, read_csv
 from ser_fast.training.task import task_of
@@ -62,7 +65,7 @@ def cross_validate(
         config: options of the runs; ``out`` is the folder of all of them.
         options: keyword arguments of the model.
         folds: how the corpus is divided.
-        report: called with a line for every finished fold.
+        report: called with lines about the corpus, and with one for every finished fold.
 
     Returns:
         The content of ``out/summary.json``: ``protocol``, a sentence; ``runs``, each with the test ``metrics`` of its
@@ -71,9 +74,15 @@ def cross_validate(
 
     Raises:
         ValueError: the options do not fit the corpus; raised before any audio is read, except with ``skip_bad``.
+        RuntimeError: a process of ``folds.jobs`` ended, or imports the script that calls this without a main guard.
     """
+    if folds.jobs > 1 and getattr(multiprocessing.current_process(), "_inheriting", False):
+        sys.exit(1)  # a worker imports a script without a main guard; its parent raises the error
+    config = resumed(config)
     corpus = load_corpus(config.data)
-    model = MODELS[config.model](2, **options)
+    for line in corpus.summary():
+        report(line)
+    model = blank(config.model, 2, options)
     skipped: list[str] = []
     if config.skip_bad:  # the folds depend on which utterances can be read
         good, _, errors = read_corpus(corpus.utterances, model.spectrogram.sample_rate, True)
@@ -81,7 +90,7 @@ def cross_validate(
     runs, sentence = plan(config, folds, speakers(corpus))
     task = task_of(corpus.classes, labels(corpus), config.loss, config.label_smoothing)
     for candidate in folds.choose:
-        MODELS[config.model](2, **changed(config, options, candidate)[1])
+        blank(config.model, 2, changed(config, options, candidate)[1])
     planned = [_candidates(corpus, run.config, options, folds) for run in runs]
     # The number of jobs may change: it affects time, and results by rounding only.
     kept = run_options(config, options) | {name: value for name, value in asdict(folds).items() if name != "jobs"}
@@ -103,7 +112,9 @@ def cross_validate(
             "data": corpus.name,
             "model": config.model,
             "classes": corpus.classes,
+            "corpus_summary": corpus.summary(),
             "skipped": skipped,
+            "passed_over": corpus.passed_over,
             "parameters": ordered[0]["parameters"],
             "seconds_per_epoch": statistics.median(summary["seconds_per_epoch"] for summary in ordered),
             **_together(runs, ordered),
@@ -154,7 +165,8 @@ def _outcomes(
         return
     threads = max(1, (os.cpu_count() or 1) // folds.jobs)
     spawn = multiprocessing.get_context("spawn")  # a forked process has only one of torch's threads
-    with ProcessPoolExecutor(folds.jobs, spawn, _start_worker, (threads,)) as pool:
+    started = spawn.Event()
+    with ProcessPoolExecutor(folds.jobs, spawn, _start_worker, (threads, started)) as pool:
         futures = {
             pool.submit(_best_in_worker, candidates, sample_rate, folds): number
             for number, candidates in enumerate(planned)
@@ -165,13 +177,22 @@ def _outcomes(
                 done, left = wait(left, return_when=FIRST_COMPLETED)
                 for future in done:
                     yield futures[future], future.result()
+        except BrokenProcessPool as error:
+            lost = "a process ended, perhaps for lack of memory; start it again with fewer jobs to resume"
+            if not started.is_set():
+                lost = (
+                    "its processes import the script that calls it, which must do so below "
+                    '`if __name__ == "__main__":`'
+                )
+            raise RuntimeError(f"jobs is {folds.jobs}, but {lost}") from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _start_worker(threads: int) -> None:
+def _start_worker(threads: int, started: Event) -> None:
     """Set the number of threads, and end this process when its parent ends."""
+    started.set()
     torch.set_num_threads(threads)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -1,24 +1,39 @@
 """Class probabilities, or values, of audio files by a saved checkpoint."""
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ser_fast.data.audio import find_audio, read_audio
-from ser_fast.data.batches import LengthSortedBatches
+from ser_fast.data.audio import read_audio, search_audio
+from ser_fast.data.batches import pad
+from ser_fast.data.files import passed_over, printable
+from ser_fast.data.flags import flags
 from ser_fast.data.wav import AudioError
 from ser_fast.training.checkpoint import CheckpointError, load_checkpoint
 
-FILES_AT_ONCE = 256  # files that are in memory, and sorted by length, at a time
+# Files that are in memory, and sorted by length, at a time.
+FILES_AT_ONCE, SAMPLES_AT_ONCE = 256, 1 << 27
 
 
 class PredictionError(ValueError):
-    """The outputs of the model for a file are not finite; the message names the file."""
+    """The model has no finite output for a file, or it does not fit in memory; the message names the file."""
 
 
-Result = dict[str, float] | AudioError | PredictionError
+class Scores(dict[str, float]):
+    """Class probabilities, or the ``value``, of a file.
+
+    Attributes:
+        flag: keys of :data:`ser_fast.data.flags.FLAGS`, such as "silent", separated by spaces: signs that the numbers
+            mean little; ``""`` for ordinary audio.
+    """
+
+    flag = ""
+
+
+Result = Scores | AudioError | PredictionError
 
 
 class Predictor:
@@ -54,12 +69,19 @@ class Predictor:
         self.classes = loaded.classes
         self.names = loaded.classes or ["value"]
         self.batch_size = batch_size
+        spectrogram = self.model.spectrogram
+        self.sample_rate = spectrogram.sample_rate
+        half = _seconds(loaded.progress.get("shortest")) / 2 * self.sample_rate
+        self._shortest = max(spectrogram.win_length, half)
 
-    def files(self, paths: Iterable[Path | str]) -> Iterator[tuple[Path, Result]]:
+    def files(
+        self, paths: Iterable[Path | str], report: Callable[[str], None] = lambda line: None
+    ) -> Iterator[tuple[Path, Result]]:
         """Yield each file with its result.
 
         Args:
             paths: audio files, or folders whose audio files are taken.
+            report: called with a sentence about the files of a folder that are passed over.
 
         Yields:
             The path, and a dict of class probabilities or of the ``value``, or the error of a file without a result.
@@ -67,33 +89,70 @@ class Predictor:
         found: list[Path] = []
         for path in paths:
             try:
-                found += find_audio(path)
+                search = search_audio(path)
             except AudioError as error:
                 yield Path(path), error
-        for start in range(0, len(found), FILES_AT_ONCE):
-            yield from self._some(found[start : start + FILES_AT_ONCE])
+                continue
+            found += search.audio
+            if sentence := passed_over(search):
+                report(f"{printable(path)}: {sentence}")
+        read: list[tuple[Path, Tensor | AudioError | PredictionError]] = []
+        samples = 0
+        for file in found:
+            wave = self._read(file)
+            read.append((file, wave))
+            samples += len(wave) if isinstance(wave, Tensor) else 0
+            if len(read) == FILES_AT_ONCE or samples > SAMPLES_AT_ONCE:
+                yield from self._results(read)
+                read, samples = [], 0
+        yield from self._results(read)
+
+    def _read(self, file: Path) -> Tensor | AudioError | PredictionError:
+        try:
+            return read_audio(file, self.sample_rate)
+        except AudioError as error:
+            return error
+        except MemoryError:
+            return PredictionError(f"{printable(file)}: does not fit in memory")
+
+    def _results(self, read: list[tuple[Path, Tensor | Exception]]) -> Iterator[tuple[Path, Result]]:
+        """Yield the results of files in their order; batches are of similar length."""
+        results: dict[int, Result] = {i: wave for i, (_, wave) in enumerate(read) if isinstance(wave, Exception)}
+        order = sorted((i for i in range(len(read)) if i not in results), key=lambda i: len(read[i][1]))
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            for i, output in zip(batch, self._outputs([read[i][1] for i in batch])):
+                results[i] = self._result(*read[i], output)
+        for i, (file, _) in enumerate(read):
+            yield file, results[i]
 
     @torch.no_grad()
-    def _some(self, files: list[Path]) -> Iterator[tuple[Path, Result]]:
-        results: dict[Path, Result] = {}
-        waves = {}
-        for file in files:
-            try:
-                waves[file] = read_audio(file, self.model.spectrogram.sample_rate)
-            except AudioError as error:
-                results[file] = error
-        named = list(waves)
-        batches = LengthSortedBatches(list(waves.values()), [0] * len(waves), self.batch_size)
-        for batch in batches.epoch():
-            outputs = self.model(batch.wave, batch.lengths)
-            outputs = outputs.softmax(1) if self.classes else outputs
-            finite = torch.isfinite(outputs).all(1).tolist()
-            for index, row, good in zip(batch.index, outputs.tolist(), finite):
-                file = named[index]
-                unusable = PredictionError(f"{file}: the model's outputs are not finite")
-                results[file] = dict(zip(self.names, row)) if good else unusable
-        for file in files:
-            yield file, results[file]
+    def _outputs(self, waves: list[Tensor]) -> list[list[float] | Exception]:
+        """Return the outputs for each wave; if they fail together, each is tried alone."""
+        try:
+            outputs = self.model(*pad(waves))
+        except (RuntimeError, MemoryError) as error:
+            if len(waves) == 1:
+                return [error]
+            return [output for wave in waves for output in self._outputs([wave])]
+        return (outputs.softmax(1) if self.classes else outputs).tolist()
+
+    def _result(self, file: Path, wave: Tensor, output: list[float] | Exception) -> Result:
+        if isinstance(output, Exception):
+            reason = (str(output) or "out of memory").splitlines()[0]
+            return PredictionError(
+                f"{printable(file)}: {len(wave) / self.sample_rate:.1f} s cannot be predicted: {reason}"
+            )
+        if not all(map(math.isfinite, output)):
+            return PredictionError(f"{printable(file)}: the model's outputs are not finite")
+        scores = Scores(zip(self.names, output))
+        scores.flag = flags(wave, file, self._shortest)
+        return scores
+
+
+def _seconds(value: object) -> float:
+    """Return a number that a checkpoint, which may be of any origin, has or lacks."""
+    return float(value) if isinstance(value, (int, float)) and 0 < value < 1e6 else 0.0
 
 
 def _best(folder: Path) -> Path:

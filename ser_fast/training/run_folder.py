@@ -74,7 +74,7 @@ class RunFolder:
 
     def write(self, name: str, content: str) -> None:
         """Write a text file of the folder atomically."""
-        write_atomically(self.path / name, content.encode())
+        write_atomically(self.path / name, content.encode(errors="backslashreplace"))
 
     def _compare(self) -> None:
         if not self.config.is_file():

@@ -1,10 +1,11 @@
 """A training run: options, a dataset and a split in; a run folder with metrics and checkpoints out."""
 
+import contextlib
 import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -27,10 +28,20 @@ from ser_fast.training.checkpoint import (
 )
 from ser_fast.training.config import OPTIMIZERS, TrainConfig, learning_rate
 from ser_fast.training.features import CachedFeatures
+from ser_fast.training.memory import in_memory
 from ser_fast.training.predictions import Prediction, to_csv
+from ser_fast.training.progress import Progress, read_progress
 from ser_fast.training.reporter import Reporter
 from ser_fast.training.run_folder import RunFolder
 from ser_fast.training.task import Task, task_of
+
+
+def batch_in_memory(
+    model: nn.Module, batches: LengthSortedBatches, batch: Batch
+) -> contextlib.AbstractContextManager:
+    """Return the context that names the batch in an error that says that memory cannot be allocated."""
+    lengths = [len(batches.waves[i]) for i in batch.index]
+    return in_memory(batches.batch_size, lengths, model.spectrogram.sample_rate)
 
 
 def fit_statistics(model: nn.Module, batches: LengthSortedBatches) -> None:
@@ -41,8 +52,9 @@ def fit_statistics(model: nn.Module, batches: LengthSortedBatches) -> None:
     with torch.no_grad():
         for batch in batches.epoch():
             if batch.index:
-                spec, lengths = spectrogram(batch.wave, batch.lengths)
-                spec = spec.double()
+                with batch_in_memory(model, batches, batch):
+                    spec, lengths = spectrogram(batch.wave, batch.lengths)
+                    spec = spec.double()
                 count += lengths.sum()
                 total += spec.sum((0, 1))
                 squares += spec.square().sum((0, 1))
@@ -60,25 +72,6 @@ def spec_augment(options: Augmentation, spectrogram: nn.Module) -> SpecAugment |
         return None
     longest = int(options.time_mask * spectrogram.sample_rate / spectrogram.hop_length)
     return SpecAugment(options.time_masks, longest, options.freq_masks, options.freq_mask)
-
-
-@dataclass
-class Progress:
-    """State of a run after some epochs, kept in the checkpoint.
-
-    Args:
-        corpus: digest of the dataset.
-        epoch: epochs that are done.
-        best_epoch: the epoch with the best score, from 1.
-        best_score: its score.
-        rows: metrics of each epoch.
-    """
-
-    corpus: str
-    epoch: int = 0
-    best_epoch: int = 0
-    best_score: float = -math.inf
-    rows: list[dict] = field(default_factory=list)
 
 
 def logits(model: nn.Module, wave: Tensor, lengths: Tensor, features: bool) -> Tensor:
@@ -110,7 +103,8 @@ def predict(
     rows, total, finite = [], 0.0, True
     for batch in batches.epoch(edit=features):
         if batch.index:
-            outputs = logits(model, batch.wave.to(device), batch.lengths.to(device), features is not None).cpu()
+            with batch_in_memory(model, batches, batch):
+                outputs = logits(model, batch.wave.to(device), batch.lengths.to(device), features is not None).cpu()
             finite = finite and bool(torch.isfinite(outputs).all())
             total += float(task.loss(outputs, task.targets(batch.labels))) * len(batch.index)
             rows += zip(batch.index, task.predict(outputs))
@@ -155,7 +149,7 @@ class Trainer:
         self.predictions: list[Prediction] = []  # of the test part, once the run has finished
         self.reporter = reporter or Reporter()
         self.device = distributed.device(config.device)
-        self.progress = Progress(dataset.digest())
+        self.progress = Progress(dataset.digest(), parts=split.digest())
         self._compare_corpora()
         with distributed.agreed():
             self.task = task_of(dataset.classes, dataset.labels, config.loss, config.label_smoothing)
@@ -232,14 +226,20 @@ class Trainer:
         try:
             checkpoint = distributed.from_rank_0(lambda: load_checkpoint(self.last))
             model = checkpoint.build(self.last)
-            progress = Progress(**checkpoint.progress)
+            progress = read_progress(self.last, checkpoint.progress)
             restore_optimizer(self.optimizer, checkpoint.optimizer)
-        except (CheckpointError, TypeError) as error:
+        except CheckpointError as error:
             distributed.refuse(CheckpointError(f"{error}; {again}"))
         if progress.corpus != self.progress.corpus:
             distributed.refuse(ValueError(
                 f"data is {self.config.data}, whose corpus differs from the one that the run in "
                 f"{self.folder.path} began with; name a new folder as out"
+            ))  # fmt: skip
+        drawn_otherwise = not progress.parts and self.config.validation == "speakers"
+        if drawn_otherwise or progress.parts not in ("", self.progress.parts):
+            distributed.refuse(ValueError(
+                f"out is {self.folder.path}, whose run was made by another version, which drew other parts of the "
+                "corpus by the same options; name a new folder as out"
             ))  # fmt: skip
         self.model.load_state_dict(model.state_dict())
         self.progress = progress
@@ -264,7 +264,8 @@ class Trainer:
             rate = learning_rate(self.config, (epoch + step / steps) / self.config.epochs)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            loss, hits = self._step(batch.to(self.device))
+            with batch_in_memory(self.model, self.batches["train"], batch):
+                loss, hits = self._step(batch.to(self.device))
             done += batch.size
             loss_sum += loss * batch.size
             correct += hits
@@ -311,19 +312,9 @@ class Trainer:
         """Compute this share's part of the gradient, and of the mean loss and the correct predictions."""
         targets = self.task.targets(batch.labels).to(batch.wave)
         wave, lengths, targets = self.augmenter.mix(batch.wave, batch.lengths, targets)
-        try:
-            outputs = logits(self.model, wave, lengths, "train" in self.features)
-            loss = self.task.loss(outputs, targets) * (len(batch.index) / batch.size)
-            loss.backward()
-        except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's has no type of its own
-            if "memory" not in str(error):
-                raise
-            longest = max(len(self.batches["train"].waves[i]) for i in batch.index)
-            seconds = longest / self.model.spectrogram.sample_rate
-            raise RuntimeError(
-                f"batch_size is {self.config.batch_size}, and {len(batch.index)} utterances of up to {seconds:.1f} s "
-                f"do not fit in memory; it must be smaller ({str(error).splitlines()[0]})"
-            ) from error
+        outputs = logits(self.model, wave, lengths, "train" in self.features)
+        loss = self.task.loss(outputs, targets) * (len(batch.index) / batch.size)
+        loss.backward()
         numbers[0], numbers[1] = loss.detach(), self.task.hits(outputs, targets)
 
     def _evaluate(self, part: str) -> tuple[dict, list]:
@@ -341,7 +332,8 @@ class Trainer:
 
     def _keep_best(self, weights: dict[str, Tensor]) -> None:
         self.progress.best_score, self.progress.best_epoch = self._score(), self.progress.epoch
-        self._save(self.best, weights, {"epoch": self.progress.epoch}, {})
+        shortest = min(len(self.dataset.waves[i]) for i in self.split.train) / self.model.spectrogram.sample_rate
+        self._save(self.best, weights, {"epoch": self.progress.epoch, "shortest": shortest}, {})  # in seconds
 
     def _score(self) -> float:
         """Return the score of the last epoch, higher is better; without a validation part it is the epoch."""
@@ -363,6 +355,7 @@ class Trainer:
             "data": self.dataset.name,
             "utterances": {part: len(getattr(self.split, part)) for part in ("train", "valid", "test")},
             "skipped": self.dataset.skipped,
+            "passed_over": self.dataset.passed_over,
             "parameters": sum(weight.numel() for weight in self.model.parameters()),
             "seconds_per_epoch": sorted(row["seconds"] for row in rows)[len(rows) // 2],
             "corpus": self.progress.corpus,

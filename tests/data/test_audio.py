@@ -1,4 +1,6 @@
 import math
+import os
+import re
 import struct
 import sys
 from pathlib import Path
@@ -7,7 +9,8 @@ import pytest
 import torch
 
 from ser_fast.data.audio import AUDIO_SUFFIXES, find_audio, read_audio, read_corpus, read_utterance
-from ser_fast.data.corpora import Utterance
+from ser_fast.data.corpora import Utterance, load_corpus
+from ser_fast.data.dataset import load_dataset
 from ser_fast.data.wav import AudioError
 
 np = pytest.importorskip("numpy")
@@ -223,17 +226,85 @@ def test_read_audio_refuses_waves_too_short_to_resample(tmp_path):
 
 
 @either_reader
-def test_read_audio_refuses_bad_sample_rates(wav):
-    with pytest.raises(ValueError, match="sample_rate is 0"):
-        read_audio(wav, sample_rate=0)
+@pytest.mark.parametrize("rate", [0, 999, 768_001, 16000.5, math.nan])
+def test_read_audio_refuses_bad_sample_rates(wav, rate):
+    """The error is that of the argument, not of a file, which skip_bad would leave out."""
+    for read, given in ((read_audio, wav), (read_utterance, Utterance("a", "s", "l", wav))):
+        with pytest.raises(ValueError, match=f"sample_rate is {rate}; it must be 1000 to 768000 hertz") as error:
+            read(given, rate)
+        assert not isinstance(error.value, AudioError)
+
+
+@either_reader
+@pytest.mark.parametrize("rate", [1, 999, 768_001, 0xFFFFFFFF])
+def test_read_audio_refuses_implausible_rates(wav, rate):
+    content = bytearray(wav.read_bytes())
+    content[24:28] = struct.pack("<I", rate)
+    wav.write_bytes(content)
+    with pytest.raises(AudioError, match=r"a\.wav: (its sample rate is|not readable)"):
+        read_audio(wav)
+
+
+@pytest.mark.parametrize("rate", [1000, 8000, 16000, 768_000])
+def test_read_audio_refuses_samples_that_overflow(tmp_path, rate):
+    """Averaging channels, resampling and spectra of such samples would be infinite, for the whole batch."""
+    samples = np.float32(3.3e38) * np.sign(sine(440, rate) + np.float32(1e-3))
+    for channels in (1, 2):
+        path = written(tmp_path / "a.wav", np.stack([samples] * channels, 1), rate, subtype="FLOAT")
+        with pytest.raises(AudioError, match=r"a\.wav: (the largest sample is 3\.3e\+38|holds NaN or infinite)"):
+            read_audio(path)
+
+
+@pytest.mark.parametrize(("rate", "options"), [(8000, {"subtype": "DOUBLE"}), (16000, {"subtype": "DOUBLE"})])
+def test_read_audio_refuses_doubles_beyond_floats(tmp_path, rate, options):
+    path = written(tmp_path / "a.wav", 1e300 * sine(440, rate).astype("float64"), rate, **options)
+    with pytest.raises(AudioError, match=r"a\.wav: holds NaN or infinite"):
+        read_audio(path)
+
+
+def test_read_audio_of_floats_scaled_as_integers(tmp_path):
+    loud = 2.0**31 * sine(440, 8000, amplitude=1.0)
+    samples = read_audio(written(tmp_path / "a.wav", loud, 8000, subtype="FLOAT"))
+    assert samples.isfinite().all() and samples.abs().max() > 2.0**30
+
+
+@pytest.mark.parametrize("subtype", ["GSM610", "G721_32", "NMS_ADPCM_16"])
+def test_read_audio_of_formats_without_seeking(tmp_path, subtype):
+    path = written(tmp_path / "a.wav", sine(440, 8000), 8000, subtype=subtype)
+    whole = read_audio(path, 8000)
+    assert pitch(whole[:8000], 8000) == pytest.approx(440, abs=1)
+    assert torch.equal(read_audio(path, 8000, start=0.25, end=0.5), whole[2000:4000])
+
+
+@either_reader
+@pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="file names are Unicode there")
+def test_read_corpus_with_names_not_utf8(tmp_path):
+    """Names in GBK, as unzipped from Chinese corpora, in folders of classes and speakers."""
+    names = [b"\xc9\xfa\xc6\xf8/\xd6\xd0/\xce\xc4.wav", b"\xd6\xd0/a.wav", b"\xd6\xd0/\xce\xc4.wav"]
+    paths = [tmp_path / os.fsdecode(name) for name in names]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(written(tmp_path / "a.wav", sine(440, 16000)).read_bytes())
+    (tmp_path / "a.wav").unlink()
+    paths[2].write_text("text")
+
+    corpus = load_corpus(f"folders:{tmp_path}")
+    assert corpus.classes == [r"\udcc9\udcfa\udcc6\udcf8", r"\udcd6\udcd0"]
+    dataset = load_dataset(corpus, 16000, skip_bad=True)
+    assert dataset.names == [r"\udcc9\udcfa\udcc6\udcf8/\udcd6\udcd0/\udcce\udcc4.wav", r"\udcd6\udcd0/a.wav"]
+    assert dataset.speakers == [r"\udcd6\udcd0", "unknown"] and len(dataset.digest()) == 64
+    assert dataset.skipped[0].startswith(rf"{tmp_path}/\udcd6\udcd0/\udcce\udcc4.wav: not readable as audio")
 
 
 @pytest.mark.parametrize(("module", "suffix"), [("soundfile", "flac"), ("soxr", "wav")])
 def test_read_audio_names_the_missing_extra(tmp_path, monkeypatch, module, suffix):
     path = written(tmp_path / f"a.{suffix}", sine(440, 8000), 8000)
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ImportError, match=rf"{module}: pip install 'ser_fast\[train\]'"):
-        read_audio(path)
+    good = written(tmp_path / "good.wav", sine(440, 16000))
+    utterances = [Utterance(one.stem, "s", "l", one) for one in (path, good)]
+    kept, _, errors = read_corpus(utterances, skip_bad=True)
+    assert [utterance.path for utterance in kept] == [good]
+    assert re.match(rf"{path}: .* needs {module}: pip install 'ser_fast\[train\]'", str(errors[0]))
 
 
 @either_reader
@@ -254,7 +325,9 @@ def test_read_utterance_in_memory():
     ("fields", "reason"),
     [
         ({}, "neither path nor samples"),
-        ({"samples": torch.zeros(8)}, "sample_rate is None"),
+        ({"samples": torch.zeros(8)}, "sample rate is None"),
+        ({"samples": torch.zeros(8), "sample_rate": 1}, "sample rate is 1; it must be 1000 to 768000"),
+        ({"samples": torch.full((8,), 1e300, dtype=torch.float64), "sample_rate": 16000}, "infinite"),
         ({"samples": torch.zeros(2, 8), "sample_rate": 16000}, r"\[2, 8\]"),
         ({"samples": torch.zeros(8, dtype=torch.int16), "sample_rate": 16000}, "torch.int16"),
         ({"samples": torch.zeros(0), "sample_rate": 16000}, "no samples"),

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from ser_fast.data.corpora import Corpus, Utterance
+from ser_fast.data.corpora.manifest import write_manifest
 from ser_fast.data.files import Found, passed_over, printable, search
 
 GBK = b"\xc9\xfa\xc6\xf8"  # "angry" in Chinese, which is not UTF-8
@@ -29,6 +31,13 @@ def test_printable_escapes_what_it_must():
     assert printable(os.fsdecode(GBK)) == r"\udcc9\udcfa\udcc6\udcf8"
     assert printable("a\n\x1b\u202e\x85") == r"a\n\x1b\u202e\x85"
     assert printable("C:\\udc00\\生气 \u00a0é.wav") == "C:\\udc00\\生气 \u00a0é.wav"
+
+
+def test_write_manifest_refuses_names_not_utf8(tmp_path):
+    corpus = Corpus("c", [Utterance("u", "s", "l", tmp_path / os.fsdecode(GBK))], ["l"])
+    with pytest.raises(ValueError, match=r"file is .*\\udcc9\\udcfa.*; it must be a name in UTF-8"):
+        write_manifest(corpus, tmp_path / "out.csv")
+    assert not (tmp_path / "out.csv").exists()
 
 
 def test_search_counts_other_files(tmp_path):

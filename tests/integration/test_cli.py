@@ -165,8 +165,17 @@ def test_predict_prints_probabilities(run, voices):
 def test_predict_skips_bad_files(run, voices, tmp_path):
     bad = tmp_path / "bad.wav"
     bad.write_text("no audio")
-    result = ser_fast_command("predict", run, bad, voices / "anger_0_0.wav", "--json")
-    assert result.returncode == 1 and "bad.wav" in result.stderr and len(result.stdout.splitlines()) == 1
+    (tmp_path / "[red]\x1b[31m.wav").write_text("no audio")
+    soundfile.write(tmp_path / "still.wav", [0.0] * 16000, 8000)
+    result = ser_fast_command("predict", run, tmp_path, "nowhere", voices / "anger_0_0.wav", "--json")
+    assert result.returncode == 1 and "bad.wav" in result.stderr and "\x1b" not in result.stderr
+    rows = {Path(row["file"]).name: row for row in map(json.loads, result.stdout.splitlines())}
+    assert {name for name, row in rows.items() if "error" in row} == {"bad.wav", "nowhere", "[red]\x1b[31m.wav"}
+    assert (rows["still.wav"]["flag"], rows["anger_0_0.wav"]["flag"]) == ("silent", "")
+    table = ser_fast_command("predict", run, tmp_path, "nowhere").stdout
+    assert re.search(r"^file +label +anger +sadness +flag$", table, re.MULTILINE), table
+    assert re.search(r"still.wav +(anger|sadness) +0.\d+ +0.\d+ +silent$", table, re.MULTILINE), table
+    assert re.search(r"\[red\]\\x1b\[31m.wav +- +- +- +error: not readable as audio", table), table
     for checkpoint in (bad, tmp_path / "none"):
         refused = ser_fast_command("predict", checkpoint, voices)
         assert refused.returncode == 1 and refused.stderr.count("\n") == 1 and "Traceback" not in refused.stderr
@@ -175,16 +184,15 @@ def test_predict_skips_bad_files(run, voices, tmp_path):
 @pytest.mark.thorough
 def test_predict_skips_missing_paths(run, voices, tmp_path):
     result = ser_fast_command("predict", run, "nowhere", tmp_path, voices / "anger_0_0.wav", "--json")
-    assert result.returncode == 1 and len(result.stdout.splitlines()) == 1
-    assert [line.startswith("ser-fast: ") for line in result.stderr.splitlines()] == [True, True]
+    assert result.returncode == 1 and len(result.stdout.splitlines()) == 3
     folder = ser_fast_command("predict", run.parent, voices)
     assert folder.returncode == 1 and f"is no run folder itself; it holds {run}" in folder.stderr
 
 
 @pytest.mark.thorough
 def test_commands_show_names_as_they_are(voices, tmp_path):
-    """Markup, mathematics, an escape sequence and Chinese in the names of files and classes."""
-    names = {"a$x$[b]": "one[final].wav", "[b]中性": "two\x1b[31m[red].wav"}
+    """Markup, mathematics, an escape sequence, Chinese and other than UTF-8 in the names of files and classes."""
+    names = {os.fsdecode(b"a$x$[b]\xd6"): "one[final].wav", "[b]中性": os.fsdecode(b"two\x1b[31m[red]\xd0.wav")}
     for label, name in names.items():
         for take in range(6):
             (tmp_path / "data" / label).mkdir(parents=True, exist_ok=True)
@@ -195,9 +203,12 @@ def test_commands_show_names_as_they_are(voices, tmp_path):
     assert len(list(out.glob("figures/*.png"))) == 3 and (out / "report.html").is_file()
     table = ser_fast_command("predict", out, tmp_path / "data")
     assert (table.returncode, table.stderr) == (0, "")
-    for shown in ("a$x$[b]", "[b]中性", "one[final].wav", "two\N{REPLACEMENT CHARACTER}[31m[red].wav"):
+    for shown in (r"a$x$[b]\udcd6", "[b]中性", "one[final].wav", r"two\x1b[31m[red]\udcd0.wav"):
         assert shown in table.stdout
     assert "\x1b" not in table.stdout
+    files = sorted((tmp_path / "data").glob("*/0*"))
+    rows = ser_fast_command("predict", out, *files, "--json").stdout.splitlines()
+    assert [json.loads(row)["file"] for row in rows] == list(map(str, files))
 
 
 @pytest.mark.thorough

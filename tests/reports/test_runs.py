@@ -1,6 +1,8 @@
 """Reports of whole runs."""
 
 import json
+import re
+import shutil
 
 import pytest
 import soundfile
@@ -48,3 +50,28 @@ def test_report_of_cross_validation_shows_all_folds(voices, tmp_path, capsys):
     assert "all predictions together" in page and page.count("data:image/png;base64,") == 1
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert [run["fold"] for run in summary["runs"]] == ["00", "01"]
+
+
+def test_run_names_its_corpus_before_it_reads(voices, tmp_path, capsys):
+    """Classes, speakers and files that are passed over are printed, reported and kept with the results."""
+    copy = shutil.copytree(voices.removeprefix("folders:"), tmp_path / "corpus")
+    for take in range(3):
+        (copy / "anger" / "00" / f"{take}.wma").touch()
+    options = [f"--data=folders:{copy}", *OPTIONS]
+    for command in (["train", "--test_speakers=01"], ["cv"]):
+        out = tmp_path / command[0]
+        assert main([*command, f"--out={out}", *options]) == 0
+        printed, page = capsys.readouterr().out, (out / "report.html").read_text()
+        passed_over = json.loads((out / "summary.json").read_text())["passed_over"]
+        assert passed_over.startswith("passed over 3 of 19 audio files: 3 .wma")
+        for line in ("corpus: 16 utterances of 2 speakers", "anger 8, sadness 8", "00 8, 01 8", passed_over):
+            assert line in printed[: printed.index("epoch" if command[0] == "train" else "  1/2")]
+            assert line in page
+
+
+def test_attention_names_path_and_labels(voices, tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr("ser_fast.reports.figures.attention", lambda *given: titles.append(given[-1]))
+    assert main(["train", f"--data={voices}", f"--out={tmp_path}", "--test_speakers=01", *OPTIONS]) == 0
+    labels = "(anger|sadness)"
+    assert re.fullmatch(rf"(sadness/01/0.wav)\ntrue: sadness, predicted: {labels}", titles[0])

@@ -2,7 +2,11 @@
 
 import contextlib
 import json
+import math
 import pickle
+import resource
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +23,7 @@ from ser_fast.training.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
+from ser_fast.training.progress import read_progress
 
 TINY = {"channels": [4, 4], "hidden_size": 8}
 CLASSES = ["anger", "neutral", "sadness"]
@@ -128,7 +133,7 @@ def test_checkpoint_refuses_hostile_headers(changes, sentence, model, path):
 def test_checkpoint_refuses_weights_of_another_model(model, path):
     tensors = {f"model.{name}": value for name, value in CGRU(3, channels=(4, 4), hidden_size=9).state_dict().items()}
     save_file(tensors, path, metadata())
-    with pytest.raises(CheckpointError, match=r"does not fit cgru: [\s\S]*size mismatch"):
+    with pytest.raises(CheckpointError, match=r"does not fit cgru: classifier\.weight is torch\.float32 \[3, 9\]"):
         load_checkpoint(path).build(path)
     with pytest.raises(CheckpointError, match=r"does not exist; a run folder holds best\.safetensors"):
         load_checkpoint(path.with_name("none.safetensors"))
@@ -149,11 +154,90 @@ def test_checkpoint_refuses_deep_json(model, path):
         load_checkpoint(path)
 
 
-def test_checkpoint_refuses_another_optimizer(model):
+@pytest.mark.parametrize("change", [
+    lambda state: state | {"exp_avg": torch.zeros(3, 3)},
+    lambda state: state | {"step": torch.zeros(3)},
+    lambda state: state | {"step": torch.tensor(1)},
+    lambda state: state | {"momentum": torch.zeros(1)},
+    lambda state: {"step": state["step"], "exp_avg": state["exp_avg"]},
+])  # fmt: skip
+def test_checkpoint_refuses_another_optimizer(change, model):
     optimizer = torch.optim.Adam(model.parameters())
-    for index, shape in ((0, (3, 3)), (99, ())):
-        with pytest.raises(CheckpointError, match=f"the optimizer's exp_avg of parameter {index} fits none"):
-            restore_optimizer(optimizer, {index: {"exp_avg": torch.zeros(shape)}})
+    shape = next(model.parameters()).shape
+    state = {"step": torch.tensor(1.0), "exp_avg": torch.zeros(shape), "exp_avg_sq": torch.zeros(shape)}
+    restore_optimizer(optimizer, {0: state})
+    for index in (0, 99):
+        with pytest.raises(CheckpointError, match=f"the optimizer's state of parameter {index} is .*; it must be"):
+            restore_optimizer(optimizer, {index: change(state)})
+
+
+# Constructors that would take minutes or gigabytes, in files of less than a kilobyte.
+HUGE = {
+    "cgru": [{"hidden_size": 8192}, {"hidden_size": 65536}, {"hidden_size": 10**30}, {"n_fft": 2**28}, {"n_fft": 2**16},
+             {"n_fft": 2**28, "win_length": 2**28}, {"channels": [65536, 65536]}, {"hop_length": 2**40},
+             {"sample_rate": 10**9, "f_max": 5e8}, {"f_max": math.nan}],
+    "bigru_mha": [{"num_layers": 10**6}, {"num_layers": 64, "hidden_size": 65536}, {"num_heads": 2**20}],
+    "functionals": [{"n_mels": 10**6}, {"n_lags": 10**8}, {"n_mels": 512, "n_cepstra": 512}],
+    "baseline": [{"hidden_size": 60_000, "encoder": encoder} for encoder in ("cnn_lstm", "lstm", "rnn", "linear")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "options"), [(name, one) for name, some in HUGE.items() for one in some])
+def test_checkpoint_refuses_huge_models_at_once(name, options, path):
+    save_file({"model.x": torch.zeros(1)}, path, metadata(model=name, options=json.dumps(options)))
+    loaded = load_checkpoint(path)
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match=f"a.safetensors does not fit {name}: "):
+        loaded.build(path)
+    # A refusal takes milliseconds; the smallest of these models takes 1 GB.
+    assert time.perf_counter() - start < 10 and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000
+
+
+def test_checkpoint_refuses_options_too_large_for_its_weights(model, path):
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for changes in ({"sample_rate": 10**9}, {"hop_length": 2**40}):
+        save_file(tensors, path, metadata(options=json.dumps(TINY | changes)))
+        with pytest.raises(CheckpointError, match=r"(sample_rate|hop_length) is \d+; it must be at most \d+"):
+            load_checkpoint(path).build(path)
+
+
+def test_checkpoint_refuses_weights_of_another_dtype(model, path):
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    save_file(tensors | {"model.classifier.bias": torch.zeros(3, dtype=torch.int8)}, path, metadata())
+    with pytest.raises(
+        CheckpointError, match=r"classifier\.bias is torch\.int8 \[3\]; it must be torch\.float32 \[3\]"
+    ):
+        load_checkpoint(path).build(path)
+
+
+ROW = {"epoch": 1, "loss": 1.5, "accuracy": 0.5, "utterances": 9, "seconds": 0.1, "valid_loss": 1.0, "score": 0.4}
+PROGRESS = {
+    "corpus": "a",
+    "epoch": 2,
+    "best_epoch": 1,
+    "best_score": 0.4,
+    "rows": [ROW, ROW | {"epoch": 2}],
+    "parts": "",
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rows": 5}, {"rows": []}, {"rows": [ROW]}, {"rows": [ROW, 5]}, {"rows": [ROW, ROW]}, {"rows": None},
+        {"rows": [5, ROW]}, {"rows": [ROW, {"epoch": 2}]}, {"rows": [ROW, ROW | {"epoch": 2, "loss": math.nan}]},
+        {"rows": [ROW, ROW | {"epoch": 2, "loss": "1"}]}, {"epoch": "2"}, {"epoch": 2.0}, {"epoch": True},
+        {"epoch": -1}, {"epoch": math.nan}, {"best_epoch": 3}, {"best_epoch": 0}, {"best_epoch": None},
+        {"best_score": math.nan}, {"best_score": -math.inf}, {"best_score": "0"}, {"corpus": 1}, {"parts": None},
+        {"more": 1}, {"epoch": ...}, {"rows": ...}, {"corpus": ...},
+    ],
+)  # fmt: skip
+def test_checkpoint_refuses_damaged_progress(change):
+    good = {key: value for key, value in PROGRESS.items() if key != "parts"}
+    assert read_progress(Path("last"), good).parts == "" and read_progress(Path("last"), PROGRESS).epoch == 2
+    damaged = {key: value for key, value in (PROGRESS | change).items() if value is not ...}
+    with pytest.raises(CheckpointError, match=r"^last: progress has .*; it must"):
+        read_progress(Path("last"), damaged)
 
 
 def test_checkpoint_failed_write_leaves_the_old_file(tmp_path, monkeypatch):

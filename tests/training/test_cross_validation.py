@@ -292,3 +292,29 @@ def test_predictions_of_values_must_be_numbers(tmp_path):
     path.write_text("name,speaker,truth,predicted\na,s0,half,0.5\n")
     with pytest.raises(ValueError, match="truth of row 1 is 'half', which must be a number; remove"):
         read_csv(path, [])
+
+
+SCRIPT = """
+from pathlib import Path
+from ser_fast.training.config import TrainConfig
+from ser_fast.training.cross_validation import cross_validate
+from ser_fast.training.folds import Folds
+
+config = TrainConfig(data={data!r}, model="cgru", epochs=1, out=Path({out!r}), validation="none")
+{guard}
+    print(len(cross_validate(config, {options!r}, Folds("speakers", 2, jobs=2))["runs"]), "runs")
+"""
+
+
+def test_cross_validation_in_a_script_names_the_main_guard(voices, tmp_path):
+    found = {}
+    for guard in ("if True:", 'if __name__ == "__main__":'):
+        out = tmp_path / str(len(found))
+        script = SCRIPT.format(data=str(voices / "classes.csv"), out=str(out), guard=guard, options=TINY)
+        (tmp_path / "script.py").write_text(script)
+        found[guard] = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True)
+    bare, guarded = found.values()
+    last = 'jobs is 2, but its processes import the script that calls it, which must do so below `if __name__ == "__main__":`'
+    assert bare.returncode == 1 and bare.stderr.splitlines()[-1] == f"RuntimeError: {last}"
+    assert "another process" not in bare.stderr and bare.stderr.count("Traceback") == 2  # the pool's error and ours
+    assert (guarded.returncode, guarded.stdout) == (0, "2 runs\n"), guarded.stderr

@@ -22,8 +22,9 @@ from ser_fast.data.batches import LengthSortedBatches
 from ser_fast.data.corpora.synthetic import synthesize
 from ser_fast.data.dataset import Dataset, load_dataset
 from ser_fast.models import CGRU, BiGRUMHA
-from ser_fast.training.checkpoint import CheckpointError
-from ser_fast.training.config import TrainConfig, run_folder, run_options
+from ser_fast.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from ser_fast.training.config import TrainConfig, resumed, run_folder, run_options
+from ser_fast.training.memory import is_out_of_memory
 from ser_fast.training.predictor import Predictor
 from ser_fast.training.reporter import Reporter
 from ser_fast.training.task import task_of
@@ -157,6 +158,28 @@ def test_run_can_be_made_longer(dataset, tmp_path):
     assert_same_run(tmp_path / "grown", tmp_path / "whole")
 
 
+def test_run_of_the_former_default_validation_resumes(dataset, tmp_path):
+    """Until the default became "auto" it was "random", and checkpoints did not keep a digest of the parts."""
+    train(config(tmp_path / "whole", epochs=2, validation="random"), dataset)
+    train(config(tmp_path / "parts", epochs=1, validation="random"), dataset)
+    checkpoint = load_checkpoint(tmp_path / "parts" / "last.safetensors")
+    del checkpoint.progress["parts"]
+    save_checkpoint(tmp_path / "parts" / "last.safetensors", checkpoint)
+    today = config(tmp_path / "parts", epochs=2)
+    assert today.validation == "auto" and resumed(config(tmp_path / "new")).validation == "auto"
+    train(resumed(today), dataset)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_run_refuses_to_resume_with_other_parts(dataset, tmp_path, monkeypatch):
+    train(config(tmp_path, epochs=1), dataset)
+    drawn = dataset.split(**config(tmp_path).held_out)
+    moved = dataclasses.replace(drawn, train=drawn.valid, valid=drawn.train)
+    monkeypatch.setattr(Dataset, "split", lambda self, **_: moved)
+    with pytest.raises(ValueError, match="drew other parts of the corpus by the same options; name a new folder"):
+        train(config(tmp_path, epochs=2), dataset)
+
+
 def test_run_can_be_moved(dataset, tmp_path):
     train(config(tmp_path / "here", epochs=1), dataset)
     (tmp_path / "here").rename(tmp_path / "there")
@@ -243,14 +266,55 @@ def test_trainer_refuses_a_damaged_last_checkpoint(dataset, tmp_path):
         train(config(tmp_path, epochs=2), dataset)
 
 
-def test_trainer_names_a_batch_too_large_for_memory(dataset, tmp_path, monkeypatch):
-    def too_much(*_):
-        return torch.empty(1 << 60)
-
-    monkeypatch.setattr("ser_fast.models.cgru.CGRU.forward", too_much)
+def test_trainer_refuses_damaged_progress(dataset, tmp_path):
+    train(config(tmp_path, epochs=1), dataset)
+    last = tmp_path / "last.safetensors"
+    checkpoint = load_checkpoint(last)
+    checkpoint.progress["rows"] = 5
+    save_checkpoint(last, checkpoint)
     with pytest.raises(
-        RuntimeError, match=r"batch_size is 6, and \d utterances of up to \d\.\d s do not fit in memory"
+        CheckpointError, match=r"last\.safetensors: progress has the epoch 1; .*; remove .* to begin again"
     ):
+        train(config(tmp_path, epochs=2), dataset)
+
+
+NO_MEMORY = {
+    "MemoryError": MemoryError(),
+    "ours and torch's on the CPU": RuntimeError(
+        "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"
+    ),
+    "torch's on Windows": RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+    "CUDA": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB."),
+    "cuBLAS": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+}
+
+
+@pytest.mark.parametrize("place", ["forward", "step", "evaluation", "statistics"])
+@pytest.mark.parametrize("error", important(NO_MEMORY, lambda name: name == "MemoryError"))
+def test_batch_too_large_for_memory_is_named(error, place, dataset, tmp_path, monkeypatch):
+    def fail(self, *_, **__):
+        raise NO_MEMORY[error]
+
+    name = "bigru_mha" if place == "statistics" else "cgru"
+    options = {"hidden_size": 8} if place == "statistics" else TINY
+    target = {"step": "torch.optim.Adam.step", "statistics": "ser_fast.nn.PowerSpectrogram.forward"}
+    if place == "evaluation":
+        forward = CGRU.forward
+        monkeypatch.setattr(CGRU, "forward", lambda self, *given: (forward if self.training else fail)(self, *given))
+    else:
+        monkeypatch.setattr(target.get(place, "ser_fast.models.CGRU.forward"), fail)
+    count = r"(\d utterances of up to \d\.\d s do|an utterance of \d\.\d s does)"
+    with pytest.raises(RuntimeError, match=rf"batch_size is \d+, and {count} not fit in memory; .* \(.+\)$"):
+        train(config(tmp_path, model=name), dataset, options=options)
+
+
+def test_only_lack_of_memory_is_named_so(dataset, tmp_path, monkeypatch):
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60)
+    assert is_out_of_memory(caught.value)
+    other = RuntimeError("unsupported memory format option ChannelsLast")
+    monkeypatch.setattr(CGRU, "forward", lambda *_: (_ for _ in ()).throw(other))
+    with pytest.raises(RuntimeError, match=r"^unsupported memory format"):
         train(config(tmp_path), dataset)
 
 
@@ -313,7 +377,7 @@ def test_run_without_validation_tests_the_last_epoch(dataset, tmp_path):
 @pytest.mark.parametrize("optimizer", important(["adam", "sgd", "adamw", "rmsprop", "adagrad"], 2))
 def test_every_optimizer_learns_and_resumes(optimizer, dataset, tmp_path):
     rate = 0.1 if optimizer == "sgd" else 2e-3
-    options = {"optimizer": optimizer, "learning_rate": rate, "batch_size": 18}
+    options = {"optimizer": optimizer, "learning_rate": rate, "batch_size": 18, "validation": "random"}
     train(config(tmp_path / "whole", epochs=3, **options), dataset)
     train(config(tmp_path / "parts", epochs=1, **options), dataset)
     train(config(tmp_path / "parts", epochs=3, **options), dataset)

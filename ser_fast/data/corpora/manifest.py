@@ -12,7 +12,7 @@ from typing import Any
 
 from ser_fast._require import require
 from ser_fast.data.corpora.labels import merge_spellings
-from ser_fast.data.files import write_atomically
+from ser_fast.data.files import printable, write_atomically
 from ser_fast.data.utterance import PARTS, Corpus, Utterance
 
 SUFFIXES = (".csv", ".jsonl")
@@ -68,6 +68,8 @@ def write_manifest(corpus: Corpus, out: Path) -> None:
     for utterance in corpus.utterances:
         file = Path(os.path.abspath(utterance.path))
         file = file.relative_to(folder) if file.is_relative_to(folder) else file
+        named = printable(file)
+        require(named == str(file), f"file is {named}", "a name in UTF-8 without control characters; rename it")
         table.writerow([file.as_posix(), *(getattr(utterance, name) for name in columns[1:])])
     write_atomically(out, text.getvalue().encode())
 

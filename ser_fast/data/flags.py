@@ -1,0 +1,44 @@
+"""Signs in a waveform that a prediction from it means little."""
+
+from pathlib import Path
+
+import torch
+
+from ser_fast.data.audio import largest_sample
+
+FLAGS = {
+    "silent": "no sample exceeds -80 dB of full scale",
+    "constant": "all samples are equal to -80 dB of full scale: an offset without sound",
+    "cancelled": "the mean of the channels, which is predicted, is 40 dB or more below the channels",
+    "clipped": "1 % or more of the samples are at full scale",
+    "short": "shorter than one frame of the model, or than half the shortest training utterance",
+}
+
+_SILENCE = 1e-4  # -80 dB of full scale
+_CANCELLED = 1e-2  # -40 dB
+_EDGE = 500  # samples at both ends where resampling makes a constant ring
+_FULL_SCALE = 0.99  # resampling moves the tops of clipped waves
+
+
+def flags(wave: torch.Tensor, path: Path, shortest: float) -> str:
+    """Return the keys of ``FLAGS`` that hold, separated by spaces; ``""`` for ordinary audio.
+
+    Args:
+        wave: float32 ``[N]``, N at least 1.
+        path: the file that it was read from, whose channels are read again if the wave is weak.
+        shortest: samples below which a wave is short.
+    """
+    peak = float(wave.abs().max())
+    edge = min(_EDGE, len(wave) // 4)
+    low, high = (float(value) for value in wave[edge : len(wave) - edge].aminmax())
+    cancelled = peak < _CANCELLED and peak < _CANCELLED * largest_sample(path)
+    silent = peak < _SILENCE and not cancelled
+    clipped = float((wave.abs() >= _FULL_SCALE).float().mean()) >= 0.01
+    holds = {
+        "silent": silent,
+        "constant": high - low < _SILENCE and not silent and not cancelled,
+        "cancelled": cancelled,
+        "clipped": clipped,
+        "short": len(wave) < shortest,
+    }
+    return " ".join(name for name in FLAGS if holds[name])

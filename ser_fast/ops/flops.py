@@ -1,0 +1,94 @@
+"""Floating-point operations of each op, for ``torch.utils.flop_counter.FlopCounterMode``.
+
+As for torch's own ops a multiplication with addition counts as two, and a formula follows from shapes alone, so
+padding counts. GRUs count like ``nn.GRU``, attention pooling like its matrix products; torch counts no FFT.
+"""
+
+import importlib.util
+import math
+import sys
+
+import torch
+
+COUNTER = "torch.utils.flop_counter"
+
+
+def gru(gx, w_hh, *args, **named) -> int:
+    """Return the recurrent products of all frames: gx ``[..., D, 3H]``, w_hh ``[D, 3H, H]``."""
+    return 2 * math.prod(gx[:-2]) * math.prod(w_hh)
+
+
+def gru_backward(grad_y, grad_h_n, y, gates, w_hh, h0, *args, **named) -> int:
+    """Return the products for the states' gradients; the weights' gradient is a product of its own, outside."""
+    # Without h0 no gradient is needed before the first step.
+    steps = math.prod(y[:-2]) - (grad_h_n[1] if h0 is None else 0)
+    return 2 * steps * math.prod(w_hh)
+
+
+def attention_pool(h, *args, **named) -> int:
+    """Return the products for the scores and for the weighted sum of h ``[B, T, D]``."""
+    return 4 * math.prod(h)
+
+
+def attention_pool_backward(grad_pooled, grad_weights, h, *args, **named) -> int:
+    """Return the two products for each gradient, of h ``[B, T, D]`` and of w."""
+    return 8 * math.prod(h)
+
+
+def power_spectrogram(wave, window, n_fft: int, *args, out_shape, **named) -> int:
+    """Return 5/2 n log2 n for the real FFT of each frame, the usual count."""
+    frames = args[-1] if out_shape is None else out_shape  # the variant with out returns nothing
+    return _transforms(frames, n_fft)
+
+
+def power_spectrogram_backward(grad, wave, window, n_fft: int, *args, **named) -> int:
+    """Return the count of an FFT and an inverse one for each frame."""
+    return 2 * _transforms(grad, n_fft)
+
+
+def _transforms(frames, n_fft: int) -> int:
+    batch, count, _ = frames
+    return round(batch * count * 2.5 * n_fft * math.log2(n_fft))
+
+
+FORMULAS = {
+    "gru": gru,
+    "gru_backward": gru_backward,
+    "gru_backward_with_gates": gru_backward,
+    "attention_pool": attention_pool,
+    "attention_pool_backward": attention_pool_backward,
+    "power_spectrogram": power_spectrogram,
+    "power_spectrogram_out": power_spectrogram,
+    "power_spectrogram_backward": power_spectrogram_backward,
+}
+
+
+class _Finder:
+    """Import hook that registers the formulas once torch's counter is imported, which takes 0.3 s with Triton."""
+
+    def find_spec(self, name: str, path=None, target=None):
+        if name != COUNTER:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        execute = spec.loader.exec_module
+
+        def exec_module(module) -> None:
+            execute(module)
+            _register_with(module)
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+def _register_with(counter) -> None:
+    for name, formula in FORMULAS.items():
+        counter.register_flop_formula(getattr(torch.ops.ser_fast, name))(formula)
+
+
+def register() -> None:
+    """Register the formulas with torch's counter, now or when it is imported."""
+    if COUNTER in sys.modules:
+        _register_with(sys.modules[COUNTER])
+    else:
+        sys.meta_path.insert(0, _Finder())

@@ -1,0 +1,262 @@
+"""Every op and module of ser_fast with random valid arguments and its reference, for the attack ``ops``."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+from unittest import mock
+
+import torch
+from samples import CASES, REFERENCES, gru_arguments, op, outputs, pool_arguments, spectrogram_arguments
+from torch import Tensor, nn
+
+import ser_fast
+from ser_fast import functional
+from ser_fast.ops import attention_pool, checks, gru, power_spectrogram
+
+DTYPES = {"gru": (torch.float64, torch.float32, torch.bfloat16)}
+# Sizes that an op takes as they come, so that another one is no error: a tensor's name and axis.
+FREE = {
+    "gru": {("gx", 0), ("gx", 1)},
+    "attention_pool": {("h", 0), ("h", 1)},
+    "power_spectrogram": {("wave", 0), ("wave", 1), ("window", 0)},
+    "power_spectrogram_backward": {("wave", 1), ("window", 0)},
+    "power_spectrogram_out": {("wave", 1), ("window", 0)},
+    "GRU": {("input", 0), ("input", 1)},
+    "GRUCell": {("input", 0)},
+    "AttentionPool": {("h", 0), ("h", 1)},
+    "PowerSpectrogram": {("wave", 0), ("wave", 1)},
+    "MelSpectrogram": {("wave", 0), ("wave", 1)},
+}
+
+
+@dataclass
+class Target:
+    """A call with valid arguments.
+
+    Args:
+        name: name of the op or the module.
+        call: the op or the module.
+        arguments: valid arguments by name, in order.
+        truth: its reference; called with the arguments in float64 it returns what ``call`` must return.
+        derivative: names of the arguments with a gradient; None if the call has none.
+        module: the module, whose parameters have gradients too.
+        logarithm: True if the results are logarithms, whose errors near the floor have no bound.
+    """
+
+    name: str
+    call: Callable
+    arguments: dict[str, object]
+    truth: Callable
+    derivative: tuple[str, ...] | None = None
+    module: nn.Module | None = None
+    logarithm: bool = False
+    free: set = field(init=False)
+
+    def __post_init__(self):
+        self.free = FREE.get(self.name, set())
+
+
+def size(random: Random, most: int = 300) -> int:
+    """Return a size, mostly small, often next to a multiple of a vector's width."""
+    edge = 16 * random.randint(1, max(1, most // 16)) + random.choice((-1, 0, 1))
+    return min(most, random.choice((1, 1, 2, 3, random.randint(1, 9), random.randint(1, 40), edge)))
+
+
+def names(name: str) -> list[str]:
+    return [argument.name for argument in op(name).default._schema.arguments]
+
+
+def doubled(value):
+    """Return a tensor in float64; int16 is a wave, which stands for sample / 32768."""
+    if isinstance(value, Tensor) and value.dtype == torch.int16:
+        return value.double() / 32768
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def cast(value, dtype: torch.dtype):
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def of_gru(random: Random) -> tuple:
+    while True:
+        frames, batch, hidden = size(random, 60), size(random, 70), size(random)
+        if frames * batch * hidden * (hidden + 40) < 4e6:
+            break
+    ragged, after, biased, first, packed = (random.random() < 0.5 for _ in range(5))
+    return gru_arguments(frames, batch, random.choice((1, 2)), hidden, ragged_rows=ragged or packed, reset_after=after,
+                         biased=biased, batch_first=first, packed=packed)  # fmt: skip
+
+
+def of_attention_pool(random: Random) -> tuple:
+    while True:
+        batch, frames, width = size(random, 40), size(random, 3000), size(random, 600)
+        if batch * frames * width < 1e6:
+            return pool_arguments(batch, frames, width, ragged_rows=random.random() < 0.5)
+
+
+def of_power_spectrogram(random: Random) -> tuple:
+    n_fft = size(random, 1700)
+    width, center, log = random.randint(1, n_fft), random.random() < 0.5, random.random() < 0.5
+    samples = n_fft // 2 + size(random, 3000)
+    batch, hop = size(random, 20), random.randint(1, 2 * n_fft)
+    while batch * (samples // hop + 1) * n_fft > 1e6:
+        batch, hop = max(1, batch // 2), hop + 10
+    begin = random.randint(0, n_fft // 2)
+    bins = None if random.random() < 0.5 else (begin, random.randint(begin + 1, n_fft // 2 + 1))
+    mode = random.choice(power_spectrogram.PAD_MODES)
+    return spectrogram_arguments(
+        batch, samples, width, n_fft, hop, ragged_rows=random.random() < 0.5, normalized=random.random() < 0.5,
+        log=log, center=center, pad_mode=mode, bins=bins,
+    )  # fmt: skip
+
+
+ARGUMENTS = {"gru": of_gru, "attention_pool": of_attention_pool, "power_spectrogram": of_power_spectrogram}
+DERIVATIVES = {"gru": ("gx", "w_hh", "b_hh", "h0"), "attention_pool": ("h", "w"), "power_spectrogram": ("wave",)}
+
+
+def forward(random: Random) -> Target:
+    """Return an op that has a derivative, or its functional form."""
+    name = random.choice(list(CASES))
+    dtype = random.choice(DTYPES.get(name, (torch.float64, torch.float32)))
+    given = dict(zip(names(name), (cast(value, dtype) for value in ARGUMENTS[name](random))))
+    short = name == "power_spectrogram" and dtype == torch.float32 and random.random() < 0.3
+    if short:
+        given["wave"] = (given["wave"] * 8000).short()
+    call, truth, derivative = op(name), REFERENCES[name], None if short else DERIVATIVES[name]
+    if name == "gru" and random.random() < 0.3:
+        del given["save_gates"]
+        call = gru_as_functional
+    elif name == "attention_pool" and random.random() < 0.3:
+        call = functional.attention_pool
+    elif name == "power_spectrogram" and random.random() < 0.3:
+        call = spectrogram_as_functional
+    return Target(name, call, given, truth, derivative, logarithm=given.get("log", False))
+
+
+def gru_as_functional(gx, w_hh, b_hh, h0, lengths, reset_after):
+    return functional.gru(gx, w_hh, b_hh, h0, lengths, reset_after=reset_after)
+
+
+def spectrogram_as_functional(wave, window, n_fft, hop, begin, end, lengths, mean, std, log, floor, center, pad_mode):
+    return functional.power_spectrogram(wave, window, n_fft, hop, (begin, end), lengths, mean, std, log=log,
+                                        floor=floor, center=center, pad_mode=pad_mode)  # fmt: skip
+
+
+def backward(random: Random) -> Target:
+    """Return a backward op."""
+    name = random.choice(("gru_backward", "gru_backward_with_gates", "attention_pool_backward",
+                          "power_spectrogram_backward"))  # fmt: skip
+    kind = next(kind for kind in CASES if name.startswith(kind))
+    given = dict(zip(names(kind), ARGUMENTS[kind](random)))
+    results = outputs(REFERENCES[kind](*given.values()))
+    grads = [torch.randn_like(result) for result in results]
+    if kind == "gru":
+        given |= {"y": results[0], "gates": results[2]}
+        given |= {"grad_y": grads[0], "grad_h_n": grads[1], "grad_gates": grads[2]}
+        truth = gru.reference_backward
+    elif kind == "attention_pool":
+        given |= {"pooled": results[0], "weights": results[1], "grad_pooled": grads[0]}
+        given["grad_weights"] = random.choice((None, grads[1]))
+        truth = attention_pool.reference_backward
+    else:
+        given["grad"], truth = grads[0], power_spectrogram.reference_backward
+    dtype = random.choice(DTYPES.get(kind, (torch.float64, torch.float32)))
+    arguments = {key: cast(given[key], dtype) for key in names(name)}
+    return Target(name, op(name), arguments, truth, logarithm=given.get("log", False))
+
+
+def out(random: Random) -> Target:
+    """Return ``power_spectrogram_out``."""
+    given = dict(zip(names("power_spectrogram"), of_power_spectrogram(random)))
+    given["out"] = torch.empty(
+        power_spectrogram.output_shape(power_spectrogram.Arguments(**given)), dtype=torch.float64
+    )
+
+    def call(*args):
+        op("power_spectrogram_out")(*args)
+        return args[-1].clone()
+
+    return Target("power_spectrogram_out", call, given, lambda *args: REFERENCES["power_spectrogram"](*args[:-1]),
+                  logarithm=given["log"])  # fmt: skip
+
+
+def plan(random: Random) -> Target:
+    """Return ``gru_plan``, whose truth is its own plan for a fresh copy of the limits."""
+    limits = torch.tensor([random.choice((99, 163, 227)) * 1024, *(random.randint(0, 200) for _ in range(4))])
+    values = (limits, size(random), random.choice((1, 2)), size(random, 700), random.random() < 0.5,
+              random.randint(0, 2), random.random() < 0.5)  # fmt: skip
+
+    def truth(limits, *rest):
+        return op("gru_plan")(limits.clone(memory_format=torch.contiguous_format), *rest)
+
+    return Target("gru_plan", op("gru_plan"), dict(zip(names("gru_plan"), values)), truth)
+
+
+def module(random: Random) -> Target:
+    """Return a module; its truth is a copy in float64 on the ops' references."""
+    dtype = random.choice((torch.float64, torch.float32))
+    kind = random.choice((gru_module, cell_module, pool_module, spectrogram_module))
+    made, given = kind(random)
+    made, exact = made.to(dtype).eval(), copy.deepcopy(made).to(dtype).double().eval()
+    given = {name: cast(value, dtype) for name, value in given.items()}
+
+    def call(*args):
+        return made(*args[:2], lengths=args[2]) if isinstance(made, ser_fast.GRU) else made(*args)
+
+    def truth(*args):
+        with mock.patch.object(checks, "transforming", lambda: True):
+            return exact(*args[:2], lengths=args[2]) if isinstance(made, ser_fast.GRU) else exact(*args)
+
+    derivative = tuple(
+        name for name, value in given.items() if isinstance(value, Tensor) and value.is_floating_point()
+    )
+    return Target(type(made).__name__, call, given, truth, derivative, made, getattr(made, "log", False))
+
+
+def gru_module(random: Random) -> tuple[nn.Module, dict]:
+    features, hidden, frames, batch = size(random, 40), size(random, 70), size(random, 40), size(random, 20)
+    options = {"num_layers": random.choice((1, 1, 2, 3))} | {
+        name: random.random() < 0.5 for name in ("bias", "batch_first", "bidirectional", "reset_after")
+    }
+    made = ser_fast.GRU(features, hidden, **options)
+    x = torch.randn(*((batch, frames) if options["batch_first"] else (frames, batch)), features)
+    states = options["num_layers"] * (1 + options["bidirectional"])
+    hx = random.choice((None, torch.randn(states, batch, hidden)))
+    return made, {"input": x, "hx": hx, "lengths": random.choice((None, torch.randint(0, frames + 1, (batch,))))}
+
+
+def cell_module(random: Random) -> tuple[nn.Module, dict]:
+    features, hidden, batch = size(random, 40), size(random, 70), size(random, 40)
+    made = ser_fast.GRUCell(features, hidden, random.random() < 0.5, reset_after=random.random() < 0.5)
+    return made, {"input": torch.randn(batch, features), "hx": random.choice((None, torch.randn(batch, hidden)))}
+
+
+def pool_module(random: Random) -> tuple[nn.Module, dict]:
+    h, _, lengths = of_attention_pool(random)
+    return ser_fast.AttentionPool(h.shape[2]), {"h": h, "lengths": lengths}
+
+
+def spectrogram_module(random: Random) -> tuple[nn.Module, dict]:
+    mel, rate, n_fft = random.random() < 0.5, random.choice((8000, 16000, 44100)), random.randint(64, 1024)
+    options = {"win_length": random.randint(1, n_fft), "hop_length": random.randint(1, n_fft),
+               "center": random.random() < 0.5, "pad_mode": random.choice(power_spectrogram.PAD_MODES),
+               "log": random.random() < 0.5, "f_max": rate / 2}  # fmt: skip
+    if mel:
+        options |= {"n_mels": random.randint(1, 8)}
+    made = (ser_fast.MelSpectrogram if mel else ser_fast.PowerSpectrogram)(rate, n_fft, **options)
+    wave = torch.randn(size(random, 9), n_fft // 2 + size(random, 2000))
+    lengths = random.choice((None, torch.randint(n_fft // 2 + 1, wave.shape[1] + 1, (len(wave),))))
+    return made, {"wave": wave, "lengths": lengths}
+
+
+def parameters(target: Target) -> list[Tensor]:
+    return list(target.module.parameters()) if target.module else []
+
+
+MAKERS = (forward, forward, backward, out, plan, module, module)
+# The attack must know every op: a new one is added above.
+KNOWN = {*CASES, "gru_backward", "gru_backward_with_gates", "attention_pool_backward", "power_spectrogram_backward",
+         "power_spectrogram_out", "gru_plan"}  # fmt: skip
+found = {name.partition("::")[2] for name in torch._C._dispatch_get_all_op_names() if name.startswith("ser_fast::")}
+assert found == KNOWN, f"tests/attack/targets.py lacks {found ^ KNOWN}"

@@ -1,0 +1,83 @@
+"""FLOP counts of ``torch.utils.flop_counter`` against those of torch's own modules."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import ser_fast
+from ser_fast.ops import power_spectrogram
+
+
+def flops(call) -> int:
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def counts(module: nn.Module, *args) -> tuple[int, int]:
+    """Return the FLOPs of a forward, and with its backward."""
+
+    def train():
+        sum(part.sum() for part in module(*args)).backward()
+
+    return flops(lambda: module(*args)), flops(train)
+
+
+@pytest.mark.parametrize("state", [False, True])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2}, {"bidirectional": True, "batch_first": True}])
+def test_gru_counts_like_nn_gru(options, state):
+    torch_gru = nn.GRU(5, 4, **options)
+    states = [torch.randn(2 if len(options) else 1, 3, 4, requires_grad=True)] if state else []
+    batch = (3, 7, 5) if options.get("batch_first") else (7, 3, 5)
+    args = torch.randn(batch, requires_grad=True), *states
+    wanted = counts(torch_gru, *args)
+    ser_fast.swap(torch_gru)
+    assert counts(torch_gru, *args) == wanted and wanted[0] > 0
+
+
+def test_gru_counts_packed_frames_alone():
+    x, lengths = torch.randn(3, 7, 5), torch.tensor([7, 2, 4])
+    packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+    module = ser_fast.GRU(5, 4, batch_first=True)
+    wanted = flops(lambda: nn.GRU(5, 4, batch_first=True)(packed))
+    assert flops(lambda: module(packed)) == wanted
+
+
+def test_gru_without_reset_after_counts_the_same():
+    x = torch.randn(7, 3, 5)
+    assert counts(ser_fast.GRU(5, 4, reset_after=False), x) == counts(ser_fast.GRU(5, 4), x)
+
+
+def test_attention_pool_counts_its_products():
+    pool, h = ser_fast.AttentionPool(8), torch.randn(2, 5, 8, requires_grad=True)
+    assert flops(lambda: pool(h)) == 2 * 2 * 5 * 8 * 2
+    assert flops(lambda: pool(h).sum().backward()) == 3 * 2 * 2 * 5 * 8 * 2
+
+
+def test_power_spectrogram_counts_its_transforms():
+    wave, window = torch.randn(2, 100, requires_grad=True), torch.ones(64)
+    args = window, 64, 12
+    frames, transform = 2 * 4, 5 * 64 * 6 // 2
+    assert flops(lambda: power_spectrogram.power_spectrogram(wave, *args)) == frames * transform
+    assert flops(lambda: power_spectrogram.power_spectrogram(wave, *args).sum().backward()) == 3 * frames * transform
+    out = torch.empty(2, 4, 33)
+    assert flops(lambda: power_spectrogram.power_spectrogram(wave.detach(), *args, out=out)) == frames * transform
+
+
+@pytest.mark.parametrize("order", ["ser_fast, torch.utils.flop_counter", "torch.utils.flop_counter, ser_fast"])
+def test_formulas_are_registered_in_both_orders(order):
+    """Importing torch's counter imports Triton, so that ``import ser_fast`` alone must not do it."""
+    code = f"""
+import sys, torch
+import {order.split(", ")[0]}
+assert {order.startswith("torch")} == ("torch.utils.flop_counter" in sys.modules)
+import {order.split(", ")[1]}
+with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+    ser_fast.AttentionPool(8)(torch.randn(2, 5, 8))
+assert counter.get_total_flops() == 320
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
