@@ -278,7 +278,19 @@ def test_manifest_jsonl_equals_csv(tmp_path):
     [
         ("", r"line 1: column 'file' occurs 0 times"),
         ("file,label\na.wav,sad\n", r"line 1: column 'speaker' occurs 0 times"),
-        ("file;speaker;label\na.wav;s;sad\n", r"line 1: column 'file' occurs 0 times in \['file;"),
+        ("file;speaker;label\na.wav;s;sad\n", r"line 1: columns are separated by ';'; it must be ','"),
+        (
+            "file\tspeakr\tlabel\na.wav\ts\tsad\n",
+            r"line 1: columns are separated by '\\t', and column 'speaker' is missing \(the closest is 'speakr'\)",
+        ),
+        ("File,speaker,label\n", r"line 1: column 'file' occurs 0 times in .* \(the closest is 'File'\)"),
+        ("file,speaker,label\na.wav,s,s\0d\n", r"line 2: column 'label' is 's\\x00d'"),
+        ("file,speaker,label\na.wav,s," + "x" * 200_000, r"line 2: field larger than field limit"),
+        (
+            "file,speaker,label\n" + "x" * 5000 + ",s,l",
+            r"line 2: column 'file' is 'x{76}\.\.\.; it must be at most 4096",
+        ),
+        ("file,speaker,label,end\na,s,l," + "1" * 5000, r"line 2: column 'end' is '1{76}\.\.\.; it must be a number"),
         ("file,speaker,label,label\na.wav,s,sad,froh\n", r"line 1: column 'label' occurs 2 times"),
         ("file,speaker,label\n", r"0 utterances"),
         ("file,speaker,label\na.wav,s,sad\nb.wav,,sad\n", r"line 3: column 'speaker' is ''"),
@@ -301,6 +313,11 @@ def test_manifest_csv_refuses_bad_rows(tmp_path, text, message):
     ("line", "message"),
     [
         ("{", r"it must be one JSON object"),
+        ("[" * 100_000, r"maximum recursion depth.*; it must be one JSON object"),
+        ('{"file": "a", "speaker": ' + "1" * 5000 + "}", r"5000 digits; it must be one JSON object"),
+        ('{"file": "a\\u0000", "speaker": "s", "label": "l"}', r"column 'file' is 'a\\x00'"),
+        ('{"file": "a\\ud800", "speaker": "s", "label": "l"}', r"column 'file' is 'a\\ud800'"),
+        ('{"file": "a", "speaker": "s", "lable": "l"}', r"column 'label' is missing \(the closest is 'lable'\)"),
         ("[1]", r"value is \[1\]; it must be a JSON object"),
         ('{"file": "a", "speaker": "s"}', r"column 'label' is missing"),
         ('{"file": "a", "speaker": true, "label": "l"}', r"column 'speaker' is True"),
@@ -393,8 +410,18 @@ def test_manifest_refuses_other_file_types(tmp_path):
     with pytest.raises(ValueError, match=r"suffix '\.txt'; it must be one of \.csv, \.jsonl"):
         manifest(table(tmp_path, "file,speaker,label\n", "table.txt"))
     (tmp_path / "table.csv").write_bytes("file,speaker,label\nä.wav,s,l\n".encode("latin-1"))
-    with pytest.raises(ValueError, match="it must be UTF-8"):
+    with pytest.raises(ValueError, match=r"table\.csv, line 2: byte 0xe4; it must be UTF-8"):
         manifest(tmp_path / "table.csv")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("name", ["table.csv", "table.jsonl"])
+def test_manifest_takes_any_line_end(tmp_path, name, end):
+    """Old spreadsheets on macOS write CR alone, and a BOM."""
+    row = '{"file": "%s", "speaker": "s", "label": "l"}'
+    lines = ["file,speaker,label", "a,s,l", "b,s,l"] if name.endswith("csv") else [row % "a", row % "b"]
+    (tmp_path / name).write_bytes(("\ufeff" + end.join([*lines, ""])).encode())
+    assert [utterance.name for utterance in manifest(tmp_path / name).utterances] == ["a", "b"]
 
 
 def test_load_corpus_by_kind_and_by_guess(tmp_path):
