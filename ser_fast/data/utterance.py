@@ -119,6 +119,9 @@ class Corpus:
             values = [utterance.value for utterance in self.utterances]
             lines.append(f"values from {min(values):g} to {max(values):g}" if values else "no values")
         lines.append(f"{_plural(len(speakers), 'speaker')}: {_counts([u.speaker for u in self.utterances])}")
+        pairs = {(utterance.speaker, utterance.label) for utterance in self.utterances}
+        if 1 < len(pairs) == len(speakers) == len(self.classes):
+            lines.append("each class has one speaker of its own, so a model can learn the speakers instead")
         return [*lines, *self.notes, *([self.passed_over] if self.passed_over else [])]
 
 
