@@ -297,7 +297,8 @@ def _predict(options) -> int:
     predictor = Predictor(options.checkpoint, options.batch_size)
     label = ["label"] if predictor.classes else []
     rows, errors, count = [], 0, 0
-    for count, (file, result) in enumerate(predictor.files(options.files, _warn), 1):
+    for file, result in predictor.files(options.files, _warn):
+        count += 1
         reason = ""
         if isinstance(result, Exception):
             errors += 1
