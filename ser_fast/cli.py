@@ -284,16 +284,17 @@ def _convert(options) -> int:
 
 
 def _predict(options) -> int:
+    from ser_fast.data.failures import by_reason
     from ser_fast.reports.terminal import print_table
     from ser_fast.training.predictor import Predictor
 
     predictor = Predictor(options.checkpoint, options.batch_size)
     label = ["label"] if predictor.classes else []
-    rows, errors, count = [], 0, 0
+    rows, errors, count = [], [], 0
     for count, (file, result) in enumerate(predictor.files(options.files, _warn), 1):
         reason = ""
         if isinstance(result, Exception):
-            errors += 1
+            errors.append(str(result))
             reason = f"error: {str(result).removeprefix(f'{printable(file)}: ')}"
         if options.json:
             print(json.dumps({"file": str(file)} | _answer(predictor.classes, result)), flush=True)
@@ -306,7 +307,8 @@ def _predict(options) -> int:
         print_table("", ["file", *label, *predictor.names, "flag"], rows)
     if not errors:
         return 0
-    return _complain(f"{errors} of {count} files could not be predicted; their rows say why", 1)
+    reasons = "".join(f"\n  {line}" for line in by_reason(errors))
+    return _complain(f"{len(errors)} of {count} files could not be predicted; their rows say why:{reasons}", 1)
 
 
 def _answer(classes: list[str], result) -> dict:

@@ -21,6 +21,7 @@ import torch
 from ser_fast.data.audio import read_corpus
 from ser_fast.data.corpora import Corpus, load_corpus
 from ser_fast.data.dataset import Dataset, labels, load_dataset, speakers, split_corpus
+from ser_fast.data.failures import summarise
 from ser_fast.data.splits import Split, how_chosen
 from ser_fast.training.checkpoint import blank
 from ser_fast.training.config import TrainConfig, resumed, run_folder, run_options
@@ -87,6 +88,10 @@ def cross_validate(
     if config.skip_bad:  # the folds depend on which utterances can be read
         good, _, errors = read_corpus(corpus.utterances, model.spectrogram.sample_rate, True)
         corpus, skipped = replace(corpus, utterances=good), [str(error) for error in errors]
+    if skipped:
+        report(f"skipped {len(skipped)} unreadable utterances:")
+        for line in summarise(skipped):
+            report(f"  {line}")
     runs, sentence = plan(config, folds, speakers(corpus))
     task = task_of(corpus.classes, labels(corpus), config.loss, config.label_smoothing)
     for candidate in folds.choose:
