@@ -59,11 +59,12 @@ def main(argv: list[str] | None = None) -> int:
             needed = "this command needs the training extra: type `pip install 'ser_fast[train]'`"
             return _complain(f"{needed} ({error})", 1)
         except argparse.ArgumentError as error:
-            return _complain(f"{error}; `ser-fast --help` and `ser-fast COMMAND --help` list the options", 2)
+            found = " ".join(str(error).split())
+            return _complain(f"{found}; `ser-fast --help` and `ser-fast COMMAND --help` list the options", 2)
         except (ValueError, OSError, RuntimeError, FloatingPointError, MemoryError) as error:
             if os.environ.get("SER_FAST_TRACEBACK"):
                 raise
-            return _complain(str(error) or "out of memory", 1)
+            return _complain(_sentence(error), 1)
 
 
 @contextlib.contextmanager
@@ -84,6 +85,12 @@ def _streams() -> Iterator[None]:
             except OSError:  # already reported; Python would fail again at exit
                 with contextlib.suppress(OSError):
                     os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    return str(error) or "out of memory"  # a MemoryError has no text
 
 
 def _run(argv: list[str]) -> int:
@@ -291,7 +298,8 @@ def _predict(options) -> int:
     predictor = Predictor(options.checkpoint, options.batch_size)
     label = ["label"] if predictor.classes else []
     rows, errors, count = [], [], 0
-    for count, (file, result) in enumerate(predictor.files(options.files, _warn), 1):
+    for file, result in predictor.files(options.files, _warn):
+        count += 1
         reason = ""
         if isinstance(result, Exception):
             errors.append(str(result))

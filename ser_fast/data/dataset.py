@@ -28,6 +28,7 @@ class Dataset:
         skipped: an error message for each utterance that could not be read.
         parts: the corpus's own division, "train", "valid" or "test" each; empty if it has none.
         passed_over: sentence about files in the corpus's folder that were not taken, or ``""``.
+        sentiment_scale: 1 or 3 as in :class:`ser_fast.data.corpora.Corpus`, 0 if the labels are no sentiment.
 
     Attributes:
         numbers: number of each utterance in the dataset that this one is a part of; 0, 1, ... in a whole dataset.
@@ -43,6 +44,7 @@ class Dataset:
     skipped: list[str]
     parts: list[str] = field(default_factory=list)
     passed_over: str = ""
+    sentiment_scale: float = 0.0
     numbers: list[int] = field(init=False, repr=False)
     features: FeatureCache = field(init=False, repr=False, compare=False, default_factory=FeatureCache)
 
@@ -99,6 +101,7 @@ def load_dataset(corpus: Corpus | str, sample_rate: int, skip_bad: bool = False)
         skipped,
         parts(kept),
         corpus.passed_over,
+        corpus.sentiment_scale,
     )
 
 

@@ -60,6 +60,8 @@ class Corpus:
         passed_over: sentence about files in the corpus's folder that were not taken, of
             :func:`ser_fast.data.files.passed_over`; ``""`` if there are none.
         notes: more sentences about how the corpus was read, such as classes that were merged.
+        sentiment_scale: 1 if the values are sentiment from -1 to 1, as in CH-SIMS, 3 from -3 to 3, as in MOSI; shares
+            such as Acc-2 are then measured. 0 for values of any other kind.
 
     Raises:
         ValueError: the same section of a file occurs twice, so that it could be in the training and in the test part;
@@ -72,10 +74,14 @@ class Corpus:
     classes: list[str]
     passed_over: str = ""
     notes: tuple[str, ...] = ()
+    sentiment_scale: float = 0.0
 
     def __post_init__(self):
         object.__setattr__(self, "name", printable(self.name))
         object.__setattr__(self, "classes", [printable(name) for name in self.classes])
+        scale, allowed = self.sentiment_scale, "0 in a corpus of classes" if self.classes else "0, 1 or 3"
+        good = scale in ((0,) if self.classes else (0, 1, 3))
+        require(good, f"corpus {self.name!r} has the sentiment_scale {scale}", allowed)
         seen: dict[tuple, str] = {}
         for utterance in self.utterances:
             self._check(utterance)
@@ -102,6 +108,8 @@ class Corpus:
             finite = value is not None and math.isfinite(value)
             require(finite, f"{place} value {value}", "a finite number, for the corpus has no classes")
             require(not label, f"{place} label {label!r}", "empty beside a value")
+            end = self.sentiment_scale or math.inf
+            require(abs(value) <= end, f"{place} value {value}", f"in -{end:g}..{end:g}, the sentiment scale")
         require(part in (None, *PARTS), f"{place} part {part!r}", f"one of {', '.join(PARTS)}")
 
     @property

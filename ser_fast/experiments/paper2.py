@@ -139,7 +139,7 @@ def sentiment(runner: Runner) -> Result:
     else:
         summary = runner.cross_validate(name)
         runs, protocol, folds = summary["runs"], summary["protocol"], "folds"
-    shown = html.REGRESSION
+    shown = html.measures(runs[0]["metrics"])
     spans = {key: metrics.interval([run["metrics"][key] for run in runs]) for key in shown}
     paper = published.SENTIMENT
 

@@ -14,7 +14,7 @@ from ser_fast import backends
 from ser_fast.backends import dispatch
 from ser_fast.backends.info import info
 from ser_fast.data.batches import LengthSortedBatches
-from ser_fast.data.dataset import labels, load_dataset, speakers
+from ser_fast.data.dataset import load_dataset, speakers
 from ser_fast.experiments import figures, published
 from ser_fast.experiments.settings import Runner
 from ser_fast.experiments.tables import Result, Table
@@ -85,7 +85,7 @@ def measure(name: str, runner: Runner) -> tuple[dict[str, list[float]], float, s
     config = plan(replace(config, out=runner.runs), runner.folds, speakers(runner.corpus))[0][0].config
     device = distributed.device(config.device)
     build = MODELS[config.model]
-    task = task_of(runner.corpus.classes, labels(runner.corpus), config.loss)
+    task = task_of(runner.corpus.classes, config.loss)
     torch.manual_seed(config.seed)
     model, after = (build(task.outputs, **options | {"reset_after": form}) for form in (False, True))
     dataset = load_dataset(runner.corpus, model.spectrogram.sample_rate, config.skip_bad)

@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from ser_fast import _torch_compat, backends
 from ser_fast.nn.gru_cell import init_uniform
+from ser_fast.nn.inference import recordable
 from ser_fast.nn.packing import Join, Part
 from ser_fast.ops import checks, onnx
 from ser_fast.ops.gru import gru
@@ -175,6 +176,7 @@ class GRU(nn.Module):
             ValueError: if the input is neither 2-D nor 3-D, or the dtype of input or hx differs from that of the
                 weights outside autocast.
         """
+        input, hx, lengths = recordable(input, hx, lengths)
         if isinstance(input, PackedSequence):
             checks.require(lengths is None, "GRU", "lengths is given with a PackedSequence", "None")
             checks.operands("GRU", self.weight_ih_l0, input=input.data, hx=hx)
@@ -301,7 +303,7 @@ class GRU(nn.Module):
                 x = F.dropout(x, self.dropout, self.training)
         if x.requires_grad and x.dim() == 3 and x.device.type == "cpu" and not checks.tracing():
             x = x.clone()  # the op's backward reads its output, which callers of nn.GRU may overwrite on a CPU
-        return x, torch.cat(states)
+        return x, states[0] if len(states) == 1 else torch.cat(states)
 
     def _layer(self, layer: int, x: Tensor, h0, lengths, turned: bool) -> tuple[Tensor, Tensor]:
         """Return y ``[T, B, D, H]`` (packed ``[N, D, H]``) and h_n ``[D, B, H]`` of one layer."""

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ser_fast._require import require
+from ser_fast.nn.inference import recordable
 from ser_fast.ops import checks
 from ser_fast.ops.checks import HALF
 from ser_fast.ops.power_spectrogram import FLOOR, PAD_MODES, frame_counts, power_spectrogram
@@ -196,26 +197,35 @@ class PowerSpectrogram(Constants):
         """Compute the spectrogram.
 
         Args:
-            wave: ``[B, N]``, of the window's dtype, or int16, which stands for sample / 32768.
+            wave: ``[B, N]``, float32, float64, or int16, which stands for sample / 32768.
             lengths: samples of each row, int64 or int32 ``[B]``, on the wave's device.
 
         Returns:
             The spectrogram ``[B, T, F]``, 0 past each row's frames; with lengths ``(spectrogram, frame_lengths)``.
+            It is computed in float64 if the wave or the module is, else in float32.
 
         Raises:
             RuntimeError: if an argument has an invalid shape, dtype, device or value, or a sample is not finite.
         """
-        if isinstance(wave, Tensor) and wave.dtype == torch.int16 and self.window.dtype == torch.float64:
-            wave = wave.double() / 32768
+        wave, lengths = recordable(wave, lengths)
+        if isinstance(wave, Tensor) and self.window.dtype == torch.float64:
+            scale = 32768 if wave.dtype == torch.int16 else 1
+            wave = wave.double() / scale if wave.dtype in (torch.int16, torch.float32) else wave
         spec = self._spectra(wave, lengths, self.center)
         return spec if lengths is None else (spec, self.frame_lengths(lengths))
 
     def _spectra(self, wave: Tensor, lengths: Tensor | None, center: bool) -> Tensor:
-        mean, std = (self.mean, self.std) if self.normalize else (None, None)
+        window, mean, std = self._for(wave, self.window, self.mean, self.std)
+        mean, std = (mean, std) if self.normalize else (None, None)
         return power_spectrogram(
-            wave, self.window, self.n_fft, self.hop_length, self.bins, lengths, mean, std,
+            wave, window, self.n_fft, self.hop_length, self.bins, lengths, mean, std,
             log=self.log, floor=self.floor, center=center, pad_mode=self.pad_mode,
         )  # fmt: skip
+
+    def _for(self, wave: Tensor, *constants: Tensor) -> list[Tensor]:
+        """Return constants in the dtype that a wave is computed in."""
+        double = isinstance(wave, Tensor) and wave.dtype == torch.float64
+        return [constant.double() if double else constant for constant in constants]
 
     def stream(self) -> SpectrogramStream:
         """Return a stream that takes a wave in chunks and gives each frame as soon as it is complete."""
@@ -286,7 +296,7 @@ class SpectrogramStream:
                 then.
         """
         kind = self._check(chunk)
-        samples = chunk.to(self.spectrogram.window.dtype)
+        samples = chunk.to(torch.promote_types(chunk.dtype, self.spectrogram.window.dtype))
         samples = samples / 32768 if chunk.dtype == torch.int16 else samples
         held = samples if self._held is None else torch.cat([self._held, samples], 1)
         padded = self._padded or held.shape[1] >= self._least
@@ -337,7 +347,7 @@ class SpectrogramStream:
         good = chunk.dim() == 2 and len(chunk) > 0
         checks.require(good, op, f"chunk has shape {list(chunk.shape)}", "[B, n] with B at least 1")
         checks.require(chunk.device == window.device, op, f"chunk is on {chunk.device}", f"on {window.device}")
-        checks.dtype(op, "chunk", chunk, window.dtype, torch.int16)
+        checks.dtype(op, "chunk", chunk, torch.float32, torch.float64, torch.int16)
         kind = {"batch size": len(chunk), "dtype": chunk.dtype, "device": chunk.device}
         for name, value in kind.items():
             first = value if self._kind is None else self._kind[name]

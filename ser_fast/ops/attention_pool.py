@@ -20,7 +20,7 @@ def reference(h: Tensor, w: Tensor, lengths: Tensor | None = None) -> tuple[Tens
     else:
         valid, h = frame_mask(lengths, h.shape[1]), mask_past(h, lengths)
         # A row without frames keeps finite scores, since a softmax over -inf alone is NaN, and is zeroed afterwards.
-        scores = (h @ w).masked_fill(~valid & valid.any(1, keepdim=True), -torch.inf)
+        scores = (h @ w).masked_fill(~valid & (lengths > 0)[:, None], -torch.inf)
         weights = torch.softmax(scores, dim=1) * valid
     return (weights[:, None] @ h).squeeze(1).to(dtype), weights.to(dtype)
 

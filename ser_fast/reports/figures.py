@@ -60,6 +60,7 @@ def loss_curves(runs: dict[str, list[dict]], path: Path) -> Path:
     figure = Figure(figsize=(9, 3.4))
     left, right = figure.subplots(1, 2)
     share = not any("valid_mae" in rows[0] for rows in runs.values())
+    counted = all("accuracy" in row for rows in runs.values() for row in rows)
     measure = "valid_recall" if share else "valid_mae"
     for (name, rows), color in zip(runs.items(), (BLUE, ORANGE)):
         epochs = [row["epoch"] for row in rows]
@@ -67,14 +68,16 @@ def loss_curves(runs: dict[str, list[dict]], path: Path) -> Path:
         look = {"color": color, "marker": marker}
         left.plot(epochs, [row["loss"] for row in rows], label=f"{name}, training", **look)
         if "valid_loss" not in rows[0]:
-            right.plot(epochs, [100 * row["accuracy"] for row in rows], label=name, **look)
+            right.plot(
+                epochs, [100 * row["accuracy"] if counted else row["loss"] for row in rows], label=name, **look
+            )
             continue
         left.plot(epochs, [row["valid_loss"] for row in rows], label=f"{name}, validation", linestyle=":", **look)
         right.plot(epochs, [100 * row[measure] if share else row[measure] for row in rows], label=name, **look)
     left.set(xlabel="epoch", ylabel="loss", ylim=(0, None))
     measured, top = ("validation UA (%)", 100) if share else ("validation MAE", None)
     if not any("valid_loss" in rows[0] for rows in runs.values()):
-        measured, top = "training accuracy (%)", 100
+        measured, top = ("training accuracy (%)", 100) if counted else ("training loss", None)
     right.set(xlabel="epoch", ylabel=measured, ylim=(0, top))
     for axes in (left, right):
         plain_axes(axes)

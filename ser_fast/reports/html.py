@@ -39,7 +39,8 @@ REGRESSION = {"mae": "MAE", "corr": "Pearson r", "acc2": "Acc-2 %", "f1": "F1 %"
 
 def measures(metrics: dict) -> dict[str, str]:
     """Return the headings of the measures that a report shows, by their key in the metrics."""
-    return REGRESSION if "mae" in metrics else CLASSIFICATION
+    known = REGRESSION if "mae" in metrics else CLASSIFICATION
+    return {key: heading for key, heading in known.items() if key in metrics}
 
 
 def number(name: str, value: float) -> str:

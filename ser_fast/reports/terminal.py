@@ -59,8 +59,11 @@ class TrainingDisplay(Reporter):
     def on_notice(self, text: str) -> None:
         say(f"{self.name}: {text}")
 
-    def on_batch(self, epoch: int, share: float, loss: float, accuracy: float, utterances_per_second: float) -> None:
-        numbers = f"loss {loss:.3f}  accuracy {accuracy:.1%}  {utterances_per_second:.0f} utterances/s"
+    def on_batch(
+        self, epoch: int, share: float, loss: float, accuracy: float | None, utterances_per_second: float
+    ) -> None:
+        right = "" if accuracy is None else f"accuracy {accuracy:.1%}  "
+        numbers = f"loss {loss:.3f}  {right}{utterances_per_second:.0f} utterances/s"
         self.bar.update(
             self.task, description=f"{self.name} epoch {epoch}/{self.epochs}", numbers=numbers,
             total=self.epochs, completed=epoch - 1 + share,
@@ -68,6 +71,7 @@ class TrainingDisplay(Reporter):
 
     def on_epoch(self, row: dict) -> None:
         left = (self.epochs - row["epoch"]) * row["seconds"]
+        right = f"accuracy {row['accuracy']:6.1%}  " if "accuracy" in row else ""
         valid = ""
         if "valid_recall" in row:
             valid = f"validation loss {row['valid_loss']:.3f}  UA {row['valid_recall']:6.1%}  "
@@ -75,7 +79,7 @@ class TrainingDisplay(Reporter):
             valid = f"validation MAE {row['valid_mae']:.3f}  "
         say(
             f"{self.name} epoch {row['epoch']:>3}/{self.epochs}  loss {row['loss']:.3f}  "
-            f"accuracy {row['accuracy']:6.1%}  {valid}"
+            f"{right}{valid}"
             f"{row['utterances'] / row['seconds']:.0f} utterances/s  {left:.0f} s left"
         )
 

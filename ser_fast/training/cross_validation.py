@@ -20,7 +20,7 @@ import torch
 
 from ser_fast.data.audio import read_corpus
 from ser_fast.data.corpora import Corpus, load_corpus
-from ser_fast.data.dataset import Dataset, labels, load_dataset, speakers, split_corpus
+from ser_fast.data.dataset import Dataset, load_dataset, speakers, split_corpus
 from ser_fast.data.failures import summarise
 from ser_fast.data.splits import Split, how_chosen
 from ser_fast.training.checkpoint import blank
@@ -93,7 +93,7 @@ def cross_validate(
         for line in summarise(skipped):
             report(f"  {line}")
     runs, sentence = plan(config, folds, speakers(corpus))
-    task = task_of(corpus.classes, labels(corpus), config.loss, config.label_smoothing)
+    task = task_of(corpus.classes, config.loss, config.label_smoothing, sentiment_scale=corpus.sentiment_scale)
     for candidate in folds.choose:
         blank(config.model, 2, changed(config, options, candidate)[1])
     planned = [_candidates(corpus, run.config, options, folds) for run in runs]
@@ -112,8 +112,10 @@ def cross_validate(
             )
         ordered = [outcomes[number].summary for number in range(len(runs))]
         predictions = [row for number in range(len(runs)) for row in outcomes[number].predictions]
+        shared = folds.protocol == "random" and config.validation == "auto"
+        chosen = how_chosen("random" if shared else config.validation, config.valid_fraction)
         result = {
-            "protocol": f"{sentence}; {how_chosen(config.validation, config.valid_fraction)}{_choice(folds)}",
+            "protocol": f"{sentence}; {chosen}{_choice(folds)}",
             "data": corpus.name,
             "model": config.model,
             "classes": corpus.classes,
@@ -224,7 +226,7 @@ def _best(candidates: list[Candidate], dataset: Dataset, folds: Folds) -> Outcom
         return _run(candidates[0].run, dataset)
     split = candidates[0].run.split  # the test part is the same for all candidates
     inner = dataset.part(sorted(split.train + split.valid))
-    task = task_of(dataset.classes, dataset.labels, "auto")
+    task = task_of(dataset.classes, "auto")
     scores = [
         statistics.fmean(task.score(_run(trial, inner).summary["best"]) for trial in candidate.trials)
         for candidate in candidates
@@ -272,7 +274,9 @@ def _together(runs: list[Fold], summaries: list[dict]) -> dict:
         | {name: summary[name] for name in ("chosen", "scores") if name in summary}
         for run, summary in zip(runs, summaries)
     ]  # fmt: skip
-    names = [name for name, value in rows[0]["metrics"].items() if isinstance(value, float)]
+    # Runs of another version may have further measures.
+    common = set.intersection(*(set(row["metrics"]) for row in rows))
+    names = [name for name, value in rows[0]["metrics"].items() if name in common and isinstance(value, float)]
     by_seed: dict[int, list[dict]] = {}
     for row in rows:
         by_seed.setdefault(row["seed"], []).append(row["metrics"])

@@ -43,12 +43,12 @@ def classification(truth: Sequence[int], predicted: Sequence[int], classes: Sequ
     }
 
 
-def regression(truth: Sequence[float], predicted: Sequence[float], low: float, high: float) -> dict:
-    """Return sentiment metrics for the scale low..high, as the MMSA benchmark defines them (Mao et al., 2022).
+def regression(truth: Sequence[float], predicted: Sequence[float], scale: float = 0.0) -> dict:
+    """Return error and correlation, and on a sentiment scale the MMSA benchmark's shares (Mao et al., 2022).
 
-    On a scale within -1..1 (CH-SIMS) values are first clipped to low..high; ``acc2`` and ``f1`` separate values up to
-    0 from those above; ``acc3`` and ``acc5`` cut at -0.1, 0.1 and at -0.7, -0.1, 0.1, 0.7, where a value on a cut
-    belongs below it. On a wider scale (MOSI) ``acc2`` and ``f1`` separate values below 0 from the rest;
+    On the scale 1 (CH-SIMS, -1 to 1) values are first clipped to -1..1; ``acc2`` and ``f1`` separate values up to 0
+    from those above; ``acc3`` and ``acc5`` cut at -0.1, 0.1 and at -0.7, -0.1, 0.1, 0.7, where a value on a cut
+    belongs below it. On the scale 3 (MOSI, -3 to 3) ``acc2`` and ``f1`` separate values below 0 from the rest;
     ``acc2_non0`` and ``f1_non0`` leave out true values of 0 and separate values up to 0 from those above; ``acc5``
     and ``acc7`` compare values clipped to ±2 and ±3 and rounded, halves to even.
 
@@ -58,19 +58,18 @@ def regression(truth: Sequence[float], predicted: Sequence[float], low: float, h
     Args:
         truth: true value of each utterance.
         predicted: predicted value of each utterance.
-        low, high: ends of the scale.
+        scale: 1 or 3; 0 for values that are no sentiment, which have ``mae`` and ``corr`` only.
 
     Raises:
         ValueError: the lists are empty or differ in length, or a value is not finite.
     """
     # float32 as in the models, also for the cuts: else a value of -0.7 would differ from the cut at -0.7.
     truth, predicted = (np.asarray_chkfinite(values, np.float32) for values in (truth, predicted))
-    narrow = max(-low, high) <= 1
-    if narrow:
-        truth, predicted = truth.clip(low, high), predicted.clip(low, high)
+    if scale == 1:
+        truth, predicted = truth.clip(-1, 1), predicted.clip(-1, 1)
     error = float(mean_absolute_error(truth.astype(float), predicted.astype(float)))
-    shares = _narrow_shares(truth, predicted) if narrow else _wide_shares(truth, predicted)
-    return shares | {"mae": error, "corr": _correlation(truth, predicted)}
+    shares = {0: {}, 1: _narrow_shares, 3: _wide_shares}[scale]
+    return (shares and shares(truth, predicted)) | {"mae": error, "corr": _correlation(truth, predicted)}
 
 
 def _narrow_shares(truth: np.ndarray, predicted: np.ndarray) -> dict:

@@ -1,12 +1,12 @@
 """The two tasks, classification and regression: targets, losses, predictions and metrics."""
 
-import math
+import statistics
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ser_fast.training import metrics
 
@@ -20,7 +20,12 @@ class Classification:
         classes: names of the classes.
         loss: "cross_entropy", the same as "auto", or "l1", the mean absolute difference of softmax and target.
         label_smoothing: share of every target that is spread over all classes, in 0..1.
+
+    Attributes:
+        counts: whether :meth:`hits` counts correct predictions.
     """
+
+    counts = True
 
     def __init__(self, classes: Sequence[str], loss: Literal["auto", "cross_entropy", "l1"], label_smoothing: float):
         self.classes, self.name, self.label_smoothing = list(classes), loss, label_smoothing
@@ -45,6 +50,9 @@ class Classification:
         """Return the predicted class indices."""
         return logits.argmax(1).tolist()
 
+    def begin(self, model: nn.Module, labels: Sequence[int]) -> None:
+        """Prepare an untrained model for these training labels; does nothing."""
+
     def metrics(self, truth: Sequence[int], predicted: Sequence[int]) -> dict:
         """Return :func:`ser_fast.training.metrics.classification`."""
         return metrics.classification(truth, predicted, self.classes)
@@ -62,14 +70,18 @@ class Regression:
     """Regression: outputs and targets are values ``[B, 1]``; the loss is the mean absolute error.
 
     Args:
-        low, high: ends of the scale, which decide the metrics.
+        scale: 1 or 3 for sentiment from -scale to scale, which decides the metrics; 0 for values of any other kind.
     """
 
     outputs = 1
 
-    def __init__(self, low: float, high: float):
-        self.low, self.high = low, high
+    def __init__(self, scale: float):
+        self.scale, self.counts = scale, scale > 0
         self.classes: list[str] = []
+
+    def begin(self, model: nn.Module, labels: Sequence[float]) -> None:
+        """Set the output's bias of an untrained model to the mean of these training labels."""
+        nn.init.constant_(model.classifier.bias, statistics.fmean(labels))
 
     def targets(self, labels: Sequence[float]) -> Tensor:
         """Return targets ``[B, 1]`` of values."""
@@ -80,7 +92,7 @@ class Regression:
         return F.l1_loss(outputs, targets)
 
     def hits(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the number of outputs on the right side of zero."""
+        """Return the number of outputs on the right side of zero, which means something on a sentiment scale only."""
         return ((outputs >= 0) == (targets >= 0)).sum()
 
     def predict(self, outputs: Tensor) -> list[float]:
@@ -89,7 +101,7 @@ class Regression:
 
     def metrics(self, truth: Sequence[float], predicted: Sequence[float]) -> dict:
         """Return :func:`ser_fast.training.metrics.regression`."""
-        return metrics.regression(truth, predicted, self.low, self.high)
+        return metrics.regression(truth, predicted, self.scale)
 
     def score(self, valid: dict) -> float:
         """Return the score of validation metrics, higher is better: minus the mean absolute error."""
@@ -103,14 +115,14 @@ class Regression:
 Task = Classification | Regression
 
 
-def task_of(classes: Sequence[str], labels: Sequence, loss: str, label_smoothing: float = 0.0) -> Task:
+def task_of(classes: Sequence[str], loss: str, label_smoothing: float = 0.0, *, sentiment_scale: float = 0.0) -> Task:
     """Return the task of a corpus: classification, or regression without classes.
 
     Args:
         classes: names of the classes; empty for a regression.
-        labels: class indices or values; values decide the scale of a regression, -1..1 or at least -3..3.
         loss: one of ``LOSSES``.
         label_smoothing: share of every target that is spread over all classes, in 0..1.
+        sentiment_scale: that of the corpus, see :class:`ser_fast.data.corpora.Corpus`.
 
     Raises:
         ValueError: a loss or a smoothing of classes is given for a corpus of values.
@@ -121,6 +133,4 @@ def task_of(classes: Sequence[str], labels: Sequence, loss: str, label_smoothing
         raise ValueError("loss is cross_entropy, but data has values, not classes; it must be auto or l1")
     if label_smoothing:
         raise ValueError(f"label_smoothing is {label_smoothing}, but data has values, not classes; it must be 0")
-    # The two scales in use: CH-SIMS's -1 to 1 and MOSI's -3 to 3.
-    end = 1.0 if max(map(abs, labels)) <= 1 else float(max(3, math.ceil(max(map(abs, labels)))))
-    return Regression(-end, end)
+    return Regression(sentiment_scale)

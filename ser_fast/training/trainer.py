@@ -152,7 +152,9 @@ class Trainer:
         self.progress = Progress(dataset.digest(), parts=split.digest())
         self._compare_corpora()
         with distributed.agreed():
-            self.task = task_of(dataset.classes, dataset.labels, config.loss, config.label_smoothing)
+            self.task = task_of(
+                dataset.classes, config.loss, config.label_smoothing, sentiment_scale=dataset.sentiment_scale
+            )
         drawing = {"bucket": config.bucket, "balance": config.balance and bool(dataset.classes)}
         share = distributed.share()
         self.batches = {
@@ -162,6 +164,7 @@ class Trainer:
         }
         torch.manual_seed(config.seed)
         self.model = MODELS[config.model](self.task.outputs, **options)
+        self.task.begin(self.model, self.batches["train"].labels)
         if self.model.corpus_statistics:
             fit_statistics(self.model, self.batches["train"])
         self._refuse_shares()
@@ -274,11 +277,12 @@ class Trainer:
                     f"the loss is {loss_sum} in epoch {epoch + 1}; a smaller learning_rate may help"
                 ))  # fmt: skip
             seconds = time.perf_counter() - start
-            self.reporter.on_batch(epoch + 1, (step + 1) / steps, loss_sum / done, correct / done, done / seconds)
+            accuracy = correct / done if self.task.counts else None
+            self.reporter.on_batch(epoch + 1, (step + 1) / steps, loss_sum / done, accuracy, done / seconds)
         row = {
             "epoch": epoch + 1,
             "loss": loss_sum / done,
-            "accuracy": correct / done,
+            **({"accuracy": correct / done} if self.task.counts else {}),
             "utterances": done,
             "seconds": time.perf_counter() - start,
         }

@@ -142,7 +142,7 @@ def test_convert_ch_sims(tmp_path, header, encoding):
         ("sims/Raw/video_0001/0002.wav", "video_0001", "", 0.6, "test"),
         ("sims/Raw/video_0002/0001.wav", "video_0002", "", 0.0, "valid"),
     ]
-    assert corpus == load_corpus(f"manifest:{out}") and corpus.classes == []
+    assert corpus == load_corpus(f"manifest:{out}") and corpus.classes == [] and corpus.sentiment_scale == 1
     assert [len(samples) for samples in read_corpus(corpus.utterances)[1]] == [800, 801, 802]
     assert notes == ["1 of 2 speakers are in more than one part", f"manifest: {out}"]
     assert ["train", "1", "1"] in rows and rows[-1] == ["all", "3", "2"]

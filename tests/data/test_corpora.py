@@ -12,7 +12,7 @@ from ser_fast.data.corpora import Corpus, Utterance, load_corpus
 from ser_fast.data.corpora.casia import casia
 from ser_fast.data.corpora.emodb import emodb
 from ser_fast.data.corpora.folders import folders
-from ser_fast.data.corpora.manifest import manifest
+from ser_fast.data.corpora.manifest import manifest, write_manifest
 from ser_fast.data.corpora.ravdess import ravdess
 
 DATA = Path(os.environ.get("SER_FAST_DATA") or Path(__file__).parents[3] / "shared" / "data")
@@ -369,6 +369,27 @@ def test_manifest_of_values_and_parts(tmp_path):
 def test_manifest_refuses_bad_values_and_parts(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
         manifest(table(tmp_path, text))
+
+
+@pytest.mark.parametrize(("cells", "scale"), [(("3", "3"), 3), (("1", "1"), 1), (("", ""), 0)])
+def test_manifest_declares_a_sentiment_scale(cells, scale, tmp_path):
+    rows = [f"{name}.wav,s,{value},{cell}" for name, value, cell in zip("ab", (-0.5, 1), cells)]
+    corpus = manifest(table(tmp_path, "\n".join(["file,speaker,value,sentiment_scale", *rows])))
+    assert corpus.sentiment_scale == scale
+    write_manifest(corpus, tmp_path / "again.csv")
+    assert manifest(tmp_path / "again.csv").sentiment_scale == scale
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [(("3", "1"), "line 3: .* is 1; it must be 1 in every row"), (("2", "2"), "line 2: .* is 2; it must be 1 in every"),
+     (("1", ""), "line 3: .* is 0"), (("x", "1"), "is 'x'; it must be 1 or 3"), (("nan", "1"), "is 'nan'; it must be 1"),
+     (("1", "1"), "has the value 2.0; it must be in -1..1, the sentiment scale")],
+)  # fmt: skip
+def test_manifest_refuses_other_sentiment_scales(cells, message, tmp_path):
+    rows = [f"{name}.wav,s,{value},{cell}" for name, value, cell in zip("ab", (-0.5, 2), cells)]
+    with pytest.raises(ValueError, match=message):
+        manifest(table(tmp_path, "\n".join(["file,speaker,value,sentiment_scale", *rows])))
 
 
 def test_manifest_jsonl_refuses_labels_beside_values(tmp_path):

@@ -33,14 +33,14 @@ TINY = {"channels": (2, 2), "hidden_size": 4, "hop_length": 640}
 def voices(tmp_path_factory) -> Path:
     """A manifest of 2 emotions by 3 speakers in 5 takes, with values beside it."""
     root = tmp_path_factory.mktemp("voices")
-    classes, values = ["file,speaker,label"], ["file,speaker,value"]
+    classes, values = ["file,speaker,label"], ["file,speaker,value,sentiment_scale"]
     for number, emotion in enumerate(EMOTIONS):
         for speaker in range(3):
             for take in range(5):
                 name = f"{emotion}_{speaker}_{take}.wav"
                 soundfile.write(root / name, synthesize(emotion, speaker, take, 8000).numpy(), 8000)
                 classes.append(f"{name},s{speaker},{emotion}")
-                values.append(f"{name},s{speaker},{number - 0.1 * take}")
+                values.append(f"{name},s{speaker},{number - 0.1 * take},1")
     (root / "classes.csv").write_text("\n".join(classes) + "\n")
     (root / "values.csv").write_text("\n".join(values) + "\n")
     return root
@@ -61,7 +61,9 @@ def test_cross_validation_pools_its_folds(voices, tmp_path):
     result = cross_validate(config(voices, tmp_path, seed=3), TINY, Folds("loso", seeds=2))
     assert result == json.loads((tmp_path / "summary.json").read_text())
     assert [(run["seed"], run["fold"]) for run in result["runs"]] == [(s, f"s{f}") for s in (3, 4) for f in range(3)]
-    assert result["protocol"].startswith("leave one speaker out, 3 speakers; best epoch chosen on a random 20%")
+    assert result["protocol"].startswith(
+        "leave one speaker out, 3 speakers; best epoch chosen on 20% of the training sp"
+    )
     truth, predicted = [], []
     for seed in (3, 4):
         for fold in (1, 2, 3):
@@ -202,7 +204,7 @@ def test_cross_validation_refuses_other_options(voices, tmp_path):
     with pytest.raises(ValueError, match="test_speakers or test_fold is given, which the protocol sets; omit it"):
         cross_validate(config(voices, tmp_path / "new", test_speakers="s0"), TINY, Folds())
     with pytest.raises(ValueError, match="it must leave 2 or more, one of each class"):
-        cross_validate(config(voices, tmp_path / "new", valid_fraction=0.01), TINY, Folds())
+        cross_validate(config(voices, tmp_path / "new", validation="random", valid_fraction=0.01), TINY, Folds())
     assert not (tmp_path / "new").exists()
 
 

@@ -22,6 +22,7 @@ from ser_fast.data.batches import LengthSortedBatches
 from ser_fast.data.corpora.synthetic import synthesize
 from ser_fast.data.dataset import Dataset, load_dataset
 from ser_fast.models import CGRU, BiGRUMHA
+from ser_fast.reports import figures, html
 from ser_fast.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ser_fast.training.config import TrainConfig, resumed, run_folder, run_options
 from ser_fast.training.memory import is_out_of_memory
@@ -322,7 +323,7 @@ def test_predict_refuses_logits_not_finite(dataset):
     model = BiGRUMHA(3, hidden_size=4, num_heads=2)
     torch.nn.init.constant_(model.classifier.bias, torch.nan)
     with pytest.raises(FloatingPointError, match="logits are not finite"):
-        predict(model, dataset.batches([0, 1], 2), task_of(dataset.classes, [], "auto"), torch.device("cpu"))
+        predict(model, dataset.batches([0, 1], 2), task_of(dataset.classes, "auto"), torch.device("cpu"))
 
 
 def test_statistics_come_from_the_training_part_alone(dataset, tmp_path):
@@ -422,7 +423,9 @@ def test_run_keeps_predictions_by_name(dataset, tmp_path):
 
 
 def test_run_learns_and_predicts_values(dataset, tmp_path):
-    valued = dataclasses.replace(dataset, classes=[], labels=[label - 1.0 for label in dataset.labels])
+    valued = dataclasses.replace(
+        dataset, classes=[], labels=[label - 1.0 for label in dataset.labels], sentiment_scale=1.0
+    )
     trainer = train(config(tmp_path, epochs=12, batch_size=4, learning_rate=5e-3), valued)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert {"mae", "corr", "acc2", "acc5", "f1"} <= summary["best"].keys()
@@ -433,6 +436,36 @@ def test_run_learns_and_predicts_values(dataset, tmp_path):
     soundfile.write(voice, dataset.waves[0].numpy(), 16000)
     ((_, result),) = Predictor(tmp_path).files([voice])
     assert result.keys() == {"value"} and math.isfinite(result["value"])
+
+
+@pytest.mark.parametrize("validation", ["random", "none"])
+def test_run_of_values_off_the_sentiment_scale(validation, dataset, tmp_path):
+    """On a scale from 1 to 5 the signs of values are all positive: shares of signs would be 100 %."""
+    valued = dataclasses.replace(dataset, classes=[], labels=[1.0 + 2 * label for label in dataset.labels])
+    kept = Kept()
+    trainer = train(config(tmp_path, validation=validation), valued, kept)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["best"].keys() == {"mae", "corr", "loss"}
+    assert {given[3] for name, given in kept.calls if name == "on_batch"} == {None}
+    expected = {"epoch", "loss", "utterances", "seconds"}
+    expected |= {"score", "valid_loss", "valid_mae", "valid_corr"} if trainer.split.valid else set()
+    assert all(row.keys() == expected for row in trainer.progress.rows)
+    # The output starts at the mean, 3: the mean absolute error is 4 / 3 at once, where from 0 it would be 3.
+    assert trainer.progress.rows[0]["loss"] < 1.6
+    if trainer.split.valid:
+        best = min(trainer.progress.rows, key=lambda row: row["valid_mae"])
+        assert summary["best_epoch"] == best["epoch"]
+    figures.loss_curves({"one": trainer.progress.rows}, tmp_path / "loss.png")
+    assert html.scores({"best": summary["best"]})[0] == ["", "MAE", "Pearson r"]
+
+
+def test_run_of_values_resumes_without_its_former_shares(dataset, tmp_path):
+    """Runs of values of any scale used to have shares of signs in their rows and metrics."""
+    valued = dataclasses.replace(dataset, classes=[], labels=[label - 1.0 for label in dataset.labels])
+    train(config(tmp_path, epochs=1), dataclasses.replace(valued, sentiment_scale=3.0))
+    rows = train(config(tmp_path, epochs=2), valued).progress.rows
+    assert "accuracy" in rows[0] and "accuracy" not in rows[1]
+    figures.loss_curves({"one": rows}, tmp_path / "loss.png")
 
 
 @pytest.mark.parametrize(("changes", "sentence"), [({"loss": "cross_entropy"}, "loss is cross_entropy, but data has values"),

@@ -22,23 +22,30 @@ SUFFIXES = (".csv", ".jsonl")
 REQUIRED = ("file", "speaker")
 TARGETS = ("label", "value")
 OPTIONAL = ("start", "end", "part")
+SCALE = "sentiment_scale"
 _LONGEST = 4096  # characters of a name; of a path on Linux
 
 
 def manifest(path: str | PathLike[str]) -> Corpus:
     """Return the utterances listed in a table with the columns ``file,speaker,label[,start,end,part]``.
 
-    ``file`` may be relative to the folder of the table. ``start`` and ``end`` are seconds; empty or null is the
-    beginning or the end of the file. ``part`` is ``train``, ``valid`` or ``test``, for all utterances or none. For a
-    regression the column ``value``, a finite number, replaces ``label``. The classes are sorted; those that differ in
-    case only are merged. Other columns and blank lines are ignored.
+        ``file`` may be relative to the folder of the table. ``start`` and ``end`` are seconds; empty or null is the
+        beginning or the end of the file. ``part`` is ``train``, ``valid`` or ``test``, for all utterances or none. For a
+    <<<<<<< HEAD
+        regression the column ``value``, a finite number, replaces ``label``. The classes are sorted; those that differ in
+        case only are merged. Other columns and blank lines are ignored.
+    =======
+        regression the column ``value``, a finite number, replaces ``label``. A column ``sentiment_scale``, 1 or 3 in all
+        rows, declares values from -1 to 1 or from -3 to 3 as sentiment, for which Acc-2, F1 and the like are measured.
+        The classes are sorted; other columns and blank lines are ignored.
+    >>>>>>> training
 
-    Args:
-        path: a ``.csv`` with a header row, or a ``.jsonl`` with one object a line; UTF-8.
+        Args:
+            path: a ``.csv`` with a header row, or a ``.jsonl`` with one object a line; UTF-8.
 
-    Raises:
-        OSError: the table cannot be read.
-        ValueError: the table is malformed; the message names the line, the column, the value and the constraint.
+        Raises:
+            OSError: the table cannot be read.
+            ValueError: the table is malformed; the message names the line, the column, the value and the constraint.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -57,7 +64,7 @@ def manifest(path: str | PathLike[str]) -> Corpus:
     target = _target(rows)
     utterances = [_utterance(row, place, path.parent, target) for place, row in rows]
     if target == "value":
-        return Corpus(path.stem, utterances, [])
+        return Corpus(path.stem, utterances, [], sentiment_scale=_scale(rows))
     utterances, notes = merge_spellings(utterances)
     return Corpus(path.stem, utterances, sorted({utterance.label for utterance in utterances}), notes=notes)
 
@@ -70,13 +77,14 @@ def write_manifest(corpus: Corpus, out: Path) -> None:
     folder = Path(os.path.abspath(out)).parent
     text = io.StringIO(newline="")
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(columns)
+    scale = {SCALE: f"{corpus.sentiment_scale:g}"} if corpus.sentiment_scale else {}
+    table.writerow([*columns, *scale])
     for utterance in corpus.utterances:
         file = Path(os.path.abspath(utterance.path))
         file = file.relative_to(folder) if file.is_relative_to(folder) else file
         named = printable(file)
         require(named == str(file), f"file is {named}", "a name in UTF-8 without control characters; rename it")
-        table.writerow([file.as_posix(), *(getattr(utterance, name) for name in columns[1:])])
+        table.writerow([file.as_posix(), *(getattr(utterance, name) for name in columns[1:]), *scale.values()])
     write_atomically(out, text.getvalue().encode())
 
 
@@ -86,7 +94,7 @@ def _csv_rows(text: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         header = [column.strip() for column in reader.fieldnames or []]
         required = (*REQUIRED, "value" if "value" in header else "label")
         _refuse_separators(header, required, name)
-        for column in REQUIRED + TARGETS + OPTIONAL:
+        for column in (*REQUIRED, *TARGETS, *OPTIONAL, SCALE):
             count = header.count(column)
             good = count == 1 or (count == 0 and column not in required)
             found = f"{name}, line 1: column {column!r} occurs {count} times in {quoted(header)}"
@@ -141,6 +149,15 @@ def _target(rows: list[tuple[str, dict[str, Any]]]) -> str:
         found = f"{place}: has {other!r} in a table of {target!r}"
         require(other not in row, found, "one of the two in the whole table")
     return target
+
+
+def _scale(rows: list[tuple[str, dict[str, Any]]]) -> float:
+    """Return the sentiment scale that every row declares, 0 without one."""
+    found = [0.0 if _empty(row.get(SCALE)) else _number(row, SCALE, place, 1.0, "1 or 3") for place, row in rows]
+    for (place, _), scale in zip(rows, found):
+        good = scale == found[0] and scale in (0, 1, 3)
+        require(good, f"{place}: column {SCALE!r} is {scale:g}", "1 in every row, 3 in every row, or left out")
+    return found[0]
 
 
 def _utterance(row: dict[str, Any], place: str, folder: Path, target: str) -> Utterance:

@@ -79,7 +79,7 @@ def _read(name: str, root: str | PathLike[str], limit: float, *patterns: str) ->
     command = f"find {films} -name '*.mp4' -exec sh -c '{extract}' _ {{}} \\;"
     places = " or ".join(pattern.format(video="VIDEO", clip="CLIP") for pattern in patterns)
     refuse(silent, root, "without audio", f"a folder with {places} for each; this command extracts them: {command}")
-    return Corpus(name, utterances, []), {}
+    return Corpus(name, utterances, [], sentiment_scale=limit), {}
 
 
 def _rows(path: Path, limit: float, wanted: str) -> Iterator[tuple[str, str, float, str]]:

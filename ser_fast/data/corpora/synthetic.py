@@ -151,7 +151,7 @@ def synthetic_sentiment(speakers: int = 8, takes: int = 30, sample_rate: int = 1
             samples = _speak(pole, abs(value), speaker, sample_rate, generator)
             name, voice = f"s{speaker:02d}_{take:02d}", f"s{speaker:02d}"
             utterances.append(Utterance(name, voice, "", samples=samples, sample_rate=sample_rate, value=value))
-    return Corpus("synthetic-sentiment", utterances, [])
+    return Corpus("synthetic-sentiment", utterances, [], sentiment_scale=1.0)
 
 
 def synthesize(emotion: str, speaker: int, take: int, sample_rate: int = 16000) -> torch.Tensor:
