@@ -30,23 +30,18 @@ _LONGEST = 4096  # characters of a name; of a path on Linux
 def manifest(path: str | PathLike[str]) -> Corpus:
     """Return the utterances listed in a table with the columns ``file,speaker,label[,start,end,part]``.
 
-        ``file`` may be relative to the folder of the table. ``start`` and ``end`` are seconds; empty or null is the
-        beginning or the end of the file. ``part`` is ``train``, ``valid`` or ``test``, for all utterances or none. For a
-    <<<<<<< HEAD
-        regression the column ``value``, a finite number, replaces ``label``. The classes are sorted; those that differ in
-        case only are merged. Other columns and blank lines are ignored.
-    =======
-        regression the column ``value``, a finite number, replaces ``label``. A column ``sentiment_scale``, 1 or 3 in all
-        rows, declares values from -1 to 1 or from -3 to 3 as sentiment, for which Acc-2, F1 and the like are measured.
-        The classes are sorted; other columns and blank lines are ignored.
-    >>>>>>> training
+    ``file`` may be relative to the folder of the table. ``start`` and ``end`` are seconds; empty or null is the
+    beginning or the end of the file. ``part`` is ``train``, ``valid`` or ``test``, for all utterances or none. For a
+    regression the column ``value``, a finite number, replaces ``label``. A column ``sentiment_scale``, 1 or 3 in all
+    rows, declares values from -1 to 1 or from -3 to 3 as sentiment, for which Acc-2, F1 and the like are measured.
+    The classes are sorted; those that differ in case only are merged. Other columns and blank lines are ignored.
 
-        Args:
-            path: a ``.csv`` with a header row, or a ``.jsonl`` with one object a line; UTF-8.
+    Args:
+        path: a ``.csv`` with a header row, or a ``.jsonl`` with one object a line; UTF-8.
 
-        Raises:
-            OSError: the table cannot be read.
-            ValueError: the table is malformed; the message names the line, the column, the value and the constraint.
+    Raises:
+        OSError: the table cannot be read.
+        ValueError: the table is malformed; the message names the line, the column, the value and the constraint.
     """
     path = Path(path)
     suffix = path.suffix.lower()
