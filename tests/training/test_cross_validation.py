@@ -204,7 +204,7 @@ def test_cross_validation_refuses_other_options(voices, tmp_path):
     with pytest.raises(ValueError, match="test_speakers or test_fold is given, which the protocol sets; omit it"):
         cross_validate(config(voices, tmp_path / "new", test_speakers="s0"), TINY, Folds())
     with pytest.raises(ValueError, match="it must leave 2 or more, one of each class"):
-        cross_validate(config(voices, tmp_path / "new", validation="random", valid_fraction=0.01), TINY, Folds())
+        cross_validate(config(voices, tmp_path / "new", valid_fraction=0.01, validation="random"), TINY, Folds())
     assert not (tmp_path / "new").exists()
 
 
