@@ -29,7 +29,7 @@ Operands checked(const Checks& checks, const Tensor& h, const Tensor& w, const s
   const auto [B, T, D] = PoolShape{sizes[0], sizes[1], sizes[2]};
   checks.operand("w", w, h.scalar_type(), {D}, "[D]");
   const bool dense = D == 1 || h.stride(2) == 1;
-  return {{B, T, D}, dense ? h : torch::stable::contiguous(h), torch::stable::contiguous(w),
+  return {{B, T, D}, dense ? h : checks.contiguous("h", h), checks.contiguous("w", w),
           checks.lengths(lengths, B, T)};
 }
 
@@ -43,9 +43,8 @@ BackwardOperands checked(const Checks& checks, const Tensor& grad_pooled, const 
   if (grad_weights) checks.operand("grad_weights", *grad_weights, type, {B, T}, "[B, T]");
   checks.operand("pooled", pooled, type, {B, D}, "[B, D]");
   checks.operand("weights", weights, type, {B, T}, "[B, T]");
-  using torch::stable::contiguous;
-  return {forward, contiguous(grad_pooled), contiguous(pooled), contiguous(weights),
-          ser_fast::contiguous(grad_weights)};
+  return {forward, checks.contiguous("grad_pooled", grad_pooled), checks.contiguous("pooled", pooled),
+          checks.contiguous("weights", weights), checks.contiguous("grad_weights", grad_weights)};
 }
 
 #ifndef SER_FAST_HOST
@@ -62,10 +61,10 @@ std::tuple<Tensor, Tensor> attention_pool(const Tensor& h, const Tensor& w, cons
   const Checks checks("attention_pool", "h", h);
   const Operands given = checked(checks, h, w, lengths);
   const auto [B, T, D] = given.shape;
-  const Tensor pooled = torch::stable::new_empty(h, Sizes{B, D});
-  const Tensor weights = torch::stable::new_empty(h, Sizes{B, T});
+  const Tensor pooled = checks.empty("pooled", h, Sizes{B, D});
+  const Tensor weights = checks.empty("weights", h, Sizes{B, T});
   const auto run = h.scalar_type() == ScalarType::Float ? run_forward<float> : run_forward<double>;
-  run(given, pooled, weights);
+  checks.run([&] { run(given, pooled, weights); });
   return {pooled, weights};
 }
 
@@ -86,10 +85,10 @@ std::tuple<Tensor, Tensor> attention_pool_backward(const Tensor& grad_pooled,
   const Checks checks("attention_pool_backward", "h", h);
   const BackwardOperands given = checked(checks, grad_pooled, grad_weights, h, w, pooled, weights, lengths);
   const auto [B, T, D] = given.shape;
-  const Tensor grad_h = torch::stable::new_empty(h, Sizes{B, T, D});
-  const Tensor grad_w = torch::stable::new_empty(h, Sizes{B, D});
+  const Tensor grad_h = checks.empty("grad_h", h, Sizes{B, T, D});
+  const Tensor grad_w = checks.empty("grad_w", h, Sizes{B, D});
   const auto run = h.scalar_type() == ScalarType::Float ? run_backward<float> : run_backward<double>;
-  run(given, grad_h, grad_w);
+  checks.run([&] { run(given, grad_h, grad_w); });
   const Sizes rows = {0};
   return {grad_h, torch::stable::sum(grad_w, rows)};
 }
@@ -123,10 +122,10 @@ std::tuple<Tensor, Tensor> attention_pool_on_cuda(const Tensor& h, const Tensor&
   const Operands given = checked(checks, h, w, lengths);
   const auto [B, T, D] = given.shape;
   const PoolPlan plan = plan_of(checks, given, {given.h, given.w});
-  const Tensor pooled = torch::stable::new_empty(h, Sizes{B, D});
-  const Tensor weights = torch::stable::new_empty(h, Sizes{B, T});
-  const Tensor scores = torch::stable::new_empty(h, Sizes{B, T}, ScalarType::Float);
-  const Tensor partial = torch::stable::new_empty(h, Sizes{B, plan.runs, 2 + D}, ScalarType::Float);
+  const Tensor pooled = checks.empty("pooled", h, Sizes{B, D});
+  const Tensor weights = checks.empty("weights", h, Sizes{B, T});
+  const Tensor scores = checks.empty("scores", h, Sizes{B, T}, ScalarType::Float);
+  const Tensor partial = checks.empty("partial", h, Sizes{B, plan.runs, 2 + D}, ScalarType::Float);
   const Launch launch(checks, h);
   launch.check(with_cuda_type(h.scalar_type(), [&](auto type) {
     using S = typename decltype(type)::type;
@@ -148,8 +147,8 @@ std::tuple<Tensor, Tensor> attention_pool_backward_on_cuda(const Tensor& grad_po
   const BackwardOperands given = checked(checks, grad_pooled, grad_weights, h, w, pooled, weights, lengths);
   const auto [B, T, D] = given.shape;
   const PoolPlan plan = plan_of(checks, given, {given.h, given.w, given.grad_pooled, given.pooled});
-  const Tensor grad_h = torch::stable::new_empty(h, Sizes{B, T, D});
-  const Tensor partial = torch::stable::new_empty(h, Sizes{B, plan.runs, D}, ScalarType::Float);
+  const Tensor grad_h = checks.empty("grad_h", h, Sizes{B, T, D});
+  const Tensor partial = checks.empty("partial", h, Sizes{B, plan.runs, D}, ScalarType::Float);
   const Launch launch(checks, h);
   launch.check(with_cuda_type(h.scalar_type(), [&](auto type) {
     using S = typename decltype(type)::type;

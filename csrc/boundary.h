@@ -9,9 +9,12 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <initializer_list>
+#include <new>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -19,6 +22,9 @@
 #include <vector>
 
 #include "../kernels/parallel.h"
+
+// Weak: torch has it since 2.13.
+extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
 
 #if defined(SER_FAST_WITH_CUDA) && !defined(SER_FAST_HOST)
 #include <cuda_runtime_api.h>
@@ -36,7 +42,15 @@ using Sizes = std::vector<int64_t>;
 
 inline Parallel torch_threads() {
   return {torch::stable::get_num_threads(), [](int64_t count, void (*body)(void*, int64_t, int64_t), void* state) {
-    torch::stable::parallel_for(0, count, 1, [=](int64_t begin, int64_t end) { body(state, begin, end); });
+    std::atomic<bool> exhausted = false;  // torch's threads do not pass on the type of an exception
+    torch::stable::parallel_for(0, count, 1, [=, &exhausted](int64_t begin, int64_t end) {
+      try {
+        body(state, begin, end);
+      } catch (const std::bad_alloc&) {
+        exhausted = true;
+      }
+    });
+    if (exhausted) throw std::bad_alloc();
   }};
 }
 
@@ -69,6 +83,17 @@ inline std::string device_of(const Tensor& tensor) {
   return tensor.is_cuda() ? "cuda:" + std::to_string(tensor.get_device_index()) : "another device";
 }
 
+// Bytes from a tensor's first element to the end of its last.
+inline int64_t extent(const Tensor& tensor) {
+  int64_t last = 0;
+  const auto sizes = tensor.sizes(), strides = tensor.strides();
+  for (size_t axis = 0; axis < sizes.size(); ++axis) {
+    if (sizes[axis] == 0) return 0;
+    last += (sizes[axis] - 1) * strides[axis];
+  }
+  return (last + 1) * static_cast<int64_t>(tensor.element_size());
+}
+
 // Device type of an op's kernels. Values of CUDA tensors are not checked here; the kernels clamp them.
 enum class Side { kCpu, kCuda };
 
@@ -84,6 +109,7 @@ class Checks {
     const bool good = cuda() ? first.is_cuda() : first.is_cpu();
 #endif
     require(good, std::string(name) + " is on " + device_, cuda() ? "on a CUDA device" : "on cpu");
+    stored(name, first);
   }
 
   bool cuda() const { return side_ == Side::kCuda; }
@@ -109,8 +135,32 @@ class Checks {
     fail(std::string(name) + " has dtype " + text(found) + "; it must be " + listed);
   }
 
+  // Checks that the storage still holds every element: it may have been freed or resized under the tensor.
+  void stored(const char* name, const Tensor& tensor) const {
+    int64_t bytes = 0;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &bytes));
+    const int64_t span = extent(tensor);
+    const int64_t needed = span + tensor.storage_offset() * static_cast<int64_t>(tensor.element_size());
+    if (span == 0 || bytes >= needed) return;
+    fail(std::string(name) + " has a storage of " + std::to_string(bytes) + " bytes; it must be of at least " +
+         std::to_string(needed) + " bytes for shape " + text(sizes_of(tensor)) + ": was it freed or resized?");
+  }
+
+  // Checks a tensor's device and its storage.
   void device(const char* name, const Tensor& tensor) const {
     require(device_of(tensor) == device_, std::string(name) + " is on " + device_of(tensor), "on " + device_);
+    stored(name, tensor);
+  }
+
+  // Checks, in torch's words for out=, that an input lies outside the addresses of `out`.
+  void apart(const char* name, const std::optional<Tensor>& input, const Tensor& out) const {
+    if (!input) return;
+    const auto* from = static_cast<const char*>(input->const_data_ptr());
+    const auto* to = static_cast<const char*>(out.const_data_ptr());
+    if (from + extent(*input) <= to || to + extent(out) <= from) return;
+    fail(std::string("unsupported operation: some elements of the input tensor ") + name +
+         " and the written-to tensor out refer to a single memory location. Please clone() the tensor before "
+         "performing the operation.");
   }
 
   // Checks device, dtype and shape; `letters` is the shape in symbols for the message.
@@ -127,7 +177,7 @@ class Checks {
     dtype("lengths", *given, {ScalarType::Long, ScalarType::Int});
     device("lengths", *given);
     shape("lengths", *given, {batch}, "[B]");
-    Tensor whole = torch::stable::contiguous(torch::stable::to(*given, ScalarType::Long));
+    const Tensor whole = contiguous("lengths", torch::stable::to(*given, ScalarType::Long));
     if (cuda()) return whole;
     const int64_t* values = whole.const_data_ptr<int64_t>();
     for (int64_t b = 0; b < batch; ++b)
@@ -137,16 +187,56 @@ class Checks {
     return whole;
   }
 
+  // Returns an uninitialised tensor on the device of `like`, of its dtype if none is given.
+  Tensor empty(const char* name, const Tensor& like, const Sizes& sizes, std::optional<ScalarType> type = {}) const {
+    try {
+      return torch::stable::new_empty(like, sizes, type);
+    } catch (const std::exception&) {
+      exhausted(name, sizes, type.value_or(like.scalar_type()));
+    }
+  }
+
+  Tensor contiguous(const char* name, const Tensor& tensor) const {
+    if (tensor.is_contiguous()) return tensor;
+    try {
+      return torch::stable::contiguous(tensor);
+    } catch (const std::exception&) {
+      exhausted(name, sizes_of(tensor), tensor.scalar_type());
+    }
+  }
+
+  std::optional<Tensor> contiguous(const char* name, const std::optional<Tensor>& tensor) const {
+    if (!tensor) return std::nullopt;
+    return contiguous(name, *tensor);
+  }
+
+  // Runs a kernel, whose scratch memory may not be available either.
+  template <class Run>
+  void run(const Run& kernel) const {
+    try {
+      kernel();
+    } catch (const std::bad_alloc&) {
+      fail("can't allocate memory: " + op_ + " needs more for its scratch memory");
+    }
+  }
+
  private:
+  // torch's exception does not say, before 2.13, why a tensor was not allocated.
+  [[noreturn]] void exhausted(const char* name, const Sizes& sizes, ScalarType type) const {
+    const auto code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+    double bytes = static_cast<double>(aoti_torch_dtype_element_size(code));
+    for (const int64_t size : sizes) bytes *= static_cast<double>(size);
+    char count[64];
+    std::snprintf(count, sizeof count, "%.0f", bytes);
+    const auto cause = torch_exception_get_what_without_backtrace;
+    fail("can't allocate memory: " + op_ + " needs " + count + " bytes for " + name + " of shape " + text(sizes) +
+         (cause ? std::string(" (") + cause() + ")" : ""));
+  }
+
   std::string op_;
   Side side_;
   std::string device_;
 };
-
-inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
-  if (!tensor) return std::nullopt;
-  return torch::stable::contiguous(*tensor);
-}
 
 template <class T>
 const T* pointer(const Tensor& tensor) {

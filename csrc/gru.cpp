@@ -1,6 +1,8 @@
 // gru and its backward, ser_fast::* on CPU and ser_fast_cuda::* on CUDA: checks, allocation, dispatch on the dtype.
 #include "../kernels/gru.h"
 
+#include <algorithm>
+#include <limits>
 #include <tuple>
 #include <utility>
 
@@ -11,20 +13,20 @@ namespace ser_fast {
 namespace {
 
 // The kernels accept any strides of frames and rows but require the last two axes to be dense.
-Tensor dense_inside(const Tensor& tensor) {
+Tensor dense_inside(const Checks& checks, const char* name, const Tensor& tensor) {
   const int64_t last = tensor.dim() - 1;
   const bool dense = (tensor.size(last) == 1 || tensor.stride(last) == 1) &&
                      (tensor.size(last - 1) == 1 || tensor.stride(last - 1) == tensor.size(last));
-  return dense ? tensor : torch::stable::contiguous(tensor);
+  return dense ? tensor : checks.contiguous(name, tensor);
 }
 
 // Returns an uninitialised tensor like `like` with last size `width`, batch-first in memory if `like` is.
-Tensor empty_frames(const Tensor& like, int64_t width) {
+Tensor empty_frames(const Checks& checks, const char* name, const Tensor& like, int64_t width) {
   Sizes sizes = sizes_of(like);
   sizes.back() = width;
-  if (like.dim() == 3 || like.stride(0) >= like.stride(1)) return torch::stable::new_empty(like, sizes);
+  if (like.dim() == 3 || like.stride(0) >= like.stride(1)) return checks.empty(name, like, sizes);
   std::swap(sizes[0], sizes[1]);
-  return torch::stable::transpose(torch::stable::new_empty(like, sizes), 0, 1);
+  return torch::stable::transpose(checks.empty(name, like, sizes), 0, 1);
 }
 
 // The sizes of a call. starts: first frame of each row of a packed call, on CPU only.
@@ -102,13 +104,14 @@ Operands checked(const Checks& checks, const Tensor& gx, const Tensor& w_hh, con
   checks.operand("w_hh", w_hh, type, {D, 3 * H, H}, "[D, 3H, H]");
   if (b_hh) checks.operand("b_hh", *b_hh, type, {D, 3 * H}, "[D, 3H]");
   if (h0) checks.operand("h0", *h0, type, {D, B, H}, "[D, B, H]");
-  return {call, dense_inside(gx), torch::stable::contiguous(w_hh), contiguous(b_hh), contiguous(h0)};
+  return {call, dense_inside(checks, "gx", gx), checks.contiguous("w_hh", w_hh), checks.contiguous("b_hh", b_hh),
+          checks.contiguous("h0", h0)};
 }
 
-Outputs outputs(const Call& call, const Tensor& gx, bool save_gates) {
+Outputs outputs(const Checks& checks, const Call& call, const Tensor& gx, bool save_gates) {
   const int64_t B = call.shape.batch, D = call.shape.directions, H = call.shape.hidden;
-  return {empty_frames(gx, H), torch::stable::new_empty(gx, Sizes{D, B, H}),
-          save_gates ? empty_frames(gx, 4 * H) : torch::stable::new_empty(gx, Sizes{0})};
+  return {empty_frames(checks, "y", gx, H), checks.empty("h_n", gx, Sizes{D, B, H}),
+          save_gates ? empty_frames(checks, "gates", gx, 4 * H) : checks.empty("gates", gx, Sizes{0})};
 }
 
 BackwardOperands checked(const Checks& checks, const Tensor& grad_y, const Tensor& grad_h_n, const Tensor& y,
@@ -122,16 +125,47 @@ BackwardOperands checked(const Checks& checks, const Tensor& grad_y, const Tenso
   checks.operand("gates", gates, type, with(call.frames, 4 * H), "y's shape with 4H");
   checks.operand("w_hh", w_hh, type, {D, 3 * H, H}, "[D, 3H, H]");
   if (h0) checks.operand("h0", *h0, type, {D, B, H}, "[D, B, H]");
-  using torch::stable::contiguous;
-  return {call, dense_inside(grad_y), contiguous(grad_h_n), dense_inside(y), dense_inside(gates), contiguous(w_hh),
-          ser_fast::contiguous(h0)};
+  return {call, dense_inside(checks, "grad_y", grad_y), checks.contiguous("grad_h_n", grad_h_n),
+          dense_inside(checks, "y", y), dense_inside(checks, "gates", gates), checks.contiguous("w_hh", w_hh),
+          checks.contiguous("h0", h0)};
 }
 
-Gradients gradients(const Call& call, const Tensor& y) {
+constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+
+// Checks the sizes and returns the plan of a shape, all zero if W_hh does not fit on the chip.
+GruPlan planned(const Checks& checks, const GruShape& shape, GruProduct product, bool backward,
+                const GruLimits& limits) {
+  const auto positive = [&](const char* name, int64_t size, int64_t most) {
+    checks.require(size >= 1 && size <= most, std::string(name) + " is " + std::to_string(size),
+                   "in 1.." + std::to_string(most));
+  };
+  positive("batch", shape.batch, kMost);
+  positive("directions", shape.directions, 2);
+  positive("hidden", shape.hidden, kMost);
+  return gru_plan(shape, product, backward, limits);
+}
+
+// Checks and reads limits, int64 [5] on CPU: bytes of shared memory per block and the number of clusters of 1, 2, 4
+// and 8 blocks that run at once.
+GruLimits limits_in(const char* op, const char* name, const Tensor& limits) {
+  const Checks checks(op, name, limits, Side::kCpu);
+  checks.operand(name, limits, ScalarType::Long, {5}, "[5]");
+  const Tensor dense = checks.contiguous(name, limits);
+  const int64_t* values = pointer<int64_t>(dense);
+  int64_t capped[5];  // no GPU has more than 2^31, and larger numbers would overflow the plan's sums
+  for (int i = 0; i < 5; ++i) {
+    checks.require(values[i] >= 0, std::string(name) + "[" + std::to_string(i) + "] is " + std::to_string(values[i]),
+                   "at least 0");
+    capped[i] = std::min(values[i], kMost);
+  }
+  return {capped[0], {capped[1], capped[2], capped[3], capped[4]}};
+}
+
+Gradients gradients(const Checks& checks, const Call& call, const Tensor& y) {
   const int64_t B = call.shape.batch, D = call.shape.directions, H = call.shape.hidden;
-  return {empty_frames(y, 3 * H),
-          call.shape.reset_after ? empty_frames(y, H) : torch::stable::new_empty(y, Sizes{0}),
-          torch::stable::new_empty(y, Sizes{D, B, H})};
+  return {empty_frames(checks, "grad_gx", y, 3 * H),
+          call.shape.reset_after ? empty_frames(checks, "grad_q", y, H) : checks.empty("grad_q", y, Sizes{0}),
+          checks.empty("grad_h0", y, Sizes{D, B, H})};
 }
 
 #ifndef SER_FAST_HOST
@@ -145,12 +179,14 @@ Frames<T> frames(const Tensor& tensor, const Sizes& starts) {
   return {data, tensor.stride(0), tensor.stride(1), nullptr};
 }
 
-// Calls run with a zero of the dtype's C++ type.
-template <class Run>
-void dispatch(ScalarType type, const Run& run) {
-  if (type == ScalarType::Float) run(float{});
-  else if (type == ScalarType::Double) run(double{});
-  else run(Bf16{});
+// Calls kernel with a zero of the dtype's C++ type.
+template <class Kernel>
+void run(const Checks& checks, ScalarType type, const Kernel& kernel) {
+  checks.run([&] {
+    if (type == ScalarType::Float) kernel(float{});
+    else if (type == ScalarType::Double) kernel(double{});
+    else kernel(Bf16{});
+  });
 }
 
 std::tuple<Tensor, Tensor, Tensor> gru(const Tensor& gx, const Tensor& w_hh, const std::optional<Tensor>& b_hh,
@@ -159,8 +195,8 @@ std::tuple<Tensor, Tensor, Tensor> gru(const Tensor& gx, const Tensor& w_hh, con
   const Checks checks("gru", "gx", gx);
   const Operands given = checked(checks, gx, w_hh, b_hh, h0, lengths, reset_after);
   const Call& call = given.call;
-  const Outputs out = outputs(call, gx, save_gates);
-  dispatch(gx.scalar_type(), [&](auto zero) {
+  const Outputs out = outputs(checks, call, gx, save_gates);
+  run(checks, gx.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
     gru_forward_cpu<S>({call.shape, frames<const S>(given.gx, call.starts), pointer<S>(given.w_hh),
                         pointer<S>(given.b_hh), pointer<S>(given.h0), pointer<int64_t>(call.lengths),
@@ -177,8 +213,8 @@ std::tuple<Tensor, Tensor, Tensor> gru_backward(const Tensor& grad_y, const Tens
   const Checks checks("gru_backward", "y", y);
   const BackwardOperands given = checked(checks, grad_y, grad_h_n, y, gates, w_hh, h0, lengths, reset_after);
   const Call& call = given.call;
-  const Gradients out = gradients(call, y);
-  dispatch(y.scalar_type(), [&](auto zero) {
+  const Gradients out = gradients(checks, call, y);
+  run(checks, y.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
     gru_backward_cpu<S>({call.shape, frames<const S>(given.grad_y, call.starts), pointer<S>(given.grad_h_n),
                          frames<const S>(given.y, call.starts), frames<const S>(given.gates, call.starts),
@@ -190,15 +226,15 @@ std::tuple<Tensor, Tensor, Tensor> gru_backward(const Tensor& grad_y, const Tens
   return {out.grad_gx, out.grad_q, out.grad_h0};
 }
 
-// Returns the plan of a shape as float64 [9], in the order of GruPlan. limits, int64 [5]: bytes of shared memory per
-// block and the number of clusters of 1, 2, 4 and 8 blocks that run at once. product: a GruProduct as an integer.
+// Returns the plan of a shape as float64 [9], in the order of GruPlan. product: a GruProduct as an integer.
 Tensor gru_plan_of(const Tensor& limits, int64_t batch, int64_t directions, int64_t hidden, bool reset_after,
                    int64_t product, bool backward) {
-  const int64_t* limit = pointer<int64_t>(limits);
-  const GruLimits given = {limit[0], {limit[1], limit[2], limit[3], limit[4]}};
-  const GruPlan plan = gru_plan({1, batch, directions, hidden, reset_after}, static_cast<GruProduct>(product), backward,
-                                given);
-  const Tensor out = torch::stable::new_empty(limits, Sizes{9}, ScalarType::Double);
+  const Checks checks("gru_plan", "limits", limits);
+  const GruLimits given = limits_in("gru_plan", "limits", limits);
+  checks.require(product >= 0 && product <= 2, "product is " + std::to_string(product), "0, 1 or 2");
+  const GruPlan plan = planned(checks, {1, batch, directions, hidden, reset_after}, static_cast<GruProduct>(product),
+                               backward, given);
+  const Tensor out = checks.empty("the plan", limits, Sizes{9}, ScalarType::Double);
   double* to = mutable_pointer<double>(out);
   for (const double value : {double(plan.width), double(plan.rows), double(plan.cluster), double(plan.threads),
                              double(plan.stages), double(plan.tiles), double(plan.waves), double(plan.shared),
@@ -241,15 +277,17 @@ GruProduct product_of(ScalarType type, bool tf32) {
 GruPlan plan_of(const Checks& checks, const Launch& launch, const GruShape& shape, GruProduct product, bool backward) {
   GruLimits limits = {};
   launch.check(gru_limits(&limits));
-  const GruPlan plan = gru_plan(shape, product, backward, gru_restricted(limits));
+  const GruPlan plan = planned(checks, shape, product, backward, gru_restricted(limits));
   checks.require(plan.width > 0, "H is " + std::to_string(shape.hidden),
                  "so small that W_hh fits on this GPU's chip; `ser-fast info --shape` shows what does");
   return plan;
 }
 
 // Scratch memory for W_hh in the layout of the tensor cores.
-Tensor scratch(const GruShape& shape, GruProduct product, const GruPlan& plan, const Tensor& like) {
-  return torch::stable::new_empty(like, Sizes{gru_packed_bytes(shape, product, plan.width)}, ScalarType::Byte);
+Tensor scratch(const Checks& checks, const GruShape& shape, GruProduct product, const GruPlan& plan,
+               const Tensor& like) {
+  return checks.empty("W_hh's scratch memory", like, Sizes{gru_packed_bytes(shape, product, plan.width)},
+                      ScalarType::Byte);
 }
 
 // Packed lengths on CUDA may add up to less than N; the kernels do not write the frames after the last row.
@@ -266,10 +304,10 @@ std::tuple<Tensor, Tensor, Tensor> gru_on_cuda(const Tensor& gx, const Tensor& w
   const Launch launch(checks, gx);
   const GruProduct product = product_of(gx.scalar_type(), tf32);
   const GruPlan plan = plan_of(checks, launch, call.shape, product, false);
-  const Outputs out = outputs(call, gx, save_gates);
+  const Outputs out = outputs(checks, call, gx, save_gates);
   const bool packed = gx.dim() == 3, vector = in_pairs(call.shape, {given.gx, out.y, out.gates, out.h_n});
   if (packed) clear({out.y, out.gates});
-  const Tensor weights = scratch(call.shape, product, plan, gx);
+  const Tensor weights = scratch(checks, call.shape, product, plan, gx);
   launch.check(with_cuda_type(gx.scalar_type(), [&](auto type) {
     using S = typename decltype(type)::type;
     return gru_forward_cuda<S>({call.shape, plan, packed, vector, gpu_frames<const S>(given.gx), pointer<S>(given.w_hh),
@@ -292,12 +330,12 @@ std::tuple<Tensor, Tensor, Tensor> gru_backward_on_cuda(const Tensor& grad_y, co
   const Launch launch(checks, y);
   const GruProduct product = product_of(y.scalar_type(), tf32);
   const GruPlan plan = plan_of(checks, launch, call.shape, product, true);
-  const Gradients out = gradients(call, y);
+  const Gradients out = gradients(checks, call, y);
   const bool packed = y.dim() == 3;
   const bool vector = in_pairs(call.shape, {given.grad_y, given.y, given.gates, given.h0.value_or(given.y), out.grad_gx,
                                             out.grad_q, out.grad_h0});
   if (packed) clear({out.grad_gx, out.grad_q});
-  const Tensor weights = scratch(call.shape, product, plan, y);
+  const Tensor weights = scratch(checks, call.shape, product, plan, y);
   launch.check(with_cuda_type(y.scalar_type(), [&](auto type) {
     using S = typename decltype(type)::type;
     return gru_backward_cuda<S>({call.shape, plan, packed, vector, gpu_frames<const S>(given.grad_y),
@@ -326,8 +364,7 @@ Tensor gru_limits_of(const Tensor& like) {
 
 // Caps the limits of all later plans at `most`, in the form of gru_limits. Returns the capped limits.
 Tensor gru_restrict_to(const Tensor& like, const Tensor& most) {
-  const int64_t* limit = pointer<int64_t>(most);
-  gru_restrict({limit[0], {limit[1], limit[2], limit[3], limit[4]}});
+  gru_restrict(limits_in("gru_restrict", "most", most));
   return gru_limits_of(like);
 }
 

@@ -60,16 +60,23 @@ Operands checked(const Checks& checks, const Tensor& wave, const Tensor& window,
   if (std) checks.operand("std", *std, type, {shape.bins}, "[F]");
   const bool single = type == ScalarType::Float;
   const double least = single ? std::numeric_limits<float>::min() : std::numeric_limits<double>::min();
-  checks.require(!log || floor >= least, "floor is " + std::to_string(floor),
+  const double most = single ? std::numeric_limits<float>::max() : std::numeric_limits<double>::max();
+  checks.require(!log || (floor >= least && floor <= most), "floor is " + std::to_string(floor),
                  "a normal positive number of the window's dtype, for a logarithm");
   const bool dense = sizes[1] == 1 || wave.stride(1) == 1;
-  return {shape, dense ? wave : torch::stable::contiguous(wave), torch::stable::contiguous(window),
-          checks.lengths(lengths, shape.batch, shape.samples), contiguous(mean), contiguous(std), log, floor};
+  return {shape, dense ? wave : checks.contiguous("wave", wave), checks.contiguous("window", window),
+          checks.lengths(lengths, shape.batch, shape.samples), checks.contiguous("mean", mean),
+          checks.contiguous("std", std), log, floor};
 }
 
 void check_out(const Checks& checks, const Operands& given, const Tensor& out) {
   checks.operand("out", out, given.window.scalar_type(), given.sizes(), "[B, T, F]");
   checks.require(out.is_contiguous(), "out is strided", "contiguous");
+  checks.apart("wave", given.wave, out);
+  checks.apart("window", given.window, out);
+  checks.apart("lengths", given.lengths, out);
+  checks.apart("mean", given.mean, out);
+  checks.apart("std", given.std, out);
 }
 
 #ifndef SER_FAST_HOST
@@ -118,9 +125,11 @@ void run(const Checks& checks, const Operands& given, const Tensor& out) {
   const ScalarType type = given.wave.scalar_type();
   if (type == ScalarType::Float) check_finite<float>(checks, given.wave, lengths);
   if (type == ScalarType::Double) check_finite<double>(checks, given.wave, lengths);
-  if (type == ScalarType::Short) run_forward<int16_t, float>(given, out);
-  if (type == ScalarType::Float) run_forward<float, float>(given, out);
-  if (type == ScalarType::Double) run_forward<double, double>(given, out);
+  checks.run([&] {
+    if (type == ScalarType::Short) run_forward<int16_t, float>(given, out);
+    if (type == ScalarType::Float) run_forward<float, float>(given, out);
+    if (type == ScalarType::Double) run_forward<double, double>(given, out);
+  });
 }
 
 Tensor power_spectrogram(const Tensor& wave, const Tensor& window, int64_t n_fft, int64_t hop_length,
@@ -130,7 +139,7 @@ Tensor power_spectrogram(const Tensor& wave, const Tensor& window, int64_t n_fft
   const Checks checks("power_spectrogram", "wave", wave);
   const Operands given = checked(checks, wave, window, n_fft, hop_length, bin_begin, bin_end, lengths, mean, std, log,
                                  floor, center, pad_mode);
-  const Tensor out = torch::stable::new_empty(window, given.sizes());
+  const Tensor out = checks.empty("the spectrogram", window, given.sizes());
   run(checks, given, out);
   return out;
 }
@@ -174,11 +183,12 @@ void power_spectrogram_on_cuda(const Tensor& wave, const Tensor& window, int64_t
                                  floor, center, pad_mode);
   checks.operand("roots", roots, ScalarType::Float, {n_fft, 2}, "[n_fft, 2]");
   check_out(checks, given, out);
+  checks.apart("roots", roots, out);
   const SpectrogramPlan plan = spectrogram_plan(given.shape);
   checks.require(plan.passes > 0, "n_fft is " + std::to_string(n_fft),
                  "a product of 2, 3 and 5 whose transform fits in a block's shared memory");
   const auto run = wave.scalar_type() == ScalarType::Short ? run_cuda<int16_t> : run_cuda<float>;
-  const Tensor dense_roots = torch::stable::contiguous(roots);
+  const Tensor dense_roots = checks.contiguous("roots", roots);
   const Launch launch(checks, wave);
   launch.check(run(given, plan, dense_roots, out, launch.stream));
 }

@@ -26,29 +26,29 @@ SER_FAST_INLINE T dot(const T* a, const T* b, int64_t width) {
   return sum_lanes(Vec<I, T>(sum + other));
 }
 
-// Sets out[i] = exp(x[i] - largest) and returns the sum. Equal values give 1, because both may be -infinity; powers
-// below exp(-87), about the smallest normal float, are 0.
+// Sets out[i] = exp(x[i] - base) and returns the sum. Powers below exp(-87), about the smallest normal float, are 0.
 template <class I, class T>
-SER_FAST_INLINE double exponentials(const T* x, T largest, T* out, int64_t size) {
+SER_FAST_INLINE double exponentials(const T* x, T base, T* out, int64_t size) {
   constexpr int64_t lanes = kLanes<I, T>;
   double total = 0;  // thousands of float weights would lose digits in a float sum
   for (int64_t i = 0; i < size; i += lanes) {
-    const Vec<I, T> value = load<I>(x + i, size - i), below = value - largest, zero = {};
-    const Vec<I, T> power = below < T(-87) ? zero : exponential(below);
-    store(out + i, Vec<I, T>(value == largest ? zero + 1 : power), size - i);
+    const Vec<I, T> below = load<I>(x + i, size - i) - base, zero = {};
+    store(out + i, Vec<I, T>(below < T(-87) ? zero : exponential(below)), size - i);
     for (int64_t j = i; j < std::min(i + lanes, size); ++j) total += out[j];
   }
   return total;
 }
 
-// Online softmax: `pooled` and `total` are relative to the largest score so far.
+// Online softmax: `pooled` and `total` are relative to `base`, the largest score so far, or 0 while all are -infinity,
+// which weigh nothing. As with torch.softmax, +infinity or nothing but -infinity gives NaN.
 template <class I, class T>
 SER_FAST_INLINE void task(I, const PoolForward<T>& args, int64_t b) {
   constexpr int64_t lanes = kLanes<I, T>;
   const auto [B, frames, width] = args.shape;
   const int64_t length = args.lengths ? args.lengths[b] : frames;
   T *pooled = args.pooled + b * width, *scores = args.weights + b * frames, chunk[kChunk];
-  T largest = -std::numeric_limits<T>::infinity();
+  constexpr T kLowest = -std::numeric_limits<T>::infinity();
+  T largest = kLowest, base = 0;
   double total = 0;
   std::fill_n(pooled, width, T(0));
   for (int64_t first = 0; first < length; first += kChunk) {
@@ -60,8 +60,9 @@ SER_FAST_INLINE void task(I, const PoolForward<T>& args, int64_t b) {
       largest = std::max(largest, scores[first + t]);
     }
     T shrink;
-    exponentials<I>(&before, largest, &shrink, 1);
-    total = total * shrink + exponentials<I>(scores + first, largest, chunk, count);
+    base = largest == kLowest ? T(0) : largest;
+    exponentials<I>(&before, base, &shrink, 1);
+    total = total * shrink + exponentials<I>(scores + first, base, chunk, count);
     for (int64_t d = 0; d < width; d += lanes) {
       Vec<I, T> sum = load<I>(pooled + d, width - d) * shrink;
       for (int64_t t = 0; t < count; ++t) sum += load<I>(h + t * args.frame_stride + d, width - d) * chunk[t];
@@ -70,7 +71,7 @@ SER_FAST_INLINE void task(I, const PoolForward<T>& args, int64_t b) {
   }
   const T share = length > 0 ? static_cast<T>(1 / total) : T(0);
   for (int64_t d = 0; d < width; ++d) pooled[d] *= share;
-  exponentials<I>(scores, largest, scores, length);
+  exponentials<I>(scores, base, scores, length);
   for (int64_t t = 0; t < length; ++t) scores[t] *= share;
   std::fill(scores + length, scores + frames, T(0));
 }

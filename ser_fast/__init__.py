@@ -11,10 +11,11 @@ from ser_fast.nn import (
     PowerSpectrogram,
     SwapReport,
     swap,
+    to_torch,
     unswap,
 )
 
 __all__ = ["CGRU", "GRU", "AttentionPool", "BiGRUMHA", "GRUCell", "MelSpectrogram", "PowerSpectrogram", "SwapReport",
-           "backends", "functional", "swap", "unswap"]  # fmt: skip
+           "backends", "functional", "swap", "to_torch", "unswap"]  # fmt: skip
 
 backends.load()

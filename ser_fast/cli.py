@@ -59,11 +59,12 @@ def main(argv: list[str] | None = None) -> int:
             needed = "this command needs the training extra: type `pip install 'ser_fast[train]'`"
             return _complain(f"{needed} ({error})", 1)
         except argparse.ArgumentError as error:
-            return _complain(f"{error}; `ser-fast --help` and `ser-fast COMMAND --help` list the options", 2)
+            found = " ".join(str(error).split())
+            return _complain(f"{found}; `ser-fast --help` and `ser-fast COMMAND --help` list the options", 2)
         except (ValueError, OSError, RuntimeError, FloatingPointError, MemoryError) as error:
             if os.environ.get("SER_FAST_TRACEBACK"):
                 raise
-            return _complain(str(error) or "out of memory", 1)
+            return _complain(_sentence(error), 1)
 
 
 @contextlib.contextmanager
@@ -84,6 +85,12 @@ def _streams() -> Iterator[None]:
             except OSError:  # already reported; Python would fail again at exit
                 with contextlib.suppress(OSError):
                     os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    return str(error) or "out of memory"  # a MemoryError has no text
 
 
 def _run(argv: list[str]) -> int:
@@ -300,11 +307,12 @@ def _predict(options) -> int:
 
     predictor = Predictor(options.checkpoint, options.batch_size)
     label = ["label"] if predictor.classes else []
-    rows, errors = [], []
+    rows, errors, count = [], 0, 0
     for file, result in predictor.files(options.files, _warn):
+        count += 1
         reason = ""
         if isinstance(result, Exception):
-            errors.append(result)
+            errors += 1
             reason = f"error: {str(result).removeprefix(f'{printable(file)}: ')}"
         if options.json:
             print(json.dumps({"file": str(file)} | _answer(predictor.classes, result)), flush=True)
@@ -315,7 +323,9 @@ def _predict(options) -> int:
             rows.append([str(file), *best, *(f"{value:.3f}" for value in result.values()), result.flag])
     if rows:
         print_table("", ["file", *label, *predictor.names, "flag"], rows)
-    return 1 if errors else 0
+    if not errors:
+        return 0
+    return _complain(f"{errors} of {count} files could not be predicted; their rows say why", 1)
 
 
 def _answer(classes: list[str], result) -> dict:

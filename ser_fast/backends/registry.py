@@ -66,7 +66,12 @@ def on_cuda_tensors(
     def call(*args):
         first = next(arg for arg in args if isinstance(arg, torch.Tensor))
         path = dispatch.path_on_cuda(op, first.device.index, first.dtype, hidden_size(*args), alone=True)
-        return kernels.get(path, reference)(*args)
+        try:
+            return kernels.get(path, reference)(*args)
+        except RuntimeError as error:  # compiled code cannot raise torch's type
+            if f"can't allocate memory: {op}" not in str(error):
+                raise
+            raise torch.OutOfMemoryError(str(error)) from None
 
     return call
 

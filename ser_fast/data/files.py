@@ -127,5 +127,9 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno:
+            error.filename = str(path)  # a write error names no file
+        raise
     finally:
         temporary.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ _SHOWN = 20
 class Utterance:
     """One labelled utterance, on disk (``path``) or in memory (``samples``).
 
-    Name, speaker and label, which are often parts of a path, are stored :func:`ser_fast.data.files.printable`.
+    Name, speaker and label, which are often parts of a path, are stored ``ser_fast.data.files.printable``.
 
     Args:
         name: name of the utterance.
@@ -58,7 +58,7 @@ class Corpus:
         utterances: the utterances.
         classes: names of the classes in the order of their indices; empty for a regression.
         passed_over: sentence about files in the corpus's folder that were not taken, of
-            :func:`ser_fast.data.files.passed_over`; ``""`` if there are none.
+            ``ser_fast.data.files.passed_over``; ``""`` if there are none.
         notes: more sentences about how the corpus was read, such as classes that were merged.
         sentiment_scale: 1 if the values are sentiment from -1 to 1, as in CH-SIMS, 3 from -3 to 3, as in MOSI; shares
             such as Acc-2 are then measured. 0 for values of any other kind.
@@ -127,6 +127,9 @@ class Corpus:
             values = [utterance.value for utterance in self.utterances]
             lines.append(f"values from {min(values):g} to {max(values):g}" if values else "no values")
         lines.append(f"{_plural(len(speakers), 'speaker')}: {_counts([u.speaker for u in self.utterances])}")
+        pairs = {(utterance.speaker, utterance.label) for utterance in self.utterances}
+        if 1 < len(pairs) == len(speakers) == len(self.classes):
+            lines.append("each class has one speaker of its own, so a model can learn the speakers instead")
         return [*lines, *self.notes, *([self.passed_over] if self.passed_over else [])]
 
 

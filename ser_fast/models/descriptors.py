@@ -80,8 +80,9 @@ class Descriptors(Constants):
     def forward(self, power: Tensor, lengths: Tensor) -> Frames:
         """Return the descriptors of power spectrograms ``[B, T, n_fft / 2 + 1]`` with lengths ``[B]`` in frames.
 
-        Under autocast the products stay in the dtype of ``power``, whose range float16 lacks.
+        Under autocast the products stay in the dtype of the filters, whose range float16 lacks.
         """
+        power = power.to(self.filters.dtype)
         with torch.autocast("cpu" if power.is_meta else power.device.type, enabled=False):
             return self._describe(power, lengths)
 

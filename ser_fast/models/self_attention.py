@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ser_fast.ops import checks
+from ser_fast.ops import checks, onnx
 from ser_fast.ops.lengths import frame_mask
 
 KEPT_WEIGHTS = 1 << 27  # attention weights kept for the backward: 0.5 GiB in float32; more are recomputed
@@ -71,7 +71,9 @@ class MultiHeadSelfAttention(nn.Module):
             weights = torch.softmax((_scaled(q) @ k.mT).masked_fill(~valid, -torch.inf), dim=-1)
             mixed = F.dropout(weights, self.dropout, self.training) @ v
         else:
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=valid, dropout_p=self.dropout if drops else 0.0)
+            # ONNX's Attention, of opset 23, does not broadcast the mask over the queries in onnxruntime.
+            mask = valid.expand(-1, -1, frames, -1) if onnx.exporting() else valid
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=self.dropout if drops else 0.0)
         y = self.out_proj(mixed.transpose(1, 2).reshape(batch, frames, width))
         return (y, weights) if return_weights else y
 

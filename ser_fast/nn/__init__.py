@@ -5,7 +5,7 @@ from ser_fast.nn.gru import GRU
 from ser_fast.nn.gru_cell import GRUCell
 from ser_fast.nn.mel_spectrogram import MelSpectrogram
 from ser_fast.nn.power_spectrogram import PowerSpectrogram, SpectrogramStream
-from ser_fast.nn.swapping import SwapReport, swap, unswap
+from ser_fast.nn.swapping import SwapReport, swap, to_torch, unswap
 
 __all__ = ["GRU", "AttentionPool", "GRUCell", "MelSpectrogram", "PowerSpectrogram", "SpectrogramStream", "SwapReport",
-           "swap", "unswap"]  # fmt: skip
+           "swap", "to_torch", "unswap"]  # fmt: skip

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ser_fast._require import require
+from ser_fast.nn.inference import recordable
 from ser_fast.ops.attention_pool import attention_pool
 
 
@@ -66,5 +67,6 @@ class AttentionPool(nn.Module):
         Raises:
             RuntimeError: if an argument has an invalid shape, dtype, device or value.
         """
+        h, lengths = recordable(h, lengths)
         pooled, weights = attention_pool(h, self.weight, lengths)
         return (pooled, weights) if return_weights else pooled

@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from ser_fast import _torch_compat, backends
 from ser_fast.nn.gru_cell import init_uniform
+from ser_fast.nn.inference import recordable
 from ser_fast.nn.packing import Join, Part
 from ser_fast.ops import checks, onnx
 from ser_fast.ops.gru import gru
@@ -175,6 +176,7 @@ class GRU(nn.Module):
             ValueError: if the input is neither 2-D nor 3-D, or the dtype of input or hx differs from that of the
                 weights outside autocast.
         """
+        input, hx, lengths = recordable(input, hx, lengths)
         if isinstance(input, PackedSequence):
             checks.require(lengths is None, "GRU", "lengths is given with a PackedSequence", "None")
             checks.operands("GRU", self.weight_ih_l0, input=input.data, hx=hx)
@@ -301,14 +303,12 @@ class GRU(nn.Module):
                 x = F.dropout(x, self.dropout, self.training)
         if x.requires_grad and x.dim() == 3 and x.device.type == "cpu" and not checks.tracing():
             x = x.clone()  # the op's backward reads its output, which callers of nn.GRU may overwrite on a CPU
-        return x, torch.cat(states)
+        return x, states[0] if len(states) == 1 else torch.cat(states)
 
     def _layer(self, layer: int, x: Tensor, h0, lengths, turned: bool) -> tuple[Tensor, Tensor]:
         """Return y ``[T, B, D, H]`` (packed ``[N, D, H]``) and h_n ``[D, B, H]`` of one layer."""
         w_ih, w_hh, b_ih, b_hh = (
-            torch.stack([getattr(self, f"{name}_{suffix}") for suffix in self._suffixes(layer)])
-            if self.bias or name.startswith("weight")
-            else None
+            self._of_directions(name, layer) if self.bias or name.startswith("weight") else None
             for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         )
         if onnx.exporting():
@@ -316,6 +316,11 @@ class GRU(nn.Module):
         gx = F.linear(x, w_ih.flatten(0, 1), None if b_ih is None else b_ih.flatten())
         gx = gx.unflatten(-1, (len(w_hh), 3 * self.hidden_size))
         return gru(gx.transpose(0, 1) if turned else gx, w_hh, b_hh, h0, lengths, reset_after=self.reset_after)
+
+    def _of_directions(self, name: str, layer: int) -> Tensor:
+        """Return a layer's weights [D, ...]. Views, unlike torch.stack, raise an error if a storage was freed."""
+        parts = [getattr(self, f"{name}_{suffix}")[None] for suffix in self._suffixes(layer)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _check(self, x: Tensor, hx: Tensor | None, lengths: Tensor | None) -> None:
         sizes = tuple(x.shape)

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ser_fast import _torch_compat
-from ser_fast.ops import checks
+from ser_fast.nn.inference import recordable
+from ser_fast.ops import checks, onnx
 from ser_fast.ops.gru import cell
 
 
@@ -96,13 +97,18 @@ class GRUCell(nn.Module):
             ValueError: if an argument has more than two dimensions, or its dtype differs from that of the weights
                 outside autocast.
         """
-        if self.reset_after and self._is_usual(input, hx):
+        input, hx = recordable(input, hx)
+        if self.reset_after and self._is_usual(input, hx) and not onnx.exporting():
             return _torch_compat.gru_cell(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         self._check(input, hx)
         shape = (*input.shape[:-1], self.hidden_size)
         x = input.reshape(-1, self.input_size)
         h = x.new_zeros(len(x), self.hidden_size) if hx is None else hx.reshape(-1, self.hidden_size)
-        if self.reset_after:
+        if onnx.exporting():
+            weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+            stacked = (None if weight is None else weight[None] for weight in weights)
+            _, (h,) = onnx.gru(x[None], *stacked, h[None], None, self.reset_after)
+        elif self.reset_after:
             h = _torch_compat.gru_cell(x, h, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         else:
             h, *_ = cell(F.linear(x, self.weight_ih, self.bias_ih), h, self.weight_hh, self.bias_hh, False)

@@ -91,13 +91,14 @@ class MelSpectrogram(PowerSpectrogram):
         return f"{super().extra_repr()}, n_mels={self.n_mels}, mel_scale={self.mel_scale}, norm={self.norm}"
 
     def _spectra(self, wave: Tensor, lengths: Tensor | None, center: bool) -> Tensor:
+        window, filters, mean, std = self._for(wave, self.window, self.filters, self.mean, self.std)
         power = power_spectrogram(
-            wave, self.window, self.n_fft, self.hop_length, self.bins, lengths, center=center, pad_mode=self.pad_mode
+            wave, window, self.n_fft, self.hop_length, self.bins, lengths, center=center, pad_mode=self.pad_mode
         )
         with torch.autocast("cpu" if power.is_meta else power.device.type, enabled=False):
-            mel = power @ self.filters
+            mel = power @ filters
         if self.log:
             mel = mel.clamp(min=self.floor).log()
         if self.normalize:
-            mel = (mel - self.mean) / self.std
+            mel = (mel - mean) / std
         return mask_past(mel, None if lengths is None else self.frame_lengths(lengths))

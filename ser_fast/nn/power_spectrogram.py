@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ser_fast._require import require
+from ser_fast.nn.inference import recordable
 from ser_fast.ops import checks
 from ser_fast.ops.checks import HALF
 from ser_fast.ops.power_spectrogram import FLOOR, PAD_MODES, frame_counts, power_spectrogram
@@ -141,7 +142,7 @@ class PowerSpectrogram(Constants):
         return type(self).__name__
 
     def _check_options(self, sample_rate, n_fft, win_length, hop_length, f_min, f_max, pad_mode, log, floor) -> None:
-        name, tiny = self._name, torch.finfo(torch.float32).tiny
+        name, float32 = self._name, torch.finfo(torch.float32)
         require(sample_rate >= 1, f"{name}: sample_rate is {sample_rate}", "at least 1")
         checks.sizes(name, n_fft=n_fft, win_length=win_length, hop_length=hop_length)
         require(win_length <= n_fft, f"{name}: win_length is {win_length}", f"in 1..n_fft = {n_fft}")
@@ -149,8 +150,8 @@ class PowerSpectrogram(Constants):
             allowed = f"in order within 0..{sample_rate / 2}"
             raise ValueError(f"{name}: f_min, f_max are {f_min}, {f_max}; they must be {allowed}")
         require(pad_mode in PAD_MODES, f"{name}: pad_mode is '{pad_mode}'", f"one of {', '.join(PAD_MODES)}")
-        good = not log or floor >= tiny
-        require(good, f"{name}: floor is {floor!r}", f"at least {tiny:.3g}, for a logarithm")
+        good = not log or float32.tiny <= floor <= float32.max
+        require(good, f"{name}: floor is {floor!r}", f"finite and at least {float32.tiny:.3g}, for a logarithm")
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
         """Normalise each bin from now on.
@@ -196,26 +197,35 @@ class PowerSpectrogram(Constants):
         """Compute the spectrogram.
 
         Args:
-            wave: ``[B, N]``, of the window's dtype, or int16, which stands for sample / 32768.
+            wave: ``[B, N]``, float32, float64, or int16, which stands for sample / 32768.
             lengths: samples of each row, int64 or int32 ``[B]``, on the wave's device.
 
         Returns:
             The spectrogram ``[B, T, F]``, 0 past each row's frames; with lengths ``(spectrogram, frame_lengths)``.
+            It is computed in float64 if the wave or the module is, else in float32.
 
         Raises:
             RuntimeError: if an argument has an invalid shape, dtype, device or value, or a sample is not finite.
         """
-        if isinstance(wave, Tensor) and wave.dtype == torch.int16 and self.window.dtype == torch.float64:
-            wave = wave.double() / 32768
+        wave, lengths = recordable(wave, lengths)
+        if isinstance(wave, Tensor) and self.window.dtype == torch.float64:
+            scale = 32768 if wave.dtype == torch.int16 else 1
+            wave = wave.double() / scale if wave.dtype in (torch.int16, torch.float32) else wave
         spec = self._spectra(wave, lengths, self.center)
         return spec if lengths is None else (spec, self.frame_lengths(lengths))
 
     def _spectra(self, wave: Tensor, lengths: Tensor | None, center: bool) -> Tensor:
-        mean, std = (self.mean, self.std) if self.normalize else (None, None)
+        window, mean, std = self._for(wave, self.window, self.mean, self.std)
+        mean, std = (mean, std) if self.normalize else (None, None)
         return power_spectrogram(
-            wave, self.window, self.n_fft, self.hop_length, self.bins, lengths, mean, std,
+            wave, window, self.n_fft, self.hop_length, self.bins, lengths, mean, std,
             log=self.log, floor=self.floor, center=center, pad_mode=self.pad_mode,
         )  # fmt: skip
+
+    def _for(self, wave: Tensor, *constants: Tensor) -> list[Tensor]:
+        """Return constants in the dtype that a wave is computed in."""
+        double = isinstance(wave, Tensor) and wave.dtype == torch.float64
+        return [constant.double() if double else constant for constant in constants]
 
     def stream(self) -> SpectrogramStream:
         """Return a stream that takes a wave in chunks and gives each frame as soon as it is complete."""
@@ -286,7 +296,7 @@ class SpectrogramStream:
                 then.
         """
         kind = self._check(chunk)
-        samples = chunk.to(self.spectrogram.window.dtype)
+        samples = chunk.to(torch.promote_types(chunk.dtype, self.spectrogram.window.dtype))
         samples = samples / 32768 if chunk.dtype == torch.int16 else samples
         held = samples if self._held is None else torch.cat([self._held, samples], 1)
         padded = self._padded or held.shape[1] >= self._least
@@ -337,7 +347,7 @@ class SpectrogramStream:
         good = chunk.dim() == 2 and len(chunk) > 0
         checks.require(good, op, f"chunk has shape {list(chunk.shape)}", "[B, n] with B at least 1")
         checks.require(chunk.device == window.device, op, f"chunk is on {chunk.device}", f"on {window.device}")
-        checks.dtype(op, "chunk", chunk, window.dtype, torch.int16)
+        checks.dtype(op, "chunk", chunk, torch.float32, torch.float64, torch.int16)
         kind = {"batch size": len(chunk), "dtype": chunk.dtype, "device": chunk.device}
         for name, value in kind.items():
             first = value if self._kind is None else self._kind[name]

@@ -8,14 +8,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ser_fast import _torch_compat
+from ser_fast.nn.attention_pool import AttentionPool
 from ser_fast.nn.gru import GRU
+from ser_fast.nn.gru_cell import GRUCell
+from ser_fast.nn.power_spectrogram import PowerSpectrogram
 from ser_fast.ops import checks
 from ser_fast.ops.power_spectrogram import PAD_MODES, power_spectrogram
+
+TORCH = {GRU: nn.GRU, GRUCell: nn.GRUCell}
 
 
 @dataclass
 class SwapReport:
-    """Result of :func:`swap`; ``print(report)`` lists it.
+    """Result of :func:`swap` and :func:`to_torch`; ``print(report)`` lists it.
 
     Attributes:
         replaced: names of the replaced submodules, "" for the model itself, with a description of each.
@@ -33,7 +38,7 @@ class SwapReport:
     def __str__(self) -> str:
         lines = [f"{name or 'the model'}: {what}" for name, what in self.replaced.items()]
         lines += [f"{name or 'the model'}: left, {why}" for name, why in self.left.items()]
-        return "\n".join(lines) or "nothing to replace: no nn.GRU and no power spectrogram of torchaudio"
+        return "\n".join(lines) or "nothing to replace"
 
 
 def swap(model: nn.Module) -> SwapReport:
@@ -86,7 +91,7 @@ def swap(model: nn.Module) -> SwapReport:
 
 
 def unswap(model: nn.Module) -> list[str]:
-    """Undo :func:`swap`.
+    """Undo :func:`swap`. Modules that were written as ser_fast's stay: :func:`to_torch` converts these too.
 
     Args:
         model: the model that was swapped; it is changed in place.
@@ -120,6 +125,62 @@ def unswap(model: nn.Module) -> list[str]:
     return list(swapped)
 
 
+def to_torch(model: nn.Module) -> SwapReport:
+    """Replace each :class:`ser_fast.GRU` and :class:`ser_fast.GRUCell` by torch's, and undo :func:`swap`.
+
+    For what needs torch's classes: ``quantize_dynamic``, TorchScript, older exporters. As in :func:`swap` the modules
+    stay the same objects with the same parameters. ``nn.GRU`` has no ``lengths``: a model that passes them must pack
+    its batches.
+
+    Not replaced are GRUs with ``reset_after=False``, attention pooling and spectrograms, which torch does not have;
+    subclasses, whose own code would be lost, including parametrized modules; modules whose ``forward`` was replaced.
+
+    Args:
+        model: any module; it is changed in place.
+
+    Returns:
+        A :class:`SwapReport` of what was replaced, and what was not and why.
+
+    Raises:
+        TypeError: if ``model`` is not a module.
+
+    Example:
+        >>> from torch import nn
+        >>> model = nn.ModuleList([GRU(40, 64), GRU(64, 64, reset_after=False)])
+        >>> print(to_torch(model))
+        0: ser_fast.GRU is nn.GRU(40, 64)
+        1: left, reset_after is False: torch's GRU has the other form alone
+    """
+    _check_module("to_torch", model)
+    report = SwapReport()
+    for name, module in model.named_modules():
+        ours = type(module).__name__
+        if why := _not_torchs(module):
+            report.left[name] = why
+        elif type(module) in (*TORCH, Spectrogram):
+            _become_again(module)
+            place = "torchaudio's " if ours == "Spectrogram" else "nn."
+            report.replaced[name] = f"ser_fast.{ours} is {place}{module}"
+    return report
+
+
+def _not_torchs(module: nn.Module) -> str:
+    """Return why one of our modules cannot be torch's; empty if it can, and for any other module."""
+    if isinstance(module, (AttentionPool, PowerSpectrogram)):
+        return "torch has no such module"
+    if not isinstance(module, (*TORCH, Spectrogram)):
+        return ""
+    if nn.utils.parametrize.is_parametrized(module):
+        return "parametrized: remove its parametrizations before"
+    if type(module) not in (*TORCH, Spectrogram):
+        return f"{type(module).__name__} is a subclass, whose code may do something else"
+    if "forward" in vars(module):
+        return "its forward was replaced on this object"
+    if not getattr(module, "reset_after", True):
+        return "reset_after is False: torch's GRU has the other form alone"
+    return ""
+
+
 def _check_module(function: str, model) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"{function}: model is a {type(model).__name__}; it must be a torch.nn.Module")
@@ -139,11 +200,12 @@ def _become(module: nn.Module, kind: type) -> None:
 
 
 def _become_again(module: nn.Module) -> None:
-    gru = module._swapped_from is nn.GRU
-    names = module._weight_names() if gru else []
-    module.__class__ = module._swapped_from
-    del module._swapped_from
-    if gru:
+    kind = vars(module).pop("_swapped_from", None) or TORCH[type(module)]
+    names = module._weight_names() if kind is nn.GRU else []
+    module.__class__ = kind
+    vars(module).pop("reset_after", None)
+    if kind is nn.GRU:
+        module.mode, module.proj_size = "GRU", 0  # class attributes of ours
         _torch_compat.restore_gru_weights(module, names)
 
 
@@ -191,12 +253,14 @@ class Spectrogram(nn.Module):
         """Return |STFT|² ``[..., F, T]`` of ``waveform`` ``[..., N]``.
 
         Raises:
-            RuntimeError: if the dtype differs from the window's, or there are fewer than n_fft samples without
-                centring.
+            RuntimeError: if the dtype is none of float32, float64 and int16, or there are fewer than n_fft samples
+                without centring.
         """
         checks.tensors("Spectrogram", waveform=waveform)
         wave = F.pad(waveform, (self.pad, self.pad)) if self.pad else waveform
         window = self.window
+        if {wave.dtype, window.dtype} == {torch.float32, torch.float64}:
+            wave, window = wave.double(), window.double()
         if not self.center:
             # torch.stft centres a short window within n_fft, which moves the frames and takes their last ones.
             spare = self.n_fft - len(window)

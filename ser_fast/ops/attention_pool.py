@@ -20,7 +20,7 @@ def reference(h: Tensor, w: Tensor, lengths: Tensor | None = None) -> tuple[Tens
     else:
         valid, h = frame_mask(lengths, h.shape[1]), mask_past(h, lengths)
         # A row without frames keeps finite scores, since a softmax over -inf alone is NaN, and is zeroed afterwards.
-        scores = (h @ w).masked_fill(~valid & valid.any(1, keepdim=True), -torch.inf)
+        scores = (h @ w).masked_fill(~valid & (lengths > 0)[:, None], -torch.inf)
         weights = torch.softmax(scores, dim=1) * valid
     return (weights[:, None] @ h).squeeze(1).to(dtype), weights.to(dtype)
 
@@ -42,6 +42,7 @@ def reference_backward(
     Returns:
         Gradients of h ``[B, T, D]`` and of w ``[D]``.
     """
+    _check_backward(grad_pooled, grad_weights, h, w, pooled, weights, lengths)
     h = mask_past(h, lengths)
     along = (h @ grad_pooled[..., None]).squeeze(2)
     mean = (grad_pooled * pooled).sum(1, keepdim=True)
@@ -82,16 +83,27 @@ def backward_on_triton(grad_pooled, grad_weights, h, w, pooled, weights, lengths
     """Triton backward of ``attention_pool``; falls back to the reference like the forward."""
     from ser_fast.kernels import attention_pool as kernels
 
-    backward = kernels.attention_pool_backward if kernels.fits(h.shape[2]) else reference_backward
-    return backward(grad_pooled, grad_weights, h, w, pooled, weights, lengths)
+    args = grad_pooled, grad_weights, h, w, pooled, weights, lengths
+    _check_backward(*args)
+    return (kernels.attention_pool_backward if kernels.fits(h.shape[2]) else reference_backward)(*args)
 
 
 def _check(op: str, h: Tensor, w: Tensor, lengths: Tensor | None) -> None:
-    checks.dtype(op, "h", h, *checks.FLOATING)
+    checks.first(op, "h", h, *checks.FLOATING)
     sizes = tuple(h.shape)
     checks.require(len(sizes) == 3 and 0 not in sizes, op, f"h has shape {list(sizes)}", "[B, T, D] with no size 0")
     checks.operand(op, "w", w, h, (sizes[2],), "[D]")
     checks.lengths(op, lengths, h, sizes[0], sizes[1])
+
+
+def _check_backward(grad_pooled, grad_weights, h, w, pooled, weights, lengths) -> None:
+    op = "attention_pool_backward"
+    _check(op, h, w, lengths)
+    batch, frames, width = h.shape
+    checks.operand(op, "grad_pooled", grad_pooled, h, (batch, width), "[B, D]")
+    checks.operand(op, "grad_weights", grad_weights, h, (batch, frames), "[B, T]")
+    checks.operand(op, "pooled", pooled, h, (batch, width), "[B, D]")
+    checks.operand(op, "weights", weights, h, (batch, frames), "[B, T]")
 
 
 def new_outputs(h: Tensor, w: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -102,7 +114,8 @@ def new_outputs(h: Tensor, w: Tensor, lengths: Tensor | None) -> tuple[Tensor, T
 
 
 def new_gradients(grad_pooled, grad_weights, h, w, pooled, weights, lengths) -> tuple[Tensor, Tensor]:
-    """Return uninitialised gradients."""
+    """Check the arguments and return uninitialised gradients."""
+    _check_backward(grad_pooled, grad_weights, h, w, pooled, weights, lengths)
     return h.new_empty(h.shape), w.new_empty(w.shape)
 
 

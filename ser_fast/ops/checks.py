@@ -40,11 +40,54 @@ def dtype(op: str, name: str, tensor: Tensor, *allowed: torch.dtype) -> None:
     require(tensor.dtype in allowed, op, f"{name} has dtype {str(tensor.dtype).removeprefix('torch.')}", listed)
 
 
+def stored(op: str, name: str, tensor: Tensor) -> None:
+    """Check that the storage still holds every element: it may have been freed or resized under the tensor."""
+    if not addressable(tensor) or tensor.numel() == 0:
+        return
+    needed = (tensor.storage_offset() + _extent(tensor)) * tensor.element_size()
+    bytes = tensor.untyped_storage().nbytes()
+    if bytes < needed:
+        allowed = f"of at least {needed} bytes for shape {list(tensor.shape)}: was it freed or resized?"
+        require(False, op, f"{name} has a storage of {bytes} bytes", allowed)
+
+
+def _extent(tensor: Tensor) -> int:
+    """Return the number of elements from a tensor's first to its last."""
+    return 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride())) if tensor.numel() else 0
+
+
+def apart(op: str, out: Tensor, **inputs: Tensor | None) -> None:
+    """Check, in torch's words for ``out=``, that each input lies outside the addresses of ``out``."""
+    for name, tensor in inputs.items():
+        if tensor is None or not (addressable(out) and addressable(tensor)):
+            continue
+        (begin, end), (first, last) = (
+            (one.data_ptr(), one.data_ptr() + _extent(one) * one.element_size()) for one in (tensor, out)
+        )
+        if begin < last and first < end:
+            raise RuntimeError(
+                f"{op}: unsupported operation: some elements of the input tensor {name} and the written-to tensor"
+                " out refer to a single memory location. Please clone() the tensor before performing the operation."
+            )
+
+
+def addressable(tensor: Tensor) -> bool:
+    """Return whether a tensor has memory: it is on a device, and neither traced nor transformed."""
+    return not tracing() and tensor.device.type != "meta" and _torch_compat.has_values(tensor)
+
+
+def first(op: str, name: str, tensor: Tensor, *allowed: torch.dtype) -> None:
+    """Check the op's first operand, which the others are compared with: its storage and dtype."""
+    stored(op, name, tensor)
+    dtype(op, name, tensor, *allowed)
+
+
 def operand(op: str, name: str, tensor: Tensor | None, like: Tensor, wanted: tuple, letters: str) -> None:
     """Check an optional operand against the op's first one: same device and dtype, and the shape ``wanted``."""
     if tensor is None:
         return
     require(tensor.device == like.device, op, f"{name} is on {tensor.device}", f"on {like.device}")
+    stored(op, name, tensor)
     dtype(op, name, tensor, like.dtype)
     shape(op, name, tensor, wanted, letters)
 
@@ -55,6 +98,7 @@ def lengths(op: str, given: Tensor | None, like: Tensor, batch: int, limit: int)
         return
     dtype(op, "lengths", given, torch.int64, torch.int32)
     require(given.device == like.device, op, f"lengths is on {given.device}", f"on {like.device}")
+    stored(op, "lengths", given)
     shape(op, "lengths", given, (batch,), "[B]")
     if not readable(given):
         return

@@ -107,6 +107,7 @@ def reference_backward(
         Gradients of ``gx`` ``[T, B, D, 3H]``, of q = W_hn h + b_hn ``[T, B, D, H]`` (empty without ``reset_after``)
         and of ``h0`` ``[D, B, H]``.
     """
+    _check_backward(grad_y, grad_h_n, y, gates, w_hh, h0, lengths, grad_gates)
     grad_gates = torch.zeros_like(gates) if grad_gates is None else grad_gates
     if y.dim() == 3:
         place = _places(lengths)
@@ -173,22 +174,41 @@ def _states_before(y: Tensor, h0: Tensor | None, lengths: Tensor | None) -> Tens
 
 
 def _check(op, gx, w_hh, b_hh, h0, lengths) -> None:
-    checks.dtype(op, "gx", gx, *checks.FLOATING)
-    sizes = tuple(gx.shape)
+    batch, directions, hidden = _check_frames(op, "gx", gx, 3, lengths)
+    checks.operand(op, "w_hh", w_hh, gx, (directions, 3 * hidden, hidden), "[D, 3H, H]")
+    checks.operand(op, "b_hh", b_hh, gx, (directions, 3 * hidden), "[D, 3H]")
+    checks.operand(op, "h0", h0, gx, (directions, batch, hidden), "[D, B, H]")
+
+
+def _check_backward(grad_y, grad_h_n, y, gates, w_hh, h0, lengths, grad_gates=None) -> None:
+    op = "gru_backward" if grad_gates is None else "gru_backward_with_gates"
+    batch, directions, hidden = _check_frames(op, "y", y, 1, lengths)
+    states, wide = (directions, batch, hidden), (*y.shape[:-1], 4 * hidden)
+    checks.operand(op, "grad_y", grad_y, y, tuple(y.shape), "y's shape")
+    checks.operand(op, "grad_h_n", grad_h_n, y, states, "[D, B, H]")
+    checks.operand(op, "gates", gates, y, wide, "y's shape with 4H")
+    checks.operand(op, "w_hh", w_hh, y, (directions, 3 * hidden, hidden), "[D, 3H, H]")
+    checks.operand(op, "h0", h0, y, states, "[D, B, H]")
+    checks.operand(op, "grad_gates", grad_gates, y, wide, "y's shape with 4H")
+
+
+def _check_frames(op: str, name: str, tensor: Tensor, gates: int, lengths: Tensor | None) -> tuple[int, int, int]:
+    """Check gx (3 gates) or y (1 gate) and the lengths; return B, D and H."""
+    checks.first(op, name, tensor, *checks.FLOATING)
+    sizes = tuple(tensor.shape)
     packed = len(sizes) == 3 and lengths is not None
-    good = (packed or len(sizes) == 4) and sizes[-2] in (1, 2) and sizes[-1] % 3 == 0 and 0 not in sizes
-    allowed = "[T, B, D, 3H] with D 1 or 2 and no size 0, or packed with lengths"
-    checks.require(good, op, f"gx has shape {list(sizes)}", allowed)
+    good = (packed or len(sizes) == 4) and sizes[-2] in (1, 2) and sizes[-1] % gates == 0 and 0 not in sizes
+    width = "3H" if gates == 3 else "H"
+    allowed = f"[T, B, D, {width}] with D 1 or 2 and no size 0, or packed with lengths"
+    checks.require(good, op, f"{name} has shape {list(sizes)}", allowed)
     if packed:
         checks.require(lengths.dim() == 1, op, f"lengths has shape {list(lengths.shape)}", "[B]")
-    frames, batch, directions, width = (sizes[0], lengths.shape[0], *sizes[1:]) if packed else sizes
-    checks.operand(op, "w_hh", w_hh, gx, (directions, width, width // 3), "[D, 3H, H]")
-    checks.operand(op, "b_hh", b_hh, gx, (directions, width), "[D, 3H]")
-    checks.operand(op, "h0", h0, gx, (directions, batch, width // 3), "[D, B, H]")
-    checks.lengths(op, lengths, gx, batch, frames)
+    batch = lengths.shape[0] if packed else sizes[1]
+    checks.lengths(op, lengths, tensor, batch, sizes[0])
     if packed and checks.readable(lengths):
         total = int(lengths.sum())
-        checks.require(total == frames, op, f"lengths add up to {total}", f"the packed frames, {frames}")
+        checks.require(total == sizes[0], op, f"lengths add up to {total}", f"the packed frames, {sizes[0]}")
+    return batch, sizes[-2], sizes[-1] // gates
 
 
 def _batch_first(like: Tensor) -> bool:
@@ -219,7 +239,8 @@ def new_outputs(gx, w_hh, b_hh, h0, lengths, reset_after, save_gates) -> tuple[T
 def new_gradients(
     grad_y, grad_h_n, y, gates, w_hh, h0, lengths, reset_after, grad_gates=None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return uninitialised gradients."""
+    """Check the arguments and return uninitialised gradients."""
+    _check_backward(grad_y, grad_h_n, y, gates, w_hh, h0, lengths, grad_gates)
     hidden = y.shape[-1]
     grad_q = _empty_frames(y, hidden) if reset_after else y.new_empty(0)
     return _empty_frames(y, 3 * hidden), grad_q, torch.empty_like(grad_h_n, memory_format=torch.contiguous_format)

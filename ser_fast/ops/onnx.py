@@ -57,8 +57,14 @@ def gru(
 
 def _ordered(gates: Tensor) -> Tensor:
     """Reorder r, z, n along the second axis to z, r, n."""
-    r, z, n = gates.chunk(3, dim=1)
+    r, z, n = _parts(gates, 3)
     return torch.cat([z, r, n], dim=1)
+
+
+def _parts(x: Tensor, count: int) -> list[Tensor]:
+    """Return equal slices along the second axis: ``chunk`` becomes a Split that needs opset 18."""
+    size = x.shape[1] // count
+    return [x[:, place * size : (place + 1) * size] for place in range(count)]
 
 
 def power(samples: Tensor, window: Tensor, n_fft: int, hop_length: int, bin_begin: int, bin_end: int) -> Tensor:
@@ -67,5 +73,5 @@ def power(samples: Tensor, window: Tensor, n_fft: int, hop_length: int, bin_begi
     turns = torch.arange(bin_begin, bin_end, device=samples.device)[:, None] * place % n_fft
     angles = turns.double() * (2 * math.pi / n_fft)
     rows = torch.cat([angles.cos(), angles.sin()]).to(window.dtype) * window
-    real, imag = F.conv1d(samples[:, None], rows[:, None], stride=hop_length).chunk(2, dim=1)
+    real, imag = _parts(F.conv1d(samples[:, None], rows[:, None], stride=hop_length), 2)
     return (real.square() + imag.square()).transpose(1, 2)

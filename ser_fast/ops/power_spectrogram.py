@@ -69,7 +69,7 @@ def frame_counts(lengths: Tensor, n_fft: int, win_length: int, hop_length: int, 
 def reference(*args, **named) -> Tensor:
     """Reference implementation of ``ser_fast::power_spectrogram`` in plain PyTorch, differentiable."""
     a = Arguments(*args, **named)
-    _check(a)
+    _check(a, "power_spectrogram")
     a = a._replace(wave=a.wave / 32768 if a.wave.dtype == torch.int16 else a.wave)
     if onnx.exporting():
         out = onnx.power(_padded(a), a.window, a.n_fft, a.hop_length, a.bin_begin, a.bin_end)
@@ -134,8 +134,8 @@ def reference_backward(
     Returns:
         Gradient of the wave ``[B, N]``.
     """
-    a = Arguments(
-        wave, window, n_fft, hop_length, bin_begin, bin_end, lengths, None, std, log, floor, center, pad_mode
+    a = _backward_arguments(
+        grad, wave, window, n_fft, hop_length, bin_begin, bin_end, lengths, std, log, floor, center, pad_mode
     )
     spectrum = torch.fft.rfft(_frames(a), n=n_fft)
     grad = a.mask(grad)
@@ -167,9 +167,18 @@ def _overlap_add(a: Arguments, frames: Tensor) -> Tensor:
     return torch.zeros_like(a.wave, memory_format=torch.contiguous_format).scatter_add(1, index, summed)
 
 
-def _check(a: Arguments) -> None:
-    op, n_fft = "power_spectrogram", a.n_fft
-    checks.dtype(op, "wave", a.wave, torch.float32, torch.float64, torch.int16)
+def _backward_arguments(grad, wave, window, n_fft, hop_length, bin_begin, bin_end, lengths, std, *rest) -> Arguments:
+    """Check the arguments of the backward op and return those of its forward, without the mean."""
+    op = "power_spectrogram_backward"
+    a = Arguments(wave, window, n_fft, hop_length, bin_begin, bin_end, lengths, None, std, *rest)
+    checks.dtype(op, "wave", wave, torch.float32, torch.float64)
+    checks.operand(op, "grad", grad, wave, output_shape(a, op), "[B, T, F]")
+    return a
+
+
+def _check(a: Arguments, op: str) -> None:
+    n_fft = a.n_fft
+    checks.first(op, "wave", a.wave, torch.float32, torch.float64, torch.int16)
     sizes = tuple(a.wave.shape)
     checks.require(len(sizes) == 2 and 0 not in sizes, op, f"wave has shape {list(sizes)}", "[B, N] with no size 0")
     checks.require(n_fft >= 1, op, f"n_fft is {n_fft}", "at least 1")
@@ -178,23 +187,24 @@ def _check(a: Arguments) -> None:
     ends = f"in {a.bin_begin + 1}..{n_fft // 2 + 1}"
     checks.require(a.bin_begin < a.bin_end <= n_fft // 2 + 1, op, f"bin_end is {a.bin_end}", ends)
     checks.require(a.window.device == a.wave.device, op, f"window is on {a.window.device}", f"on {a.wave.device}")
+    checks.stored(op, "window", a.window)
     checks.dtype(op, "window", a.window, torch.float32 if a.wave.dtype == torch.int16 else a.wave.dtype)
     good = a.window.dim() == 1 and 0 < a.width <= n_fft
     checks.require(good, op, f"window has shape {list(a.window.shape)}", f"[W] with W in 1..{n_fft}")
     checks.operand(op, "mean", a.mean, a.window, (a.bin_end - a.bin_begin,), "[F]")
     checks.operand(op, "std", a.std, a.window, (a.bin_end - a.bin_begin,), "[F]")
-    good = not a.log or a.floor >= torch.finfo(a.window.dtype).tiny
+    good = not a.log or torch.finfo(a.window.dtype).tiny <= a.floor <= torch.finfo(a.window.dtype).max
     checks.require(good, op, f"floor is {a.floor}", "a normal positive number of the window's dtype, for a logarithm")
     modes = "'reflect', 'constant', 'replicate' or 'circular'"
     checks.require(a.pad_mode in PAD_MODES, op, f"pad_mode is '{a.pad_mode}'", modes)
     checks.lengths(op, a.lengths, a.wave, sizes[0], sizes[1])
     if checks.readable(a.wave):
-        _check_samples(a)
+        _check_samples(a, op)
 
 
-def _check_samples(a: Arguments) -> None:
+def _check_samples(a: Arguments, op: str) -> None:
     """Check what depends on values: rows long enough to be padded, and finite samples."""
-    op, (batch, samples) = "power_spectrogram", a.wave.shape
+    batch, samples = a.wave.shape
     longest_pad = a.n_fft // 2 + (a.pad_mode == "reflect")
     limited = a.center and a.pad_mode in ("reflect", "circular")
     allowed = f"empty or at least {longest_pad} samples long to be padded by n_fft / 2 at each end"
@@ -206,9 +216,9 @@ def _check_samples(a: Arguments) -> None:
             checks.require(False, op, f"wave[{b}, {n}] is {a.wave[b, n]}", "finite")
 
 
-def output_shape(a: Arguments) -> tuple:
+def output_shape(a: Arguments, op: str = "power_spectrogram") -> tuple:
     """Check the arguments and return the shape ``[B, T, F]`` of the result."""
-    _check(a)
+    _check(a, op)
     batch, samples = a.wave.shape
     spare = samples + a.n_fft // 2 * 2 - a.n_fft if a.center else torch.sym_max(samples - a.width, 0)
     return batch, 1 + spare // a.hop_length, a.bin_end - a.bin_begin
@@ -220,9 +230,9 @@ def new_output(*args) -> Tensor:
     return a.window.new_empty(output_shape(a))
 
 
-def new_gradient(grad, wave, *_) -> Tensor:
-    """Return an uninitialised gradient."""
-    return grad.new_empty(wave.shape)
+def new_gradient(*args) -> Tensor:
+    """Check the arguments and return an uninitialised gradient."""
+    return args[0].new_empty(_backward_arguments(*args).wave.shape)
 
 
 _tables: dict[tuple, Tensor] = {}
@@ -309,8 +319,11 @@ on_cuda, on_triton = _returning(out_on_cuda), _returning(out_on_triton)
 
 
 def _setup_context(ctx, inputs, output):
-    ctx.arguments = Arguments(*inputs)._replace(wave=None, window=None, lengths=None, mean=None, std=None)
-    a = Arguments(*inputs)
+    a, wanted = Arguments(*inputs), Arguments(*ctx.needs_input_grad[: len(inputs)])
+    for name in ("window", "mean", "std"):
+        found, allowed = f"{name} requires a gradient", "a constant: only wave can have a gradient"
+        checks.require(not getattr(wanted, name), "power_spectrogram", found, allowed)
+    ctx.arguments = a._replace(wave=None, window=None, lengths=None, mean=None, std=None)
     ctx.save_for_backward(a.wave, a.window, a.lengths, a.std)
 
 
@@ -336,6 +349,7 @@ def check_out(*args) -> None:
     a = Arguments(*inputs)
     checks.operand("power_spectrogram", "out", out, a.window, output_shape(a), "[B, T, F]")
     checks.require(out.is_contiguous(), "power_spectrogram", "out is strided", "contiguous")
+    checks.apart("power_spectrogram", out, wave=a.wave, window=a.window, lengths=a.lengths, mean=a.mean, std=a.std)
 
 
 # The kernels' tables are made by their first call and outlive it, which a compiled CUDA graph's memory may not.

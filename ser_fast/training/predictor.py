@@ -26,7 +26,7 @@ class Scores(dict[str, float]):
     """Class probabilities, or the ``value``, of a file.
 
     Attributes:
-        flag: keys of :data:`ser_fast.data.flags.FLAGS`, such as "silent", separated by spaces: signs that the numbers
+        flag: keys of ``ser_fast.data.flags.FLAGS``, such as "silent", separated by spaces: signs that the numbers
             mean little; ``""`` for ordinary audio.
     """
 

@@ -171,6 +171,68 @@ def test_folders_refuse_empty_classes(tmp_path):
         folders(touched(tmp_path, "sad/x.wav", "angry/x.m4a"))
 
 
+SPEAKER_TREE = ["0001/Angry/a.wav", "0001/Sad/b.wav", "0002/Angry/train/a.wav", "0002/Sad/b.wav"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (SPEAKER_TREE, r'are 0001, 0002, but .* emotions \(Angry, Sad\); type --data="speakers:ROOT"'),
+        (["anna/Wut/a.wav", "anna/Freude/b.wav", "jo/Wut/a.wav"], r'anna, jo.*; type --data="speakers:ROOT"'),
+        (["甲/生气/a.wav", "乙/高兴/a.wav"], r'; type --data="speakers:ROOT"'),
+        (["wangzhe/angry/a.wav", "liuchanhg/sad/a.wav"], r'files are those of casia; type --data="casia:ROOT"'),
+        (["Actor_01/03-01-01-01-01-01-01.wav", "Actor_02/03-01-06-01-02-01-02.wav"], r'type --data="ravdess:ROOT"'),
+        (["Actor_01/a.wav", "Actor_02/a.wav"], r"look like speakers; write a manifest.*file,speaker,label"),
+        (["spk3/a.wav", "spk4/a.wav", "other/a.wav"], r"look like speakers"),
+        (["S01/a.wav", "S02/b.wav"], r"look like speakers"),
+        (["001/a.wav", "002/day/b.wav"], r"look like speakers"),
+        (["OAF_angry/a.wav", "OAF_Sad/a.wav", "YAF_angry/a.wav", "YAF_sad/a.wav"], r"speakers oaf, yaf; move"),
+        (["train/sad/a.wav", "test/sad/b.wav"], r'parts of a division; type --data="ROOT/test" for one'),
+        (["ESD/angry/a.wav", "ESD/sad/b.wav"], r'emotions are below it; type --data="ROOT/ESD"'),
+        (["one/bob/angry/a.wav", "two/eve/sad/b.wav"], r"emotions are two levels below \(angry, sad\); write a man"),
+    ],
+)
+def test_folders_refuse_other_levels(tmp_path, names, message):
+    with pytest.raises(ValueError, match=message.replace("ROOT", str(tmp_path))):
+        folders(touched(tmp_path, *names))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["angry/a.wav", "sad/b.wav"],
+        ["angry/Actor_01/a.wav", "sad/Actor_02/b.wav"],
+        ["angry/Joy/a.wav", "sad/001/b.wav"],
+        ["positive/spk1/a.wav", "negative/spk1/b.wav"],
+        ["class1/Joy/a.wav", "class2/Bob/b.wav", "class2/Eve/b.wav"],
+        ["0/a.wav", "1/b.wav", "2/c.wav"],
+        ["male_angry/a.wav", "female_angry/b.wav", "male_sad/c.wav", "female_sad/d.wav"],
+        ["anger/03-01-05-01-01-01-01.wav", "sadness/03-01-04-01-01-01-01.wav"],
+        ["amusement/a.wav", "聊天/b.wav"],
+    ],
+)
+def test_folders_take_ordinary_classes(tmp_path, names):
+    assert folders(touched(tmp_path, *names)).classes == sorted({name.partition("/")[0] for name in names})
+
+
+def test_speakers_names(tmp_path):
+    corpus = load_corpus(f"speakers:{touched(tmp_path, *SPEAKER_TREE, '0002/ANGRY/c.wav')}")
+    assert (corpus.classes, corpus.speakers) == (["Angry", "Sad"], ["0001", "0002"])
+    assert corpus.notes == ("class 'Angry' (3 utterances) includes the spellings 'ANGRY' (1)",)
+    with pytest.raises(ValueError, match=r"stray\.wav.*SPEAKER/LABEL"):
+        load_corpus(f"speakers:{touched(tmp_path, '0001/stray.wav')}")
+
+
+def test_folders_merge_spellings(tmp_path):
+    """Case, blanks at the end and the Unicode form, which macOS changes, do not make a class."""
+    names = ["Angry/a.wav", "ANGRY/b.wav", "angry /c.wav", "angry /d.wav", "w\u00fctend/a.wav", "wu\u0308tend/b.wav"]
+    corpus = folders(touched(tmp_path, *names))
+    assert corpus.classes == ["angry", "w\u00fctend"] and len(corpus.utterances) == 6
+    assert corpus.notes[0] == "class 'angry' (4 utterances) includes the spellings 'ANGRY' (1), 'Angry' (1)"
+    listed = manifest(table(tmp_path, "file,speaker,label\na.wav,s,Sad\nb.wav,s,sad\nc.wav,s,sad\n"))
+    assert listed.classes == ["sad"] and "'Sad' (1)" in listed.summary()[-1]
+
+
 def table(folder: Path, text: str, name: str = "table.csv") -> Path:
     path = folder / name
     path.write_text(text, encoding="utf-8")
@@ -216,7 +278,19 @@ def test_manifest_jsonl_equals_csv(tmp_path):
     [
         ("", r"line 1: column 'file' occurs 0 times"),
         ("file,label\na.wav,sad\n", r"line 1: column 'speaker' occurs 0 times"),
-        ("file;speaker;label\na.wav;s;sad\n", r"line 1: column 'file' occurs 0 times in \['file;"),
+        ("file;speaker;label\na.wav;s;sad\n", r"line 1: columns are separated by ';'; it must be ','"),
+        (
+            "file\tspeakr\tlabel\na.wav\ts\tsad\n",
+            r"line 1: columns are separated by '\\t', and column 'speaker' is missing \(the closest is 'speakr'\)",
+        ),
+        ("File,speaker,label\n", r"line 1: column 'file' occurs 0 times in .* \(the closest is 'File'\)"),
+        ("file,speaker,label\na.wav,s,s\0d\n", r"line 2: column 'label' is 's\\x00d'"),
+        ("file,speaker,label\na.wav,s," + "x" * 200_000, r"line 2: field larger than field limit"),
+        (
+            "file,speaker,label\n" + "x" * 5000 + ",s,l",
+            r"line 2: column 'file' is 'x{76}\.\.\.; it must be at most 4096",
+        ),
+        ("file,speaker,label,end\na,s,l," + "1" * 5000, r"line 2: column 'end' is '1{76}\.\.\.; it must be a number"),
         ("file,speaker,label,label\na.wav,s,sad,froh\n", r"line 1: column 'label' occurs 2 times"),
         ("file,speaker,label\n", r"0 utterances"),
         ("file,speaker,label\na.wav,s,sad\nb.wav,,sad\n", r"line 3: column 'speaker' is ''"),
@@ -239,6 +313,11 @@ def test_manifest_csv_refuses_bad_rows(tmp_path, text, message):
     ("line", "message"),
     [
         ("{", r"it must be one JSON object"),
+        ("[" * 100_000, r"maximum recursion depth.*; it must be one JSON object"),
+        ('{"file": "a", "speaker": ' + "1" * 5000 + "}", r"5000 digits; it must be one JSON object"),
+        ('{"file": "a\\u0000", "speaker": "s", "label": "l"}', r"column 'file' is 'a\\x00'"),
+        ('{"file": "a\\ud800", "speaker": "s", "label": "l"}', r"column 'file' is 'a\\ud800'"),
+        ('{"file": "a", "speaker": "s", "lable": "l"}', r"column 'label' is missing \(the closest is 'lable'\)"),
         ("[1]", r"value is \[1\]; it must be a JSON object"),
         ('{"file": "a", "speaker": "s"}', r"column 'label' is missing"),
         ('{"file": "a", "speaker": true, "label": "l"}', r"column 'speaker' is True"),
@@ -352,8 +431,18 @@ def test_manifest_refuses_other_file_types(tmp_path):
     with pytest.raises(ValueError, match=r"suffix '\.txt'; it must be one of \.csv, \.jsonl"):
         manifest(table(tmp_path, "file,speaker,label\n", "table.txt"))
     (tmp_path / "table.csv").write_bytes("file,speaker,label\nä.wav,s,l\n".encode("latin-1"))
-    with pytest.raises(ValueError, match="it must be UTF-8"):
+    with pytest.raises(ValueError, match=r"table\.csv, line 2: byte 0xe4; it must be UTF-8"):
         manifest(tmp_path / "table.csv")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("name", ["table.csv", "table.jsonl"])
+def test_manifest_takes_any_line_end(tmp_path, name, end):
+    """Old spreadsheets on macOS write CR alone, and a BOM."""
+    row = '{"file": "%s", "speaker": "s", "label": "l"}'
+    lines = ["file,speaker,label", "a,s,l", "b,s,l"] if name.endswith("csv") else [row % "a", row % "b"]
+    (tmp_path / name).write_bytes(("\ufeff" + end.join([*lines, ""])).encode())
+    assert [utterance.name for utterance in manifest(tmp_path / name).utterances] == ["a", "b"]
 
 
 def test_load_corpus_by_kind_and_by_guess(tmp_path):
@@ -366,6 +455,8 @@ def test_load_corpus_by_kind_and_by_guess(tmp_path):
     assert load_corpus(f"ravdess:{actors}") == load_corpus(str(actors)) == ravdess(actors)
     with pytest.raises(ValueError, match="of the song"):
         load_corpus(str(touched(actors, "Actor_02/03-02-06-01-02-01-02.wav")))
+    speakers = touched(tmp_path / "CASIA database", "wangzhe/angry/201.wav", "ZhaoQuanyin/sad/201.wav")
+    assert load_corpus(f"casia:{speakers}") == load_corpus(str(speakers)) == casia(speakers)
     assert load_corpus(f"emodb:{db}") == load_corpus(str(db)) == emodb(db)
     assert load_corpus(str(sorted_db)).speakers == ["03"]
     assert load_corpus(f"folders:{sorted_db}").speakers == ["unknown"]

@@ -217,7 +217,7 @@ def cells() -> list[tuple[str, str, str]]:
 
 def read_table() -> dict[tuple[str, str, str], str]:
     rows = [[cell.strip().strip("`") for cell in line.strip("|\n ").split("|")]
-            for line in TABLE.read_text().splitlines() if line.startswith("|")]  # fmt: skip
+            for line in TABLE.read_text().split("## Export")[0].splitlines() if line.startswith("|")]  # fmt: skip
     header, _, *body = rows
     return {(way, form, subject): cell for way, form, *found in body for subject, cell in zip(header[2:], found)}
 

@@ -249,3 +249,9 @@ def test_select_takes_cuda_gru_by_size(fresh_state, monkeypatch):
         assert backends.select("gru", "cuda", dtype=dtype, hidden_size=hidden) == wanted
     monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "tf32")
     assert backends.select("gru", "cuda", hidden_size=129) == "cuda"
+
+
+@pytest.mark.parametrize("most", [torch.tensor([1]), torch.ones(5), torch.tensor([1, 1, 1, 1, -1])], ids=str)
+def test_gru_restrict_refuses_bad_limits(native, most):
+    with pytest.raises(RuntimeError, match="gru_restrict: most"):
+        ops.gru_restrict(to(torch.empty(0)), most)

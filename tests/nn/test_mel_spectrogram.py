@@ -194,7 +194,7 @@ def test_mel_spectrogram_repr_shows_options():
         ({"f_min": 40.0, "f_max": 50.0}, "no bin lies between f_min = 40.0 and f_max = 50.0 Hz; bins are 31.25 Hz apart"),
         ({"mel_scale": "bark"}, "mel_scale is 'bark'; it must be 'htk' or 'slaney'"),
         ({"norm": 2}, "norm is 2; it must be None or 'slaney'"),
-        ({"floor": 0.0}, "MelSpectrogram: floor is 0.0; it must be at least 1.18e-38, for a logarithm"),
+        ({"floor": 0.0}, "MelSpectrogram: floor is 0.0; it must be finite and at least 1.18e-38, for a logarithm"),
         ({"win_length": 513}, "win_length is 513; it must be in 1..n_fft = 512"),
         ({"pad_mode": "same"}, "pad_mode is 'same'; it must be one of reflect"),
     ],

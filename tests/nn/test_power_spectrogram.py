@@ -1,5 +1,6 @@
 """PowerSpectrogram: its defaults, short and ragged waves, integer samples, statistics and options."""
 
+import copy
 import math
 import warnings
 
@@ -124,7 +125,8 @@ def test_power_spectrogram_of_silence_does_not_warn():
         ({"n_fft": 1600.0}, r"PowerSpectrogram: n_fft should be of type int, got: float \(1600.0\)"),
         ({"win_length": True}, r"PowerSpectrogram: win_length should be of type int, got: bool \(True\)"),
         ({"sample_rate": 0.5}, "PowerSpectrogram: sample_rate is 0.5; it must be at least 1"),
-        ({"log": True, "floor": -1.0}, "PowerSpectrogram: floor is -1.0; it must be at least 1.18e-38, for a logarithm"),
+        ({"log": True, "floor": -1.0}, "PowerSpectrogram: floor is -1.0; it must be finite and at least 1.18e-38, for a"),
+        ({"log": True, "floor": float("inf")}, "PowerSpectrogram: floor is inf; it must be finite"),
         ({"mean": [0.0] * 401, "std": [1.0] * 401}, "PowerSpectrogram: mean is a list; it must be a torch.Tensor"),
         ({"f_max": 9000.0}, r"f_min, f_max are 0.0, 9000.0; they must be in order within 0..8000.0"),
         ({"f_min": 3.0, "f_max": 4.0}, "no bin lies in 3.0..4.0 Hz; bins are 10.0 Hz apart"),
@@ -149,3 +151,24 @@ def test_power_spectrogram_checks_statistics():
     with pytest.raises(RuntimeError, match=r"PowerSpectrogram: std is a NoneType; it must be a torch.Tensor"):
         front.set_statistics(front.mean, None)
     assert not front.normalize
+
+
+@pytest.mark.parametrize("make", [ser_fast.PowerSpectrogram, ser_fast.MelSpectrogram])
+def test_spectrogram_computes_in_the_wider_dtype(make):
+    """A float64 wave, soundfile's default, is computed in float64 by a float32 module, and a float32 one by a float64."""
+    front, wave = make(log=True), torch.randn(2, 4000, dtype=torch.float64)
+    front.set_statistics(torch.full_like(front.mean, 0.3), torch.full_like(front.std, 1.7))
+    exact = copy.deepcopy(front).double()
+    assert front(wave).dtype == torch.float64
+    assert torch.equal(front(wave), exact(wave))
+    assert torch.equal(exact(wave.float()), exact(wave.float().double()))
+    assert front(wave.float()).dtype == torch.float32
+    stream = front.stream()
+    streamed = torch.cat([*(stream(chunk) for chunk in wave.split(900, 1)), stream.finish()], 1)
+    torch.testing.assert_close(streamed, front(wave), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_spectrogram_refuses_half_waves_by_name(dtype):
+    with pytest.raises(RuntimeError, match=r"wave has dtype b?float16; it must be float32, float64 or int16"):
+        ser_fast.PowerSpectrogram()(torch.zeros(1, 4000, dtype=dtype))

@@ -150,7 +150,8 @@ def test_stream_refuses_circular_padding():
     [
         (torch.zeros(3, 10), "chunk has batch size 3; it must be 2, as in the utterance's first chunk"),
         (torch.zeros(2, 10, dtype=torch.int16), "chunk has dtype torch.int16; it must be torch.float32, as in"),
-        (torch.zeros(2, 10).double(), "chunk has dtype float64; it must be float32 or int16"),
+        (torch.zeros(2, 10).double(), "chunk has dtype torch.float64; it must be torch.float32, as in"),
+        (torch.zeros(2, 10).half(), "chunk has dtype float16; it must be float32, float64 or int16"),
         (torch.zeros(2, 10, device="meta"), "chunk is on meta; it must be on cpu"),
         (torch.zeros(10), r"chunk has shape \[10\]; it must be \[B, n\] with B at least 1"),
         (torch.zeros(0, 10), r"chunk has shape \[0, 10\]"),

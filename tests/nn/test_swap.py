@@ -232,3 +232,11 @@ def test_swapped_spectrogram_names_a_short_wave(torchaudio):
     ser_fast.swap(model)
     with pytest.raises(RuntimeError, match=r"Spectrogram: waveform has 15 samples; it must be at least n_fft = 16"):
         model(torch.zeros(15))
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float64), (torch.float64, torch.float32)])
+def test_swapped_spectrogram_promotes_dtypes_like_torchaudio(torchaudio, dtypes):
+    theirs = torchaudio(64, 40, 10).to(dtypes[0])
+    model, wave = nn.Sequential(copy.deepcopy(theirs)), torch.randn(2, 211, dtype=dtypes[1])
+    ser_fast.swap(model)
+    assert_exact(model(wave), theirs(wave))

@@ -22,6 +22,23 @@ def test_attention_pool_ignores_scores_of_minus_infinity():
     assert pooled.item() == 2 and weights.tolist() == [[0, 0, 1]]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("scores", "finite"),
+    [("-12", True), ("1-2", True), ("-" * 40 + "12", True), ("---", False), ("1+2", False), ("-+", False), ("1" * 40 + "+", False)],
+)  # fmt: skip
+def test_attention_pool_of_infinite_scores(scores, finite, dtype):
+    """As torch.softmax: -inf weighs nothing, +inf or nothing but -inf gives NaN; - and + are scores of -inf and +inf."""
+    large = torch.finfo(dtype).max / 2
+    first = [{"-": -large, "+": large}.get(score) or int(score) / large for score in scores]
+    h = torch.stack([torch.tensor(first, dtype=dtype), torch.randn(len(first), dtype=dtype)], 1)[None]
+    w = torch.tensor([large, 0], dtype=dtype)
+    found, wanted = attention_pool(h, w), reference(h, w)
+    assert bool(wanted[1].isfinite().all()) == bool(wanted[0].isfinite().all()) == finite
+    for one, other in zip(found, wanted):
+        torch.testing.assert_close(one, other, equal_nan=True)
+
+
 @pytest.mark.parametrize("function", [attention_pool, reference])
 def test_attention_pool_never_reads_padding(function):
     h, lengths = torch.randn(3, 5, 4), torch.tensor([5, 2, 0])

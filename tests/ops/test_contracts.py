@@ -1,5 +1,7 @@
 """Contract of every op: equality with its reference, gradients, opcheck, clear errors, autocast."""
 
+import math
+
 import pytest
 import torch
 from samples import (
@@ -213,6 +215,8 @@ BAD = [
     ("power_spectrogram", change(SPECTROGRAM, 5, 7), "bin_end is 7; it must be in 1..6", False),
     ("power_spectrogram", change(SPECTROGRAM, 7, torch.zeros(5).double()), r"mean has shape \[5\]; it must be \[F\]", False),
     ("power_spectrogram", change(SPECTROGRAM, 10, 0.0), "floor is 0.*a normal positive number", False),
+    ("power_spectrogram", change(SPECTROGRAM, 10, math.inf), "floor is inf.*a normal positive number", False),
+    ("power_spectrogram", change(SPECTROGRAM, 10, math.nan), "floor is nan.*a normal positive number", False),
     ("power_spectrogram", change(SPECTROGRAM, 12, "odd"), "pad_mode is 'odd'; it must be 'reflect'", False),
     ("power_spectrogram", change(SMALL["spectrogram-center"][1], 6, torch.tensor([20, 3])), "row 1 of wave has 3 samples", True),
 ]  # fmt: skip

@@ -392,3 +392,22 @@ print("served")
     environment = os.environ | {"SER_FAST_BACKEND": "reference", "TRITON_INTERPRET": "1"}
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
     assert result.stdout.strip() == "served", result.stderr
+
+
+def test_triton_refuses_bad_gradients():
+    h, w, lengths = to(pool_arguments(3, 4, 3, ragged_rows=True), torch.float32)
+    pooled, weights = attention_pool.reference(h, w, lengths)
+    with pytest.raises(RuntimeError, match=r"attention_pool_backward: grad_pooled has shape \[3, 2\]"):
+        attention_pool.backward_on_triton(pooled[:, :2], None, h, w, pooled, weights, lengths)
+    gx, w_hh, b_hh, h0, lengths, after, _ = to(gru_arguments(3, 3, 2, 2, ragged_rows=True, reset_after=True))
+    y, h_n, gates = gru.reference(gx, w_hh, b_hh, h0, lengths, after, True)
+    with pytest.raises(RuntimeError, match=r"gru_backward: gates has shape"):
+        gru.backward_on_triton(y, h_n, y, gates[..., :1], w_hh, h0, lengths, after)
+
+
+@pytest.mark.parametrize("scores", [(-1e38, 1, 2), (1, 1e38, 2), (-1e38, -1e38), (0,) * 70 + (1e38,)], ids=len)
+def test_triton_attention_pool_of_infinite_scores(scores):
+    h = torch.tensor([[[score / 1e38, 1.0] for score in scores]], device=DEVICE) * 1e38
+    w = torch.tensor([10.0, 0.0], device=DEVICE)
+    for found, wanted in zip(attention_pool.on_triton(h, w, None), attention_pool.reference(h, w)):
+        torch.testing.assert_close(found, wanted, equal_nan=True)

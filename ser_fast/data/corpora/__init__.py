@@ -6,11 +6,11 @@ from ser_fast._require import require
 from ser_fast.data.audio import find_audio
 from ser_fast.data.corpora.casia import casia as _read_casia
 from ser_fast.data.corpora.emodb import emodb as _read_emodb
-from ser_fast.data.corpora.emodb import follows_scheme as _follows_emodb
+from ser_fast.data.corpora.folders import RECOGNISED as _RECOGNISED
 from ser_fast.data.corpora.folders import folders as _read_folders
+from ser_fast.data.corpora.folders import speakers as _read_speakers
 from ser_fast.data.corpora.manifest import SUFFIXES as _MANIFEST_SUFFIXES
 from ser_fast.data.corpora.manifest import manifest as _read_manifest
-from ser_fast.data.corpora.ravdess import follows_scheme as _follows_ravdess
 from ser_fast.data.corpora.ravdess import ravdess as _read_ravdess
 from ser_fast.data.utterance import Corpus, Utterance
 
@@ -22,11 +22,11 @@ _READERS = {
     "folders": _read_folders,
     "manifest": _read_manifest,
     "ravdess": _read_ravdess,
+    "speakers": _read_speakers,
 }
-_NAMED = ((_follows_emodb, _read_emodb), (_follows_ravdess, _read_ravdess))
 _FORMS = (
-    "synthetic, synthetic-sentiment, casia:FOLDER, emodb:FOLDER, ravdess:FOLDER, folders:FOLDER, manifest:FILE, "
-    "a .csv or .jsonl file, or a folder"
+    "synthetic, synthetic-sentiment, casia:FOLDER, emodb:FOLDER, ravdess:FOLDER, folders:FOLDER, "
+    "speakers:FOLDER, manifest:FILE, a .csv or .jsonl file, or a folder"
 )
 
 
@@ -35,8 +35,9 @@ def load_corpus(spec: str) -> Corpus:
 
     Args:
         spec: ``synthetic``, ``synthetic-sentiment``, ``casia:FOLDER``, ``emodb:FOLDER``, ``ravdess:FOLDER``,
-            ``folders:FOLDER`` or ``manifest:FILE``; or a path: a ``.csv`` or ``.jsonl`` file is a manifest, a folder
-            is Emo-DB or RAVDESS if all its audio files have names of that corpus, else it has a folder per class.
+            ``folders:FOLDER`` (a folder per class), ``speakers:FOLDER`` (a folder per speaker, in it one per class)
+            or ``manifest:FILE``; or a path: a ``.csv`` or ``.jsonl`` file is a manifest, a folder is Emo-DB, RAVDESS
+            or CASIA if all its audio files are named as in that corpus, else it has a folder per class.
 
     Raises:
         FileNotFoundError: the path does not exist.
@@ -57,8 +58,8 @@ def load_corpus(spec: str) -> Corpus:
     require(exists, f"corpus {spec!r} is not an existing path", _FORMS, FileNotFoundError)
     if path.is_dir():
         files = find_audio(path)
-        read = next((read for follows, read in _NAMED if all(map(follows, files))), _read_folders)
-        return read(path)
+        kind = next((kind for kind, follows in _RECOGNISED.items() if all(map(follows, files))), "folders")
+        return _READERS[kind](path)
     known = path.suffix.lower() in _MANIFEST_SUFFIXES
     require(known, f"corpus {spec!r} is a {path.suffix or 'suffixless'} file", _FORMS)
     return _read_manifest(path)

@@ -31,6 +31,13 @@ _WANTED = (
 )
 
 
+def follows_layout(path: Path) -> bool:
+    """Return whether a file is in the folders of one of CASIA's speakers and of an emotion."""
+    speaker, emotion = ("", "", *path.parts)[-3:-1]
+    known = {name.casefold() for spellings in _SPEAKERS.items() for name in spellings}
+    return speaker.casefold() in known and emotion.lower() in _LABELS
+
+
 def casia(root: str | PathLike[str]) -> Corpus:
     """Return CASIA with speakers and labels from the folders ``root/**/SPEAKER/EMOTION/*.wav``.
 

@@ -7,7 +7,7 @@ from os import PathLike
 from pathlib import Path
 
 from ser_fast._require import require
-from ser_fast.data.corpora.trees import refuse, require_folder
+from ser_fast.data.corpora.trees import quoted, refuse, require_folder
 from ser_fast.data.utterance import Corpus, Utterance
 
 LABELS = {"ang": "anger", "hap": "happiness", "neu": "neutral", "sad": "sadness"}
@@ -84,6 +84,6 @@ def _turns(table: Path) -> list[re.Match]:
         turn = _TURN.fullmatch(line)
         good = turn is not None and turn["emotion"] in {**LABELS, **_OTHERS}
         wanted = "[START - END], the turn, the emotion's three letters and [V, A, D]"
-        require(good, f"{table}, line {number}: {line!r}", wanted)
+        require(good, f"{table}, line {number}: {quoted(line)}", wanted)
         turns.append(turn)
     return turns

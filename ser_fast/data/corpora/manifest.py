@@ -1,16 +1,20 @@
 """A corpus listed in a CSV or JSONL table."""
 
 import csv
+import difflib
 import io
 import json
 import math
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from ser_fast._require import require
+from ser_fast.data.corpora.labels import merge_spellings
+from ser_fast.data.corpora.trees import quoted
 from ser_fast.data.files import printable, write_atomically
 from ser_fast.data.tables import from_cell, to_csv
 from ser_fast.data.utterance import PARTS, Corpus, Utterance
@@ -20,6 +24,7 @@ REQUIRED = ("file", "speaker")
 TARGETS = ("label", "value")
 OPTIONAL = ("start", "end", "part")
 SCALE = "sentiment_scale"
+_LONGEST = 4096  # characters of a name; of a path on Linux
 
 
 def manifest(path: str | PathLike[str]) -> Corpus:
@@ -29,7 +34,7 @@ def manifest(path: str | PathLike[str]) -> Corpus:
     beginning or the end of the file. ``part`` is ``train``, ``valid`` or ``test``, for all utterances or none. For a
     regression the column ``value``, a finite number, replaces ``label``. A column ``sentiment_scale``, 1 or 3 in all
     rows, declares values from -1 to 1 or from -3 to 3 as sentiment, for which Acc-2, F1 and the like are measured.
-    The classes are sorted; other columns and blank lines are ignored.
+    The classes are sorted; those that differ in case only are merged. Other columns and blank lines are ignored.
 
     Args:
         path: a ``.csv`` with a header row, or a ``.jsonl`` with one object a line; UTF-8.
@@ -42,19 +47,22 @@ def manifest(path: str | PathLike[str]) -> Corpus:
     suffix = path.suffix.lower()
     found = f"manifest {str(path)!r} has the suffix {suffix!r}"
     require(suffix in SUFFIXES, found, f"one of {', '.join(SUFFIXES)}")
+    content = path.read_bytes()
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = content.decode().lstrip("\ufeff")
     except UnicodeDecodeError as error:
-        raise ValueError(f"manifest {str(path)!r} has a bad byte at {error.start}; it must be UTF-8") from error
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}, line {line}: byte 0x{content[error.start]:02x}; it must be UTF-8") from error
 
     read_rows = _csv_rows if suffix == ".csv" else _jsonl_rows
     rows = list(read_rows(text, str(path)))
     require(bool(rows), f"manifest {str(path)!r} lists 0 utterances", "a table of at least one")
     target = _target(rows)
     utterances = [_utterance(row, place, path.parent, target) for place, row in rows]
-    labels = {utterance.label for utterance in utterances} if target == "label" else set()
-    scale = _scale(rows) if target == "value" else 0.0
-    return Corpus(path.stem, utterances, sorted(labels), sentiment_scale=scale)
+    if target == "value":
+        return Corpus(path.stem, utterances, [], sentiment_scale=_scale(rows))
+    utterances, notes = merge_spellings(utterances)
+    return Corpus(path.stem, utterances, sorted({utterance.label for utterance in utterances}), notes=notes)
 
 
 def write_manifest(corpus: Corpus, out: Path) -> None:
@@ -79,10 +87,12 @@ def _csv_rows(text: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         header = [column.strip() for column in reader.fieldnames or []]
         required = (*REQUIRED, "value" if "value" in header else "label")
+        _refuse_separators(header, required, name)
         for column in (*REQUIRED, *TARGETS, *OPTIONAL, SCALE):
             count = header.count(column)
             good = count == 1 or (count == 0 and column not in required)
-            require(good, f"{name}, line 1: column {column!r} occurs {count} times in {header}", "there once")
+            found = f"{name}, line 1: column {column!r} occurs {count} times in {quoted(header)}"
+            require(good, found + (_closest(column, header) if count == 0 else ""), "there once")
         reader.fieldnames = header
         for row in reader:
             place = f"{name}, line {reader.line_num}"
@@ -96,17 +106,33 @@ def _csv_rows(text: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         raise ValueError(f"{place}: {error}; it must be comma-separated values") from error
 
 
+def _refuse_separators(header: list[str], required: tuple[str, ...], name: str) -> None:
+    separator = next((mark for mark in ";\t|" if len(header) == 1 and mark in header[0]), None)
+    if separator is None:
+        return
+    columns = [column.strip() for column in header[0].split(separator)]
+    missing = (column for column in required if column not in columns)
+    others = "".join(f", and column {column!r} is missing{_closest(column, columns)}" for column in missing)
+    raise ValueError(f"{name}, line 1: columns are separated by {separator!r}{others}; it must be ','")
+
+
+def _closest(column: str, columns: Iterable[str]) -> str:
+    """Return `` (the closest is 'lable')``, or ``""`` if no column has a similar name."""
+    names = {name.lower(): name for name in columns}
+    return "".join(f" (the closest is {names[one]!r})" for one in difflib.get_close_matches(column, names, 1))
+
+
 def _jsonl_rows(text: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     # Not splitlines(): JSON strings may contain other line separators, such as U+2028.
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(re.split("\r\n?|\n", text), start=1):
         if not line.strip():
             continue
         place = f"{name}, line {number}"
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{place}: {error}; it must be one JSON object") from error
-        require(isinstance(row, dict), f"{place}: value is {row!r}", "a JSON object")
+        except (ValueError, RecursionError) as error:  # ValueError: also a number of more than 4300 digits
+            raise ValueError(f"{place}: {str(error).partition(';')[0]}; it must be one JSON object") from error
+        require(isinstance(row, dict), f"{place}: value is {quoted(row)}", "a JSON object")
         yield place, row
 
 
@@ -148,17 +174,30 @@ def _text(row: dict[str, Any], column: str, place: str) -> str:
     # JSON speakers and labels are often numbers.
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
-    found = "missing" if value is None else repr(value)
+    found = f"missing{_closest(column, row)}" if value is None else quoted(value)
     good = isinstance(value, str) and value.strip() != ""
     require(good, f"{place}: column {column!r} is {found}", "a text that is not empty")
+    possible = len(value) <= _LONGEST and "\0" not in value and _encodes(value)
+    require(
+        possible, f"{place}: column {column!r} is {found}", f"at most {_LONGEST} characters that a file name can have"
+    )
     return value.strip()
+
+
+def _encodes(value: str) -> bool:
+    """Return whether a text can be a file name; JSON may hold surrogates that no name has."""
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _part(row: dict[str, Any], place: str) -> str | None:
     if _empty(row.get("part")):
         return None
     part = _text(row, "part", place)
-    require(part in PARTS, f"{place}: column 'part' is {part!r}", f"one of {', '.join(PARTS)}")
+    require(part in PARTS, f"{place}: column 'part' is {quoted(part)}", f"one of {', '.join(PARTS)}")
     return part
 
 
@@ -176,6 +215,6 @@ def _number(row: dict[str, Any], column: str, place: str, least: float, wanted: 
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    found = "missing" if value is None else repr(value)
+    found = "missing" if value is None else quoted(value)
     require(math.isfinite(number) and number >= least, f"{place}: column {column!r} is {found}", wanted)
     return number

@@ -15,7 +15,7 @@ from os import PathLike
 from pathlib import Path
 
 from ser_fast._require import require
-from ser_fast.data.corpora.trees import refuse, require_folder
+from ser_fast.data.corpora.trees import quoted, refuse, require_folder
 from ser_fast.data.utterance import PARTS, Corpus, Utterance
 
 _COLUMNS = ("video_id", "clip_id", "text", "label", "label_T", "label_A", "label_V", "annotation", "mode")
@@ -95,8 +95,8 @@ def _rows(path: Path, limit: float, wanted: str) -> Iterator[tuple[str, str, flo
             place = f"{path}, line {reader.line_num}"
             whole = None not in row and all(row.get(column) for column in _NEEDED)
             cells = f"cells for {', '.join(reader.fieldnames)}, of which {', '.join(_NEEDED)} are not empty"
-            require(whole, f"{place}: {list(row.values())}", cells)
-            require(row["mode"] in PARTS, f"{place}: mode is {row['mode']!r}", f"one of {', '.join(PARTS)}")
+            require(whole, f"{place}: {quoted(list(row.values()))}", cells)
+            require(row["mode"] in PARTS, f"{place}: mode is {quoted(row['mode'])}", f"one of {', '.join(PARTS)}")
             yield row["video_id"], row["clip_id"], _value(row["label"], limit, place), row["mode"]
     except csv.Error as error:
         # line_num is that of the last good row.
@@ -109,5 +109,5 @@ def _value(text: str, limit: float, place: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    require(abs(value) <= limit, f"{place}: label is {text!r}", f"a number from {-limit:g} to {limit:g}")
+    require(abs(value) <= limit, f"{place}: label is {quoted(text)}", f"a number from {-limit:g} to {limit:g}")
     return value

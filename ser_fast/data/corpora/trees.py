@@ -10,6 +10,7 @@ from ser_fast.data.files import passed_over
 from ser_fast.data.wav import AudioError
 
 _SHOWN = 5
+_QUOTED = 80
 
 
 def require_folder(root: str | PathLike[str], wanted: str) -> Path:
@@ -48,3 +49,9 @@ def refuse(files: list[str], folder: Path, fault: str, wanted: str) -> None:
 def repeated(names: list[str]) -> list[str]:
     """Return the names that occur more than once."""
     return [name for name, count in Counter(names).items() if count > 1]
+
+
+def quoted(value: object) -> str:
+    """Return a value of a table as a message shows it, at most 80 characters."""
+    text = repr(value[:_QUOTED] if isinstance(value, str | list) else value)
+    return text if len(text) <= _QUOTED else f"{text[: _QUOTED - 3]}..."

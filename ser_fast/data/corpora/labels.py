@@ -1,0 +1,96 @@
+"""Names of classes: their spelling, and names that are speakers or the parts of a division instead."""
+
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from ser_fast.data.utterance import Utterance
+
+# Letters only, in lower case; English, German, Chinese and Pinyin words, and common abbreviations.
+_EMOTION_WORDS = """
+    afraid amused amusement ang anger angry anxiety anxious bored boredom calm confused contempt desire dis
+    disappointed disgust disgusted elated exc excited excitement fea fear fearful fru frustrated frustration hap
+    happiness happy joy joyful negative neu neutral normal pleasantsurprise pleasantsurprised positive sad sadness
+    scared sorrow sur surprise surprised tender tenderness worried
+    aengstlich aerger angst ekel freude freudig froehlich fröhlich gelangweilt glück glücklich langeweile ruhig trauer
+    traurig traurigkeit ueberraschung verachtung wuetend wut wütend zorn ängstlich ärger überrascht überraschung
+    中性 中立 乐 伤心 兴奋 厌恶 发怒 吃惊 哀 喜 喜悦 害怕 平静 开心 快乐 怒 恐惧 悲 悲伤 惊 惊奇 惊讶 惧 愤怒 无聊
+    无情绪 正常 焦虑 生气 讨厌 难过 高兴 厭惡 快樂 恐懼 悲傷 憤怒 無聊 生氣 難過 驚奇 驚訝 高興
+    beishang fennu gaoxing haipa jingya kongju kuaile nanguo shengqi yanwu zhongxing
+"""
+_EMOTIONS = set(_EMOTION_WORDS.split())
+_PARTS = {"dev", "eval", "test", "testing", "train", "training", "val", "valid", "validation"}
+_SPEAKER = re.compile(
+    r"(actor|actress|female|id|male|participant|person|s|ses|session|speaker|spk|spkr|sp|subj|subject|sub|talker|user"
+    r"|f|m|p)[ _.-]*\d+[a-z]?|\d{2,}|sprecher(in)?[ _.-]*\d+|说话人?\d+"
+)
+# What may stand beside an emotion in the name of a class.
+_MANNER_WORDS = """
+    adult boy child f female girl high intense low m male man medium men mild normal old song speech strong very weak
+    woman women young
+"""
+_MANNERS = set(_MANNER_WORDS.split())
+
+
+def is_emotion(name: str) -> bool:
+    """Return whether a name is a word for an emotion, or "neutral", beside numbers and punctuation."""
+    return "".join(filter(str.isalpha, _key(name))) in _EMOTIONS
+
+
+def is_speaker(name: str) -> bool:
+    """Return whether a name looks like the number of a speaker: ``Actor_01``, ``spk3``, ``S01``, ``001``."""
+    return _SPEAKER.fullmatch(_key(name)) is not None
+
+
+def is_part(name: str) -> bool:
+    """Return whether a name is that of a part for training, validation or test."""
+    return _key(name) in _PARTS
+
+
+def mostly(names: Iterable, kind: Callable[..., bool]) -> bool:
+    """Return whether more than half of the names are of a kind."""
+    found = [kind(name) for name in names]
+    return 2 * sum(found) > len(found)
+
+
+def speakers_in_classes(classes: Iterable[str]) -> list[str]:
+    """Return the speakers in classes that are products of speaker and emotion, such as ``OAF_angry``.
+
+    Every such speaker has two emotions or more, and there are two speakers or more.
+    """
+    emotions = defaultdict(set)
+    classes = list(classes)
+    for name in classes:
+        words = re.split(r"[\s_.\-]+", _key(name))
+        for count in range(1, len(words)):
+            for emotion, rest in ((words[count:], words[:count]), (words[:count], words[count:])):
+                if is_emotion("".join(emotion)) and not set(rest) <= _MANNERS:
+                    emotions["_".join(rest)].add("".join(emotion))
+    found = sorted(rest for rest, words in emotions.items() if len(words) > 1)
+    return found if len(found) > 1 and 2 * sum(len(emotions[rest]) for rest in found) > len(classes) else []
+
+
+def merge_spellings(utterances: list[Utterance]) -> tuple[list[Utterance], tuple[str, ...]]:
+    """Give classes that differ in case, blanks or Unicode form only the most frequent of the spellings.
+
+    Returns:
+        The utterances, and a note for each class that was merged.
+    """
+    spellings = defaultdict(Counter)
+    for utterance in utterances:
+        spellings[_key(utterance.label)][utterance.label] += 1
+    chosen, notes = {}, []
+    for key, counts in spellings.items():
+        most = min(counts, key=lambda name: (-counts[name], name))
+        chosen[key] = " ".join(unicodedata.normalize("NFC", most).split())
+        if len(counts) > 1:
+            others = ", ".join(f"{name!r} ({counts[name]})" for name in sorted(counts) if name != most)
+            notes.append(f"class {chosen[key]!r} ({counts.total()} utterances) includes the spellings {others}")
+    return [replace(one, label=chosen[_key(one.label)]) for one in utterances], tuple(notes)
+
+
+def _key(name: str) -> str:
+    """Return a name without differences of case, blanks and Unicode form."""
+    return " ".join(unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold()).split())
