@@ -145,16 +145,27 @@ def _parse(name: str, argv: list[str]):
     Raises:
         ValueError: an option of a model that is not the chosen one is set.
     """
-    from jsonargparse import ArgumentParser
+    import yaml
+    from jsonargparse import ArgumentParser, set_loader
 
     command = COMMANDS[name]
+    set_loader("checked_yaml", _checked_yaml, (yaml.YAMLError,))
     described = f"{command.about[0].upper()}{command.about[1:]}."
-    parser = ArgumentParser(prog=f"ser-fast {name}", description=described, exit_on_error=False)
+    parser = ArgumentParser(
+        prog=f"ser-fast {name}", description=described, exit_on_error=False, parser_mode="checked_yaml"
+    )
     command.add_options(parser)
     options = parser.parse_args(_with_recipe(argv))
     if name in ("train", "cv"):
         _refuse_other_models(options, parser.get_defaults())
     return options
+
+
+def _checked_yaml(text: str):
+    from jsonargparse import get_loader
+
+    recipes.check(text)
+    return get_loader("yaml")(text)
 
 
 def _refuse_other_models(options, defaults) -> None:

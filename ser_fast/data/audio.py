@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +17,7 @@ from ser_fast._require import require
 from ser_fast.data.extras import import_extra
 from ser_fast.data.failures import summarise
 from ser_fast.data.files import AUDIO_SUFFIXES, Found, passed_over, printable, search
+from ser_fast.data.pace import Pace
 from ser_fast.data.utterance import Utterance
 from ser_fast.data.wav import RATES, UNKNOWN_SIZE, AudioError, PcmWav, open_pcm, riff_chunks
 
@@ -153,7 +154,10 @@ def read_utterance(utterance: Utterance, sample_rate: int = 16000) -> torch.Tens
 
 
 def read_corpus(
-    utterances: Sequence[Utterance], sample_rate: int = 16000, skip_bad: bool = False
+    utterances: Sequence[Utterance],
+    sample_rate: int = 16000,
+    skip_bad: bool = False,
+    report: Callable[[str], None] = lambda line: None,
 ) -> tuple[list[Utterance], list[torch.Tensor], list[AudioError]]:
     """Read all utterances, one per core at a time.
 
@@ -161,6 +165,7 @@ def read_corpus(
         utterances: the utterances.
         sample_rate: sampling rate of the results, in hertz.
         skip_bad: return the errors of unreadable utterances instead of raising one.
+        report: called with a line now and then while a large corpus is read.
 
     Returns:
         The readable utterances in the given order, their samples (float32 ``[N]``), and an error for each
@@ -178,7 +183,11 @@ def read_corpus(
             return error
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = list(pool.map(attempt, utterances))
+        results, pace = [], Pace()
+        for result in pool.map(attempt, utterances):
+            results.append(result)
+            if pace.due(len(results) / len(utterances)):
+                report(f"read {len(results)} of {len(utterances)} utterances")
 
     errors = [result for result in results if isinstance(result, AudioError)]
     good = [pair for pair in zip(utterances, results, strict=True) if not isinstance(pair[1], AudioError)]

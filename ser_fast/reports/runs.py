@@ -54,7 +54,7 @@ def train(config: TrainConfig, options: dict) -> dict:
         for line in corpus.summary():
             say(line)
         with distributed.agreed():
-            dataset = load_dataset(corpus, model.spectrogram.sample_rate, config.skip_bad)
+            dataset = load_dataset(corpus, model.spectrogram.sample_rate, config.skip_bad, say)
             if dataset.skipped:  # the parts are drawn from the utterances that could be read
                 split = dataset.split(**config.held_out)
         if dataset.skipped:
