@@ -145,16 +145,27 @@ def _parse(name: str, argv: list[str]):
     Raises:
         ValueError: an option of a model that is not the chosen one is set.
     """
-    from jsonargparse import ArgumentParser
+    import yaml
+    from jsonargparse import ArgumentParser, set_loader
 
     command = COMMANDS[name]
+    set_loader("checked_yaml", _checked_yaml, (yaml.YAMLError,))
     described = f"{command.about[0].upper()}{command.about[1:]}."
-    parser = ArgumentParser(prog=f"ser-fast {name}", description=described, exit_on_error=False)
+    parser = ArgumentParser(
+        prog=f"ser-fast {name}", description=described, exit_on_error=False, parser_mode="checked_yaml"
+    )
     command.add_options(parser)
     options = parser.parse_args(_with_recipe(argv))
     if name in ("train", "cv"):
         _refuse_other_models(options, parser.get_defaults())
     return options
+
+
+def _checked_yaml(text: str):
+    from jsonargparse import get_loader
+
+    recipes.check(text)
+    return get_loader("yaml")(text)
 
 
 def _refuse_other_models(options, defaults) -> None:
@@ -291,17 +302,18 @@ def _convert(options) -> int:
 
 
 def _predict(options) -> int:
+    from ser_fast.data.failures import by_reason
     from ser_fast.reports.terminal import print_table
     from ser_fast.training.predictor import Predictor
 
     predictor = Predictor(options.checkpoint, options.batch_size)
     label = ["label"] if predictor.classes else []
-    rows, errors, count = [], 0, 0
+    rows, errors, count = [], [], 0
     for file, result in predictor.files(options.files, _warn):
         count += 1
         reason = ""
         if isinstance(result, Exception):
-            errors += 1
+            errors.append(str(result))
             reason = f"error: {str(result).removeprefix(f'{printable(file)}: ')}"
         if options.json:
             print(json.dumps({"file": str(file)} | _answer(predictor.classes, result)), flush=True)
@@ -314,7 +326,8 @@ def _predict(options) -> int:
         print_table("", ["file", *label, *predictor.names, "flag"], rows)
     if not errors:
         return 0
-    return _complain(f"{errors} of {count} files could not be predicted; their rows say why", 1)
+    reasons = "".join(f"\n  {line}" for line in by_reason(errors))
+    return _complain(f"{len(errors)} of {count} files could not be predicted; their rows say why:{reasons}", 1)
 
 
 def _answer(classes: list[str], result) -> dict:

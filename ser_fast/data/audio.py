@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +15,9 @@ import torch
 
 from ser_fast._require import require
 from ser_fast.data.extras import import_extra
+from ser_fast.data.failures import summarise
 from ser_fast.data.files import AUDIO_SUFFIXES, Found, passed_over, printable, search
+from ser_fast.data.pace import Pace
 from ser_fast.data.utterance import Utterance
 from ser_fast.data.wav import RATES, UNKNOWN_SIZE, AudioError, PcmWav, open_pcm, riff_chunks
 
@@ -29,6 +31,8 @@ _BLOCK_SAMPLES = 1 << 20
 
 # Full scale is 1, or 2^31 in files of floats that were scaled as integers; beyond, spectra overflow.
 _LOUDEST = 2.0**31
+
+_LFS = b"version https://git-lfs"
 
 # Sizes of the samples that ffmpeg and SoX write into a header when the output is a pipe.
 _STREAMED_SIZES = (UNKNOWN_SIZE, 0x7FFFF000)
@@ -91,6 +95,9 @@ def read_audio(
     try:
         if path.stat().st_size == 0:
             raise AudioError(f"{name}: the file is empty (0 bytes)")
+        with open(path, "rb") as file:
+            if file.read(len(_LFS)) == _LFS:
+                raise AudioError(f"{name}: a Git LFS pointer instead of audio; run `git lfs pull` in its repository")
         missing = _missing_bytes(path)
     except OSError as error:
         raise AudioError(f"{name}: {error.strerror}") from error
@@ -147,7 +154,10 @@ def read_utterance(utterance: Utterance, sample_rate: int = 16000) -> torch.Tens
 
 
 def read_corpus(
-    utterances: Sequence[Utterance], sample_rate: int = 16000, skip_bad: bool = False
+    utterances: Sequence[Utterance],
+    sample_rate: int = 16000,
+    skip_bad: bool = False,
+    report: Callable[[str], None] = lambda line: None,
 ) -> tuple[list[Utterance], list[torch.Tensor], list[AudioError]]:
     """Read all utterances, one per core at a time.
 
@@ -155,13 +165,15 @@ def read_corpus(
         utterances: the utterances.
         sample_rate: sampling rate of the results, in hertz.
         skip_bad: return the errors of unreadable utterances instead of raising one.
+        report: called with a line now and then while a large corpus is read.
 
     Returns:
         The readable utterances in the given order, their samples (float32 ``[N]``), and an error for each
         unreadable one.
 
     Raises:
-        AudioError: some cannot be read and ``skip_bad`` is false; the message lists them all.
+        AudioError: some cannot be read and ``skip_bad`` is false, or it leaves nothing, or one of several classes;
+            the message lists five and counts the reasons.
     """
 
     def attempt(utterance: Utterance) -> torch.Tensor | AudioError:
@@ -171,13 +183,21 @@ def read_corpus(
             return error
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = list(pool.map(attempt, utterances))
+        results, pace = [], Pace()
+        for result in pool.map(attempt, utterances):
+            results.append(result)
+            if pace.due(len(results) / len(utterances)):
+                report(f"read {len(results)} of {len(utterances)} utterances")
 
     errors = [result for result in results if isinstance(result, AudioError)]
-    if errors and not skip_bad:
-        reasons = "\n".join(f"  {error}" for error in errors)
-        raise AudioError(f"{len(errors)} of {len(results)} utterances cannot be read:\n{reasons}")
     good = [pair for pair in zip(utterances, results, strict=True) if not isinstance(pair[1], AudioError)]
+    before, left = ({utterance.label for utterance in some} for some in (utterances, [one for one, _ in good]))
+    lost = ""
+    if skip_bad and len(left) < min(2, len(before)):
+        lost = f"; skip_bad leaves those of {', '.join(left)} alone" if left else "; skip_bad leaves none"
+    if errors and (lost or not skip_bad):
+        reasons = "".join(f"\n  {line}" for line in summarise(errors))
+        raise AudioError(f"{len(errors)} of {len(results)} utterances cannot be read{lost}:{reasons}")
     return [utterance for utterance, _ in good], [samples for _, samples in good], errors
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -75,34 +75,43 @@ class Dataset:
         return hashlib.sha256(json.dumps([self.classes, rows]).encode()).hexdigest()
 
 
-def load_dataset(corpus: Corpus | str, sample_rate: int, skip_bad: bool = False) -> Dataset:
+def load_dataset(
+    corpus: Corpus | str, sample_rate: int, skip_bad: bool = False, report: Callable[[str], None] = lambda line: None
+) -> Dataset:
     """Read a corpus into memory.
 
     Args:
         corpus: the corpus, or its name as in :func:`ser_fast.data.corpora.load_corpus`.
         sample_rate: sampling rate of the waves, in hertz.
         skip_bad: leave out utterances that cannot be read instead of raising an error.
+        report: called with a line now and then while a large corpus is read.
 
     Raises:
         AudioError: an utterance cannot be read and ``skip_bad`` is false.
     """
     corpus = load_corpus(corpus) if isinstance(corpus, str) else corpus
-    utterances, waves, errors = read_corpus(corpus.utterances, sample_rate, skip_bad)
-    kept = Corpus(corpus.name, utterances, corpus.classes)
-    names = [utterance.name for utterance in utterances]
-    skipped = [str(error) for error in errors]
-    return Dataset(
-        corpus.name,
+    return read_dataset(corpus, sample_rate, skip_bad, report)[1]
+
+
+def read_dataset(
+    corpus: Corpus, sample_rate: int, skip_bad: bool, report: Callable[[str], None]
+) -> tuple[Corpus, Dataset]:
+    """Return the utterances that could be read, as a corpus and in memory; see :func:`load_dataset`."""
+    utterances, waves, errors = read_corpus(corpus.utterances, sample_rate, skip_bad, report)
+    kept = replace(corpus, utterances=utterances)
+    dataset = Dataset(
+        kept.name,
         waves,
         labels(kept),
         speakers(kept),
-        names,
-        corpus.classes,
-        skipped,
+        [utterance.name for utterance in utterances],
+        kept.classes,
+        [str(error) for error in errors],
         parts(kept),
-        corpus.passed_over,
-        corpus.sentiment_scale,
+        kept.passed_over,
+        kept.sentiment_scale,
     )
+    return kept, dataset
 
 
 def labels(corpus: Corpus) -> list[float]:

@@ -103,12 +103,20 @@ def load_recipe(name: str) -> dict:
     """Return a recipe's options, as ``ser-fast train --config`` reads them.
 
     Raises:
-        ValueError: if ``name`` is neither a recipe of ser_fast nor a file.
+        ValueError: if ``name`` is neither a recipe of ser_fast nor a file, or the file is no YAML of options.
     """
     path = recipes.find(name)
     if path is None:
         raise ValueError(f"recipe is {name!r}; it must be one of {', '.join(recipes.names())}, or a YAML file")
-    return {"model": TrainConfig.model} | yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    text = path.read_text(encoding="utf-8")
+    try:
+        recipes.check(text)
+        found = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds {found!r}; it must hold options and their values")
+    return {"model": TrainConfig.model} | found
 
 
 class _Loader(yaml.SafeLoader):

@@ -1,7 +1,5 @@
 """Results of an experiment and their files: table as Markdown and CSV, numbers as JSON, figure as PNG."""
 
-import csv
-import io
 import json
 import statistics
 from collections.abc import Callable, Sequence
@@ -11,6 +9,7 @@ from typing import NamedTuple
 
 from ser_fast.backends.info import sentence
 from ser_fast.data.files import write_atomically
+from ser_fast.data.tables import to_csv
 from ser_fast.training import metrics
 
 
@@ -110,9 +109,7 @@ def write(name: str, title: str, sections: dict[str, list[str]], result: Result,
     """
     out.mkdir(parents=True, exist_ok=True)
     result.draw(out / f"{name}.png")
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows([result.table.header, *result.table.rows])
-    write_atomically(out / f"{name}.csv", text.getvalue().encode(errors="backslashreplace"))
+    write_atomically(out / f"{name}.csv", to_csv([result.table.header, *result.table.rows]).encode())
     machine = sentence()
     numbers = about | {"protocol": result.protocol, "machine": machine, "said": sections} | result.numbers
     write_atomically(out / f"{name}.json", (json.dumps(numbers, indent=1) + "\n").encode())

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ser_fast.data.corpora import load_corpus
 from ser_fast.data.dataset import Dataset, load_dataset, split_corpus
+from ser_fast.data.failures import summarise
 from ser_fast.data.splits import Split
 from ser_fast.reports import figures, html
 from ser_fast.reports.terminal import TrainingDisplay, print_table, say
@@ -53,13 +54,13 @@ def train(config: TrainConfig, options: dict) -> dict:
         for line in corpus.summary():
             say(line)
         with distributed.agreed():
-            dataset = load_dataset(corpus, model.spectrogram.sample_rate, config.skip_bad)
+            dataset = load_dataset(corpus, model.spectrogram.sample_rate, config.skip_bad, say)
             if dataset.skipped:  # the parts are drawn from the utterances that could be read
                 split = dataset.split(**config.held_out)
         if dataset.skipped:
             say(f"skipped {len(dataset.skipped)} unreadable utterances:")
-            for error in dataset.skipped:
-                say(f"  {error}")
+            for line in summarise(dataset.skipped):
+                say(f"  {line}")
         trainer, summary = _fit(config, options, dataset, split, folder, config.model)
         distributed.finish()
         if distributed.rank() > 0:

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ser_fast.data.files import printable
+from ser_fast.data.pace import Pace
 from ser_fast.training.reporter import Reporter
 
 
@@ -32,7 +33,8 @@ def say(line: str) -> None:
 class TrainingDisplay(Reporter):
     """Shows a training run: a bar with loss, accuracy, utterances/s and the time left, and a line for every epoch.
 
-    A context manager; the bar is shown only on a terminal, while the context lasts.
+    A context manager; the bar is shown only on a terminal, while the context lasts. Elsewhere a long epoch prints
+    lines.
 
     Args:
         name: name of the run, at the start of every line.
@@ -40,7 +42,7 @@ class TrainingDisplay(Reporter):
     """
 
     def __init__(self, name: str, epochs: int):
-        self.name, self.epochs = name, epochs
+        self.name, self.epochs, self.pace = name, epochs, Pace()
         bar = [BarColumn(30)] if console.width >= 120 else []
         self.bar = Progress(
             TextColumn("{task.description}"), *bar, TextColumn("{task.fields[numbers]}"),
@@ -64,12 +66,15 @@ class TrainingDisplay(Reporter):
     ) -> None:
         right = "" if accuracy is None else f"accuracy {accuracy:.1%}  "
         numbers = f"loss {loss:.3f}  {right}{utterances_per_second:.0f} utterances/s"
+        place = f"{self.name} epoch {epoch}/{self.epochs}"
         self.bar.update(
-            self.task, description=f"{self.name} epoch {epoch}/{self.epochs}", numbers=numbers,
-            total=self.epochs, completed=epoch - 1 + share,
+            self.task, description=place, numbers=numbers, total=self.epochs, completed=epoch - 1 + share
         )  # fmt: skip
+        if not ON_TERMINAL and self.pace.due(share):
+            say(f"{place}, {share:.0%} done  {numbers}")
 
     def on_epoch(self, row: dict) -> None:
+        self.pace = Pace()
         left = (self.epochs - row["epoch"]) * row["seconds"]
         right = f"accuracy {row['accuracy']:6.1%}  " if "accuracy" in row else ""
         valid = ""

@@ -22,7 +22,7 @@ class TrainConfig:
 
     Args:
         data: "synthetic", "synthetic-sentiment", "emodb:PATH", "casia:PATH", "ravdess:PATH", "folders:PATH",
-            "manifest:PATH", or a path whose kind is recognised.
+            "speakers:PATH", "manifest:PATH", or a path whose kind is recognised.
         out: run folder; the same options resume an interrupted run.
         model: name of the model; its options are under this name.
         test_speakers: speakers held out for the test, separated by commas or as a list; in YAML '03' needs quotes.

@@ -18,14 +18,16 @@ from typing import NamedTuple
 
 import torch
 
-from ser_fast.data.audio import read_corpus
 from ser_fast.data.corpora import Corpus, load_corpus
-from ser_fast.data.dataset import Dataset, load_dataset, speakers, split_corpus
+from ser_fast.data.dataset import Dataset, load_dataset, read_dataset, speakers, split_corpus
+from ser_fast.data.failures import summarise
+from ser_fast.data.pace import Pace
 from ser_fast.data.splits import Split, how_chosen
 from ser_fast.training.checkpoint import blank
 from ser_fast.training.config import TrainConfig, resumed, run_folder, run_options
 from ser_fast.training.folds import HELD_OUT, Fold, Folds, changed, plan
 from ser_fast.training.predictions import Prediction, damaged, read_csv
+from ser_fast.training.reporter import Reporter
 from ser_fast.training.task import task_of
 from ser_fast.training.trainer import Trainer
 
@@ -43,6 +45,25 @@ class Candidate(NamedTuple):
 
     run: Run
     trials: list[Run]
+
+
+class Lines(Reporter):
+    """Reports a run as lines, at most ten while it trains.
+
+    Args:
+        config: options of the run.
+        report: called with each line.
+    """
+
+    def __init__(self, config: TrainConfig, report: Callable[[str], None]):
+        self.config, self.report, self.pace = config, report, Pace()
+
+    def on_notice(self, text: str) -> None:
+        self.report(f"{self.config.out}: {text}")
+
+    def on_batch(self, epoch: int, share: float, loss: float, *_) -> None:
+        if self.pace.due((epoch - 1 + share) / self.config.epochs):
+            self.report(f"{self.config.out}: epoch {epoch} of {self.config.epochs}, loss {loss:.3f}")
 
 
 class Outcome(NamedTuple):
@@ -65,7 +86,7 @@ def cross_validate(
         config: options of the runs; ``out`` is the folder of all of them.
         options: keyword arguments of the model.
         folds: how the corpus is divided.
-        report: called with lines about the corpus, and with one for every finished fold.
+        report: called with lines about the corpus and the progress, and with one for every finished fold.
 
     Returns:
         The content of ``out/summary.json``: ``protocol``, a sentence; ``runs``, each with the test ``metrics`` of its
@@ -83,10 +104,16 @@ def cross_validate(
     for line in corpus.summary():
         report(line)
     model = blank(config.model, 2, options)
-    skipped: list[str] = []
+    dataset, skipped = None, []
     if config.skip_bad:  # the folds depend on which utterances can be read
-        good, _, errors = read_corpus(corpus.utterances, model.spectrogram.sample_rate, True)
-        corpus, skipped = replace(corpus, utterances=good), [str(error) for error in errors]
+        corpus, dataset = read_dataset(corpus, model.spectrogram.sample_rate, True, report)
+        skipped = dataset.skipped
+        if folds.jobs > 1:  # each process reads its own
+            dataset = None
+    if skipped:
+        report(f"skipped {len(skipped)} unreadable utterances:")
+        for line in summarise(skipped):
+            report(f"  {line}")
     runs, sentence = plan(config, folds, speakers(corpus))
     task = task_of(corpus.classes, config.loss, config.label_smoothing, sentiment_scale=corpus.sentiment_scale)
     for candidate in folds.choose:
@@ -98,7 +125,7 @@ def cross_validate(
     with run_folder(Path(config.out), kept) as folder:
         folder.begin()
         outcomes: dict[int, Outcome] = {}
-        for number, outcome in _outcomes(corpus, planned, folds, model.spectrogram.sample_rate):
+        for number, outcome in _outcomes(dataset or corpus, planned, folds, model.spectrogram.sample_rate, report):
             outcomes[number] = outcome
             measure = "MAE {mae:.3f}" if not corpus.classes else "UA {recall:.1%}"
             report(
@@ -107,8 +134,10 @@ def cross_validate(
             )
         ordered = [outcomes[number].summary for number in range(len(runs))]
         predictions = [row for number in range(len(runs)) for row in outcomes[number].predictions]
+        shared = folds.protocol == "random" and config.validation == "auto"
+        chosen = how_chosen("random" if shared else config.validation, config.valid_fraction)
         result = {
-            "protocol": f"{sentence}; {how_chosen(config.validation, config.valid_fraction)}{_choice(folds)}",
+            "protocol": f"{sentence}; {chosen}{_choice(folds)}",
             "data": corpus.name,
             "model": config.model,
             "classes": corpus.classes,
@@ -155,13 +184,17 @@ def _inner(config: TrainConfig, folds: Folds, there: list[str]) -> list[Fold]:
 
 
 def _outcomes(
-    corpus: Corpus, planned: list[list[Candidate]], folds: Folds, sample_rate: int
+    corpus: Corpus | Dataset,
+    planned: list[list[Candidate]],
+    folds: Folds,
+    sample_rate: int,
+    report: Callable[[str], None],
 ) -> Iterator[tuple[int, Outcome]]:
     """Yield the number and the outcome of each fold in the order in which they finish."""
     if folds.jobs == 1:
-        dataset = load_dataset(corpus, sample_rate, planned[0][0].run.config.skip_bad)
+        dataset = corpus if isinstance(corpus, Dataset) else load_dataset(corpus, sample_rate, report=report)
         for number, candidates in enumerate(planned):
-            yield number, _best(candidates, dataset, folds)
+            yield number, _best(candidates, dataset, folds, report)
         return
     threads = max(1, (os.cpu_count() or 1) // folds.jobs)
     spawn = multiprocessing.get_context("spawn")  # a forked process has only one of torch's threads
@@ -213,23 +246,25 @@ def _dataset(data: str, sample_rate: int, skip_bad: bool) -> Dataset:
     return load_dataset(data, sample_rate, skip_bad)
 
 
-def _best(candidates: list[Candidate], dataset: Dataset, folds: Folds) -> Outcome:
+def _best(
+    candidates: list[Candidate], dataset: Dataset, folds: Folds, report: Callable[[str], None] = lambda line: None
+) -> Outcome:
     """Run the candidate with the best mean score in its trials, which see the fold's training part only."""
     if not folds.choose:
-        return _run(candidates[0].run, dataset)
+        return _run(candidates[0].run, dataset, report)
     split = candidates[0].run.split  # the test part is the same for all candidates
     inner = dataset.part(sorted(split.train + split.valid))
     task = task_of(dataset.classes, "auto")
     scores = [
-        statistics.fmean(task.score(_run(trial, inner).summary["best"]) for trial in candidate.trials)
+        statistics.fmean(task.score(_run(trial, inner, report).summary["best"]) for trial in candidate.trials)
         for candidate in candidates
     ]
     best = max(range(len(scores)), key=scores.__getitem__)
-    outcome = _run(candidates[best].run, dataset)
+    outcome = _run(candidates[best].run, dataset, report)
     return outcome._replace(summary=outcome.summary | {"chosen": folds.choose[best], "scores": scores})
 
 
-def _run(run: Run, dataset: Dataset) -> Outcome:
+def _run(run: Run, dataset: Dataset, report: Callable[[str], None]) -> Outcome:
     """Train and test, or read the outcome of a run that has finished before on the same corpus."""
     config = run.config
     with run_folder(config.out, run_options(config, run.options)) as folder:
@@ -237,7 +272,7 @@ def _run(run: Run, dataset: Dataset) -> Outcome:
         summary = _summary(finished) if finished.is_file() else {}
         if (summary.get("corpus"), summary.get("epochs")) == (dataset.digest(), config.epochs):
             return Outcome(summary, read_csv(folder.path / "predictions.csv", dataset.classes))
-        trainer = Trainer(config, run.options, dataset, run.split, folder)
+        trainer = Trainer(config, run.options, dataset, run.split, folder, Lines(config, report))
         return Outcome(trainer.run(), trainer.predictions)
 
 

@@ -1,9 +1,11 @@
 """The table of a run's predictions, ``predictions.csv``."""
 
 import csv
-import io
 from pathlib import Path
 from typing import NamedTuple
+
+from ser_fast.data import tables
+from ser_fast.data.tables import from_cell
 
 
 class Prediction(NamedTuple):
@@ -17,9 +19,7 @@ class Prediction(NamedTuple):
 
 def to_csv(predictions: list[Prediction]) -> str:
     """Return the table with a header row."""
-    table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows([Prediction._fields, *predictions])
-    return table.getvalue()
+    return tables.to_csv([Prediction._fields, *predictions])
 
 
 def read_csv(path: Path, classes: list[str]) -> list[Prediction]:
@@ -38,7 +38,7 @@ def read_csv(path: Path, classes: list[str]) -> list[Prediction]:
         for name in Prediction._fields:
             if name not in (table.fieldnames or ()):
                 raise damaged(path, f"column '{name}' is missing")
-        rows = [Prediction(*(row[name] for name in Prediction._fields)) for row in table]
+        rows = [Prediction(*(from_cell(row[name] or "") for name in Prediction._fields)) for row in table]
     allowed = f"one of {', '.join(classes)}" if classes else "a number"
     for number, row in enumerate(rows, 1):
         for name in ("truth", "predicted"):

@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from ser_fast._torch_compat import BatchNorm
 from ser_fast.data.augmentation import Augmentation, Augmenter, SpecAugment
 from ser_fast.data.batches import Batch, LengthSortedBatches
 from ser_fast.data.dataset import Dataset
+from ser_fast.data.pace import Pace
 from ser_fast.data.splits import Split
 from ser_fast.models import MODELS
 from ser_fast.training import distributed
@@ -44,13 +45,24 @@ def batch_in_memory(
     return in_memory(batches.batch_size, lengths, model.spectrogram.sample_rate)
 
 
-def fit_statistics(model: nn.Module, batches: LengthSortedBatches) -> None:
-    """Set the mean and standard deviation of each bin of the model's spectrogram from the frames of these batches."""
+def fit_statistics(
+    model: nn.Module, batches: LengthSortedBatches, report: Callable[[str], None] = lambda line: None
+) -> None:
+    """Set the mean and standard deviation of each bin of the model's spectrogram from the frames of these batches.
+
+    Args:
+        model: a model with ``corpus_statistics``.
+        batches: the training part.
+        report: called with a line now and then while a large part is processed.
+    """
     spectrogram = model.spectrogram
     count = torch.zeros((), dtype=torch.float64)
     total, squares = torch.zeros(2, *spectrogram.mean.shape, dtype=torch.float64)
+    pace = Pace()
     with torch.no_grad():
-        for batch in batches.epoch():
+        for number, batch in enumerate(batches.epoch()):
+            if pace.due(number / len(batches.groups)):
+                report(f"statistics of the spectrograms: {number} of {len(batches.groups)} batches")
             if batch.index:
                 with batch_in_memory(model, batches, batch):
                     spec, lengths = spectrogram(batch.wave, batch.lengths)
@@ -166,7 +178,7 @@ class Trainer:
         self.model = MODELS[config.model](self.task.outputs, **options)
         self.task.begin(self.model, self.batches["train"].labels)
         if self.model.corpus_statistics:
-            fit_statistics(self.model, self.batches["train"])
+            fit_statistics(self.model, self.batches["train"], self.reporter.on_notice)
         self._refuse_shares()
         self.model.to(self.device)
         self.augmenter = Augmenter(config.augment)

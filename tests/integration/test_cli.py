@@ -168,7 +168,8 @@ def test_predict_skips_bad_files(run, voices, tmp_path):
     (tmp_path / "[red]\x1b[31m.wav").write_text("no audio")
     soundfile.write(tmp_path / "still.wav", [0.0] * 16000, 8000)
     result = ser_fast_command("predict", run, tmp_path, "nowhere", voices / "anger_0_0.wav", "--json")
-    said = "ser-fast: 3 of 5 files could not be predicted; their rows say why\n"
+    reasons = "  2 not readable as audio: Format not recognised.\n  1 no such file or folder\n"
+    said = f"ser-fast: 3 of 5 files could not be predicted; their rows say why:\n{reasons}"
     assert (result.returncode, result.stderr) == (1, said)
     rows = {Path(row["file"]).name: row for row in map(json.loads, result.stdout.splitlines())}
     assert {name for name, row in rows.items() if "error" in row} == {"bad.wav", "nowhere", "[red]\x1b[31m.wav"}

@@ -75,3 +75,17 @@ def test_attention_names_path_and_labels(voices, tmp_path, monkeypatch):
     assert main(["train", f"--data={voices}", f"--out={tmp_path}", "--test_speakers=01", *OPTIONS]) == 0
     labels = "(anger|sadness)"
     assert re.fullmatch(rf"(sadness/01/0.wav)\ntrue: sadness, predicted: {labels}", titles[0])
+
+
+def test_long_run_prints_its_progress_to_a_file(voices, tmp_path, monkeypatch, capsys):
+    """Standard output is no terminal here; a bar would show nothing before the first epoch ends."""
+    monkeypatch.setattr("ser_fast.data.pace.SECONDS", 0.0)
+    options = [option for option in OPTIONS if "cgru" not in option]
+    small = ["--model=bigru_mha", "--bigru_mha.hidden_size=8", "--bigru_mha.num_heads=2", "--batch_size=2"]
+    assert main(["train", f"--data={voices}", f"--out={tmp_path}", "--test_speakers=01", *options, *small]) == 0
+    printed = capsys.readouterr().out
+    places = [re.search(line, printed) for line in (
+        r"read 2 of 16 utterances\n", r"bigru_mha: statistics of the spectrograms: 1 of 3 batches\n",
+        r"bigru_mha epoch 1/1, 33% done  loss \d\.\d+  accuracy", r"bigru_mha epoch   1/1  loss",
+    )]  # fmt: skip
+    assert [place.start() for place in places] == sorted(place.start() for place in places)

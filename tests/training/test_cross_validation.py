@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import statistics
@@ -16,6 +17,7 @@ import pytest
 import soundfile
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 
+from ser_fast.data import audio, pace
 from ser_fast.data.corpora.synthetic import synthesize
 from ser_fast.reports import runs
 from ser_fast.training import cross_validation
@@ -271,7 +273,7 @@ def finished(voices, tmp_path_factory) -> Path:
         (
             "predictions.csv",
             lambda text: "name,speaker,truth,predicted\na,s0,anger\n",
-            "predicted of row 1 is None, which must be one of anger, sadness",
+            "predicted of row 1 is '', which must be one of anger, sadness",
         ),
         ("summary.json", lambda text: text[: len(text) // 2], "it is not readable JSON"),
         ("summary.json", lambda text: "[]", "it is not the summary of a run"),
@@ -294,6 +296,27 @@ def test_predictions_of_values_must_be_numbers(tmp_path):
     path.write_text("name,speaker,truth,predicted\na,s0,half,0.5\n")
     with pytest.raises(ValueError, match="truth of row 1 is 'half', which must be a number; remove"):
         read_csv(path, [])
+
+
+def test_cross_validation_reads_utterances_once(voices, tmp_path, monkeypatch):
+    """With skip_bad the folds depend on what can be read; the same copy is trained on."""
+    (voices / "bad.wav").write_text("no audio")
+    table = (voices / "classes.csv").read_text() + "bad.wav,s0,anger\n"
+    (voices / "some.csv").write_text(table)
+    read, lines = [], []
+    original = audio.read_utterance
+    monkeypatch.setattr(
+        audio, "read_utterance", lambda one, *given: (read.append(one.name), original(one, *given))[1]
+    )
+    monkeypatch.setattr(pace, "SECONDS", 0.0)
+    skipping = config(voices, tmp_path, data=str(voices / "some.csv"), skip_bad=True)
+    result = cross_validate(skipping, TINY, Folds("speakers", 2), lines.append)
+    assert len(read) == len(set(read)) == 31
+    assert len(result["skipped"]) == 1 and "bad.wav" in result["skipped"][0]
+    for fold in ("fold01", "fold02"):
+        assert json.loads((tmp_path / "seed0" / fold / "summary.json").read_text())["skipped"] == result["skipped"]
+    assert any(re.fullmatch(r"read \d+ of 31 utterances", line) for line in lines)
+    assert any(re.fullmatch(rf"{tmp_path}/seed0/fold01: epoch 1 of 1, loss \d.\d+", line) for line in lines)
 
 
 SCRIPT = """

@@ -16,6 +16,7 @@ from ser_fast._require import require
 from ser_fast.data.corpora.labels import merge_spellings
 from ser_fast.data.corpora.trees import quoted
 from ser_fast.data.files import printable, write_atomically
+from ser_fast.data.tables import from_cell, to_csv
 from ser_fast.data.utterance import PARTS, Corpus, Utterance
 
 SUFFIXES = (".csv", ".jsonl")
@@ -70,17 +71,15 @@ def write_manifest(corpus: Corpus, out: Path) -> None:
     columns = [*REQUIRED, target, *(name for name in OPTIONAL if any(getattr(u, name) is not None
                                                                      for u in corpus.utterances))]  # fmt: skip
     folder = Path(os.path.abspath(out)).parent
-    text = io.StringIO(newline="")
-    table = csv.writer(text, lineterminator="\n")
     scale = {SCALE: f"{corpus.sentiment_scale:g}"} if corpus.sentiment_scale else {}
-    table.writerow([*columns, *scale])
+    rows = [[*columns, *scale]]
     for utterance in corpus.utterances:
         file = Path(os.path.abspath(utterance.path))
         file = file.relative_to(folder) if file.is_relative_to(folder) else file
         named = printable(file)
         require(named == str(file), f"file is {named}", "a name in UTF-8 without control characters; rename it")
-        table.writerow([file.as_posix(), *(getattr(utterance, name) for name in columns[1:]), *scale.values()])
-    write_atomically(out, text.getvalue().encode())
+        rows.append([file.as_posix(), *(getattr(utterance, name) for name in columns[1:]), *scale.values()])
+    write_atomically(out, to_csv(rows).encode())
 
 
 def _csv_rows(text: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -100,7 +99,7 @@ def _csv_rows(text: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
             # DictReader stores the cells beyond the header under None; an unquoted comma adds one.
             cells = len(header) + len(row.get(None, ()))
             require(None not in row, f"{place}: the number of cells is {cells}", f"{len(header)}, as in the header")
-            yield place, row
+            yield place, {column: from_cell(cell) if cell else cell for column, cell in row.items()}
     except csv.Error as error:
         # line_num is that of the last good row; after an open quote the reader is at the last line.
         place = f"{name}, line {reader.line_num + 1}"
