@@ -72,7 +72,14 @@ def voices() -> Dataset:
 
 def train(model: str, out: Path, dataset: Dataset, **changes) -> dict:
     """The summary of three epochs in float64, of batches of 9, 9, 9 and 1 utterances."""
-    settings = {"model": model, "epochs": 3, "batch_size": 9, "test_speakers": "s2", "valid_fraction": 0.2}
+    settings = {
+        "model": model,
+        "epochs": 3,
+        "batch_size": 9,
+        "test_speakers": "s2",
+        "valid_fraction": 0.2,
+        "validation": "random",
+    }
     config = TrainConfig(out=out, device="cpu", **(settings | changes))
     folder = run_folder(out, run_options(config, PLAIN[model]))
     with folder if distributed.rank() == 0 else contextlib.nullcontext():
