@@ -15,8 +15,8 @@ _FORMULA = re.compile("'*[=+\\-@\uff1d\uff0b\uff0d\uff20]")
 def to_csv(rows: Iterable[Iterable[object]]) -> str:
     """Return rows as comma-separated values; None is an empty cell.
 
-    A cell that a spreadsheet would compute gets a leading ``'``, which :func:`from_cell` removes; numbers stay.
-    Control characters become escapes.
+    A cell that a spreadsheet would compute gets a leading ``'``, which :func:`from_cell` removes; numbers
+    and intervals of numbers stay. Control characters become escapes.
 
     Example:
         >>> print(to_csv([["name", "value"], ["=1+1", -0.5]]), end="")
@@ -35,7 +35,8 @@ def from_cell(cell: str) -> str:
 
 def _to_cell(value: object) -> str:
     text = "" if value is None else printable(value)
-    return f"'{text}" if _FORMULA.match(text) and not _is_number(text) else text
+    numbers = all(map(_is_number, re.split(" to | ± ", text)))
+    return f"'{text}" if _FORMULA.match(text) and not numbers else text
 
 
 def _is_number(text: str) -> bool:

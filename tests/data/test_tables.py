@@ -26,6 +26,9 @@ TEXTS = [
     "+3",
     "1e-9",
     "-inf",
+    "-1 ± 2",
+    "-0.5 to +1",
+    "-1 to =1",
     "a=b",
     "x-y",
 ]
@@ -36,7 +39,7 @@ def test_csv_cell_is_text_and_read_back(text):
     ((cell,),) = csv.reader(io.StringIO(to_csv([[text]]))) if text else (("",),)
     assert from_cell(cell) == text
     assert cell[:1] not in tuple("=+@＝") or text == "+3"
-    assert (cell[:1] == "-") == (text in ("-1.5", "-inf"))
+    assert (cell[:1] == "-") == (text in ("-1.5", "-inf", "-1 ± 2", "-0.5 to +1"))
 
 
 @pytest.mark.parametrize("text", ["\t=1", "\r=1", "\n=1", "=1\x00", "\x1b[31m", "a\x07", os.fsdecode(b"\xd6\xd0=1")])

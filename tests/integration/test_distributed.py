@@ -72,8 +72,15 @@ def voices() -> Dataset:
 
 def train(model: str, out: Path, dataset: Dataset, **changes) -> dict:
     """The summary of three epochs in float64, of batches of 9, 9, 9 and 1 utterances."""
-    settings = {"model": model, "epochs": 3, "batch_size": 9, "test_speakers": "s2", "valid_fraction": 0.2}
-    config = TrainConfig(validation="random", out=out, device="cpu", **(settings | changes))
+    settings = {
+        "model": model,
+        "epochs": 3,
+        "batch_size": 9,
+        "test_speakers": "s2",
+        "valid_fraction": 0.2,
+        "validation": "random",
+    }
+    config = TrainConfig(out=out, device="cpu", **(settings | changes))
     folder = run_folder(out, run_options(config, PLAIN[model]))
     with folder if distributed.rank() == 0 else contextlib.nullcontext():
         split = dataset.split(**config.held_out)
@@ -237,7 +244,7 @@ def torchrun(*arguments, **environment) -> subprocess.CompletedProcess:
 def options(corpus: Path, out: Path) -> list[str]:
     """A run with dropout."""
     return ["train", f"--data=folders:{corpus}", f"--out={out}", "--model=cgru", "--test_speakers=s2", "--epochs=3",
-            "--batch_size=9", "--validation=random", "--valid_fraction=0.2", "--cgru.channels=[4,4]", "--cgru.hidden_size=8"]  # fmt: skip
+            "--batch_size=9", "--valid_fraction=0.2", "--cgru.channels=[4,4]", "--cgru.hidden_size=8"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
