@@ -177,7 +177,7 @@ def compare_gradients(case: Case, found, given, truth, peer) -> None:
 
 
 def near(what: str, found: Tensor, truth: Tensor, peer: Tensor, case: Case) -> None:
-    """Fail unless ``found`` has the peer's NaN and infinities and is elsewhere as near to the truth as the peer."""
+    """Fail unless ``found`` has NaN and infinities where the peer has them, and elsewhere the allowed error at most."""
     found, truth, peer = found.detach(), truth.detach(), peer.detach()
     assert found.shape == truth.shape, f"{what} has shape {list(found.shape)}; the reference has {list(truth.shape)}"
     if not found.is_floating_point():

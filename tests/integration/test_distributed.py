@@ -244,7 +244,7 @@ def torchrun(*arguments, **environment) -> subprocess.CompletedProcess:
 def options(corpus: Path, out: Path) -> list[str]:
     """A run with dropout."""
     return ["train", f"--data=folders:{corpus}", f"--out={out}", "--model=cgru", "--test_speakers=s2", "--epochs=3",
-            "--batch_size=9", "--valid_fraction=0.2", "--cgru.channels=[4,4]", "--cgru.hidden_size=8"]  # fmt: skip
+            "--batch_size=9", "--validation=random", "--valid_fraction=0.2", "--cgru.channels=[4,4]", "--cgru.hidden_size=8"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

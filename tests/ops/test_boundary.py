@@ -1,4 +1,4 @@
-"""What every op refuses whatever runs it: freed storages, overlapping outputs, invalid gradients, too little memory."""
+"""Errors that every op raises on every backend: freed storages, overlapping outputs, invalid gradients, lack of memory."""
 
 import pytest
 import torch
