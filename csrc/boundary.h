@@ -79,6 +79,7 @@ inline std::string text(ScalarType dtype) {
 }
 
 inline std::string device_of(const Tensor& tensor) {
+  if (!tensor.defined()) return "no device, it is None";
   if (tensor.is_cpu()) return "cpu";
   return tensor.is_cuda() ? "cuda:" + std::to_string(tensor.get_device_index()) : "another device";
 }
@@ -104,9 +105,9 @@ class Checks {
   Checks(const char* op, const char* name, const Tensor& first, Side side = Side::kCpu)
       : op_(op), side_(side), device_(device_of(first)) {
 #ifdef SER_FAST_HOST
-    const bool good = first.is_cpu();
+    const bool good = first.defined() && first.is_cpu();
 #else
-    const bool good = cuda() ? first.is_cuda() : first.is_cpu();
+    const bool good = first.defined() && (cuda() ? first.is_cuda() : first.is_cpu());
 #endif
     require(good, std::string(name) + " is on " + device_, cuda() ? "on a CUDA device" : "on cpu");
     stored(name, first);

@@ -328,7 +328,7 @@ SER_FAST_INLINE void transform_frames(const SpectrogramForward<Sample, T>& args,
     V tile[lanes] = {};
     for (int64_t i = 0; i < bins; ++i) {
       V value = plan.power(z, shape.first_bin + k + i);
-      if (args.log) value = logarithm(V(value > args.floor ? value : V{} + args.floor));
+      if (args.log) value = logarithm(V(value < args.floor ? V{} + args.floor : value));
       if (args.mean) value -= args.mean[k + i];
       if (args.std) value /= args.std[k + i];
       tile[i] = value;

@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         except argparse.ArgumentError as error:
             found = " ".join(str(error).split())
             return _complain(f"{found}; `ser-fast --help` and `ser-fast COMMAND --help` list the options", 2)
-        except (ValueError, OSError, RuntimeError, FloatingPointError, MemoryError) as error:
+        except (ValueError, OSError, RuntimeError, ArithmeticError, MemoryError) as error:
             if os.environ.get("SER_FAST_TRACEBACK"):
                 raise
             return _complain(_sentence(error), 1)
@@ -157,7 +157,9 @@ def _parse(name: str, argv: list[str]):
     command.add_options(parser)
     options = parser.parse_args(_with_recipe(argv))
     if name in ("train", "cv"):
-        _refuse_other_models(options, parser.get_defaults())
+        defaults = parser.get_defaults()
+        _refuse_null(options, defaults)
+        _refuse_other_models(options, defaults)
     return options
 
 
@@ -166,6 +168,13 @@ def _checked_yaml(text: str):
 
     recipes.check(text)
     return get_loader("yaml")(text)
+
+
+def _refuse_null(options, defaults) -> None:
+    """Raise ``ValueError`` for ``null`` in YAML, which jsonargparse takes for any option."""
+    for name, value in defaults.items():
+        if value is not None and options.get(name) is None:
+            raise ValueError(f"{name} is null; it must have a value, or be omitted")
 
 
 def _refuse_other_models(options, defaults) -> None:

@@ -110,8 +110,9 @@ def read_audio(
         first, last = _span(name, file.frames, rate, start, end)
         # libsndfile cannot seek in GSM 6.10 and other formats, not even to the first frame.
         skipped = 0 if file.seekable() else first
-        if file.seekable():
-            file.seek(first)
+        place = file.seek(first) if file.seekable() else 0
+        if place != first - skipped:  # of a damaged MP3
+            raise AudioError(f"{name}: damaged, frame {first} is found at {place}")
         samples = _read_mono(file, skipped + last - first)[skipped:]
         # libsndfile estimates the length of an MP3 without a Xing header.
         estimated = file.format == "MP3" and end is None
@@ -278,7 +279,7 @@ def _check_rate(name: str, rate: int | None) -> None:
 def _at_rate(name: str, samples: torch.Tensor, rate: int, sample_rate: int) -> torch.Tensor:
     if not torch.isfinite(samples).all():
         raise AudioError(f"{name}: holds NaN or infinite samples")
-    largest = samples.abs().max().item()
+    largest = float(np.abs(samples.numpy()).max())
     require(largest <= _LOUDEST, f"{name}: the largest sample is {largest:.3g}", "in -1..1, or to 2^31", AudioError)
     if rate == sample_rate:
         return samples

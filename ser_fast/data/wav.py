@@ -74,9 +74,10 @@ class PcmWav:
         """Return True; some formats of libsndfile are not."""
         return True
 
-    def seek(self, frame: int) -> None:
-        """Continue to read at this frame."""
+    def seek(self, frame: int) -> int:
+        """Continue to read at this frame, which is returned."""
         self._position = frame
+        return frame
 
     def read(self, frames: int, dtype: str = "float32", always_2d: bool = True) -> np.ndarray:
         """Return at most the next ``frames`` frames: float32 ``[frames, channels]`` in [-1, 1)."""

@@ -21,7 +21,7 @@ def reference(h: Tensor, w: Tensor, lengths: Tensor | None = None) -> tuple[Tens
         valid, h = frame_mask(lengths, h.shape[1]), mask_past(h, lengths)
         # A row without frames keeps finite scores, since a softmax over -inf alone is NaN, and is zeroed afterwards.
         scores = (h @ w).masked_fill(~valid & (lengths > 0)[:, None], -torch.inf)
-        weights = torch.softmax(scores, dim=1) * valid
+        weights = torch.softmax(scores, dim=1).masked_fill(~valid, 0)
     return (weights[:, None] @ h).squeeze(1).to(dtype), weights.to(dtype)
 
 
@@ -101,7 +101,7 @@ def _check_backward(grad_pooled, grad_weights, h, w, pooled, weights, lengths) -
     _check(op, h, w, lengths)
     batch, frames, width = h.shape
     checks.operand(op, "grad_pooled", grad_pooled, h, (batch, width), "[B, D]")
-    checks.operand(op, "grad_weights", grad_weights, h, (batch, frames), "[B, T]")
+    checks.optional(op, "grad_weights", grad_weights, h, (batch, frames), "[B, T]")
     checks.operand(op, "pooled", pooled, h, (batch, width), "[B, D]")
     checks.operand(op, "weights", weights, h, (batch, frames), "[B, T]")
 
@@ -193,6 +193,7 @@ def attention_pool(h: Tensor, w: Tensor, lengths: Tensor | None = None) -> tuple
         >>> weights[1, 2:]
         tensor([0., 0., 0.])
     """
+    checks.given("attention_pool", h=h, w=w)
     checks.tensors("attention_pool", h=h, w=w, lengths=lengths)
     if checks.transforming() or onnx.exporting():
         return reference(h, w, lengths)

@@ -18,6 +18,12 @@ def require(good: bool, op: str, found: str, allowed: str) -> None:
     _require.require(good, f"{op}: {found}", allowed, RuntimeError)
 
 
+def given(op: str, **arguments) -> None:
+    """Check that no argument is None."""
+    for name, value in arguments.items():
+        require(value is not None, op, f"{name} is None", "a torch.Tensor")
+
+
 def tensors(op: str, **arguments) -> None:
     """Check that each argument is a dense tensor or None."""
     for name, value in arguments.items():
@@ -78,31 +84,37 @@ def addressable(tensor: Tensor) -> bool:
 
 def first(op: str, name: str, tensor: Tensor, *allowed: torch.dtype) -> None:
     """Check the op's first operand, which the others are compared with: its storage and dtype."""
+    given(op, **{name: tensor})
     stored(op, name, tensor)
     dtype(op, name, tensor, *allowed)
 
 
-def operand(op: str, name: str, tensor: Tensor | None, like: Tensor, wanted: tuple, letters: str) -> None:
-    """Check an optional operand against the op's first one: same device and dtype, and the shape ``wanted``."""
-    if tensor is None:
-        return
+def operand(op: str, name: str, tensor: Tensor, like: Tensor, wanted: tuple, letters: str) -> None:
+    """Check an operand against the op's first one: same device and dtype, and the shape ``wanted``."""
+    given(op, **{name: tensor})
     require(tensor.device == like.device, op, f"{name} is on {tensor.device}", f"on {like.device}")
     stored(op, name, tensor)
     dtype(op, name, tensor, like.dtype)
     shape(op, name, tensor, wanted, letters)
 
 
-def lengths(op: str, given: Tensor | None, like: Tensor, batch: int, limit: int) -> None:
+def optional(op: str, name: str, tensor: Tensor | None, like: Tensor, wanted: tuple, letters: str) -> None:
+    """Check an operand that may be None."""
+    if tensor is not None:
+        operand(op, name, tensor, like, wanted, letters)
+
+
+def lengths(op: str, tensor: Tensor | None, like: Tensor, batch: int, limit: int) -> None:
     """Check lengths ``[B]`` on the device of ``like``; their values, 0..limit, only where reading them is free."""
-    if given is None:
+    if tensor is None:
         return
-    dtype(op, "lengths", given, torch.int64, torch.int32)
-    require(given.device == like.device, op, f"lengths is on {given.device}", f"on {like.device}")
-    stored(op, "lengths", given)
-    shape(op, "lengths", given, (batch,), "[B]")
-    if not readable(given):
+    dtype(op, "lengths", tensor, torch.int64, torch.int32)
+    require(tensor.device == like.device, op, f"lengths is on {tensor.device}", f"on {like.device}")
+    stored(op, "lengths", tensor)
+    shape(op, "lengths", tensor, (batch,), "[B]")
+    if not readable(tensor):
         return
-    for index, value in enumerate(given.tolist()):
+    for index, value in enumerate(tensor.tolist()):
         require(0 <= value <= limit, op, f"lengths[{index}] is {value}", f"in 0..{limit}")
 
 
@@ -138,12 +150,13 @@ def sizes(module: str, **values: int) -> None:
 
 
 def operands(module: str, weight: Tensor, **given: Tensor | None) -> None:
-    """Check a module's inputs: dense, on its weights' device and, outside autocast, of their dtype."""
+    """Check a module's inputs: dense, in memory, on its weights' device and, outside autocast, of their dtype."""
     tensors(module, **given)
     for name, value in given.items():
         if value is None:
             continue
         require(value.device == weight.device, module, f"{name} is on {value.device}", f"on {weight.device}")
+        stored(module, name, value)
         if value.dtype != weight.dtype and not torch.is_autocast_enabled(weight.device.type):
             raise ValueError(
                 f"{module}: RNN {name} dtype ({value.dtype}) does not match weight dtype ({weight.dtype}). "

@@ -176,8 +176,8 @@ def _states_before(y: Tensor, h0: Tensor | None, lengths: Tensor | None) -> Tens
 def _check(op, gx, w_hh, b_hh, h0, lengths) -> None:
     batch, directions, hidden = _check_frames(op, "gx", gx, 3, lengths)
     checks.operand(op, "w_hh", w_hh, gx, (directions, 3 * hidden, hidden), "[D, 3H, H]")
-    checks.operand(op, "b_hh", b_hh, gx, (directions, 3 * hidden), "[D, 3H]")
-    checks.operand(op, "h0", h0, gx, (directions, batch, hidden), "[D, B, H]")
+    checks.optional(op, "b_hh", b_hh, gx, (directions, 3 * hidden), "[D, 3H]")
+    checks.optional(op, "h0", h0, gx, (directions, batch, hidden), "[D, B, H]")
 
 
 def _check_backward(grad_y, grad_h_n, y, gates, w_hh, h0, lengths, grad_gates=None) -> None:
@@ -188,8 +188,8 @@ def _check_backward(grad_y, grad_h_n, y, gates, w_hh, h0, lengths, grad_gates=No
     checks.operand(op, "grad_h_n", grad_h_n, y, states, "[D, B, H]")
     checks.operand(op, "gates", gates, y, wide, "y's shape with 4H")
     checks.operand(op, "w_hh", w_hh, y, (directions, 3 * hidden, hidden), "[D, 3H, H]")
-    checks.operand(op, "h0", h0, y, states, "[D, B, H]")
-    checks.operand(op, "grad_gates", grad_gates, y, wide, "y's shape with 4H")
+    checks.optional(op, "h0", h0, y, states, "[D, B, H]")
+    checks.optional(op, "grad_gates", grad_gates, y, wide, "y's shape with 4H")
 
 
 def _check_frames(op: str, name: str, tensor: Tensor, gates: int, lengths: Tensor | None) -> tuple[int, int, int]:
@@ -434,6 +434,7 @@ def gru(
         >>> bool((y[2, 1] == h_n[:, 1]).all()), bool((y[3:, 1] == 0).all())
         (True, True)
     """
+    checks.given("gru", gx=gx, w_hh=w_hh)
     checks.tensors("gru", gx=gx, w_hh=w_hh, b_hh=b_hh, h0=h0, lengths=lengths)
     if checks.transforming():
         return reference(gx, w_hh, b_hh, h0, lengths, reset_after)[:2]

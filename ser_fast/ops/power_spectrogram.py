@@ -191,8 +191,8 @@ def _check(a: Arguments, op: str) -> None:
     checks.dtype(op, "window", a.window, torch.float32 if a.wave.dtype == torch.int16 else a.wave.dtype)
     good = a.window.dim() == 1 and 0 < a.width <= n_fft
     checks.require(good, op, f"window has shape {list(a.window.shape)}", f"[W] with W in 1..{n_fft}")
-    checks.operand(op, "mean", a.mean, a.window, (a.bin_end - a.bin_begin,), "[F]")
-    checks.operand(op, "std", a.std, a.window, (a.bin_end - a.bin_begin,), "[F]")
+    checks.optional(op, "mean", a.mean, a.window, (a.bin_end - a.bin_begin,), "[F]")
+    checks.optional(op, "std", a.std, a.window, (a.bin_end - a.bin_begin,), "[F]")
     good = not a.log or torch.finfo(a.window.dtype).tiny <= a.floor <= torch.finfo(a.window.dtype).max
     checks.require(good, op, f"floor is {a.floor}", "a normal positive number of the window's dtype, for a logarithm")
     modes = "'reflect', 'constant', 'replicate' or 'circular'"
@@ -443,6 +443,7 @@ def power_spectrogram(
         >>> power.shape
         torch.Size([2, 97, 401])
     """
+    checks.given("power_spectrogram", wave=wave, window=window)
     checks.tensors("power_spectrogram", wave=wave, window=window, lengths=lengths, mean=mean, std=std)
     begin, end = (0, n_fft // 2 + 1) if bins is None else bins
     for name, constant in (("window", window), ("mean", mean), ("std", std)):

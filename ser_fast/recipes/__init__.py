@@ -20,15 +20,23 @@ def find(name: str) -> Path | None:
     """Return the file of a recipe: the path ``name`` if it is a file, else the recipe of that name, else None.
 
     Raises:
-        ValueError: the file is too large for one of options.
+        ValueError: the file is too large for one of options, or no UTF-8.
 
     Example:
         >>> find("paper1").name
         'paper1.yaml'
     """
     found = next((path for path in (Path(name), _FOLDER / f"{name}.yaml") if path.is_file()), None)
-    if found is not None and found.stat().st_size > LARGEST:
+    if found is None:
+        return None
+    if found.stat().st_size > LARGEST:
         raise ValueError(f"{found} has {found.stat().st_size} bytes; a file of options must have at most {LARGEST}")
+    try:
+        found.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{found} has the byte {error.object[error.start]:#x} at {error.start}; it must be UTF-8"
+        ) from error
     return found
 
 

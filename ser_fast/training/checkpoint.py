@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+import reprlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -124,26 +125,29 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from error
     if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{path} has format {metadata.get('format')!r}; it must be {FORMAT!r}")
+        raise CheckpointError(f"{path} has format {reprlib.repr(metadata.get('format'))}; it must be {FORMAT!r}")
     if metadata.get("model") not in MODELS:
-        raise CheckpointError(f"{path} holds the model {metadata.get('model')!r}; it must be one of {list(MODELS)}")
+        found = f"{path} holds the model {reprlib.repr(metadata.get('model'))}"
+        raise CheckpointError(f"{found}; it must be one of {list(MODELS)}")
     options, classes, progress = (_decode(path, metadata, name) for name in ("options", "classes", "progress"))
     known = set(inspect.signature(MODELS[metadata["model"]].__init__).parameters) - {"self", "num_classes"}
     if not isinstance(options, dict) or not set(options) <= known:
-        raise CheckpointError(f"{path} has options {options!r}; they must be among {sorted(known)}")
+        raise CheckpointError(f"{path} has options {reprlib.repr(options)}; they must be among {sorted(known)}")
     named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
     if not named or (classes and len(set(classes)) < max(2, len(classes))):
         allowed = "two or more names, all different, or none"
-        raise CheckpointError(f"{path} has classes {classes!r}; they must be {allowed}")
+        raise CheckpointError(f"{path} has classes {reprlib.repr(classes)}; they must be {allowed}")
     if not isinstance(progress, dict):
-        raise CheckpointError(f"{path} has progress {progress!r}; it must be a JSON object")
+        raise CheckpointError(f"{path} has progress {reprlib.repr(progress)}; it must be a JSON object")
     weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
     optimizer: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if match := _OPTIMIZER.fullmatch(name):
             optimizer.setdefault(int(match[1]), {})[match[2]] = tensor
         elif not name.startswith("model."):
-            raise CheckpointError(f"{path} holds a tensor {name!r}; it must be model.NAME or optimizer.NUMBER.NAME")
+            raise CheckpointError(
+                f"{path} holds a tensor {reprlib.repr(name)}; it must be model.NAME or optimizer.NUMBER.NAME"
+            )
     return Checkpoint(metadata["model"], options, classes, weights, progress, optimizer)
 
 

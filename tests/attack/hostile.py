@@ -47,6 +47,8 @@ def dtype(random: Random, target: Target) -> str:
              torch.float16, torch.float8_e4m3fn, torch.uint16]  # fmt: skip
     if name in ("lengths", "limits"):
         kinds.remove(torch.int64)
+    if target.name in ("PowerSpectrogram", "MelSpectrogram") and name == "wave":
+        kinds = kinds[2:]  # both are computed
     kind = random.choice([kind for kind in kinds if kind != tensor.dtype])
     alone = not target.module and len([each for each in tensors(target) if each != "lengths"]) == 1
     if alone and name != "lengths":
@@ -59,8 +61,8 @@ def lengths(random: Random, target: Target) -> str:
     given = target.arguments.get("lengths")
     if given is None:
         return ""
-    first = next(iter(tensors(target).values())) if "wave" not in target.arguments else target.arguments["wave"]
-    bad = random.choice((-1, 1 + max(first.shape), -(2**63), 2**63 - 1))
+    longest = max(size for tensor in tensors(target).values() for size in tensor.shape)
+    bad = random.choice((-1, 1 + longest, -(2**63), 2**63 - 1))
     changed = given.clone()
     changed[random.randrange(len(given))] = bad
     target.arguments["lengths"] = changed
@@ -93,7 +95,7 @@ def number(random: Random, target: Target) -> str:
     elif name == "floor":
         bad = random.choice((float("nan"), float("inf"), -1.0, 0.0, -float("inf")))
     else:
-        bad = random.choice(HUGE)
+        bad = random.choice(HUGE[:2] if name == "hop_length" else HUGE)  # of one frame any hop is valid
     given[name] = bad
     return f"{name} {str(bad)[:20]!r}"
 

@@ -265,3 +265,11 @@ def test_gru_of_an_empty_batch_is_empty(module):
 def test_gru_warns_of_dropout_on_one_layer():
     with pytest.warns(UserWarning, match="dropout is 0.2, but it acts between layers"):
         ser_fast.GRU(3, 2, dropout=0.2)
+
+
+@pytest.mark.parametrize("lengths", [None, torch.tensor([3, 9])])
+def test_freed_input_is_refused(lengths):
+    module, x = ser_fast.GRU(4, 3, batch_first=True), torch.randn(2, 9, 4)
+    x.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="input has a storage of 0 bytes; it must be of at least 288 bytes"):
+        module(x, lengths=lengths)

@@ -55,3 +55,11 @@ def test_attention_pool_gradient_through_either_output():
     w = torch.randn(3, dtype=torch.float64, requires_grad=True)
     for pick in (0, 1):
         assert torch.autograd.gradcheck(lambda h, w, pick=pick: attention_pool(h, w)[pick], (h, w))
+
+
+def test_rows_without_frames_are_zero_beside_nan():
+    h, lengths = torch.randn(2, 5, 3), torch.tensor([5, 0])
+    w = torch.tensor([1.0, torch.nan, 1.0])
+    for pool in (torch.ops.ser_fast.attention_pool, reference):
+        pooled, weights = pool(h, w, lengths)
+        assert pooled[0].isnan().all() and not pooled[1].any() and not weights[1].any()

@@ -238,3 +238,14 @@ def test_cuda_op_without_memory_raises_torchs_type(monkeypatch):
     monkeypatch.setattr(dispatch, "path_on_cuda", lambda *args, **named: "cuda")
     with pytest.raises(torch.OutOfMemoryError, match="gru needs 8 bytes for y"):
         registry.on_cuda_tensors("gru", kernel, cuda=kernel)(torch.zeros(2))
+
+
+@pytest.mark.usefixtures("needs_kernels")
+@pytest.mark.parametrize("place", range(2))
+def test_compiled_ops_name_a_tensor_that_is_none(place):
+    arguments = [torch.zeros(2, 3, 4), torch.zeros(4)]
+    arguments[place] = None
+    with pytest.raises(
+        RuntimeError, match=f"attention_pool: {'hw'[place]} is on no device, it is None; it must be on"
+    ):
+        torch.ops.ser_fast.attention_pool(*arguments, None)

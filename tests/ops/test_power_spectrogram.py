@@ -94,3 +94,10 @@ def test_power_spectrogram_never_reads_padding(center, pad_mode):
                                                    pad_mode=pad_mode)  # fmt: skip
         results.append((spec, torch.autograd.grad(spec.sum(), given)[0]))
     assert all(torch.equal(one, other) for one, other in zip(*results))
+
+
+def test_logarithm_of_nan_is_nan():
+    window = torch.ones(16, dtype=torch.float64)
+    window[3] = torch.nan
+    wave = torch.randn(2, 64, dtype=torch.float64)
+    assert power_spectrogram(wave, window, 16, 8, log=True).isnan().all()

@@ -43,6 +43,23 @@ def test_hostile_options_are_refused_at_once(name, tmp_path, capsys):
     assert time.perf_counter() - start < 20  # the bomb stands for 9^9 values
 
 
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"epochs: 1  # \xc4\xe3", "has the byte 0xc4 at 13; it must be UTF-8"),
+        (b"batch_size: null", "batch_size is null; it must have a value, or be omitted"),
+        (b"model: null", "model is null"),
+        (b"cgru: {dropout: null}", "cgru.dropout is null"),
+        (b"learning_rate: 1" + b"0" * 400, "too large"),
+    ],
+)
+def test_options_that_are_no_values_are_refused(content, sentence, tmp_path, capsys):
+    path = tmp_path / "options.yaml"
+    path.write_bytes(content)
+    assert main(["train", f"--config={path}", "--data=nowhere"]) in (1, 2)
+    assert sentence in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", recipes.names())
 def test_recipes_pass_their_checks(name):
     recipes.check(recipes.find(name).read_text())

@@ -59,10 +59,14 @@ def manifest(path: str | PathLike[str]) -> Corpus:
     require(bool(rows), f"manifest {str(path)!r} lists 0 utterances", "a table of at least one")
     target = _target(rows)
     utterances = [_utterance(row, place, path.parent, target) for place, row in rows]
-    if target == "value":
-        return Corpus(path.stem, utterances, [], sentiment_scale=_scale(rows))
-    utterances, notes = merge_spellings(utterances)
-    return Corpus(path.stem, utterances, sorted({utterance.label for utterance in utterances}), notes=notes)
+    more = {"sentiment_scale": _scale(rows)} if target == "value" else {}
+    if target == "label":
+        utterances, more["notes"] = merge_spellings(utterances)
+    classes = sorted({utterance.label for utterance in utterances}) if target == "label" else []
+    try:
+        return Corpus(path.stem, utterances, classes, **more)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def write_manifest(corpus: Corpus, out: Path) -> None:
