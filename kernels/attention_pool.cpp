@@ -1,5 +1,6 @@
 // Frame attention pooling on CPU. A task is one row of the batch; it reads the frames in chunks, so that the second
-// loop over a chunk finds it in the L1 cache.
+// loop over a chunk finds it in the L1 cache. Sums over frames are sums of the chunks' sums: one by one, thousands of
+// frames would lose four digits of a float.
 #include "attention_pool.h"
 
 #include <algorithm>
@@ -64,9 +65,9 @@ SER_FAST_INLINE void task(I, const PoolForward<T>& args, int64_t b) {
     exponentials<I>(&before, base, &shrink, 1);
     total = total * shrink + exponentials<I>(scores + first, base, chunk, count);
     for (int64_t d = 0; d < width; d += lanes) {
-      Vec<I, T> sum = load<I>(pooled + d, width - d) * shrink;
+      Vec<I, T> sum = {};
       for (int64_t t = 0; t < count; ++t) sum += load<I>(h + t * args.frame_stride + d, width - d) * chunk[t];
-      store(pooled + d, sum, width - d);
+      store(pooled + d, Vec<I, T>(load<I>(pooled + d, width - d) * shrink + sum), width - d);
     }
   }
   const T share = length > 0 ? static_cast<T>(1 / total) : T(0);
@@ -97,12 +98,12 @@ SER_FAST_INLINE void task(I, const PoolBackward<T>& args, int64_t b) {
     }
     for (int64_t d = 0; d < width; d += lanes) {
       const auto g = load<I>(grad + d, width - d), w = load<I>(args.w + d, width - d);
-      Vec<I, T> sum = load<I, T>(grad_w + d, width - d);
+      Vec<I, T> sum = {};
       for (int64_t t = 0; t < count; ++t) {
         store(grad_h + t * width + d, Vec<I, T>(weights[first + t] * g + slopes[t] * w), width - d);
         sum += slopes[t] * load<I>(h + t * args.frame_stride + d, width - d);
       }
-      store(grad_w + d, sum, width - d);
+      store(grad_w + d, Vec<I, T>(load<I, T>(grad_w + d, width - d) + sum), width - d);
     }
   }
   std::fill(args.grad_h + (b * frames + length) * width, args.grad_h + (b + 1) * frames * width, T(0));

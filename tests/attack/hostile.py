@@ -49,6 +49,8 @@ def dtype(random: Random, target: Target) -> str:
         kinds.remove(torch.int64)
     if target.name in ("PowerSpectrogram", "MelSpectrogram") and name == "wave":
         kinds = kinds[2:]  # both are computed
+    if tensor.dtype == torch.int16:  # a wave that may as well be float32
+        kinds.remove(torch.float32)
     kind = random.choice([kind for kind in kinds if kind != tensor.dtype])
     alone = not target.module and len([each for each in tensors(target) if each != "lengths"]) == 1
     if alone and name != "lengths":
