@@ -13,6 +13,7 @@ from ser_fast.data.files import passed_over, printable
 from ser_fast.data.flags import flags
 from ser_fast.data.wav import AudioError
 from ser_fast.training.checkpoint import CheckpointError, load_checkpoint
+from ser_fast.training.memory import is_out_of_memory
 
 # Files that are in memory, and sorted by length, at a time.
 FILES_AT_ONCE, SAMPLES_AT_ONCE = 256, 1 << 27
@@ -140,6 +141,8 @@ class Predictor:
     def _result(self, file: Path, wave: Tensor, output: list[float] | Exception) -> Result:
         if isinstance(output, Exception):
             reason = (str(output) or "out of memory").splitlines()[0]
+            if is_out_of_memory(output):
+                reason = f"it does not fit in memory; cut the file into shorter ones ({reason})"
             return PredictionError(
                 f"{printable(file)}: {len(wave) / self.sample_rate:.1f} s cannot be predicted: {reason}"
             )
