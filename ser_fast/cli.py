@@ -198,7 +198,7 @@ def _with_recipe(argv: list[str]) -> list[str]:
 
 
 def _add_demo(parser) -> None:
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the two runs and the report")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the three runs and the report")
     parser.add_argument("--epochs", type=int, default=25, help="passes over the training voices")
     parser.add_argument("--seed", type=int, default=0, help="seed of the initial weights, batch order and dropout")
 
@@ -361,7 +361,7 @@ def _info(argv: list[str]) -> int:
 
 COMMANDS = {
     "demo": Command(
-        "train CGRU and its LSTM version on synthetic voices and compare them; takes minutes and needs no data",
+        "train CGRU and its LSTM versions on synthetic voices and compare them; takes minutes and needs no data",
         _demo, _add_demo, resumes=True,
     ),
     "train": Command(

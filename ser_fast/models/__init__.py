@@ -9,7 +9,15 @@ from ser_fast.models.bigru_mha import BiGRUMHA
 from ser_fast.models.cgru import CGRU
 from ser_fast.models.frame_model import FrameModel
 from ser_fast.models.functionals import Functionals
+from ser_fast.models.plain import PlainBiGRUMHA, PlainCGRU
 
-MODELS = {"cgru": CGRU, "bigru_mha": BiGRUMHA, "baseline": Baseline, "functionals": Functionals}
+MODELS = {
+    "cgru": CGRU,
+    "bigru_mha": BiGRUMHA,
+    "baseline": Baseline,
+    "functionals": Functionals,
+    "plain_cgru": PlainCGRU,
+    "plain_bigru_mha": PlainBiGRUMHA,
+}
 
 __all__ = ["CGRU", "MODELS", "Baseline", "BiGRUMHA", "FrameModel", "Functionals"]

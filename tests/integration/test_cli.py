@@ -258,11 +258,11 @@ def test_commands_refuse_bad_options_in_one_line(command, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_demo_compares_gru_and_lstm(tmp_path):
+def test_demo_compares_cgru_with_an_lstm_on_our_kernels_and_in_plain_torch(tmp_path):
     result = ser_fast_command("demo", f"--out={tmp_path}", "--epochs=1")
     assert result.returncode == 0, result.stderr
-    assert re.search(r"\bGRU\b.*\n.*\bLSTM\b", result.stdout)
-    assert re.search(r"takes \d+% of the time with nn.LSTM", result.stdout)
+    assert re.search(r"\bCGRU\b.*\n.*\bLSTM, our other kernels\b.*\n.*\bLSTM, plain torch\b", result.stdout)
+    assert re.search(r"takes \d+% of the time of .* plain torch .* and \d+% of", " ".join(result.stdout.split()))
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 3
     for name in ("loss.png", "gru/figures/confusion.png", "gru/figures/attention.png"):
