@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -66,7 +67,7 @@ class TrainConfig:
 
     data: str = "synthetic"
     out: Path = Path("runs/train")
-    model: Literal["cgru", "bigru_mha", "baseline", "functionals"] = "bigru_mha"
+    model: Literal["cgru", "bigru_mha", "baseline", "functionals", "plain_cgru", "plain_bigru_mha"] = "bigru_mha"
     test_speakers: str | int | list[str | int] = ""
     test_fold: str = ""
     test_fraction: float = 0.2
@@ -161,8 +162,8 @@ def run_folder(path: Path, options: dict) -> RunFolder:
 
 
 OPTIMIZERS = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
+    "adam": partial(torch.optim.Adam, fused=True),
+    "adamw": partial(torch.optim.AdamW, fused=True),
     "sgd": torch.optim.SGD,
     "rmsprop": torch.optim.RMSprop,
     "adagrad": torch.optim.Adagrad,
