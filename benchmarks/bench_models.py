@@ -1,11 +1,11 @@
-"""Training step of both models, from waveforms to updated weights, against the same models with torch's layers.
+"""Training step of both models, from waveforms to updated weights, against the same models with torch's recurrences.
 
-The peers have the torch.stft chain, nn.GRU or nn.LSTM and eager pooling in place of this package's ops; everything
-else is shared. "Padded" computes the padding too, "packed" packs and unpacks around the recurrence. A step is that of
-Trainer: forward, loss, backward, clipping, Adam. Its parts are timed within the same steps as the whole.
+"torch GRU" and "torch LSTM" are networks of torch's layers alone, what a user has today; "LSTM on our kernels" is our
+model with nn.LSTM in place of its GRU, which tells what the cell brings from what the other kernels bring. "Padded"
+computes the padding too, "packed" packs and unpacks around the recurrence. A step is that of Trainer: forward, loss,
+backward, clipping, Adam. Its parts are timed within the same steps as the whole.
 """
 
-import copy
 import statistics
 import time
 from collections import defaultdict
@@ -19,56 +19,16 @@ from torch import Tensor, nn
 
 import ser_fast
 from ser_fast.models.peers import ReferenceRecurrence, with_recurrence, with_torch
+from ser_fast.models.plain import plain
 from ser_fast.ops.lengths import frame_mask
 
 MODELS = {"CGRU": ser_fast.CGRU, "BiGRU-MHA": ser_fast.BiGRUMHA}
 BATCHES = (64, 32)  # the papers' sizes, CGRU's first
 CLASSES, LEARNING_RATE, CLIP = 7, 1e-3, 5.0  # Emo-DB's classes; TrainConfig's defaults
+# Modules and methods of the models by part of a step.
+PARTS = {"spectrogram": ["spectrogram"], "convolution": ["_features"], "recurrence": ["rnn"],
+         "attention": ["_attend", "pool"]}  # fmt: skip
 TOLERANCE, GRADIENTS = 1e-5, 1e-2  # gradients: rounding may switch a ReLU or a maximum
-
-
-class TorchSpectrogram(nn.Module):
-    """Log power spectrogram by torch.stft, cropped before the squared modulus."""
-
-    def __init__(self, ours: ser_fast.PowerSpectrogram):
-        super().__init__()
-        self.ours = ours
-
-    def forward(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        ours = self.ours
-        # stft centres the window in n_fft; padding gives frames of win_length. |X|² does not depend on the shift.
-        beside = ours.n_fft - ours.win_length
-        wave = F.pad(wave, (beside // 2, beside - beside // 2))
-        spectrum = torch.stft(wave, ours.n_fft, ours.hop_length, ours.win_length, ours.window, center=False,
-                              return_complex=True)  # fmt: skip
-        power = spectrum[:, slice(*ours.bins)].abs().square().transpose(1, 2)
-        x = power.clamp(min=ours.floor).log()
-        if ours.normalize:
-            x = (x - ours.mean) / ours.std
-        lengths = ours.frame_lengths(lengths)
-        return x.masked_fill(~frame_mask(lengths, x.shape[1])[..., None], 0), lengths
-
-
-class EagerPool(nn.Module):
-    """Attention pooling in eager torch."""
-
-    def __init__(self, ours: ser_fast.AttentionPool):
-        super().__init__()
-        self.weight = ours.weight
-
-    def forward(self, h: Tensor, lengths: Tensor, return_weights: bool) -> tuple[Tensor, Tensor]:
-        scores = (h @ self.weight).masked_fill(~frame_mask(lengths, h.shape[1]), -torch.inf)
-        weights = torch.softmax(scores, 1)
-        return (weights[:, None] @ h).squeeze(1), weights
-
-
-def eager(model: nn.Module) -> nn.Module:
-    """Return a copy of the model with torch's ops in place of ours, except the recurrence."""
-    twin = copy.deepcopy(model)
-    twin.spectrogram = TorchSpectrogram(twin.spectrogram)
-    if twin.pool is not None:
-        twin.pool = EagerPool(twin.pool)
-    return twin
 
 
 class Clock:
@@ -81,30 +41,30 @@ class Clock:
     def __init__(self, model: nn.Module):
         self.on_cuda = next(model.parameters()).is_cuda
         self.steps: list[dict[str, float]] = []
-        parts = {"spectrogram": ["spectrogram"], "convolution": ["conv1", "conv2"], "recurrence": ["rnn"],
-                 "attention": ["attention", "pool"]}  # fmt: skip
-        for part, names in parts.items():
+        for part, names in PARTS.items():
             for name in names:
-                if getattr(model, name, None) is not None:
-                    self._watch(getattr(model, name), part)
+                found = getattr(model, name, None)
+                if isinstance(found, nn.Module):
+                    found.forward = self._timed(found.forward, part)
+                elif found is not None:
+                    setattr(model, name, self._timed(found, part))
 
-    def _watch(self, module: nn.Module, part: str) -> None:
-        def enter(_, arguments: tuple) -> tuple:
-            x, *others = arguments
+    def _timed(self, call: Callable, part: str) -> Callable:
+        """Return the call, whose first argument and first result are tensors, with its time counted as the part's."""
+
+        def timed(x: Tensor, *others, **named):
             if x.requires_grad:
                 x = x.view_as(x)  # own graph node: x may be the output of another part, whose hook must not fire here
                 x.register_hook(lambda _: self.switch("other"))
             self.switch(part)
-            return x, *others
-
-        def leave(_, arguments: tuple, output) -> None:
+            output = call(x, *others, **named)
             self.switch("other")
             y = output[0] if isinstance(output, tuple) else output
             if y.requires_grad:
                 y.register_hook(lambda _: self.switch(part))
+            return output
 
-        module.register_forward_pre_hook(enter)
-        module.register_forward_hook(leave)
+        return timed
 
     def now(self) -> float:
         """Return the time in seconds, after all work of the GPU."""
@@ -135,7 +95,7 @@ def training_step(
     model: nn.Module, clock: Clock | None, wave: Tensor, lengths: Tensor, labels: Tensor
 ) -> Callable[[], None]:
     """Return a call that does one training step, with its parts timed by ``clock``."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, capturable=wave.is_cuda)
+    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True, capturable=wave.is_cuda)
 
     def step() -> None:
         if clock:
@@ -184,7 +144,13 @@ def fresh(name: str, wave: Tensor, lengths: Tensor, **options) -> nn.Module:
 
 def by_reference(ours: nn.Module) -> nn.Module:
     """Return a copy that computes everything in plain torch."""
-    return with_recurrence(eager(ours), ReferenceRecurrence(ours.rnn))
+    return with_recurrence(plain(ours), ReferenceRecurrence(ours.rnn))
+
+
+def peers_of(ours: nn.Module) -> dict[str, nn.Module]:
+    """Return the models with torch's recurrences: in plain torch, and LSTMs on our other kernels."""
+    twins = {kind.partition(", ")[2]: model for kind, model in with_torch(ours).items() if "LSTM" in kind}
+    return with_torch(plain(ours)) | {f"LSTM on our kernels, {way}": model for way, model in twins.items()}
 
 
 @pytest.mark.parametrize("batch", BATCHES)
@@ -201,7 +167,7 @@ def bench_training_step(compare, name, batch):
     error = check(case, found[0], exact[0], TOLERANCE)
     check(f"{case}, gradients", found[1:], exact[1:], GRADIENTS)
 
-    models = {"ours": ours} | with_torch(eager(ours))
+    models = {"ours": ours} | peers_of(ours)
     clocks = {kind: Clock(model) for kind, model in models.items()}
     steps = {kind: training_step(models[kind], clock, *arguments) for kind, clock in clocks.items()}
     info = compare(case, steps.pop("ours"), steps, fewest=3, error=error, tolerance=TOLERANCE)

@@ -20,7 +20,6 @@ from bench_models import (
     TOLERANCE,
     Clock,
     by_reference,
-    eager,
     fresh,
     logits_and_gradients,
     training_step,
@@ -34,6 +33,7 @@ from device.proofs import call
 from ser_fast import backends, experiments
 from ser_fast.experiments.settings import Settings
 from ser_fast.models.peers import with_torch
+from ser_fast.models.plain import plain
 
 STEPS = 5  # steps in which the parts are timed
 # Later experiments reuse runs of earlier ones. `protocols` is omitted: most of its time is resampling on the CPU.
@@ -71,7 +71,7 @@ def model_case(bench: Bench, name: str, batch: int, options: dict) -> dict:
     given = [tensor.to(bench.device) for tensor in waves]
     ours = {"": papers.to(bench.device), ", reset_after=True": torchs.to(bench.device)}
     twins, left_out = by_kernels(bench, ours)
-    peers = {kind: (None, model) for kind, model in with_torch(eager(papers)).items()}
+    peers = {kind: (None, model) for kind, model in with_torch(plain(papers)).items()}
     steps, parts = {}, {}
     for kind, (kernels, model) in (twins | peers).items():
         steps[kind] = by(kernels, training_step(model, None, *given))
