@@ -13,7 +13,6 @@ from ser_fast.models.bigru_mha import BiGRUMHA
 from ser_fast.models.cgru import CGRU, _channels, _gray
 from ser_fast.models.convolution import halve
 from ser_fast.models.masking import standardize
-from ser_fast.models.peers import TorchRecurrence
 from ser_fast.models.self_attention import MultiHeadSelfAttention
 from ser_fast.nn.attention_pool import AttentionPool
 from ser_fast.nn.power_spectrogram import PowerSpectrogram
@@ -150,7 +149,7 @@ class PlainBiGRUMHA(BiGRUMHA):
     ):
         super().__init__(num_classes, num_heads, hidden_size=hidden_size, dropout=dropout)
         self.spectrogram = PlainSpectrogram(log=True)
-        self.rnn = TorchRecurrence(self.rnn, nn.LSTM, "packed")
+        self.rnn = nn.LSTM(self.rnn.input_size, hidden_size, batch_first=True, bidirectional=True)
         self.attention = PlainSelfAttention(2 * hidden_size, num_heads, attention_dropout)
 
 

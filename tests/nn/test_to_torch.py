@@ -87,9 +87,10 @@ def test_converted_model_is_scripted_and_quantized():
     torch.testing.assert_close(quantized(BATCH), truth, rtol=0.1, atol=0.1)
 
 
-def test_cgru_gives_the_same_logits_on_torchs_gru():
-    model, wave = ser_fast.CGRU(4, hidden_size=8, reset_after=True).eval(), torch.randn(2, 4000)
-    lengths = torch.tensor([4000, 3000])
+@pytest.mark.parametrize("model", [ser_fast.CGRU, ser_fast.BiGRUMHA])
+def test_models_give_the_same_logits_on_torchs_gru(model):
+    model, wave = model(4, hidden_size=8, reset_after=True).eval(), torch.randn(3, 4000)
+    lengths = torch.tensor([4000, 3000, 0])
     truth = model(wave, lengths)
     assert list(ser_fast.to_torch(model).replaced) == ["rnn"]
     torch.testing.assert_close(model(wave, lengths), truth)
