@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ser_fast.reports.figures import BLUE, ORANGE, plain_axes, save, style, wrapped
+from ser_fast.reports.figures import BLUE, GREY, ORANGE, plain_axes, save, style, wrapped
 
-COLORS = (BLUE, ORANGE, "#3a8f5c", "#8a5fb0", "#8c8c8c")
+COLORS = (BLUE, ORANGE, "#3a8f5c", "#8a5fb0", GREY)
 
 
 def _bars(axes, groups: Sequence[str], series: dict[str, Sequence[float]]) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ser_fast.data.files import write_atomically
 from ser_fast.nn.power_spectrogram import PowerSpectrogram
 
-BLUE, ORANGE = "#2563a8", "#d9741a"
+BLUE, ORANGE, GREY = "#2563a8", "#d9741a", "#8c8c8c"
 # Class names may be Chinese; matplotlib's default font has no glyphs for them.
 _FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Micro Hei", "Microsoft YaHei")
 
@@ -51,7 +51,7 @@ def plain_axes(axes) -> None:
 
 @style()
 def loss_curves(runs: dict[str, list[dict]], path: Path) -> Path:
-    """Draw training and validation loss, and validation UA or MAE, of up to two runs.
+    """Draw training and validation loss, and validation UA or MAE, of up to three runs.
 
     Args:
         runs: rows of ``metrics.jsonl`` by the name of the run.
@@ -62,7 +62,7 @@ def loss_curves(runs: dict[str, list[dict]], path: Path) -> Path:
     share = not any("valid_mae" in rows[0] for rows in runs.values())
     counted = all("accuracy" in row for rows in runs.values() for row in rows)
     measure = "valid_recall" if share else "valid_mae"
-    for (name, rows), color in zip(runs.items(), (BLUE, ORANGE)):
+    for (name, rows), color in zip(runs.items(), (BLUE, ORANGE, GREY)):
         epochs = [row["epoch"] for row in rows]
         marker = "o" if len(rows) == 1 else None  # a single point has no line
         look = {"color": color, "marker": marker}
