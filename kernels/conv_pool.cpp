@@ -48,18 +48,19 @@ class Zeros {
   T* first_;
 };
 
-// Frames of one row of x or of its gradient, with zeros around the bins; every frame has room for whole blocks of
-// windows and for whole vectors.
+// Frames of one row of x or of its gradient, channels last, with zeros around the bins and room for whole vectors.
 template <class T>
 struct Strip {
   int64_t stride, frames, margin, size;  // elements of a frame; frames; zeros before bin 0; elements of the bins
   Zeros<T> memory;
 
-  Strip(const ConvPoolShape& shape, int64_t frames, int64_t windows)
-      : stride(ceil_div((2 * ceil_div(shape.pooled_bins(), windows) * windows + shape.kernel_f) * shape.channels +
-                            kAligned / sizeof(T),
-                        kAligned / sizeof(T)) *
-               (kAligned / sizeof(T))),
+  static int64_t stride_of(const ConvPoolShape& shape) {
+    const int64_t unit = kAligned / sizeof(T);
+    return (ceil_div((2 * shape.pooled_bins() + shape.kernel_f) * shape.channels, unit) + 1) * unit;
+  }
+
+  Strip(const ConvPoolShape& shape, int64_t frames)
+      : stride(stride_of(shape)),
         frames(frames),
         margin(shape.kernel_f / 2 * shape.channels),
         size(shape.bins * shape.channels),
@@ -67,15 +68,14 @@ struct Strip {
 
   T* at(int64_t frame) const { return memory.data() + frame * stride; }
 
-  // Copies frame t of row b of x, or zeros if it is outside 0..length - 1.
-  template <class Args>
-  void copy(int64_t frame, const Args& args, int64_t b, int64_t t, int64_t length) const {
+  // Copies frame t of a row of x, or zeros if it is not valid.
+  void copy(int64_t frame, const ConvPoolBackward<T>& args, const ConvPoolRow& row, int64_t t) const {
     T* to = at(frame) + margin;
-    if (t < 0 || t >= length) {
+    if (t < 0 || t >= row.length) {
       std::fill_n(to, size, T(0));
       return;
     }
-    const T* from = args.x + b * args.strides.row + t * args.strides.frame;
+    const T* from = args.x + row.x + t * args.strides.frame;
     const int64_t channels = args.shape.channels;
     if (args.strides.bin == channels) {
       std::copy_n(from, size, to);
@@ -88,101 +88,131 @@ struct Strip {
   void advance() const { std::memmove(at(0), at(2), (frames - 2) * stride * sizeof(T)); }
 };
 
-int64_t length_of(const ConvPoolShape& shape, const int64_t* lengths, int64_t b) {
-  return lengths ? lengths[b] : shape.frames;
-}
-
-// The weights [vectors, taps, lanes] and the biases [vectors, lanes], with the filters as lanes; and the place of
-// every tap in a strip.
+// Frames of one row of x, one plane per channel, with zeros around the bins: neighbouring pixels of a channel are
+// neighbours in memory.
 template <class T>
-struct Packed {
-  int64_t vectors, taps, stride;
-  Zeros<T> weight, bias;
-  std::vector<int64_t> tap;
+struct Planes {
+  int64_t stride, frames;    // elements of a frame
+  Zeros<T> memory;           // [C, frames, stride]
+  std::vector<int64_t> tap;  // place of each tap, in the order of the weights
 
-  Packed(const ConvPoolForward<T>& args, int64_t lanes, int64_t stride)
-      : vectors(ceil_div(args.shape.filters, lanes)),
-        taps(args.shape.taps()),
-        stride(stride),
-        weight(vectors * taps * lanes),
-        bias(vectors * lanes) {
+  Planes(const ConvPoolShape& shape, int64_t frames, int64_t windows)
+      : stride(2 * ceil_div(shape.pooled_bins(), windows) * windows + shape.kernel_f - 1),
+        frames(frames),
+        memory(shape.channels * frames * stride) {
+    for (int64_t k = 0; k < shape.depth; ++k)
+      for (int64_t i = 0; i < shape.kernel_t; ++i)
+        for (int64_t j = 0; j < shape.kernel_f; ++j) tap.push_back((k * frames + i) * stride + j);
+  }
+
+  const T* at(int64_t frame) const { return memory.data() + frame * stride; }
+
+  SER_FAST_INLINE void copy(int64_t frame, const ConvPoolForward<T>& args, const ConvPoolRow& row, int64_t t) const {
     const auto& shape = args.shape;
-    for (int64_t i = 0; i < shape.kernel_t; ++i)
-      for (int64_t j = 0; j < shape.kernel_f; ++j)
-        for (int64_t k = 0; k < shape.depth; ++k) {
-          for (int64_t o = 0; o < shape.filters; ++o)
-            weight.data()[(o / lanes * taps + static_cast<int64_t>(tap.size())) * lanes + o % lanes] =
-                args.weight[((o * shape.depth + k) * shape.kernel_t + i) * shape.kernel_f + j];
-          tap.push_back(i * stride + j * shape.channels + k);
-        }
-    if (args.bias) std::copy_n(args.bias, shape.filters, bias.data());
+    const T* from = args.x + row.x + t * args.strides.frame;
+    T* to = memory.data() + frame * stride + shape.kernel_f / 2;
+    for (int64_t c = 0; c < shape.channels; ++c)
+      for (int64_t f = 0; f < shape.bins; ++f) to[c * frames * stride + f] = from[f * args.strides.bin + c];
   }
 };
 
-// Sums of W windows, each of 2 x 2 pixels, and V vectors of filters over all taps.
+// The weights [vectors, taps, lanes] and the biases [vectors, lanes], with the filters as lanes.
+template <class T>
+struct Packed {
+  int64_t vectors, taps;
+  Zeros<T> weight, bias;
+
+  Packed(const ConvPoolForward<T>& args, int64_t lanes)
+      : vectors(ceil_div(args.shape.filters, lanes)),
+        taps(args.shape.taps()),
+        weight(vectors * taps * lanes),
+        bias(vectors * lanes) {
+    const T* from = args.weight;
+    for (int64_t o = 0; o < args.shape.filters; ++o)
+      for (int64_t tap = 0; tap < taps; ++tap)
+        weight.data()[(o / lanes * taps + tap) * lanes + o % lanes] = *from++;
+    if (args.bias) std::copy_n(args.bias, args.shape.filters, bias.data());
+  }
+};
+
+// Sums over all taps of W windows, each of 2 x 2 pixels, and V vectors of filters; x is the first tap of the first
+// pixel. The taps' places come from memory, so the compiler does not carry values of x from tap to tap, which spills.
 template <class I, class T, int W, int V>
-SER_FAST_INLINE void convolve(const Packed<T>& packed, const T* strip, int64_t channels, const T* weight,
+SER_FAST_INLINE void convolve(const Packed<T>& packed, const Planes<T>& planes, const T* x, const T* weight,
                               const T* bias, Vec<I, T> (&sum)[2][2 * W][V]) {
   constexpr int64_t lanes = kLanes<I, T>;
   for (int r = 0; r < 2; ++r)
     for (int s = 0; s < 2 * W; ++s)
       for (int v = 0; v < V; ++v) sum[r][s][v] = load<I>(bias + v * lanes);
-  for (int64_t tap = 0; tap < packed.taps; ++tap) {
+  for (int64_t tap = 0; tap < packed.taps; ++tap, weight += lanes) {
+    const T *at = x + planes.tap[tap], *below = at + planes.stride;
     Vec<I, T> w[V];
     SER_FAST_UNROLL
-    for (int v = 0; v < V; ++v) w[v] = load<I>(weight + (v * packed.taps + tap) * lanes);
-    const T* at = strip + packed.tap[tap];
+    for (int v = 0; v < V; ++v) w[v] = load<I>(weight + v * packed.taps * lanes);
     SER_FAST_UNROLL
     for (int r = 0; r < 2; ++r)
       SER_FAST_UNROLL
       for (int s = 0; s < 2 * W; ++s)
         SER_FAST_UNROLL
-        for (int v = 0; v < V; ++v) sum[r][s][v] += w[v] * at[r * packed.stride + s * channels];
+        for (int v = 0; v < V; ++v) sum[r][s][v] += w[v] * (r ? below : at)[s];
   }
 }
 
-// W windows from window `first` on, of frame t and the filters from vector `v0` on. `frames` of the two are valid.
+// W windows from window `first` on, of frame t of the planes, and the filters from vector `v0` on. `frames` of the
+// two frames are valid.
 template <class I, class T, int W, int V>
-SER_FAST_INLINE void block(const ConvPoolForward<T>& args, const Packed<T>& packed, const T* strip, int64_t first,
-                           int64_t v0, int64_t frames, T* y, uint8_t* winners) {
+SER_FAST_INLINE void block(const ConvPoolForward<T>& args, const Packed<T>& packed, const Planes<T>& planes,
+                           int64_t t, int64_t first, int64_t v0, int64_t frames, T* y, uint8_t* winners) {
   constexpr int64_t lanes = kLanes<I, T>;
   const auto& shape = args.shape;
-  using Index = decltype(Vec<I, T>{} < Vec<I, T>{});
-  Vec<I, T> best[W][V] = {};
-  Index winner[W][V];
+  const int64_t bins = shape.bins - 2 * first;
+  Vec<I, T> best[W][V] = {}, winner[W][V];
   for (int w = 0; w < W; ++w)
-    for (int v = 0; v < V; ++v) winner[w][v] = Index{} + kNoWinner;
+    for (int v = 0; v < V; ++v) winner[w][v] = Vec<I, T>{} + T(kNoWinner);
   for (int64_t p = 0; p < shape.positions(); ++p) {
     Vec<I, T> sum[2][2 * W][V];
-    convolve<I, T, W, V>(packed, strip + 2 * first * shape.channels + p, shape.channels,
+    convolve<I, T, W, V>(packed, planes, planes.at(p * planes.frames + t) + 2 * first,
                          packed.weight.data() + v0 * packed.taps * lanes, packed.bias.data() + v0 * lanes, sum);
-    SER_FAST_UNROLL
-    for (int r = 0; r < 2; ++r)
+    if (frames < 2 || bins < 2 * W) {  // pixels past the end: 0 never wins
       SER_FAST_UNROLL
-      for (int s = 0; s < 2 * W; ++s) {
-        if (r >= frames || 2 * first + s >= shape.bins) continue;
-        const auto candidate = static_cast<Element<Index>>(4 * p + 2 * r + s % 2);
+      for (int s = 0; s < 2 * W; ++s)
         SER_FAST_UNROLL
         for (int v = 0; v < V; ++v) {
-          const Vec<I, T> pixel = sum[r][s][v], before = best[s / 2][v];
+          if (s >= bins) sum[0][s][v] = Vec<I, T>{};
+          if (s >= bins || frames < 2) sum[1][s][v] = Vec<I, T>{};
+        }
+    }
+    SER_FAST_UNROLL
+    for (int place = 0; place < 4; ++place) {
+      const Vec<I, T> candidate = Vec<I, T>{} + static_cast<T>(4 * p + place);
+      SER_FAST_UNROLL
+      for (int w = 0; w < W; ++w)
+        SER_FAST_UNROLL
+        for (int v = 0; v < V; ++v) {
+          const Vec<I, T> pixel = sum[place / 2][2 * w + place % 2][v], before = best[w][v];
           // A NaN is not below anything, so it wins, and stays.
           const Vec<I, T> larger = pixel <= before ? before : pixel;
-          winner[s / 2][v] = pixel <= before ? winner[s / 2][v] : Index{} + candidate;
-          best[s / 2][v] = before == before ? larger : before;
+          winner[w][v] = larger == before ? winner[w][v] : candidate;
+          best[w][v] = before == before ? larger : before;
         }
-      }
+    }
   }
+  using Whole = decltype(Vec<I, T>{} < Vec<I, T>{});
   typedef uint8_t Bytes __attribute__((vector_size(lanes)));
-  for (int w = 0; w < W && first + w < shape.pooled_bins(); ++w)
+  for (int w = 0; w < W && 2 * w < bins; ++w)
     SER_FAST_UNROLL
     for (int v = 0; v < V; ++v) {
       const int64_t o = (v0 + v) * lanes, count = std::min(lanes, shape.filters - o);
-      T values[lanes];
       T* to = y + (first + w) * args.pooled.bin + o * args.pooled.filter;
-      store(static_cast<T*>(values), best[w][v]);
-      if (args.pooled.filter == 1) std::copy_n(values, count, to);
-      else for (int64_t lane = 0; lane < count; ++lane) to[lane * args.pooled.filter] = values[lane];
-      const Bytes bytes = __builtin_convertvector(winner[w][v], Bytes);
+      if (args.pooled.filter == 1) {
+        store(to, best[w][v], count);
+      } else {
+        T values[lanes];
+        store(static_cast<T*>(values), best[w][v]);
+        for (int64_t lane = 0; lane < count; ++lane) to[lane * args.pooled.filter] = values[lane];
+      }
+      const Whole whole = __builtin_convertvector(winner[w][v], Whole);
+      const Bytes bytes = __builtin_convertvector(whole, Bytes);
       std::memcpy(winners + (first + w) * shape.filters + o, &bytes, count);
     }
 }
@@ -192,25 +222,28 @@ template <class I, class T>
 SER_FAST_INLINE void task(I, const ConvPoolForward<T>& args, const Packed<T>& packed, int64_t chunks, int64_t index) {
   constexpr int W = kWindows<I>;
   const auto& shape = args.shape;
-  const int64_t b = index / chunks, begin = index % chunks * kChunk, length = length_of(shape, args.lengths, b);
-  const int64_t end = std::min(begin + kChunk, shape.pooled_frames());
-  const int64_t valid = std::clamp((length + 1) / 2, begin, end), size = shape.pooled_bins() * shape.filters;
-  T* y = args.y + (b * shape.pooled_frames() + begin) * size;
-  uint8_t* winners = args.winners + (b * shape.pooled_frames() + begin) * size;
+  const ConvPoolRow& row = args.rows[index / chunks];
+  const int64_t begin = index % chunks * kChunk, end = std::min(begin + kChunk, (row.frames + 1) / 2);
+  if (begin >= end) return;
+  const int64_t valid = std::clamp((row.length + 1) / 2, begin, end), size = shape.pooled_bins() * shape.filters;
+  T* y = args.y + (row.pooled + begin) * size;
+  uint8_t* winners = args.winners + (row.pooled + begin) * size;
   std::fill_n(y + (valid - begin) * size, (end - valid) * size, T(0));
   std::fill_n(winners + (valid - begin) * size, (end - valid) * size, kNoWinner);
   if (valid == begin) return;
-  const Strip<T> strip(shape, 2 * (valid - begin) + shape.kernel_t - 1, 2 * W);
-  for (int64_t i = 0; i < strip.frames; ++i) strip.copy(i, args, b, 2 * begin + i - shape.kernel_t / 2, length);
+  const Planes<T> planes(shape, 2 * (valid - begin) + shape.kernel_t - 1, 2 * W);
+  const int64_t before = 2 * begin - shape.kernel_t / 2;  // frame of x in the planes' first
+  for (int64_t t = std::max<int64_t>(before, 0); t < std::min(before + planes.frames, row.length); ++t)
+    planes.copy(t - before, args, row, t);
   for (int64_t t = 0; t < valid - begin; ++t, y += size, winners += size) {
-    const int64_t frames = length - 2 * (begin + t);
+    const int64_t frames = row.length - 2 * (begin + t);
     int64_t v = 0;
     for (; v + 2 <= packed.vectors; v += 2)
       for (int64_t f = 0; f < shape.pooled_bins(); f += W)
-        block<I, T, W, 2>(args, packed, strip.at(2 * t), f, v, frames, y, winners);
+        block<I, T, W, 2>(args, packed, planes, 2 * t, f, v, frames, y, winners);
     if (v < packed.vectors)
       for (int64_t f = 0; f < shape.pooled_bins(); f += 2 * W)
-        block<I, T, 2 * W, 1>(args, packed, strip.at(2 * t), f, v, frames, y, winners);
+        block<I, T, 2 * W, 1>(args, packed, planes, 2 * t, f, v, frames, y, winners);
   }
 }
 
@@ -303,43 +336,51 @@ struct Backward {
 
 // One row; N vectors of a filter are in registers.
 template <class I, class T, int N>
-SER_FAST_INLINE void row(const ConvPoolBackward<T>& args, const Backward<T>& common, int64_t b) {
+SER_FAST_INLINE void compute(const ConvPoolBackward<T>& args, const Backward<T>& common, int64_t b) {
   const auto& shape = args.shape;
   const auto& filter = common.filter;
-  const int64_t filters = shape.filters, bins = shape.pooled_bins(), length = length_of(shape, args.lengths, b);
+  const ConvPoolRow& row = args.rows[b];
+  const int64_t filters = shape.filters, bins = shape.pooled_bins(), length = row.length;
   const int64_t before = shape.kernel_t / 2, size = bins * filters;
-  const Strip<T> x(shape, shape.kernel_t + 1, 1), grad_x(shape, args.grad_x ? shape.kernel_t + 1 : 0, 1);
-  std::vector<Winner<T>> of_filter(size), of_candidate(256 * filters);
-  std::vector<int64_t> count(filters), won(256);
-  std::vector<T> bias_sum(filters);
+  const Strip<T> x(shape, shape.kernel_t + 1), grad_x(shape, args.grad_x ? shape.kernel_t + 1 : 0);
+  std::vector<Winner<T>> of_filter(bins), of_candidate(args.grad_x ? 256 * filters : 0);
+  int32_t won[256];
   T* sums = common.sums.data() + b * filters * filter.size();
   T* bias_sums = common.bias_sums.data() + b * filters;
-  const T* grad = args.grad + b * shape.pooled_frames() * size;
-  const uint8_t* winners = args.winners + b * shape.pooled_frames() * size;
+  const T* grad = args.grad + row.pooled * size;
+  const uint8_t* winners = args.winners + row.pooled * size;
   // Writes frame t of grad_x from a frame of the strip.
   const auto write = [&](int64_t frame, int64_t t) __attribute__((always_inline)) {
     if (t < 0 || t >= length) return;
-    std::copy_n(grad_x.at(frame) + grad_x.margin, grad_x.size, args.grad_x + (b * shape.frames + t) * grad_x.size);
+    std::copy_n(grad_x.at(frame) + grad_x.margin, grad_x.size, args.grad_x + (row.frame + t) * grad_x.size);
   };
-  for (int64_t i = 2; i < x.frames; ++i) x.copy(i, args, b, i - 2 - before, length);
+  for (int64_t i = 2; i < x.frames; ++i) x.copy(i, args, row, i - 2 - before);
   for (int64_t t = 0; 2 * t < length; ++t, grad += size, winners += size) {
     x.advance();
-    for (int64_t i = x.frames - 2; i < x.frames; ++i) x.copy(i, args, b, 2 * t + i - before, length);
-    std::fill(count.begin(), count.end(), 0);
-    std::fill(bias_sum.begin(), bias_sum.end(), T(0));
+    for (int64_t i = x.frames - 2; i < x.frames; ++i) x.copy(i, args, row, 2 * t + i - before);
+    for (int64_t o = 0; o < filters; ++o) {
+      int64_t count = 0;
+      T bias_sum = 0;
+      for (int64_t f = 0; f < bins; ++f) {  // no branches: they could not be predicted
+        const uint8_t winner = winners[f * filters + o];
+        of_filter[count] = {common.place[winner] + 2 * f * shape.channels,
+                            grad[f * args.pooled.bin + o * args.pooled.filter]};
+        count += winner < common.candidates;
+      }
+      for (int64_t i = 0; i < count; ++i) bias_sum += of_filter[i].grad;
+      bias_sums[o] += bias_sum;
+      for (int64_t n = 0; n < filter.vectors(); n += N)
+        add_patches<I, T, N>(of_filter.data(), count, x.at(0), &filter.offset[n],
+                             sums + o * filter.size() + n * filter.lanes);
+    }
+    if (!args.grad_x) continue;
     for (int64_t f = 0; f < bins; ++f) {
-      std::fill_n(won.begin(), common.candidates, 0);
+      std::fill_n(won, 256, 0);
       for (int64_t o = 0; o < filters; ++o) {
         const uint8_t winner = winners[f * filters + o];
-        const T g = grad[f * args.pooled.bin + o * args.pooled.filter];
-        const bool counts = winner < common.candidates && g != 0;
-        of_filter[o * bins + count[o]] = {common.place[winner] + 2 * f * shape.channels, g};
-        count[o] += counts;
-        of_candidate[winner * filters + won[winner]] = {o * filter.size(), g};
-        won[winner] += counts;
-        bias_sum[o] += counts ? g : T(0);
+        of_candidate[winner * filters + won[winner]++] = {o * filter.size(),
+                                                          grad[f * args.pooled.bin + o * args.pooled.filter]};
       }
-      if (!args.grad_x) continue;
       for (int64_t c = 0; c < common.candidates; ++c) {
         if (won[c] == 0) continue;
         T* patch = grad_x.at(0) + common.place[c] + 2 * f * shape.channels;
@@ -348,13 +389,6 @@ SER_FAST_INLINE void row(const ConvPoolBackward<T>& args, const Backward<T>& com
                                &filter.offset[n], patch);
       }
     }
-    for (int64_t o = 0; o < filters; ++o) {
-      bias_sums[o] += bias_sum[o];
-      for (int64_t n = 0; n < filter.vectors(); n += N)
-        add_patches<I, T, N>(&of_filter[o * bins], count[o], x.at(0), &filter.offset[n],
-                             sums + o * filter.size() + n * filter.lanes);
-    }
-    if (!args.grad_x) continue;
     for (int64_t i = 0; i < 2; ++i) write(i, 2 * t + i - before);
     grad_x.advance();
     std::fill_n(grad_x.at(grad_x.frames - 2), 2 * grad_x.stride, T(0));
@@ -362,17 +396,16 @@ SER_FAST_INLINE void row(const ConvPoolBackward<T>& args, const Backward<T>& com
   if (!args.grad_x) return;
   const int64_t done = length > 0 ? (length + 1) / 2 * 2 - before : 0;
   for (int64_t i = 0; i < before; ++i) write(i, done + i);
-  std::fill(args.grad_x + (b * shape.frames + length) * grad_x.size,
-            args.grad_x + (b + 1) * shape.frames * grad_x.size, T(0));
+  std::fill_n(args.grad_x + (row.frame + length) * grad_x.size, (row.frames - length) * grad_x.size, T(0));
 }
 
 template <class I, class T>
 SER_FAST_INLINE void task(I, const ConvPoolBackward<T>& args, const Backward<T>& common, int64_t b) {
   const int64_t held = common.filter.held;
-  if (held == 2) row<I, T, 2>(args, common, b);
-  else if (held == 5) row<I, T, 5>(args, common, b);
-  else if (held == 10) row<I, T, 10>(args, common, b);
-  else if constexpr (kHeld<I> == 15) row<I, T, 15>(args, common, b);
+  if (held == 2) compute<I, T, 2>(args, common, b);
+  else if (held == 5) compute<I, T, 5>(args, common, b);
+  else if (held == 10) compute<I, T, 10>(args, common, b);
+  else if constexpr (kHeld<I> == 15) compute<I, T, 15>(args, common, b);
 }
 
 // Adds up the rows' sums of filter o, always in the same order.
@@ -409,7 +442,7 @@ template <class T>
 void conv_pool_forward_cpu(const ConvPoolForward<T>& args, const Parallel& parallel) {
   with_isa<T>([&](auto isa) {
     using I = decltype(isa);
-    const Packed<T> packed(args, kLanes<I, T>, Strip<T>(args.shape, 0, 2 * kWindows<I>).stride);
+    const Packed<T> packed(args, kLanes<I, T>);
     const int64_t chunks = ceil_div(args.shape.pooled_frames(), kChunk);
     parallel(args.shape.batch * chunks, [&](int64_t index) { run(isa, args, packed, chunks, index); });
   });
@@ -419,12 +452,11 @@ template <class T>
 void conv_pool_backward_cpu(const ConvPoolBackward<T>& args, const Parallel& parallel) {
   with_isa<T>([&](auto isa) {
     using I = decltype(isa);
-    const Backward<T> common(args, kLanes<I, T>, kHeld<I>, Strip<T>(args.shape, 0, 1).stride);
+    const Backward<T> common(args, kLanes<I, T>, kHeld<I>, Strip<T>::stride_of(args.shape));
     std::vector<int64_t> order(args.shape.batch);  // the longest rows first
     std::iota(order.begin(), order.end(), 0);
-    if (args.lengths)
-      std::stable_sort(order.begin(), order.end(),
-                       [&](int64_t a, int64_t b) { return args.lengths[a] > args.lengths[b]; });
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int64_t a, int64_t b) { return args.rows[a].length > args.rows[b].length; });
     parallel(args.shape.batch, [&](int64_t i) { run(isa, args, common, order[i]); });
     parallel(args.shape.filters, [&](int64_t o) { reduce(args, common, o); });
   });

@@ -18,7 +18,7 @@ constexpr uint8_t kNoWinner = 255;
 constexpr int64_t kMostPositions = 63;  // 4 p + 2 r + s stays below kNoWinner
 
 struct ConvPoolShape {
-  int64_t batch, frames, bins, channels;        // B, T, F, C
+  int64_t batch, frames, bins, channels;       // B, T (of the longest row), F, C
   int64_t filters, depth, kernel_t, kernel_f;  // O, K, kt, kf; kt and kf are odd
 
   int64_t positions() const { return channels - depth + 1; }
@@ -27,12 +27,19 @@ struct ConvPoolShape {
   int64_t taps() const { return depth * kernel_t * kernel_f; }
 };
 
-// Elements between two rows, frames and bins of a [B, T, F, C] tensor whose channels are dense.
-struct ImageStrides {
-  int64_t row, frame, bin;
+// One row of the batch, which is padded to T frames or packed: one row after the other.
+struct ConvPoolRow {
+  int64_t x;               // elements before its first frame in x
+  int64_t frame, pooled;   // frames before its first one in a contiguous x and in y
+  int64_t frames, length;  // frames with padding, and valid ones
 };
 
-// Elements between two bins and two filters of a frame of [B, T', F', O] or [B, T', O, F'], both contiguous.
+// Elements between two frames and two bins of x, whose channels are dense.
+struct ImageStrides {
+  int64_t frame, bin;
+};
+
+// Elements between two bins and two filters of a frame of y, [F', O] or [O, F'].
 struct PooledStrides {
   int64_t bin, filter;
 };
@@ -40,27 +47,27 @@ struct PooledStrides {
 template <class T>
 struct ConvPoolForward {
   ConvPoolShape shape;
+  const ConvPoolRow* rows;  // [B]
   const T* x;
   ImageStrides strides;
-  const T* weight;         // [O, K, kt, kf]
-  const T* bias;           // [O] or null
-  const int64_t* lengths;  // [B], each in 0..T, or null for T
-  T* y;
+  const T* weight;  // [O, K, kt, kf]
+  const T* bias;    // [O] or null
+  T* y;             // zero past each length
   PooledStrides pooled;
-  uint8_t* winners;  // [B, T', F', O]
+  uint8_t* winners;  // a frame is [F', O]
 };
 
 template <class T>
 struct ConvPoolBackward {
   ConvPoolShape shape;
+  const ConvPoolRow* rows;
   const T* grad;  // of y
   PooledStrides pooled;
   const T* x;
   ImageStrides strides;
   const T* weight;
   const uint8_t* winners;
-  const int64_t* lengths;
-  T* grad_x;       // [B, T, F, C], zero past each length, or null
+  T* grad_x;       // like x, contiguous, zero past each length; or null
   T* grad_weight;  // [O, K, kt, kf]
   T* grad_bias;    // [O]
 };

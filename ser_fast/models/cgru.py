@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from ser_fast._require import require
 from ser_fast.models import options
-from ser_fast.models.convolution import halve, quarter
 from ser_fast.models.masking import sample_lengths, standardize
 from ser_fast.nn.attention_pool import AttentionPool
 from ser_fast.nn.gru import GRU
 from ser_fast.nn.power_spectrogram import PowerSpectrogram
+from ser_fast.ops.conv_pool import conv_pool
 from ser_fast.ops.lengths import frame_mask
 
 DYNAMIC_RANGE = 80 * math.log(10) / 10  # 80 dB as a difference of natural logarithms of power
@@ -152,7 +152,7 @@ class CGRU(nn.Module):
         if self.conv1 is None:
             x = standardize(_gray(x, lengths), lengths).to(self.classifier.weight.dtype)
         else:
-            x, lengths = quarter(self._convolve, x, lengths)
+            x, lengths = self._convolve(x, lengths), (lengths + 3) // 4
         y, last = self._recur(x, lengths)
         if self.pool is None:
             return self._classify(last, None, return_weights)
@@ -160,11 +160,11 @@ class CGRU(nn.Module):
 
     def _convolve(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Return features ``[B, ceil(T / 4), C ceil(F / 4)]`` of the log power ``[B, T, F]``."""
-        image = _channels(standardize(_gray(x, lengths), lengths), lengths).to(self.classifier.weight.dtype)
-        # Maxima commute, so the one over the channel axis is taken last, on a quarter of the pixels.
-        x = torch.maximum(*halve(self.conv1.positions(image), lengths.repeat(2)).unflatten(0, (2, -1)))
-        x = halve(self.conv2(x), (lengths + 1) // 2)
-        return x.transpose(1, 2).flatten(2)  # [B, C, T, F] -> [B, T, C F]
+        gray = standardize(_gray(x, lengths), lengths)
+        image = _channels(gray, lengths).permute(0, 2, 3, 1).to(self.classifier.weight.dtype)
+        x = conv_pool(image, self.conv1.conv.weight, self.conv1.conv.bias, lengths)
+        x = conv_pool(x, self.conv2.weight, self.conv2.bias, (lengths + 1) // 2, channels_last=False)
+        return x.flatten(2)
 
     def _recur(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Return the outputs ``[B, T, H]`` and the state at each row's last frame ``[B, H]``."""

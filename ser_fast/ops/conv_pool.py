@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ser_fast.backends import registry
 from ser_fast.ops import checks, onnx
@@ -14,10 +15,18 @@ MOST_POSITIONS = 63
 
 
 def reference(
-    x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Tensor | None, channels_last: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    lengths: Tensor | None,
+    channels_last: bool,
+    pooled_frames: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Reference implementation of ``ser_fast::conv_pool`` in plain PyTorch, differentiable."""
-    _check("conv_pool", x, weight, bias, lengths)
+    _check("conv_pool", x, weight, bias, lengths, pooled_frames)
+    if x.dim() == 3:
+        y, winners = reference(_part(x, lengths), weight, bias, lengths, channels_last)
+        return _join(y, (lengths + 1) // 2), _join(winners, (lengths + 1) // 2)
     pixels = _pixels(x, weight, bias, lengths)
     best, index = F.max_pool2d(pixels, 2, ceil_mode=True, return_indices=True)
     # Windows begin at even frames and bins, so the parities are the place in the window.
@@ -35,6 +44,7 @@ def reference_backward(
     winners: Tensor,
     lengths: Tensor | None,
     channels_last: bool,
+    pooled_frames: int | None,
     needs_grad_x: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Reference implementation of ``ser_fast::conv_pool_backward`` in plain PyTorch, differentiable.
@@ -42,7 +52,12 @@ def reference_backward(
     Returns:
         Gradients of x, empty unless ``needs_grad_x``, of weight and of bias.
     """
-    _check_backward(grad, x, weight, winners, lengths, channels_last)
+    _check_backward(grad, x, weight, winners, lengths, channels_last, pooled_frames)
+    if x.dim() == 3:
+        grad, winners = (_part(tensor, (lengths + 1) // 2) for tensor in (grad, winners))
+        arguments = grad, _part(x, lengths), weight, winners, lengths, channels_last, None, needs_grad_x
+        grad_x, *others = reference_backward(*arguments)
+        return _join(grad_x, lengths) if needs_grad_x else grad_x, *others
     batch, frames, bins, channels = x.shape
     positions, padding = channels - weight.shape[1] + 1, _padding(weight)
     if lengths is not None:
@@ -62,6 +77,16 @@ def reference_backward(
         F.pad(part, (first, positions - 1 - first)) for first, part in enumerate(parts.unflatten(0, (-1, batch)))
     )
     return mask_past(grad_x, lengths), grad_weight, grad_bias
+
+
+def _part(packed: Tensor, lengths: Tensor) -> Tensor:
+    """Return packed rows padded, ``[N, ...]`` to ``[B, T, ...]``."""
+    return pad_sequence(packed.split(lengths.tolist()), batch_first=True)
+
+
+def _join(padded: Tensor, lengths: Tensor) -> Tensor:
+    """Return padded rows packed, ``[B, T, ...]`` to ``[N, ...]``."""
+    return torch.cat([row[:length] for row, length in zip(padded, lengths.tolist())])
 
 
 def _pixels(x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Tensor | None) -> Tensor:
@@ -90,55 +115,76 @@ def _ordered(y: Tensor, channels_last: bool) -> Tensor:
     return (y.permute(0, 2, 3, 1) if channels_last else y.transpose(1, 2)).contiguous()
 
 
-def _check(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Tensor | None) -> None:
+def _check(
+    op: str, x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Tensor | None, pooled_frames: int | None
+) -> None:
     checks.first(op, "x", x, *checks.FLOATING)
     image = tuple(x.shape)
-    checks.require(len(image) == 4 and 0 not in image, op, f"x has shape {list(image)}", "[B, T, F, C] with no size 0")
+    packed = len(image) == 3 and lengths is not None
+    allowed = "[B, T, F, C], or packed [N, F, C] with lengths, with no size 0"
+    checks.require((packed or len(image) == 4) and 0 not in image, op, f"x has shape {list(image)}", allowed)
     checks.given(op, weight=weight)
     filter = tuple(weight.shape)
     checks.operand(op, "weight", weight, x, filter, "[O, K, kt, kf]")
-    fewest, most = max(1, image[3] - MOST_POSITIONS + 1), image[3]
+    fewest, most = max(1, image[-1] - MOST_POSITIONS + 1), image[-1]
     good = len(filter) == 4 and filter[0] > 0 and fewest <= filter[1] <= most and filter[2] % 2 and filter[3] % 2
     allowed = f"[O, K, kt, kf] with K in {fewest}..{most} and kt and kf odd"
     checks.require(bool(good), op, f"weight has shape {list(filter)}", allowed)
     checks.optional(op, "bias", bias, x, (filter[0],), "[O]")
-    checks.lengths(op, lengths, x, image[0], image[1])
+    if not packed:
+        checks.lengths(op, lengths, x, image[0], image[1])
+        checks.require(pooled_frames is None, op, f"pooled_frames is {pooled_frames}", "None, since x is padded")
+        return
+    checks.require(lengths.dim() == 1, op, f"lengths has shape {list(lengths.shape)}", "[B]")
+    checks.lengths(op, lengths, x, len(lengths), image[0])
+    if checks.readable(lengths):
+        total, pooled = int(lengths.sum()), pooled_total(lengths)
+        checks.require(total == image[0], op, f"lengths add up to {total}", f"the packed frames, {image[0]}")
+        allowed = f"the sum of ceil(lengths / 2), {pooled}"
+        checks.require(pooled_frames == pooled, op, f"pooled_frames is {pooled_frames}", allowed)
 
 
-def _sizes(x: Tensor, weight: Tensor, channels_last: bool) -> tuple[int, ...]:
-    batch, frames, bins, _ = x.shape
-    pooled = ((bins + 1) // 2, weight.shape[0])
-    return (batch, (frames + 1) // 2, *(pooled if channels_last else pooled[::-1]))
+def pooled_total(lengths: Tensor) -> int:
+    """Return the packed frames of the output, the sum of ceil(lengths / 2)."""
+    return sum((length + 1) // 2 for length in lengths.tolist())
 
 
-def _check_backward(grad, x, weight, winners, lengths, channels_last) -> None:
-    op = "conv_pool_backward"
-    _check(op, x, weight, None, lengths)
+def _sizes(x: Tensor, weight: Tensor, channels_last: bool, pooled_frames: int | None) -> tuple[int, ...]:
+    pooled = ((x.shape[-2] + 1) // 2, weight.shape[0])
+    frames = (pooled_frames,) if x.dim() == 3 else (x.shape[0], (x.shape[1] + 1) // 2)
+    return *frames, *(pooled if channels_last else pooled[::-1])
+
+
+def _check_backward(grad, x, weight, winners, lengths, channels_last, pooled_frames) -> None:
+    op, frames = "conv_pool_backward", "[N'" if x.dim() == 3 else "[B, T'"
+    _check(op, x, weight, None, lengths, pooled_frames)
     checks.given(op, winners=winners)
     checks.require(winners.device == x.device, op, f"winners is on {winners.device}", f"on {x.device}")
     checks.stored(op, "winners", winners)
     checks.dtype(op, "winners", winners, torch.uint8)
-    checks.shape(op, "winners", winners, _sizes(x, weight, True), "[B, T', F', O]")
-    letters = "[B, T', F', O]" if channels_last else "[B, T', O, F']"
-    checks.operand(op, "grad", grad, x, _sizes(x, weight, channels_last), letters)
+    checks.shape(op, "winners", winners, _sizes(x, weight, True, pooled_frames), f"{frames}, F', O]")
+    letters = f"{frames}, F', O]" if channels_last else f"{frames}, O, F']"
+    checks.operand(op, "grad", grad, x, _sizes(x, weight, channels_last, pooled_frames), letters)
 
 
-def new_outputs(x, weight, bias, lengths, channels_last) -> tuple[Tensor, Tensor]:
+def new_outputs(x, weight, bias, lengths, channels_last, pooled_frames) -> tuple[Tensor, Tensor]:
     """Check the arguments and return uninitialised outputs."""
-    _check("conv_pool", x, weight, bias, lengths)
-    winners = x.new_empty(_sizes(x, weight, True), dtype=torch.uint8)
-    return x.new_empty(_sizes(x, weight, channels_last)), winners
+    _check("conv_pool", x, weight, bias, lengths, pooled_frames)
+    winners = x.new_empty(_sizes(x, weight, True, pooled_frames), dtype=torch.uint8)
+    return x.new_empty(_sizes(x, weight, channels_last, pooled_frames)), winners
 
 
-def new_gradients(grad, x, weight, winners, lengths, channels_last, needs_grad_x) -> tuple[Tensor, Tensor, Tensor]:
+def new_gradients(
+    grad, x, weight, winners, lengths, channels_last, pooled_frames, needs_grad_x
+) -> tuple[Tensor, Tensor, Tensor]:
     """Check the arguments and return uninitialised gradients."""
-    _check_backward(grad, x, weight, winners, lengths, channels_last)
+    _check_backward(grad, x, weight, winners, lengths, channels_last, pooled_frames)
     sizes = x.shape if needs_grad_x else (0,)
     return x.new_empty(sizes), weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
 
 
 def _setup_context(ctx, inputs, output):
-    x, weight, bias, lengths, ctx.channels_last = inputs
+    x, weight, bias, lengths, *ctx.layout = inputs
     ctx.save_for_backward(x, weight, output[1], lengths)
     ctx.has_bias = bias is not None
     ctx.mark_non_differentiable(output[1])
@@ -148,14 +194,14 @@ def _backward(ctx, grad, _):
     x, weight, winners, lengths = ctx.saved_tensors
     needs_grad_x = ctx.needs_input_grad[0]
     grad_x, grad_weight, grad_bias = torch.ops.ser_fast.conv_pool_backward(
-        grad, x, weight, winners, lengths, ctx.channels_last, needs_grad_x
+        grad, x, weight, winners, lengths, *ctx.layout, needs_grad_x
     )
-    return grad_x if needs_grad_x else None, grad_weight, grad_bias if ctx.has_bias else None, None, None
+    return grad_x if needs_grad_x else None, grad_weight, grad_bias if ctx.has_bias else None, None, None, None
 
 
 registry.register(
     "conv_pool",
-    "conv_pool(Tensor x, Tensor weight, Tensor? bias, Tensor? lengths, bool channels_last)"
+    "conv_pool(Tensor x, Tensor weight, Tensor? bias, Tensor? lengths, bool channels_last, SymInt? pooled_frames)"
     " -> (Tensor y, Tensor winners)",
     reference=reference,
     fake=new_outputs,
@@ -166,7 +212,7 @@ registry.register(
 registry.register(
     "conv_pool",
     "conv_pool_backward(Tensor grad, Tensor x, Tensor weight, Tensor winners, Tensor? lengths, bool channels_last,"
-    " bool needs_grad_x) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)",
+    " SymInt? pooled_frames, bool needs_grad_x) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)",
     reference=reference_backward,
     fake=new_gradients,
     half_on=("cuda",),
@@ -191,7 +237,8 @@ def conv_pool(
     taken over these: ``Conv3d`` followed by max-pooling that closes the third axis.
 
     Args:
-        x: frames of channels last images, float32, float64, float16 or bfloat16.
+        x: channels-last images, float32, float64, float16 or bfloat16; padded, or packed: the valid frames of all rows
+            one after the other, with lengths whose values can be read.
         weight: filters, of x's dtype, in the order of ``nn.Conv2d``'s; K in max(1, C - 62)..C; kt and kf are odd.
         bias: bias of each filter, of x's dtype; 0 if None.
         lengths: valid frames of each row, int64 or int32, on x's device; all frames if None. Frames past the length
@@ -200,8 +247,9 @@ def conv_pool(
             ``conv.transpose(1, 2)``, ready for ``flatten(2)`` and a recurrence. Default: True.
 
     Shape:
-        x ``[B, T, F, C]``, weight ``[O, K, kt, kf]``, bias ``[O]``, lengths ``[B]``; y ``[B, ceil(T / 2),
-        ceil(F / 2), O]``, or ``[B, ceil(T / 2), O, ceil(F / 2)]`` with ``channels_last=False``.
+        x ``[B, T, F, C]``, or packed ``[N, F, C]``; weight ``[O, K, kt, kf]``, bias ``[O]``, lengths ``[B]``; y ``[B,
+        ceil(T / 2), ceil(F / 2), O]``, or packed ``[N', ceil(F / 2), O]`` with N' the sum of ``ceil(lengths / 2)``.
+        ``channels_last=False`` swaps the last two axes.
 
     Returns:
         y, which is 0 past ``ceil(lengths / 2)``. Differentiable in x, weight and bias; of equal pixels the first has
@@ -220,14 +268,15 @@ def conv_pool(
     checks.tensors("conv_pool", x=x, weight=weight, bias=bias, lengths=lengths)
     if onnx.exporting():
         return _exported(x, weight, bias, lengths, channels_last)
+    pooled_frames = pooled_total(lengths) if x.dim() == 3 and lengths is not None else None
     if checks.transforming():
-        return reference(x, weight, bias, lengths, channels_last)[0]
-    dtype = x.dtype
+        return reference(x, weight, bias, lengths, channels_last, pooled_frames)[0]
+    run, dtype = torch.ops.ser_fast.conv_pool, x.dtype
     if dtype in HALF and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
-        _check("conv_pool", x, weight, bias, lengths)
+        _check("conv_pool", x, weight, bias, lengths, pooled_frames)
         bias = None if bias is None else bias.float()
-        return torch.ops.ser_fast.conv_pool(x.float(), weight.float(), bias, lengths, channels_last)[0].to(dtype)
-    return torch.ops.ser_fast.conv_pool(x, weight, bias, lengths, channels_last)[0]
+        return run(x.float(), weight.float(), bias, lengths, channels_last, pooled_frames)[0].to(dtype)
+    return run(x, weight, bias, lengths, channels_last, pooled_frames)[0]
 
 
 def _exported(x, weight, bias, lengths, channels_last) -> Tensor:
