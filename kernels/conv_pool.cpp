@@ -255,11 +255,11 @@ struct Filter {
   std::vector<int64_t> offset;       // of every vector in a strip
 
   Filter(const ConvPoolShape& shape, int64_t lanes, int64_t most, int64_t stride)
-      : lanes(lanes), row(ceil_div((shape.kernel_f - 1) * shape.channels + shape.depth, lanes)) {
+      : lanes(lanes), row(ceil_div(shape.row(), lanes)) {
     const int64_t count = shape.kernel_t * row;
     passes = ceil_div(count, most);
     held = ceil_div(count, passes);
-    held = held <= 2 ? 2 : held <= 5 ? 5 : held <= 10 ? 10 : 15;  // those that are compiled
+    held = most == 5 ? 5 : held <= 2 ? 2 : held <= 5 ? 5 : held <= 10 ? 10 : 15;  // those that are compiled
     offset.resize(vectors());  // the vectors beyond the last row lie on the first
     for (int64_t i = 0; i < count; ++i) offset[i] = i / row * stride + i % row * lanes;
   }
@@ -402,6 +402,8 @@ SER_FAST_INLINE void compute(const ConvPoolBackward<T>& args, const Backward<T>&
 template <class I, class T>
 SER_FAST_INLINE void task(I, const ConvPoolBackward<T>& args, const Backward<T>& common, int64_t b) {
   const int64_t held = common.filter.held;
+  if constexpr (I::kBytes == 64)
+    if (common.filter.lanes == kLanes<Avx2, T>) return compute<Avx2, T, 5>(args, common, b);
   if (held == 2) compute<I, T, 2>(args, common, b);
   else if (held == 5) compute<I, T, 5>(args, common, b);
   else if (held == 10) compute<I, T, 10>(args, common, b);
@@ -452,7 +454,10 @@ template <class T>
 void conv_pool_backward_cpu(const ConvPoolBackward<T>& args, const Parallel& parallel) {
   with_isa<T>([&](auto isa) {
     using I = decltype(isa);
-    const Backward<T> common(args, kLanes<I, T>, kHeld<I>, Strip<T>::stride_of(args.shape));
+    // Vectors of 64 bytes that are half empty are slower than of 32: most of them cross a cache line.
+    const bool narrow = I::kBytes == 64 && args.shape.row() <= kLanes<Avx2, T>;
+    const Backward<T> common(args, narrow ? kLanes<Avx2, T> : kLanes<I, T>, narrow ? 5 : kHeld<I>,
+                             Strip<T>::stride_of(args.shape));
     std::vector<int64_t> order(args.shape.batch);  // the longest rows first
     std::iota(order.begin(), order.end(), 0);
     std::stable_sort(order.begin(), order.end(),

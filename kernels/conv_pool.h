@@ -24,6 +24,7 @@ struct ConvPoolShape {
   int64_t positions() const { return channels - depth + 1; }
   int64_t pooled_frames() const { return (frames + 1) / 2; }
   int64_t pooled_bins() const { return (bins + 1) / 2; }
+  int64_t row() const { return (kernel_f - 1) * channels + depth; }  // elements that a filter spans in a frame of x
   int64_t taps() const { return depth * kernel_t * kernel_f; }
 };
 
