@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from ser_fast import backends
 from ser_fast._require import require
 from ser_fast.models import options
+from ser_fast.models.convolution import ConvPool
 from ser_fast.models.masking import sample_lengths
 from ser_fast.nn.attention_pool import AttentionPool
 from ser_fast.nn.gru import GRU
 from ser_fast.nn.packing import Part
 from ser_fast.nn.power_spectrogram import PowerSpectrogram
 from ser_fast.ops import checks
-from ser_fast.ops.conv_pool import conv_pool
 from ser_fast.ops.gray_deltas import gray, gray_deltas, standardize
 
 DYNAMIC_RANGE = 80 * math.log(10) / 10  # 80 dB as a difference of natural logarithms of power
@@ -111,7 +111,7 @@ class CGRU(nn.Module):
         self.conv1 = self.conv2 = None
         if convolution:
             self.conv1 = ChannelPairConv(channels[0])
-            self.conv2 = nn.Conv2d(channels[0], channels[1], (5, 3), padding=(2, 1))
+            self.conv2 = ConvPool(channels[0], channels[1], (5, 3))
             width = channels[1] * math.ceil(width / 4)
         if cell == "gru":
             self.rnn = GRU(width, hidden_size, batch_first=True, reset_after=reset_after)
@@ -171,8 +171,7 @@ class CGRU(nn.Module):
         halves, quarters, frames = (lengths + 1) // 2, (lengths + 3) // 4, (x.shape[1] + 3) // 4
         packed = checks.readable(lengths) and not checks.transforming() and bool(lengths.any())
         x = gray_deltas(x, DYNAMIC_RANGE, lengths, packed=packed).to(dtype)
-        x = conv_pool(x, self.conv1.conv.weight, self.conv1.conv.bias, lengths)
-        x = conv_pool(x, self.conv2.weight, self.conv2.bias, halves, channels_last=False).flatten(-2)
+        x = self.conv2(self.conv1(x, lengths), halves, channels_last=False).flatten(-2)
         if packed and isinstance(self.rnn, GRU) and backends.select("gru") == "compiled":
             y, h_n = self.rnn.joined(x, quarters, frames)
             return y, h_n[0]
@@ -193,32 +192,27 @@ class CGRU(nn.Module):
 
 
 class ChannelPairConv(nn.Module):
-    """First convolution of CGRU: ``Conv3d(1, C, (3, 5, 2))`` over frequency, time, channel; then the channel maximum.
+    """First convolution of CGRU: ``Conv3d(1, C, (3, 5, 2))`` over frequency, time, channel; then its maxima and ReLU.
 
-    The filter has two positions along the three channels; the maximum over both closes that axis. Computed as one 2-D
-    convolution of the two channel pairs, stacked along the batch: the same sums, four times as fast on CPU.
-    ``conv.weight[c, k, t, f]`` equals ``Conv3d.weight[c, 0, f, t, k]``.
+    The filter has two positions along the three channels; the maximum over both closes that axis and is taken with
+    that over 2 × 2 pixels. ``conv.weight[c, k, t, f]`` equals ``Conv3d.weight[c, 0, f, t, k]``.
 
     Args:
         channels: C, output channels.
 
     Shape:
-        - input: ``[B, 3, T, F]``
-        - output: ``[B, C, T, F]``
+        x ``[B, T, F, 3]`` or packed ``[N, F, 3]``, lengths ``[B]``; output ``[B, ceil(T / 2), ceil(F / 2), C]`` or
+        packed.
 
     Example:
-        >>> ChannelPairConv(16)(torch.randn(2, 3, 100, 129)).shape
-        torch.Size([2, 16, 100, 129])
+        >>> ChannelPairConv(16)(torch.randn(2, 100, 129, 3)).shape
+        torch.Size([2, 50, 65, 16])
     """
 
     def __init__(self, channels: int):
         super().__init__()
-        self.conv = nn.Conv2d(2, channels, (5, 3), padding=(2, 1))
+        self.conv = ConvPool(2, channels, (5, 3))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the maximum over both filter positions, ``[B, C, T, F]``."""
-        return torch.maximum(*self.positions(x).unflatten(0, (2, -1)))
-
-    def positions(self, x: Tensor) -> Tensor:
-        """Return both filter positions, ``[2 B, C, T, F]``: those of channels 0 and 1 first, then of 1 and 2."""
-        return self.conv(torch.cat([x[:, :2], x[:, 1:]]).contiguous(memory_format=torch.channels_last))
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Return the maxima over both filter positions and 2 × 2 pixels."""
+        return self.conv(x, lengths)

@@ -237,8 +237,8 @@ def conv_pool(
     taken over these: ``Conv3d`` followed by max-pooling that closes the third axis.
 
     Args:
-        x: channels-last images, float32, float64, float16 or bfloat16; padded, or packed: the valid frames of all rows
-            one after the other, with lengths whose values can be read.
+        x: channels-last images, float32, float64, float16 or bfloat16; padded, or packed: the valid frames of all
+            rows one after the other, with lengths whose values can be read.
         weight: filters, of x's dtype, in the order of ``nn.Conv2d``'s; K in max(1, C - 62)..C; kt and kf are odd.
         bias: bias of each filter, of x's dtype; 0 if None.
         lengths: valid frames of each row, int64 or int32, on x's device; all frames if None. Frames past the length

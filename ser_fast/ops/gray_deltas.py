@@ -49,8 +49,8 @@ def standardize(x: Tensor, lengths: Tensor) -> Tensor:
     valid = frame_mask(lengths, x.shape[1])[..., None]
     count = (lengths.clamp(min=1) * x.shape[2])[:, None, None]
     centred = (x - x.masked_fill(~valid, 0).sum((1, 2), keepdim=True) / count).masked_fill(~valid, 0)
-    deviation = (centred.square().sum((1, 2), keepdim=True) / count).sqrt()
-    return centred / deviation.clamp(min=LEAST_DEVIATION)
+    variance = centred.square().sum((1, 2), keepdim=True) / count
+    return centred / variance.clamp(min=LEAST_DEVIATION**2).sqrt()  # clamped first: sqrt has no derivative at 0
 
 
 def delta(x: Tensor, lengths: Tensor) -> Tensor:
