@@ -25,9 +25,13 @@ from ser_fast.ops.lengths import frame_mask
 MODELS = {"CGRU": ser_fast.CGRU, "BiGRU-MHA": ser_fast.BiGRUMHA}
 BATCHES = (64, 32)  # the papers' sizes, CGRU's first
 CLASSES, LEARNING_RATE, CLIP = 7, 1e-3, 5.0  # Emo-DB's classes; TrainConfig's defaults
-# Modules and methods of the models by part of a step.
-PARTS = {"spectrogram": ["spectrogram"], "convolution": ["_features"], "recurrence": ["rnn"],
-         "attention": ["_attend", "pool"]}  # fmt: skip
+# Calls of the models by part of a step.
+PARTS = {
+    "spectrogram": ["spectrogram.forward"],
+    "convolution": ["_convolve", "conv1.forward", "conv2.forward"],
+    "recurrence": ["rnn.forward", "rnn.joined"],
+    "attention": ["attention.forward", "pool.forward"],
+}
 TOLERANCE, GRADIENTS = 1e-5, 1e-2  # gradients: rounding may switch a ReLU or a maximum
 
 
@@ -41,13 +45,12 @@ class Clock:
     def __init__(self, model: nn.Module):
         self.on_cuda = next(model.parameters()).is_cuda
         self.steps: list[dict[str, float]] = []
-        for part, names in PARTS.items():
-            for name in names:
-                found = getattr(model, name, None)
-                if isinstance(found, nn.Module):
-                    found.forward = self._timed(found.forward, part)
-                elif found is not None:
-                    setattr(model, name, self._timed(found, part))
+        for part, calls in PARTS.items():
+            for call in calls:
+                owner, _, name = call.rpartition(".")
+                found = getattr(model, owner, None) if owner else model
+                if hasattr(found, name):
+                    setattr(found, name, self._timed(getattr(found, name), part))
 
     def _timed(self, call: Callable, part: str) -> Callable:
         """Return the call, whose first argument and first result are tensors, with its time counted as the part's."""

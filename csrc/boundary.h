@@ -21,6 +21,10 @@
 #include <type_traits>
 #include <vector>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include "../kernels/parallel.h"
 
 // Weak: torch has it since 2.13.
@@ -238,6 +242,18 @@ class Checks {
   Side side_;
   std::string device_;
 };
+
+// Asks Linux to back a large new tensor with huge pages: the first write to each of its 4 KB pages would cost ten
+// times as much as the write itself. Without effect where they are not to be had.
+inline Tensor on_huge_pages(const Tensor& tensor) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t kPage = 1 << 21;
+  const auto begin = (reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) + kPage - 1) / kPage * kPage;
+  const auto end = (reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) + extent(tensor)) / kPage * kPage;
+  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+  return tensor;
+}
 
 template <class T>
 const T* pointer(const Tensor& tensor) {

@@ -2,10 +2,11 @@
 
 from ser_fast.ops import flops
 from ser_fast.ops.attention_pool import attention_pool
+from ser_fast.ops.conv_pool import conv_pool
 from ser_fast.ops.gru import gru
 from ser_fast.ops.mel import mel_filters
 from ser_fast.ops.power_spectrogram import power_spectrogram
 
-__all__ = ["attention_pool", "gru", "mel_filters", "power_spectrogram"]
+__all__ = ["attention_pool", "conv_pool", "gru", "mel_filters", "power_spectrogram"]
 
 flops.register()

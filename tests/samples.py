@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ser_fast.ops import attention_pool, gru, power_spectrogram
+from ser_fast.ops import attention_pool, conv_pool, gray_deltas, gru, power_spectrogram
 from ser_fast.ops.power_spectrogram import FLOOR
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -23,6 +23,8 @@ REFERENCES = {
     "gru": gru.reference,
     "attention_pool": attention_pool.reference,
     "power_spectrogram": power_spectrogram.reference,
+    "conv_pool": conv_pool.reference,
+    "gray_deltas": gray_deltas.reference,
 }
 
 
@@ -92,6 +94,24 @@ def spectrogram_arguments(batch, samples, width, n_fft, hop, *, ragged_rows=Fals
     return wave, window, n_fft, hop, begin, end, lengths, mean, std, log, FLOOR, center, pad_mode
 
 
+def conv_pool_arguments(batch, frames, bins, channels, filters, depth, kernel_t, kernel_f, *, ragged_rows,
+                        packed=False, biased=True, channels_last=True, dtype=torch.float64) -> tuple:  # fmt: skip
+    x = torch.randn(batch, frames, bins, channels, dtype=dtype)
+    weight = torch.randn(filters, depth, kernel_t, kernel_f, dtype=dtype) / (depth * kernel_t * kernel_f) ** 0.5
+    bias = torch.randn(filters, dtype=dtype) if biased else None
+    lengths = ragged(batch, frames) if ragged_rows else None
+    if not packed:
+        return x, weight, bias, lengths, channels_last, None
+    x = torch.cat([row[:length] for row, length in zip(x, lengths.tolist())])
+    return x, weight, bias, lengths, channels_last, conv_pool.pooled_total(lengths)
+
+
+def gray_arguments(batch, frames, bins, *, ragged_rows, packed=False, dtype=torch.float64) -> tuple:
+    x, lengths = torch.randn(batch, frames, bins, dtype=dtype), ragged(batch, frames) if ragged_rows else None
+    total = batch * frames if lengths is None else int(lengths.sum())
+    return x, 3.0, lengths, total if packed else None
+
+
 def gru_cases():
     for sizes in [(1, 1, 1, 1), (5, 3, 2, 7), (4, 5, 1, 129), (9, 17, 2, 16), (3, 4, 2, 1)]:
         for ragged_rows, reset_after, biased in itertools.product((False, True), repeat=3):
@@ -118,10 +138,27 @@ def spectrogram_cases():
     yield (2, 60, 100, 128, 30), {"ragged_rows": True, "bins": (3, 50)}
 
 
+def conv_pool_cases():
+    """Sizes are batch, frames, bins, channels, filters, depth, frames and bins of the filter."""
+    for sizes in [(1, 1, 1, 1, 1, 1, 1, 1), (4, 9, 12, 3, 16, 2, 5, 3), (3, 8, 7, 16, 33, 16, 5, 3),
+                  (3, 5, 3, 5, 7, 2, 3, 7), (2, 3, 6, 70, 2, 8, 1, 3)]:  # fmt: skip
+        for ragged_rows in (False, True):
+            yield sizes, {"ragged_rows": ragged_rows, "biased": ragged_rows}
+        yield sizes, {"ragged_rows": True, "packed": True, "channels_last": False}
+
+
+def gray_cases():
+    for sizes in [(1, 1, 1), (4, 9, 13), (3, 70, 33)]:
+        for ragged_rows, packed in itertools.product((False, True), repeat=2):
+            yield sizes, {"ragged_rows": ragged_rows, "packed": packed}
+
+
 CASES = {
     "gru": (gru_arguments, list(gru_cases())),
     "attention_pool": (pool_arguments, list(pool_cases())),
     "power_spectrogram": (spectrogram_arguments, list(spectrogram_cases())),
+    "conv_pool": (conv_pool_arguments, list(conv_pool_cases())),
+    "gray_deltas": (gray_arguments, list(gray_cases())),
 }
 
 
@@ -144,12 +181,13 @@ def differentiable(arguments: tuple) -> tuple:
     )
 
 
-# By the number of arguments: gru 7, attention_pool 3, power_spectrogram 13.
-_DIFFERENTIABLE = {7: (0, 1, 2, 3), 3: (0, 1), 13: (0,)}
+# By the number of arguments: gru 7, attention_pool 3, power_spectrogram 13, conv_pool 6, gray_deltas 4.
+_DIFFERENTIABLE = {7: (0, 1, 2, 3), 3: (0, 1), 13: (0,), 6: (0, 1, 2), 4: (0,)}
 
 
 def outputs(result) -> list[Tensor]:
-    return [result] if isinstance(result, Tensor) else list(result)
+    """The floating results; conv_pool's winners are none."""
+    return [result] if isinstance(result, Tensor) else [one for one in result if one.is_floating_point()]
 
 
 def gradients(function, arguments: tuple, cotangents: list[Tensor]) -> list[Tensor]:

@@ -27,7 +27,8 @@ def register(
     """Define ``ser_fast::schema``; devices without a kernel of their own run its reference implementation.
 
     Args:
-        op: the member of ``dispatch.OPS`` whose rules choose the kernel on CUDA; a backward is named like its op.
+        op: the member of ``dispatch.OPS`` whose rules choose the kernel on CUDA, where it has kernels for CUDA; a
+            backward is named like its op.
         schema: name, arguments and results in torch's schema language.
         reference: the op in plain torch, differentiable.
         fake: checks the arguments and returns outputs of the right shapes.
@@ -41,7 +42,8 @@ def register(
     name = schema.split("(")[0]
     library.define(schema, tags=tags)
     library.impl(name, reference, "CompositeExplicitAutograd")
-    library.impl(name, on_cuda_tensors(op, reference, triton, cuda, hidden_size), "CUDA")
+    if triton or cuda:
+        library.impl(name, on_cuda_tensors(op, reference, triton, cuda, hidden_size), "CUDA")
     torch.library.register_fake(f"ser_fast::{name}", fake, lib=library)
     if backward is None:
         backward, setup_context = _derivative_of(reference), _keep_arguments

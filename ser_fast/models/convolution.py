@@ -1,13 +1,39 @@
-"""Max-pooling that ignores padding, and row-by-row convolution of a padded batch."""
+"""Convolutions with max-pooling of padded batches; :func:`halve` and :func:`quarter` do the same in plain PyTorch."""
 
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ser_fast.ops import checks
+from ser_fast.ops.conv_pool import conv_pool
 from ser_fast.ops.lengths import frame_mask
+
+
+class ConvPool(nn.Conv2d):
+    """``nn.Conv2d`` with "same" zero padding, followed by max-pooling by 2 and ReLU: :func:`conv_pool` as a module.
+
+    Args:
+        in_channels: K, channels of a filter; x may have more, see :func:`conv_pool`.
+        out_channels: O.
+        kernel_size: frames and bins of a filter, both odd.
+
+    Shape:
+        x ``[B, T, F, C]`` or packed ``[N, F, C]``, lengths ``[B]``; output ``[B, ceil(T / 2), ceil(F / 2), O]`` or
+        packed; the last two axes are swapped with ``channels_last=False``.
+
+    Example:
+        >>> ConvPool(3, 16, (5, 3))(torch.randn(2, 100, 129, 3)).shape
+        torch.Size([2, 50, 65, 16])
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: tuple[int, int]):
+        super().__init__(in_channels, out_channels, kernel_size, padding="same")
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None, channels_last: bool = True) -> Tensor:
+        """Return the pooled convolution, 0 past ``ceil(lengths / 2)``."""
+        return conv_pool(x, self.weight, self.bias, lengths, channels_last=channels_last)
 
 
 def halve(x: Tensor, lengths: Tensor) -> Tensor:

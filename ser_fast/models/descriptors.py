@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ser_fast.models.masking import standardize
 from ser_fast.nn.power_spectrogram import Constants
+from ser_fast.ops.gray_deltas import standardize
 from ser_fast.ops.lengths import frame_mask
 from ser_fast.ops.mel import mel_filters
 

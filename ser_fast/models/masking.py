@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ser_fast.ops import checks
-from ser_fast.ops.lengths import frame_mask, mask_past
+from ser_fast.ops.lengths import mask_past
 
 
 def sample_lengths(model: str, wave: Tensor, lengths: Tensor | None) -> Tensor:
@@ -39,26 +39,3 @@ def masked_mean(x: Tensor, lengths: Tensor) -> Tensor:
         [[2.0]]
     """
     return mask_past(x, lengths).sum(1) / lengths.clamp(min=1)[:, None]
-
-
-def standardize(x: Tensor, lengths: Tensor) -> Tensor:
-    """Scale each row's valid frames to mean 0 and variance 1 over frames and features together.
-
-    The standard deviation is clamped to at least 1e-3, so a constant row becomes 0.
-
-    Args:
-        x: ``[B, T, F]``.
-        lengths: valid frames of each row ``[B]``.
-
-    Returns:
-        ``[B, T, F]``, 0 past each length.
-
-    Example:
-        >>> standardize(torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([2])).tolist()
-        [[[-1.0], [1.0], [0.0]]]
-    """
-    valid = frame_mask(lengths, x.shape[1])[..., None]
-    count = (lengths.clamp(min=1) * x.shape[2])[:, None, None]
-    centred = (x - x.masked_fill(~valid, 0).sum((1, 2), keepdim=True) / count).masked_fill(~valid, 0)
-    deviation = (centred.square().sum((1, 2), keepdim=True) / count).sqrt()
-    return centred / deviation.clamp(min=1e-3)

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ser_fast.models.bigru_mha import BiGRUMHA
-from ser_fast.models.cgru import CGRU, _channels, _gray
+from ser_fast.models.cgru import CGRU, DYNAMIC_RANGE
 from ser_fast.models.convolution import halve
-from ser_fast.models.masking import standardize
 from ser_fast.models.self_attention import MultiHeadSelfAttention
 from ser_fast.nn.attention_pool import AttentionPool
 from ser_fast.nn.power_spectrogram import PowerSpectrogram
+from ser_fast.ops import gray_deltas
 from ser_fast.ops.lengths import frame_mask
 
 
@@ -111,10 +111,18 @@ class PlainCGRU(CGRU):
         self.spectrogram = PlainSpectrogram(n_fft=512, win_length=400, log=True)
         self.pool = PlainAttentionPool(hidden_size)
 
-    def _features(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        x = halve(self.conv1(_channels(standardize(_gray(x, lengths), lengths), lengths)), lengths)
-        x = halve(self.conv2(x), (lengths + 1) // 2)
-        return x.transpose(1, 2).flatten(2), (lengths + 3) // 4
+    def _convolve_and_recur(self, x: Tensor, lengths: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        return self._recur(self._convolve(x, lengths, dtype), (lengths + 3) // 4)
+
+    def _convolve(self, x: Tensor, lengths: Tensor, dtype: torch.dtype) -> Tensor:
+        image = gray_deltas.reference(x, DYNAMIC_RANGE, lengths).permute(0, 3, 1, 2).to(dtype)
+        # Both positions of the first filter as one 2-D convolution, four times as fast as Conv3d on CPU.
+        pairs = torch.cat([image[:, :2], image[:, 1:]]).contiguous(memory_format=torch.channels_last)
+        first, second = self.conv1.conv, self.conv2
+        x = F.conv2d(pairs, first.weight, first.bias, padding=(2, 1))
+        x = halve(torch.maximum(*x.chunk(2)), lengths)
+        x = halve(F.conv2d(x, second.weight, second.bias, padding=(2, 1)), (lengths + 1) // 2)
+        return x.transpose(1, 2).flatten(2)
 
 
 class PlainBiGRUMHA(BiGRUMHA):

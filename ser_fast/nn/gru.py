@@ -289,6 +289,20 @@ class GRU(nn.Module):
         y, h_n = self._layers(Join.apply(rows, sizes, self.batch_first), hx, lengths)
         return Part.apply(y, sizes, rows.shape[1], self.batch_first), h_n
 
+    def joined(self, x: Tensor, lengths: Tensor, frames: int) -> tuple[Tensor, Tensor]:
+        """Run the layers on valid frames, one row after the other: :meth:`forward` without copies of its input.
+
+        Args:
+            x: ``[N, I]``.
+            lengths: frames of each row ``[B]``, readable; they add up to N.
+            frames: T, to which the output is padded.
+
+        Returns:
+            ``(output, h_n)`` as :meth:`forward` does with ``batch_first``.
+        """
+        y, h_n = self._layers(x, None, lengths)
+        return Part.apply(y, lengths.tolist(), frames, True), h_n
+
     def _layers(self, x: Tensor, hx: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """Run all layers on ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, or packed ``[N, I]``."""
         directions = 2 if self.bidirectional else 1

@@ -51,6 +51,16 @@ def _transforms(frames, n_fft: int) -> int:
     return round(batch * count * 2.5 * n_fft * math.log2(n_fft))
 
 
+def conv_pool(x, weight, *args, **named) -> int:
+    """Return the products of the convolution of x ``[..., F, C]`` at all positions of weight ``[O, K, kt, kf]``."""
+    return 2 * math.prod(x[:-1]) * (x[-1] - weight[1] + 1) * math.prod(weight)
+
+
+def conv_pool_backward(grad, x, weight, *args, **named) -> int:
+    """Return the products with one pixel of each window, for the gradient of weight and, if needed, of x."""
+    return 2 * math.prod(grad) * math.prod(weight[1:]) * (1 + args[-1])
+
+
 FORMULAS = {
     "gru": gru,
     "gru_backward": gru_backward,
@@ -60,6 +70,8 @@ FORMULAS = {
     "power_spectrogram": power_spectrogram,
     "power_spectrogram_out": power_spectrogram,
     "power_spectrogram_backward": power_spectrogram_backward,
+    "conv_pool": conv_pool,
+    "conv_pool_backward": conv_pool_backward,
 }
 
 

@@ -7,12 +7,22 @@ from random import Random
 from unittest import mock
 
 import torch
-from samples import CASES, REFERENCES, gru_arguments, op, outputs, pool_arguments, spectrogram_arguments
+from samples import (
+    CASES,
+    REFERENCES,
+    conv_pool_arguments,
+    gray_arguments,
+    gru_arguments,
+    op,
+    outputs,
+    pool_arguments,
+    spectrogram_arguments,
+)
 from torch import Tensor, nn
 
 import ser_fast
 from ser_fast import functional
-from ser_fast.ops import attention_pool, checks, gru, power_spectrogram
+from ser_fast.ops import attention_pool, checks, conv_pool, gru, power_spectrogram
 
 DTYPES = {"gru": (torch.float64, torch.float32, torch.bfloat16)}
 # Sizes that an op takes as they come, so that another one is no error: a tensor's name and axis.
@@ -22,6 +32,9 @@ FREE = {
     "power_spectrogram": {("wave", 0), ("wave", 1), ("window", 0)},
     "power_spectrogram_backward": {("wave", 1), ("window", 0)},
     "power_spectrogram_out": {("wave", 1), ("window", 0)},
+    "conv_pool": {("x", 0), ("x", 1), ("x", 2), ("weight", 0), ("weight", 2), ("weight", 3)},
+    "conv_pool_backward": {("weight", 2), ("weight", 3)},
+    "gray_deltas": {("x", 0), ("x", 1), ("x", 2)},
     "GRU": {("input", 0), ("input", 1)},
     "GRUCell": {("input", 0)},
     "AttentionPool": {("h", 0), ("h", 1)},
@@ -111,8 +124,27 @@ def of_power_spectrogram(random: Random) -> tuple:
     )  # fmt: skip
 
 
-ARGUMENTS = {"gru": of_gru, "attention_pool": of_attention_pool, "power_spectrogram": of_power_spectrogram}
-DERIVATIVES = {"gru": ("gx", "w_hh", "b_hh", "h0"), "attention_pool": ("h", "w"), "power_spectrogram": ("wave",)}
+def of_conv_pool(random: Random) -> tuple:
+    while True:
+        batch, frames, bins, channels, filters = (size(random, most) for most in (9, 60, 70, 40, 40))
+        depth = random.randint(max(1, channels - 3), channels)
+        kernel_t, kernel_f = random.choice((1, 3, 5, 7)), random.choice((1, 3, 5))
+        if batch * frames * bins * filters * depth * kernel_t * kernel_f < 2e7:
+            break
+    ragged, biased, last = (random.random() < 0.5 for _ in range(3))
+    return conv_pool_arguments(batch, frames, bins, channels, filters, depth, kernel_t, kernel_f, ragged_rows=ragged,
+                               packed=ragged and random.random() < 0.5, biased=biased, channels_last=last)  # fmt: skip
+
+
+def of_gray_deltas(random: Random) -> tuple:
+    sizes = size(random, 20), size(random, 200), size(random, 100)
+    return gray_arguments(*sizes, ragged_rows=random.random() < 0.5, packed=random.random() < 0.5)
+
+
+ARGUMENTS = {"gru": of_gru, "attention_pool": of_attention_pool, "power_spectrogram": of_power_spectrogram,
+             "conv_pool": of_conv_pool, "gray_deltas": of_gray_deltas}  # fmt: skip
+DERIVATIVES = {"gru": ("gx", "w_hh", "b_hh", "h0"), "attention_pool": ("h", "w"), "power_spectrogram": ("wave",),
+               "conv_pool": ("x", "weight", "bias"), "gray_deltas": ("x",)}  # fmt: skip
 
 
 def forward(random: Random) -> Target:
@@ -146,7 +178,7 @@ def spectrogram_as_functional(wave, window, n_fft, hop, begin, end, lengths, mea
 def backward(random: Random) -> Target:
     """Return a backward op."""
     name = random.choice(("gru_backward", "gru_backward_with_gates", "attention_pool_backward",
-                          "power_spectrogram_backward"))  # fmt: skip
+                          "power_spectrogram_backward", "conv_pool_backward"))  # fmt: skip
     kind = next(kind for kind in CASES if name.startswith(kind))
     given = dict(zip(names(kind), ARGUMENTS[kind](random)))
     results = outputs(REFERENCES[kind](*given.values()))
@@ -159,6 +191,9 @@ def backward(random: Random) -> Target:
         given |= {"pooled": results[0], "weights": results[1], "grad_pooled": grads[0]}
         given["grad_weights"] = random.choice((None, grads[1]))
         truth = attention_pool.reference_backward
+    elif kind == "conv_pool":
+        given |= {"grad": grads[0], "winners": REFERENCES[kind](*given.values())[1], "needs_grad_x": True}
+        truth = conv_pool.reference_backward
     else:
         given["grad"], truth = grads[0], power_spectrogram.reference_backward
     dtype = random.choice(DTYPES.get(kind, (torch.float64, torch.float32)))
@@ -257,6 +292,6 @@ def parameters(target: Target) -> list[Tensor]:
 MAKERS = (forward, forward, backward, out, plan, module, module)
 # The attack must know every op: a new one is added above.
 KNOWN = {*CASES, "gru_backward", "gru_backward_with_gates", "attention_pool_backward", "power_spectrogram_backward",
-         "power_spectrogram_out", "gru_plan"}  # fmt: skip
+         "power_spectrogram_out", "gru_plan", "conv_pool_backward"}  # fmt: skip
 found = {name.partition("::")[2] for name in torch._C._dispatch_get_all_op_names() if name.startswith("ser_fast::")}
 assert found == KNOWN, f"tests/attack/targets.py lacks {found ^ KNOWN}"

@@ -81,3 +81,12 @@ with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
 assert counter.get_total_flops() == 320
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_conv_pool_counts_like_conv2d_and_its_winners():
+    x, weight = torch.randn(2, 6, 4, 3, requires_grad=True), torch.randn(5, 3, 5, 3, requires_grad=True)
+    dense = flops(lambda: nn.functional.conv2d(x.permute(0, 3, 1, 2), weight, padding="same"))
+    assert flops(lambda: ser_fast.functional.conv_pool(x, weight)) == dense > 0
+    # A quarter of the pixels, for two gradients.
+    assert flops(lambda: ser_fast.functional.conv_pool(x, weight).sum().backward()) == dense + dense // 2
+    assert flops(lambda: ser_fast.functional.conv_pool(x.detach(), weight).sum().backward()) == dense + dense // 4

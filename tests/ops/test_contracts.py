@@ -11,8 +11,10 @@ from samples import (
     assert_as_accurate,
     assert_exact,
     case_id,
+    conv_pool_arguments,
     differentiable,
     gradients,
+    gray_arguments,
     gru_arguments,
     op,
     outputs,
@@ -45,6 +47,9 @@ SMALL = {
         "power_spectrogram",
         spectrogram_arguments(2, 20, 6, 9, 4, center=True, pad_mode="circular"),
     ),
+    "conv-pool": ("conv_pool", conv_pool_arguments(2, 5, 3, 3, 2, 2, 3, 1, ragged_rows=True, channels_last=False)),
+    "conv-pool-packed": ("conv_pool", conv_pool_arguments(3, 4, 2, 2, 3, 2, 1, 3, ragged_rows=True, packed=True)),
+    "gray-deltas": ("gray_deltas", gray_arguments(3, 4, 2, ragged_rows=True)),
 }
 
 
@@ -91,7 +96,7 @@ def test_float32_is_as_accurate_as_reference(case, poison):
 
 
 @pytest.mark.parametrize(
-    "kind", important(SMALL, lambda kind: kind in ("gru-after", "pool-ragged", "spectrogram-log"))
+    "kind", important(SMALL, lambda kind: kind in ("gru-after", "pool-ragged", "spectrogram-log", "conv-pool"))
 )
 def test_op_passes_opcheck(kind):
     name, arguments = SMALL[kind]
@@ -124,6 +129,9 @@ def test_backward_ops_pass_opcheck():
     grad = torch.randn_like(op("power_spectrogram")(*SMALL["spectrogram-log"][1]))
     arguments = (grad, wave, window, *numbers, lengths, std, log, floor, center, pad_mode)
     torch.library.opcheck(op("power_spectrogram_backward"), arguments)
+    x, weight, _, *rest = SMALL["conv-pool"][1]
+    y, winners = op("conv_pool")(*SMALL["conv-pool"][1])
+    torch.library.opcheck(op("conv_pool_backward"), (torch.randn_like(y), x, weight, winners, *rest, True))
 
 
 @pytest.mark.parametrize(("name", "arguments"), SMALL.values(), ids=SMALL)
@@ -175,6 +183,7 @@ GRU = SMALL["gru-after"][1]
 PACKED = SMALL["gru-packed"][1]
 POOL = SMALL["pool-ragged"][1]
 SPECTROGRAM = SMALL["spectrogram-log"][1]
+CONV, CONV_PACKED, GRAY = (SMALL[name][1] for name in ("conv-pool", "conv-pool-packed", "gray-deltas"))
 
 
 def change(arguments: tuple, position: int, value) -> tuple:
@@ -218,6 +227,22 @@ BAD = [
     ("power_spectrogram", change(SPECTROGRAM, 10, math.inf), "floor is inf.*a normal positive number", False),
     ("power_spectrogram", change(SPECTROGRAM, 10, math.nan), "floor is nan.*a normal positive number", False),
     ("power_spectrogram", change(SPECTROGRAM, 12, "odd"), "pad_mode is 'odd'; it must be 'reflect'", False),
+    ("conv_pool", change(CONV, 0, CONV[0][0, 0]), r"conv_pool: x has shape \[3, 3\]; it must be \[B, T, F, C\]", False),
+    ("conv_pool", change(CONV, 0, CONV[0].int()), "x has dtype int32; it must be float32", False),
+    ("conv_pool", change(CONV, 0, CONV[0][:0]), r"x has shape \[0, 5, 3, 3\].*no size 0", False),
+    ("conv_pool", change(CONV, 1, CONV[1].float()), "weight has dtype float32; it must be float64", False),
+    ("conv_pool", change(CONV, 1, torch.zeros(2, 4, 3, 1).double()), r"weight has shape \[2, 4, 3, 1\]; it must be \[O, K, kt, kf\] with K in 1..3", False),
+    ("conv_pool", change(CONV, 1, torch.zeros(2, 2, 3, 2).double()), r"kt and kf odd", False),
+    ("conv_pool", change(CONV, 2, CONV[2][:1]), r"bias has shape \[1\]; it must be \[O\] = \[2\]", False),
+    ("conv_pool", change(CONV, 3, torch.tensor([6, 0])), r"lengths\[0\] is 6; it must be in 0..5", True),
+    ("conv_pool", change(CONV, 5, 3), "pooled_frames is 3; it must be None, since x is padded", False),
+    ("conv_pool", change(CONV_PACKED, 3, None), r"x has shape .*or packed \[N, F, C\] with lengths", False),
+    ("conv_pool", change(CONV_PACKED, 3, torch.zeros(3, dtype=torch.int64)), r"lengths add up to 0; it must be the packed frames", True),
+    ("conv_pool", change(CONV_PACKED, 5, 1), "pooled_frames is 1; it must be the sum of ceil", True),
+    ("gray_deltas", change(GRAY, 0, GRAY[0][0]), r"gray_deltas: x has shape \[4, 2\]; it must be \[B, T, F\]", False),
+    ("gray_deltas", change(GRAY, 1, 0.0), "range is 0.000000; it must be above 0", False),
+    ("gray_deltas", change(GRAY, 2, torch.tensor([5, 0, 0])), r"lengths\[0\] is 5; it must be in 0..4", True),
+    ("gray_deltas", change(GRAY, 3, 1), "packed_frames is 1; it must be the sum of the lengths", True),
     ("power_spectrogram", change(SMALL["spectrogram-center"][1], 6, torch.tensor([20, 3])), "row 1 of wave has 3 samples", True),
 ]  # fmt: skip
 
