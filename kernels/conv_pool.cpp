@@ -4,7 +4,7 @@
 // Forward, lanes are filters: a block of whole 2 x 2 windows is summed over all taps in registers and pooled there.
 // Backward, lanes run along the filter's bins and channels, which are contiguous in a strip: only the winners, a
 // quarter of the pixels or fewer, are multiplied. The weights' gradient keeps one filter in registers over the
-// winners of a frame; the input's keeps the patch of one pixel over the filters that won there.
+// winners of a frame, as does the input's with the filter itself.
 #include "conv_pool.h"
 
 #include <algorithm>
@@ -272,7 +272,7 @@ struct Filter {
   }
 };
 
-// A winner: its gradient, and the place of its patch in a strip or of its filter in the weights.
+// A winner: its gradient, and the place of its patch in a strip.
 template <class T>
 struct Winner {
   int64_t place;
@@ -294,18 +294,20 @@ SER_FAST_INLINE void add_patches(const Winner<T>* winners, int64_t count, const 
   for (int n = 0; n < N; ++n) store(filter + n * lanes, Vec<I, T>(load<I>(filter + n * lanes) + sum[n]));
 }
 
-// Adds sum_i grad_i filter_i to N vectors of a patch.
+// Adds grad_i times N vectors of a filter to every patch.
 template <class I, class T, int N>
-SER_FAST_INLINE void add_filters(const Winner<T>* winners, int64_t count, const T* weight, const int64_t* offset,
-                                 T* patch) {
+SER_FAST_INLINE void add_filter(const Winner<T>* winners, int64_t count, const T* filter, const int64_t* offset,
+                                T* strip) {
   constexpr int64_t lanes = kLanes<I, T>;
-  Vec<I, T> sum[N] = {};
+  Vec<I, T> weight[N];
+  SER_FAST_UNROLL
+  for (int n = 0; n < N; ++n) weight[n] = load<I>(filter + n * lanes);
   for (int64_t i = 0; i < count; ++i) {
-    const T* filter = weight + winners[i].place;
+    T* patch = strip + winners[i].place;
     SER_FAST_UNROLL
-    for (int n = 0; n < N; ++n) sum[n] += load<I>(filter + n * lanes) * winners[i].grad;
+    for (int n = 0; n < N; ++n)
+      store(patch + offset[n], Vec<I, T>(load<I>(patch + offset[n]) + weight[n] * winners[i].grad));
   }
-  for (int n = 0; n < N; ++n) store(patch + offset[n], Vec<I, T>(load<I>(patch + offset[n]) + sum[n]));
 }
 
 // What all rows share: the filters in vectors, the places of candidates, and each row's sums.
@@ -343,8 +345,8 @@ SER_FAST_INLINE void compute(const ConvPoolBackward<T>& args, const Backward<T>&
   const int64_t filters = shape.filters, bins = shape.pooled_bins(), length = row.length;
   const int64_t before = shape.kernel_t / 2, size = bins * filters;
   const Strip<T> x(shape, shape.kernel_t + 1), grad_x(shape, args.grad_x ? shape.kernel_t + 1 : 0);
-  std::vector<Winner<T>> of_filter(bins), of_candidate(args.grad_x ? 256 * filters : 0);
-  int32_t won[256];
+  std::vector<Winner<T>> of_filter(size);
+  std::vector<int64_t> counts(filters);
   T* sums = common.sums.data() + b * filters * filter.size();
   T* bias_sums = common.bias_sums.data() + b * filters;
   const T* grad = args.grad + row.pooled * size;
@@ -359,36 +361,28 @@ SER_FAST_INLINE void compute(const ConvPoolBackward<T>& args, const Backward<T>&
     x.advance();
     for (int64_t i = x.frames - 2; i < x.frames; ++i) x.copy(i, args, row, 2 * t + i - before);
     for (int64_t o = 0; o < filters; ++o) {
+      Winner<T>* list = &of_filter[o * bins];
       int64_t count = 0;
       T bias_sum = 0;
       for (int64_t f = 0; f < bins; ++f) {  // no branches: they could not be predicted
         const uint8_t winner = winners[f * filters + o];
-        of_filter[count] = {common.place[winner] + 2 * f * shape.channels,
-                            grad[f * args.pooled.bin + o * args.pooled.filter]};
+        list[count] = {common.place[winner] + 2 * f * shape.channels,
+                       grad[f * args.pooled.bin + o * args.pooled.filter]};
         count += winner < common.candidates;
       }
-      for (int64_t i = 0; i < count; ++i) bias_sum += of_filter[i].grad;
+      for (int64_t i = 0; i < count; ++i) bias_sum += list[i].grad;
       bias_sums[o] += bias_sum;
+      counts[o] = count;
       for (int64_t n = 0; n < filter.vectors(); n += N)
-        add_patches<I, T, N>(of_filter.data(), count, x.at(0), &filter.offset[n],
+        add_patches<I, T, N>(list, count, x.at(0), &filter.offset[n],
                              sums + o * filter.size() + n * filter.lanes);
     }
     if (!args.grad_x) continue;
-    for (int64_t f = 0; f < bins; ++f) {
-      std::fill_n(won, 256, 0);
-      for (int64_t o = 0; o < filters; ++o) {
-        const uint8_t winner = winners[f * filters + o];
-        of_candidate[winner * filters + won[winner]++] = {o * filter.size(),
-                                                          grad[f * args.pooled.bin + o * args.pooled.filter]};
-      }
-      for (int64_t c = 0; c < common.candidates; ++c) {
-        if (won[c] == 0) continue;
-        T* patch = grad_x.at(0) + common.place[c] + 2 * f * shape.channels;
-        for (int64_t n = 0; n < filter.vectors(); n += N)
-          add_filters<I, T, N>(&of_candidate[c * filters], won[c], common.weight.data() + n * filter.lanes,
-                               &filter.offset[n], patch);
-      }
-    }
+    for (int64_t o = 0; o < filters; ++o)  // in a loop of its own: one strip at a time stays in the L1 cache
+      for (int64_t n = 0; n < filter.vectors(); n += N)
+        add_filter<I, T, N>(&of_filter[o * bins], counts[o],
+                            common.weight.data() + o * filter.size() + n * filter.lanes, &filter.offset[n],
+                            grad_x.at(0));
     for (int64_t i = 0; i < 2; ++i) write(i, 2 * t + i - before);
     grad_x.advance();
     std::fill_n(grad_x.at(grad_x.frames - 2), 2 * grad_x.stride, T(0));
