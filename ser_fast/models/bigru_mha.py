@@ -98,6 +98,5 @@ class BiGRUMHA(FrameModel):
         )  # fmt: skip
 
     def encode(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the BiGRU's outputs ``[B, T, 2 * hidden_size]`` of frames ``[B, T, F]``, and the lengths."""
-        x, _ = self.rnn(x, lengths=lengths)
-        return x, lengths
+        """Return the BiGRU's outputs of frames ``[B, T, F]``, padded or packed, and the lengths."""
+        return self.recur(x, lengths), lengths
