@@ -29,7 +29,7 @@ CLASSES, LEARNING_RATE, CLIP = 7, 1e-3, 5.0  # Emo-DB's classes; TrainConfig's d
 PARTS = {
     "spectrogram": ["spectrogram.forward"],
     "convolution": ["_convolve", "conv1.forward", "conv2.forward"],
-    "recurrence": ["rnn.forward", "rnn.joined"],
+    "recurrence": ["rnn.forward"],
     "attention": ["attention.forward", "pool.forward"],
 }
 TOLERANCE, GRADIENTS = 1e-5, 1e-2  # gradients: rounding may switch a ReLU or a maximum

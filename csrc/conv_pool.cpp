@@ -19,7 +19,8 @@ struct Operands {
   PooledStrides pooled;
   ImageStrides strides;
   Tensor x, weight;
-  std::vector<ConvPoolRow> rows;
+  std::optional<Tensor> lengths;
+  bool packed;
   Sizes frames;  // sizes of y before a frame's: [B, T'] or packed [N']
 
   // Sizes of y, or of the winners.
@@ -59,37 +60,51 @@ Operands checked(const Checks& checks, const Tensor& x, const Tensor& weight, co
                     {},
                     C == 1 || x.stride(last) == 1 ? x : checks.contiguous("x", x),
                     checks.contiguous("weight", weight),
-                    {},
-                    {}};
+                    whole,
+                    packed,
+                    {B, (T + 1) / 2}};
   given.pooled = channels_last ? PooledStrides{given.shape.filters, 1} : PooledStrides{1, given.shape.pooled_bins()};
   given.strides = {given.x.stride(last - 2), given.x.stride(last - 1)};
-  int64_t frame = 0, pooled = 0, longest = 0;
-  for (int64_t b = 0; b < B; ++b) {
-    const int64_t length = valid ? valid[b] : T, frames = packed ? length : T;
-    given.rows.push_back({packed ? frame * given.strides.frame : b * given.x.stride(0), frame, pooled, frames, length});
-    frame += frames;
-    pooled += (frames + 1) / 2;
-    longest = std::max(longest, frames);
-  }
-  if (packed) {
-    checks.require(frame == T, "lengths add up to " + std::to_string(frame),
-                   "the packed frames, " + std::to_string(T));
-    checks.require(pooled_frames == pooled,
-                   "pooled_frames is " + (pooled_frames ? std::to_string(*pooled_frames) : "None"),
-                   "the sum of ceil(lengths / 2), " + std::to_string(pooled));
-    given.shape.frames = longest;
-    given.frames = {pooled};
-  } else {
+  if (!packed) {
     checks.require(!pooled_frames, "pooled_frames is " + std::to_string(pooled_frames.value_or(0)),
                    "None, since x is padded");
-    given.frames = {B, given.shape.pooled_frames()};
+    return given;
   }
+  int64_t frames = 0, pooled = 0, longest = 0;
+  for (int64_t b = 0; b < B; ++b) {
+    frames += valid[b];
+    pooled += (valid[b] + 1) / 2;
+    longest = std::max(longest, valid[b]);
+  }
+  checks.require(frames == T, "lengths add up to " + std::to_string(frames),
+                 "the packed frames, " + std::to_string(T));
+  checks.require(pooled_frames == pooled,
+                 "pooled_frames is " + (pooled_frames ? std::to_string(*pooled_frames) : "None"),
+                 "the sum of ceil(lengths / 2), " + std::to_string(pooled));
+  given.shape.frames = longest;
+  given.frames = {pooled};
   return given;
+}
+
+// The rows' places; made when the outputs have been allocated, which fails for an absurd B.
+std::vector<ConvPoolRow> rows_of(const Operands& given) {
+  const auto& shape = given.shape;
+  const int64_t* valid = pointer<int64_t>(given.lengths);
+  std::vector<ConvPoolRow> rows(shape.batch);
+  int64_t frame = 0, pooled = 0;
+  for (int64_t b = 0; b < shape.batch; ++b) {
+    const int64_t length = valid ? valid[b] : shape.frames, frames = given.packed ? length : shape.frames;
+    rows[b] = {given.packed ? frame * given.strides.frame : b * given.x.stride(0), frame, pooled, frames, length};
+    frame += frames;
+    pooled += (frames + 1) / 2;
+  }
+  return rows;
 }
 
 template <class T>
 void run_forward(const Operands& given, const std::optional<Tensor>& bias, const Tensor& y, const Tensor& winners) {
-  conv_pool_forward_cpu<T>({given.shape, given.rows.data(), pointer<T>(given.x), given.strides,
+  const std::vector<ConvPoolRow> rows = rows_of(given);
+  conv_pool_forward_cpu<T>({given.shape, rows.data(), pointer<T>(given.x), given.strides,
                             pointer<T>(given.weight), pointer<T>(bias), mutable_pointer<T>(y), given.pooled,
                             mutable_pointer<uint8_t>(winners)},
                            torch_threads());
@@ -111,10 +126,11 @@ std::tuple<Tensor, Tensor> conv_pool(const Tensor& x, const Tensor& weight, cons
 template <class T>
 void run_backward(const Operands& given, const Tensor& grad, const Tensor& winners,
                   const std::optional<Tensor>& grad_x, const Tensor& grad_weight, const Tensor& grad_bias) {
-  conv_pool_backward_cpu<T>({given.shape, given.rows.data(), pointer<T>(grad), given.pooled,
+  const std::vector<ConvPoolRow> rows = rows_of(given);
+  conv_pool_backward_cpu<T>({given.shape, rows.data(), pointer<T>(grad), given.pooled,
                              pointer<T>(given.x), given.strides, pointer<T>(given.weight),
-                             pointer<uint8_t>(winners), grad_x ? mutable_pointer<T>(*grad_x) : nullptr, mutable_pointer<T>(grad_weight),
-                             mutable_pointer<T>(grad_bias)},
+                             pointer<uint8_t>(winners), grad_x ? mutable_pointer<T>(*grad_x) : nullptr,
+                             mutable_pointer<T>(grad_weight), mutable_pointer<T>(grad_bias)},
                             torch_threads());
 }
 

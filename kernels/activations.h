@@ -10,15 +10,13 @@
 
 namespace ser_fast {
 
+// exp of arguments in -87..88, which need not be clamped; of others the float result is undefined. NaN stays NaN.
 template <class V>
-SER_FAST_INLINE V exponential(V x) {
+SER_FAST_INLINE V exponential_in_range(V x) {
   if constexpr (std::is_same_v<Element<V>, double>) {
     for (size_t i = 0; i < sizeof(V) / sizeof(double); ++i) x[i] = std::exp(x[i]);
     return x;
   } else {
-    // Beyond these bounds the result is 0 or infinity in float; the comparisons let a NaN through.
-    x = x < -87.0f ? V{} - 87.0f : x;
-    x = x > 88.0f ? V{} + 88.0f : x;
     constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
     const V shifted = x * 1.44269504f + kRound;
     const V k = shifted - kRound;
@@ -32,6 +30,16 @@ SER_FAST_INLINE V exponential(V x) {
     using Bits = decltype(x < x);
     return p * (V)(((Bits)shifted << 23) + 0x3f800000);  // p 2^k
   }
+}
+
+template <class V>
+SER_FAST_INLINE V exponential(V x) {
+  if constexpr (std::is_same_v<Element<V>, float>) {
+    // Beyond these bounds the result is 0 or infinity in float; the comparisons let a NaN through.
+    x = x < -87.0f ? V{} - 87.0f : x;
+    x = x > 88.0f ? V{} + 88.0f : x;
+  }
+  return exponential_in_range(x);
 }
 
 // Defined for positive normal numbers and infinity.

@@ -146,6 +146,21 @@ SER_FAST_INLINE Element<V> sum_lanes(V v) {
   }
 }
 
+template <class V>
+SER_FAST_INLINE Element<V> largest_lane(V v) {
+  if constexpr (sizeof(V) > 16) {
+    typedef Element<V> Half __attribute__((vector_size(sizeof(V) / 2)));
+    Half low, high;
+    std::memcpy(&low, &v, sizeof(low));
+    std::memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof(low), sizeof(high));
+    return largest_lane(Half(low > high ? low : high));
+  } else {
+    Element<V> largest = v[0];
+    for (size_t i = 1; i < sizeof(V) / sizeof(v[0]); ++i) largest = std::max<Element<V>>(largest, v[i]);
+    return largest;
+  }
+}
+
 // Calls call(I{}) with the instruction set to use for tensors of S.
 template <class S, class Call>
 void with_isa(const Call& call) {

@@ -6,7 +6,8 @@ from ser_fast.ops.conv_pool import conv_pool
 from ser_fast.ops.gru import gru
 from ser_fast.ops.mel import mel_filters
 from ser_fast.ops.power_spectrogram import power_spectrogram
+from ser_fast.ops.self_attention import self_attention
 
-__all__ = ["attention_pool", "conv_pool", "gru", "mel_filters", "power_spectrogram"]
+__all__ = ["attention_pool", "conv_pool", "gru", "mel_filters", "power_spectrogram", "self_attention"]
 
 flops.register()

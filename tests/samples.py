@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ser_fast.ops import attention_pool, conv_pool, gray_deltas, gru, power_spectrogram
+from ser_fast.ops import attention_pool, conv_pool, gray_deltas, gru, power_spectrogram, self_attention
 from ser_fast.ops.power_spectrogram import FLOOR
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -25,6 +25,7 @@ REFERENCES = {
     "power_spectrogram": power_spectrogram.reference,
     "conv_pool": conv_pool.reference,
     "gray_deltas": gray_deltas.reference,
+    "self_attention": self_attention.reference,
 }
 
 
@@ -112,6 +113,15 @@ def gray_arguments(batch, frames, bins, *, ragged_rows, packed=False, dtype=torc
     return x, 3.0, lengths, total if packed else None
 
 
+def attention_arguments(batch, frames, heads, width, *, ragged_rows, values=False, packed=False, dropout=0.0,
+                        dtype=torch.float64) -> tuple:  # fmt: skip
+    qkv = torch.randn(batch, frames, 3 if values else 2, heads, width, dtype=dtype)
+    lengths = ragged(batch, frames) if ragged_rows else None
+    if packed:
+        qkv = torch.cat([row[:length] for row, length in zip(qkv, lengths.tolist())])
+    return qkv, lengths, dropout, torch.randint(2**63 - 1, ()) if dropout else None
+
+
 def gru_cases():
     for sizes in [(1, 1, 1, 1), (5, 3, 2, 7), (4, 5, 1, 129), (9, 17, 2, 16), (3, 4, 2, 1)]:
         for ragged_rows, reset_after, biased in itertools.product((False, True), repeat=3):
@@ -153,12 +163,23 @@ def gray_cases():
             yield sizes, {"ragged_rows": ragged_rows, "packed": packed}
 
 
+def attention_cases():
+    """Sizes are batch, frames, heads, width."""
+    for sizes in [(1, 1, 1, 1), (3, 5, 2, 7), (2, 33, 3, 32), (4, 50, 1, 17), (1, 130, 2, 8), (2, 17, 1, 130)]:
+        for values, dropout in itertools.product((False, True), (0.0, 0.3)):
+            yield sizes, {"ragged_rows": False, "values": values, "dropout": dropout}
+            yield sizes, {"ragged_rows": True, "values": values, "dropout": dropout, "packed": sizes[1] % 2 == 1}
+    yield (2, 1200, 1, 16), {"ragged_rows": True, "values": True}
+    yield (1, 1100, 2, 8), {"ragged_rows": False, "dropout": 0.3}
+
+
 CASES = {
     "gru": (gru_arguments, list(gru_cases())),
     "attention_pool": (pool_arguments, list(pool_cases())),
     "power_spectrogram": (spectrogram_arguments, list(spectrogram_cases())),
     "conv_pool": (conv_pool_arguments, list(conv_pool_cases())),
     "gray_deltas": (gray_arguments, list(gray_cases())),
+    "self_attention": (attention_arguments, list(attention_cases())),
 }
 
 
@@ -181,7 +202,7 @@ def differentiable(arguments: tuple) -> tuple:
     )
 
 
-# By the number of arguments: gru 7, attention_pool 3, power_spectrogram 13, conv_pool 6, gray_deltas 4.
+# By the number of arguments: gru 7, attention_pool 3, power_spectrogram 13, conv_pool 6; gray_deltas and self_attention 4.
 _DIFFERENTIABLE = {7: (0, 1, 2, 3), 3: (0, 1), 13: (0,), 6: (0, 1, 2), 4: (0,)}
 
 

@@ -16,10 +16,10 @@ from ser_fast._torch_compat import constant_in_graphs, without_modes
 from ser_fast.backends import build, measured, state
 
 BACKENDS = ("auto", "compiled", "cuda", "triton", "reference")
-OPS = ("gru", "attention_pool", "power_spectrogram")
+OPS = ("gru", "attention_pool", "power_spectrogram", "self_attention")
 GRU_PRODUCTS = ("half precision", "tf32", "float32 as three tf32 products")
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int16)
-CUDA_DTYPES = {
+CUDA_DTYPES = {  # by op with kernels for CUDA tensors; the others run on their references there
     "gru": (torch.float32, torch.float16, torch.bfloat16),
     "attention_pool": (torch.float32, torch.float16, torch.bfloat16),
     "power_spectrogram": (torch.float32, torch.int16),
@@ -169,6 +169,8 @@ def path_on_cuda(op: str, gpu: int | None, dtype: torch.dtype, hidden_size: int 
     Args:
         alone: True if the op itself is called rather than a module; its "torch" is the reference.
     """
+    if op not in CUDA_DTYPES:
+        return "torch"
     if state.current.on_cuda == "auto":
         tf32 = op == "gru" and dtype == torch.float32 and tf32_allowed()
         return _fastest(op, gpu, dtype, tf32, hidden_size, alone)
@@ -207,7 +209,7 @@ def select(
     runs on the reference even where this returns "cuda".
 
     Args:
-        op: "gru", "attention_pool" or "power_spectrogram".
+        op: one of ``OPS``.
         device: device of the tensors.
         steps: number of time steps of the GRU; None for many.
         dtype: dtype of the tensors.

@@ -70,7 +70,7 @@ def _standing(backend: str, gpu: int | None = None) -> str:
     for capability, ops in measured.proven(measured.read(measured.FILE), backend).items():
         if gpu is not None and capability != build.capability(gpu):
             continue
-        rest = [op for op in dispatch.OPS if op not in ops]
+        rest = [op for op in dispatch.CUDA_DTYPES if op not in ops]
         said.append(f"tested on {capability} for {', '.join(ops)}")
         said += [f"{UNTESTED} for {', '.join(rest)}"] if rest else []
     return ", ".join(said) or UNTESTED

@@ -109,8 +109,7 @@ class Baseline(FrameModel):
         if isinstance(self.rnn, nn.Linear):
             return self.rnn(x), lengths
         # Forward-only layers need no packing: padding comes after the valid frames.
-        x, _ = self.rnn(x, lengths=lengths) if isinstance(self.rnn, GRU) else self.rnn(x)
-        return x, lengths
+        return self.recur(x, lengths) if isinstance(self.rnn, GRU) else self.rnn(x)[0], lengths
 
     def _convolve(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Return features ``[B, ceil(T / 4), C ceil(F / 4)]`` of the frames ``[B, T, F]``."""

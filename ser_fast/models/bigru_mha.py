@@ -2,11 +2,10 @@
 
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ser_fast.models import options
 from ser_fast.models.frame_model import FrameModel
-from ser_fast.models.peers import packed
 from ser_fast.nn.gru import GRU
 from ser_fast.nn.power_spectrogram import PowerSpectrogram
 
@@ -99,8 +98,5 @@ class BiGRUMHA(FrameModel):
         )  # fmt: skip
 
     def encode(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the BiGRU's outputs ``[B, T, 2 * hidden_size]`` of frames ``[B, T, F]``, and the lengths."""
-        if isinstance(self.rnn, nn.RNNBase):  # torch's, after ser_fast.to_torch
-            return packed(self.rnn, x, lengths.clamp(min=1)), lengths
-        x, _ = self.rnn(x, lengths=lengths)
-        return x, lengths
+        """Return the BiGRU's outputs of frames ``[B, T, F]``, padded or packed, and the lengths."""
+        return self.recur(x, lengths), lengths

@@ -6,7 +6,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ser_fast import backends
 from ser_fast._require import require
 from ser_fast.models import options
 from ser_fast.models.convolution import ConvPool
@@ -172,10 +171,12 @@ class CGRU(nn.Module):
         packed = checks.readable(lengths) and not checks.transforming() and bool(lengths.any())
         x = gray_deltas(x, DYNAMIC_RANGE, lengths, packed=packed).to(dtype)
         x = self.conv2(self.conv1(x, lengths), halves, channels_last=False).flatten(-2)
-        if packed and isinstance(self.rnn, GRU) and backends.select("gru") == "compiled":
-            y, h_n = self.rnn.joined(x, quarters, frames)
-            return y, h_n[0]
-        return self._recur(Part.apply(x, quarters.tolist(), frames, True) if packed else x, quarters)
+        if not packed:
+            return self._recur(x, quarters)
+        if not isinstance(self.rnn, GRU):
+            return self._recur(Part.apply(x, quarters.tolist(), frames, True), quarters)
+        y, h_n = self.rnn(x, lengths=quarters)
+        return Part.apply(y, quarters.tolist(), frames, True), h_n[0]
 
     def _recur(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Return the outputs ``[B, T, H]`` and the state at each row's last frame ``[B, H]``."""

@@ -5,8 +5,11 @@ from torch import Tensor, nn
 
 from ser_fast._require import require
 from ser_fast.models.masking import masked_mean, sample_lengths
-from ser_fast.models.self_attention import MultiHeadSelfAttention
+from ser_fast.models.peers import packed
+from ser_fast.models.self_attention import MultiHeadSelfAttention, takes_kernel
 from ser_fast.nn.attention_pool import AttentionPool
+from ser_fast.nn.gru import GRU
+from ser_fast.nn.packing import Part, valid_frames
 from ser_fast.nn.power_spectrogram import PowerSpectrogram
 
 POOLINGS = ("mean", "attention")
@@ -86,9 +89,18 @@ class FrameModel(nn.Module):
             lengths: valid frames of each row ``[B]``.
 
         Returns:
-            Encoded frames ``[B, T', width]`` and their lengths ``[B]``.
+            Encoded frames ``[B, T', width]`` and their lengths ``[B]``. Without a change of T also the valid frames
+            alone, row after row, ``[N, width]``.
         """
         raise NotImplementedError
+
+    def recur(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Return the outputs of ``rnn``, a GRU; of the valid frames alone where the self-attention takes them so."""
+        if isinstance(self.rnn, nn.RNNBase):  # torch's, after ser_fast.to_torch
+            return packed(self.rnn, x, lengths.clamp(min=1))
+        if self.attention is not None and takes_kernel(x, lengths) and isinstance(self.rnn, GRU):
+            x = valid_frames(x, lengths.tolist())
+        return self.rnn(x, lengths=lengths)[0]
 
     def forward(self, wave: Tensor, lengths: Tensor | None = None, return_weights: bool = False):
         """Return the logits of a padded batch, and on request the attention weights.
@@ -117,15 +129,23 @@ class FrameModel(nn.Module):
         x, lengths = self.spectrogram(wave, sample_lengths(type(self).__name__, wave, lengths))
         if self.spec_augment is not None:
             x = self.spec_augment(x, lengths)
+        frames = x.shape[1]
         x, lengths = self.encode(x.to(self.classifier.weight.dtype), lengths)
         weights = None
+        if self.attention is None or return_weights:
+            x = _padded(x, lengths, frames)
         if self.attention is not None:
-            attended = self.attention(x, lengths, return_weights)
+            attended = self.attention(x, lengths, return_weights, mean=self.pool is None)
             x, weights = attended if return_weights else (attended, None)
         if self.pool is None:
-            pooled = masked_mean(x, lengths)
+            pooled = masked_mean(x, lengths) if self.attention is None else x
         else:
-            pooled, shares = self.pool(x, lengths, return_weights=True)
+            pooled, shares = self.pool(_padded(x, lengths, frames), lengths, return_weights=True)
             weights = shares if self.attention is None else weights
         logits = self.classifier(self.dropout(F.relu(self.hidden(pooled))))
         return (logits, weights) if return_weights else logits
+
+
+def _padded(x: Tensor, lengths: Tensor, frames: int) -> Tensor:
+    """Return packed frames ``[N, W]`` as ``[B, frames, W]``, 0 past each length; padded ones as they are."""
+    return x if x.dim() == 3 else Part.apply(x, lengths.tolist(), frames, True)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ser_fast.models.bigru_mha import BiGRUMHA
 from ser_fast.models.cgru import CGRU, DYNAMIC_RANGE
 from ser_fast.models.convolution import halve
+from ser_fast.models.masking import masked_mean
 from ser_fast.models.self_attention import MultiHeadSelfAttention
 from ser_fast.nn.attention_pool import AttentionPool
 from ser_fast.nn.power_spectrogram import PowerSpectrogram
@@ -68,15 +69,16 @@ class PlainSelfAttention(MultiHeadSelfAttention):
         torch.Size([2, 5, 8])
     """
 
-    def forward(self, x: Tensor, lengths: Tensor, return_weights: bool = False):
-        """Return the attended frames ``[B, T, D]``; the weights by the superclass."""
+    def forward(self, x: Tensor, lengths: Tensor, return_weights: bool = False, mean: bool = False):
+        """Return the attended frames ``[B, T, D]``, with ``mean`` their mean; the weights by the superclass."""
         if return_weights:
-            return super().forward(x, lengths, True)
+            return super().forward(x, lengths, True, mean)
         batch, frames, width = x.shape
         valid = frame_mask(lengths, frames)[:, None, None]
         q, k, v = self.in_proj(x).view(batch, frames, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v, valid, self.dropout if self.training else 0.0)
-        return self.out_proj(mixed.transpose(1, 2).reshape(batch, frames, width))
+        y = self.out_proj(mixed.transpose(1, 2).reshape(batch, frames, width))
+        return masked_mean(y, lengths) if mean else y
 
 
 class PlainCGRU(CGRU):

@@ -7,8 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ser_fast import backends
+from ser_fast.models.masking import masked_mean
+from ser_fast.nn.packing import Part, valid_frames
 from ser_fast.ops import checks, onnx
 from ser_fast.ops.lengths import frame_mask
+from ser_fast.ops.self_attention import self_attention
 
 KEPT_WEIGHTS = 1 << 27  # attention weights kept for the backward: 0.5 GiB in float32; more are recomputed
 CHUNK_WEIGHTS = 1 << 24  # attention weights computed at once
@@ -40,23 +44,65 @@ class MultiHeadSelfAttention(nn.Module):
         self.in_proj = nn.Linear(embed_dim, 3 * embed_dim)
         self.out_proj = nn.Linear(embed_dim, embed_dim)
 
-    def forward(self, x: Tensor, lengths: Tensor, return_weights: bool = False):
+    def forward(self, x: Tensor, lengths: Tensor, return_weights: bool = False, mean: bool = False):
         """Attend from every frame to the valid frames of its row.
 
         Args:
             x: frames.
             lengths: valid frames of each row.
             return_weights: also return the attention weights, before dropout.
+            mean: return the mean of the output over the valid frames, which takes less work than the output.
 
         Shape:
-            - x: ``[B, T, D]``
+            - x: ``[B, T, D]``, or where :func:`takes_kernel` the valid frames alone, row after row, ``[N, D]``
             - lengths: ``[B]``
-            - output: ``[B, T, D]``; frames past the length are not meaningful
+            - output: like x; frames past the length are not meaningful. With ``mean`` ``[B, D]``, 0 for a row
+              without valid frames
             - weights: ``[B, num_heads, T, T]``, from each frame (row) to each frame (column)
 
         Returns:
             The output, or ``(output, weights)`` with ``return_weights``.
         """
+        if not return_weights and takes_kernel(x, lengths):
+            packed = x if x.dim() == 2 else valid_frames(x, lengths.tolist())
+            if mean:
+                return self._packed_mean(packed, lengths)
+            y = self._packed(packed, lengths)
+            return y if x.dim() == 2 else Part.apply(y, lengths.tolist(), x.shape[1], True)
+        y, weights = self._padded(x, lengths, return_weights)
+        y = masked_mean(y, lengths) if mean else y
+        return (y, weights) if return_weights else y
+
+    def _packed(self, frames: Tensor, lengths: Tensor) -> Tensor:
+        """Return the output ``[N, D]`` of the valid frames ``[N, D]``."""
+        mixed = self_attention(self._of_heads(self.in_proj(frames)), lengths, self._probability())
+        return self.out_proj(mixed.flatten(1))
+
+    def _packed_mean(self, frames: Tensor, lengths: Tensor) -> Tensor:
+        """Return the mean of the output ``[B, D]`` from the valid frames ``[N, D]``.
+
+        With c_s the mean over t of the weights A_ts, mean_t(Σ_s A_ts (W x_s + b)) = W Σ_s c_s x_s + b Σ_s c_s.
+        So neither values nor outputs of single frames are needed.
+        """
+        sizes, width = lengths.tolist(), frames.shape[1]
+        (w_qk, w_v), (b_qk, b_v) = (p.split([2 * width, width]) for p in (self.in_proj.weight, self.in_proj.bias))
+        shares = self_attention(self._of_heads(F.linear(frames, w_qk, b_qk)), lengths, self._probability())
+        rows = list(zip(shares.split(sizes, dim=1), frames.split(sizes)))
+        sums = torch.stack([share @ row for share, row in rows], dim=1)  # [heads, B, D]
+        totals = torch.stack([share.sum(1) for share, _ in rows], dim=1)  # [heads, B]
+        values = w_v.unflatten(0, (self.num_heads, -1)), b_v.unflatten(0, (self.num_heads, -1))
+        mixed = sums @ values[0].mT + totals[..., None] * values[1][:, None]  # [heads, B, d]
+        return self.out_proj(mixed.transpose(0, 1).flatten(1)).masked_fill((lengths == 0)[:, None], 0)
+
+    def _of_heads(self, projected: Tensor) -> Tensor:
+        """Return ``[N, parts, heads, d]`` of projections ``[N, parts * D]``."""
+        return projected.unflatten(1, (-1, self.num_heads, self.out_proj.in_features // self.num_heads))
+
+    def _probability(self) -> float:
+        return self.dropout if self.training else 0.0
+
+    def _padded(self, x: Tensor, lengths: Tensor, return_weights: bool) -> tuple[Tensor, Tensor | None]:
+        """Return the output ``[B, T, D]`` by torch's operators, and the weights if they are wanted."""
         batch, frames, width = x.shape
         # An empty row attends to its padding: softmax over no frame is NaN. The pooling masks it afterwards.
         valid = (frame_mask(lengths, frames) | (lengths == 0)[:, None])[:, None, None, :]
@@ -74,8 +120,7 @@ class MultiHeadSelfAttention(nn.Module):
             # ONNX's Attention, of opset 23, does not broadcast the mask over the queries in onnxruntime.
             mask = valid.expand(-1, -1, frames, -1) if onnx.exporting() else valid
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=self.dropout if drops else 0.0)
-        y = self.out_proj(mixed.transpose(1, 2).reshape(batch, frames, width))
-        return (y, weights) if return_weights else y
+        return self.out_proj(mixed.transpose(1, 2).reshape(batch, frames, width)), weights
 
     def _attend_by_rows(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor) -> Tensor:
         """Attend row by row, in chunks of queries: skips the padding and keeps the weights in the cache.
@@ -105,6 +150,12 @@ class MultiHeadSelfAttention(nn.Module):
         if dropped == 256:
             return torch.zeros_like(q)
         return weights.masked_fill(_random_bytes(weights.shape) < dropped, 0) @ (v * (256 / (256 - dropped)))
+
+
+def takes_kernel(x: Tensor, lengths: Tensor) -> bool:
+    """Return whether the compiled kernel runs the valid frames of a batch."""
+    compiled = backends.select("self_attention", x.device) == "compiled"
+    return compiled and checks.readable(lengths) and not checks.transforming() and bool(lengths.any())
 
 
 def _scaled(q: Tensor) -> Tensor:

@@ -158,14 +158,15 @@ class GRU(nn.Module):
         """Run the layers.
 
         Args:
-            input: frames, padded, unbatched, or a ``PackedSequence``.
+            input: frames, padded, unbatched, or a ``PackedSequence``. With lengths also the valid frames alone, row
+                after row.
             hx: states before the first frame; zeros if None.
             lengths: frames of each row, int64 or int32, on the input's device; all frames if None. Gives the results
                 of a packed sequence on a padded batch.
 
         Shape:
-            input ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, or unbatched ``[T, I]``; hx ``[layers * D, B,
-            H]`` (``[layers * D, H]`` unbatched); lengths ``[B]``.
+            input ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, unbatched ``[T, I]``, or with lengths of sum N
+            ``[N, I]``; hx ``[layers * D, B, H]`` (``[layers * D, H]`` unbatched); lengths ``[B]``.
 
         Returns:
             ``(output, h_n)``: output like the input with ``D * H`` features, 0 past each length, and h_n like hx,
@@ -187,8 +188,9 @@ class GRU(nn.Module):
         checks.tensors("GRU", lengths=lengths)
         if input.dim() not in (2, 3):
             raise ValueError(f"GRU: Expected input to be 2D or 3D, got {input.dim()}D instead")
+        if input.dim() == 2 and lengths is not None:
+            return self._run_packed(input, hx, lengths)
         if input.dim() == 2:
-            checks.require(lengths is None, "GRU", "lengths is given with an unbatched input", "None")
             checks.require(hx is None or hx.dim() == 2, "GRU", f"hx has {hx is not None and hx.dim()} dimensions",
                            "[layers * D, H], since the input is unbatched")  # fmt: skip
             batch_axis = 0 if self.batch_first else 1
@@ -251,6 +253,20 @@ class GRU(nn.Module):
             x = x.masked_fill(~(valid if self.batch_first else valid.T)[..., None], 0)
         return self._torch_layers(x, hx, lengths) if path == "torch" else self._layers(x, hx, lengths)
 
+    def _run_packed(self, x: Tensor, hx: Tensor | None, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the valid frames ``[N, I]`` of all rows; reads the lengths."""
+        checks.require(lengths.dim() == 1, "GRU", f"lengths has shape {list(lengths.shape)}", "[B]")
+        sizes = lengths.tolist()
+        good = sizes and min(sizes) >= 0 and sum(sizes) == len(x)
+        checks.require(good, "GRU", f"lengths are {sizes}", f"at least 0 and add up to the packed frames, {len(x)}")
+        if checks.transforming() or not (len(x) and self._takes_packed(x, lengths)):
+            y, h_n = self._run(Part.apply(x, sizes, max(sizes), self.batch_first), hx, lengths)
+            return Join.apply(y if self.batch_first else y.transpose(0, 1), sizes, self.batch_first), h_n
+        self._check(x[None] if self.batch_first else x[:, None], None, None)
+        if hx is not None:
+            self._check_states(hx, len(sizes))
+        return self._layers(x, hx, lengths)
+
     def _path(self, x: Tensor, lengths: Tensor | None) -> tuple[str, Tensor | None]:
         """Return the path of a batch and the lengths it needs, None if every frame is valid.
 
@@ -289,20 +305,6 @@ class GRU(nn.Module):
         y, h_n = self._layers(Join.apply(rows, sizes, self.batch_first), hx, lengths)
         return Part.apply(y, sizes, rows.shape[1], self.batch_first), h_n
 
-    def joined(self, x: Tensor, lengths: Tensor, frames: int) -> tuple[Tensor, Tensor]:
-        """Run the layers on valid frames, one row after the other: :meth:`forward` without copies of its input.
-
-        Args:
-            x: ``[N, I]``.
-            lengths: frames of each row ``[B]``, readable; they add up to N.
-            frames: T, to which the output is padded.
-
-        Returns:
-            ``(output, h_n)`` as :meth:`forward` does with ``batch_first``.
-        """
-        y, h_n = self._layers(x, None, lengths)
-        return Part.apply(y, lengths.tolist(), frames, True), h_n
-
     def _layers(self, x: Tensor, hx: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """Run all layers on ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, or packed ``[N, I]``."""
         directions = 2 if self.bidirectional else 1
@@ -327,6 +329,9 @@ class GRU(nn.Module):
         )
         if onnx.exporting():
             return onnx.gru(x.transpose(0, 1) if turned else x, w_ih, w_hh, b_ih, b_hh, h0, lengths, self.reset_after)
+        if self.bias and not self.reset_after:
+            # Both are added to the same sums: one bias saves a pass over gx. Times 1, or the gradients share memory.
+            b_ih, b_hh = None, 1 * b_ih + b_hh
         gx = F.linear(x, w_ih.flatten(0, 1), None if b_ih is None else b_ih.flatten())
         gx = gx.unflatten(-1, (len(w_hh), 3 * self.hidden_size))
         return gru(gx.transpose(0, 1) if turned else gx, w_hh, b_hh, h0, lengths, reset_after=self.reset_after)

@@ -30,6 +30,11 @@ def part(packed: Tensor, sizes: list[int], frames: int, batch_first: bool) -> Te
     return padded
 
 
+def valid_frames(rows: Tensor, sizes: list[int]) -> Tensor:
+    """Return :func:`join` of ``[B, T, W]`` with its derivative; a view if all frames are valid."""
+    return rows.flatten(0, 1) if min(sizes) == rows.shape[1] else Join.apply(rows, sizes, True)
+
+
 class Join(torch.autograd.Function):
     """:func:`join`; torch's own derivative of it would fill a whole batch with zeros for every row."""
 

@@ -35,6 +35,21 @@ def attention_pool_backward(grad_pooled, grad_weights, h, *args, **named) -> int
     return 8 * math.prod(h)
 
 
+def self_attention(qkv, lengths=None, *args, **named) -> int:
+    """Return the product for the weights and, with values, that for the output; a packed batch counts full rows."""
+    parts, heads, width = qkv[-3:]
+    if len(qkv) == 5:
+        batch, frames = qkv[:2]
+    else:
+        batch, frames = lengths[0], qkv[0] / lengths[0]  # the least for these shapes: equal lengths
+    return round(2 * (parts - 1) * batch * frames**2 * heads * width)
+
+
+def self_attention_backward(grad, qkv, *args, **named) -> int:
+    """Return the weights' product again and two products for each product of the forward."""
+    return self_attention(qkv, *args) * (3 if qkv[-3] == 2 else 5) // (qkv[-3] - 1)
+
+
 def power_spectrogram(wave, window, n_fft: int, *args, out_shape, **named) -> int:
     """Return 5/2 n log2 n for the real FFT of each frame, the usual count."""
     frames = args[-1] if out_shape is None else out_shape  # the variant with out returns nothing
@@ -67,6 +82,8 @@ FORMULAS = {
     "gru_backward_with_gates": gru_backward,
     "attention_pool": attention_pool,
     "attention_pool_backward": attention_pool_backward,
+    "self_attention": self_attention,
+    "self_attention_backward": self_attention_backward,
     "power_spectrogram": power_spectrogram,
     "power_spectrogram_out": power_spectrogram,
     "power_spectrogram_backward": power_spectrogram_backward,

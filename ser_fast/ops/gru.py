@@ -7,6 +7,7 @@ from torch import Tensor
 from ser_fast.backends import dispatch, registry
 from ser_fast.ops import checks
 from ser_fast.ops.checks import HALF
+from ser_fast.ops.lengths import places
 
 
 def reference(
@@ -29,7 +30,7 @@ def reference(
     """
     _check("gru", gx, w_hh, b_hh, h0, lengths)
     if gx.dim() == 3:
-        place = _places(lengths)
+        place = places(lengths)
         y, h_n, gates = reference(_padded(gx, lengths), w_hh, b_hh, h0, lengths, reset_after, save_gates)
         return y[place], h_n, gates[place] if save_gates else gates
     frames, batch, directions, width = gx.shape
@@ -58,16 +59,9 @@ def reference(
     return y, h_n, _laid_out_as(gx, torch.stack(gates, dim=2).to(dtype)) if save_gates else gx.new_empty(0)
 
 
-def _places(lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the frame and the row of each packed frame, [N] each."""
-    rows = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
-    starts = lengths.cumsum(0) - lengths
-    return torch.arange(len(rows), device=lengths.device) - starts[rows], rows
-
-
 def _padded(packed: Tensor, lengths: Tensor) -> Tensor:
     """Return packed frames [N, D, W] as [T, B, D, W], 0 past each length."""
-    return packed.new_zeros(int(lengths.max()), len(lengths), *packed.shape[1:]).index_put(_places(lengths), packed)
+    return packed.new_zeros(int(lengths.max()), len(lengths), *packed.shape[1:]).index_put(places(lengths), packed)
 
 
 def cell(gx: Tensor, h: Tensor, w: Tensor, b: Tensor | None, reset_after: bool) -> tuple[Tensor, ...]:
@@ -110,7 +104,7 @@ def reference_backward(
     _check_backward(grad_y, grad_h_n, y, gates, w_hh, h0, lengths, grad_gates)
     grad_gates = torch.zeros_like(gates) if grad_gates is None else grad_gates
     if y.dim() == 3:
-        place = _places(lengths)
+        place = places(lengths)
         grad_y, y, gates, grad_gates = (_padded(tensor, lengths) for tensor in (grad_y, y, gates, grad_gates))
         grads = reference_backward(grad_y, grad_h_n, y, gates, w_hh, h0, lengths, reset_after, grad_gates)
         return grads[0][place], grads[1][place] if reset_after else grads[1], grads[2]

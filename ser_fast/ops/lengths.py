@@ -35,3 +35,15 @@ def mask_past(x: Tensor, lengths: Tensor | None, value: float = 0) -> Tensor:
         return x
     past = ~frame_mask(lengths, x.shape[1])
     return x.masked_fill(past[(..., *(None,) * (x.dim() - 2))], value)
+
+
+def places(lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the frame and the row of each packed frame, ``[N]`` each.
+
+    Example:
+        >>> places(torch.tensor([2, 0, 1]))
+        (tensor([0, 1, 0]), tensor([0, 0, 2]))
+    """
+    rows = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
+    starts = lengths.cumsum(0) - lengths
+    return torch.arange(len(rows), device=lengths.device) - starts[rows], rows

@@ -24,8 +24,10 @@ def tensors(target: Target) -> dict[str, Tensor]:
 def shape(random: Random, target: Target) -> str:
     """One tensor has an axis more or less, or one of another size, unless that is valid."""
     name, tensor = random.choice(list(tensors(target).items()))
-    sizes, axis = list(tensor.shape), random.randrange(tensor.dim())
-    kind = random.choice(("longer", "shorter", "empty", "added", "dropped"))
+    sizes, axis = list(tensor.shape), random.randrange(max(1, tensor.dim()))
+    kind = random.choice(("longer", "shorter", "empty", "added", "dropped") if sizes else ("added",))
+    if name == "qkv" and kind in ("added", "dropped"):  # packed or padded, which may be valid
+        return ""
     if kind == "added":
         if name == "gx" and tensor.dim() == 3:  # packed; with an axis more it is a batch
             return ""
@@ -99,7 +101,8 @@ def number(random: Random, target: Target) -> str:
     elif name == "floor":
         bad = random.choice((float("nan"), float("inf"), -1.0, 0.0, -float("inf")))
     else:
-        bad = random.choice(HUGE[:2] if name == "hop_length" else HUGE)  # of one frame any hop is valid
+        any_size = name in ("hop_length", "range")  # of one frame any hop is valid
+        bad = random.choice(HUGE[:2] if any_size else HUGE)
     given[name] = bad
     return f"{name} {str(bad)[:20]!r}"
 

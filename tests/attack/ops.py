@@ -68,7 +68,7 @@ def case(random: Random, folder: Path) -> Case:
                 # Results of the forward must stay those of the arguments of the forward.
                 bound = "_backward" in target.name and not name.startswith("grad")
                 value = laid_out(random, value, bound)
-                target.arguments[name] = value.long() if name == "limits" else value  # alone takes no int32
+                target.arguments[name] = value.long() if name in ("limits", "seed") else value  # take no int32
     return Case(target, fault, values, random.choice((1, 1, 2, 3)), seed)
 
 

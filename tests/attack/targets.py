@@ -10,6 +10,7 @@ import torch
 from samples import (
     CASES,
     REFERENCES,
+    attention_arguments,
     conv_pool_arguments,
     gray_arguments,
     gru_arguments,
@@ -22,13 +23,14 @@ from torch import Tensor, nn
 
 import ser_fast
 from ser_fast import functional
-from ser_fast.ops import attention_pool, checks, conv_pool, gru, power_spectrogram
+from ser_fast.ops import attention_pool, checks, conv_pool, gru, power_spectrogram, self_attention
 
 DTYPES = {"gru": (torch.float64, torch.float32, torch.bfloat16)}
 # Sizes that an op takes as they come, so that another one is no error: a tensor's name and axis.
 FREE = {
     "gru": {("gx", 0), ("gx", 1)},
     "attention_pool": {("h", 0), ("h", 1)},
+    "self_attention": {("qkv", 0), ("qkv", 1), ("qkv", 2), ("qkv", 3), ("qkv", 4)},
     "power_spectrogram": {("wave", 0), ("wave", 1), ("window", 0)},
     "power_spectrogram_backward": {("wave", 1), ("window", 0)},
     "power_spectrogram_out": {("wave", 1), ("window", 0)},
@@ -141,10 +143,20 @@ def of_gray_deltas(random: Random) -> tuple:
     return gray_arguments(*sizes, ragged_rows=random.random() < 0.5, packed=random.random() < 0.5)
 
 
+def of_self_attention(random: Random) -> tuple:
+    while True:
+        batch, frames, heads, width = size(random, 9), size(random, 700), size(random, 32), size(random)
+        if batch * heads * frames * (frames + 9) * (width + 20) < 1e7:
+            break
+    packed, dropout = random.random() < 0.3, random.choice((0.0, random.random()))
+    return attention_arguments(batch, frames, heads, width, ragged_rows=packed or random.random() < 0.5,
+                               values=random.random() < 0.5, packed=packed, dropout=dropout)  # fmt: skip
+
+
 ARGUMENTS = {"gru": of_gru, "attention_pool": of_attention_pool, "power_spectrogram": of_power_spectrogram,
-             "conv_pool": of_conv_pool, "gray_deltas": of_gray_deltas}  # fmt: skip
+             "conv_pool": of_conv_pool, "gray_deltas": of_gray_deltas, "self_attention": of_self_attention}  # fmt: skip
 DERIVATIVES = {"gru": ("gx", "w_hh", "b_hh", "h0"), "attention_pool": ("h", "w"), "power_spectrogram": ("wave",),
-               "conv_pool": ("x", "weight", "bias"), "gray_deltas": ("x",)}  # fmt: skip
+               "conv_pool": ("x", "weight", "bias"), "gray_deltas": ("x",), "self_attention": ("qkv",)}  # fmt: skip
 
 
 def forward(random: Random) -> Target:
@@ -178,7 +190,7 @@ def spectrogram_as_functional(wave, window, n_fft, hop, begin, end, lengths, mea
 def backward(random: Random) -> Target:
     """Return a backward op."""
     name = random.choice(("gru_backward", "gru_backward_with_gates", "attention_pool_backward",
-                          "power_spectrogram_backward", "conv_pool_backward"))  # fmt: skip
+                          "power_spectrogram_backward", "conv_pool_backward", "self_attention_backward"))  # fmt: skip
     kind = next(kind for kind in CASES if name.startswith(kind))
     given = dict(zip(names(kind), ARGUMENTS[kind](random)))
     results = outputs(REFERENCES[kind](*given.values()))
@@ -195,7 +207,8 @@ def backward(random: Random) -> Target:
         given |= {"grad": grads[0], "winners": REFERENCES[kind](*given.values())[1], "needs_grad_x": True}
         truth = conv_pool.reference_backward
     else:
-        given["grad"], truth = grads[0], power_spectrogram.reference_backward
+        module = self_attention if kind == "self_attention" else power_spectrogram
+        given["grad"], truth = grads[0], module.reference_backward
     dtype = random.choice(DTYPES.get(kind, (torch.float64, torch.float32)))
     arguments = {key: cast(given[key], dtype) for key in names(name)}
     return Target(name, op(name), arguments, truth, logarithm=given.get("log", False))
@@ -292,6 +305,6 @@ def parameters(target: Target) -> list[Tensor]:
 MAKERS = (forward, forward, backward, out, plan, module, module)
 # The attack must know every op: a new one is added above.
 KNOWN = {*CASES, "gru_backward", "gru_backward_with_gates", "attention_pool_backward", "power_spectrogram_backward",
-         "power_spectrogram_out", "gru_plan", "conv_pool_backward"}  # fmt: skip
+         "power_spectrogram_out", "conv_pool_backward", "self_attention_backward", "gru_plan"}  # fmt: skip
 found = {name.partition("::")[2] for name in torch._C._dispatch_get_all_op_names() if name.startswith("ser_fast::")}
 assert found == KNOWN, f"tests/attack/targets.py lacks {found ^ KNOWN}"

@@ -9,7 +9,7 @@ from samples import assert_exact
 from torch import nn
 
 import ser_fast
-from ser_fast.models import MODELS, Baseline, Functionals, self_attention
+from ser_fast.models import MODELS, Baseline, Functionals, frame_model, self_attention
 from ser_fast.models.cgru import ChannelPairConv
 from ser_fast.models.masking import masked_mean
 from ser_fast.models.self_attention import MultiHeadSelfAttention, _random_bytes
@@ -82,6 +82,7 @@ def test_model_gives_every_weight_a_gradient(name):
 def test_self_attention_by_rows_equals_the_batch(monkeypatch):
     """For every limit of kept weights and every chunk size; a random byte of 255 drops nothing."""
     attention = MultiHeadSelfAttention(8, 2, dropout=0.5).double()
+    monkeypatch.setattr(self_attention, "takes_kernel", lambda x, lengths: False)
     monkeypatch.setattr(self_attention, "_random_bytes", lambda shape: torch.full(shape, 255, dtype=torch.uint8))
     lengths = torch.tensor([7, 3, 1])
     found = []
@@ -101,19 +102,73 @@ def test_self_attention_by_rows_equals_the_batch(monkeypatch):
     assert_exact(masked_mean(found[0][0], lengths), masked_mean(mixed, lengths))
 
 
-def test_self_attention_dropout_is_unbiased():
+@pytest.mark.parametrize("kernel", [True, False])
+def test_self_attention_dropout_is_unbiased(kernel, monkeypatch):
     attention = MultiHeadSelfAttention(8, 2, dropout=0.25)
+    if not kernel:
+        monkeypatch.setattr(self_attention, "takes_kernel", lambda x, lengths: False)
     x, lengths = torch.randn(1, 40, 8).expand(400, -1, -1), torch.full((400,), 30)
     lengths[0] = 0
     with torch.no_grad():
-        dropped = attention.train()(x, lengths)
+        dropped, means = attention.train()(x, lengths), attention(x, lengths, mean=True)
         exact = attention.eval()(x[1:2], lengths[1:2])
-    assert masked_mean(dropped, lengths)[0].abs().max() == 0
-    spread = dropped[1:, :30].std(0) / 399**0.5
-    assert ((dropped[1:, :30].mean(0) - exact[0, :30]).abs() < 6 * spread + 1e-6).all()
-    assert (spread > 0).all()
+    assert masked_mean(dropped, lengths)[0].abs().max() == 0 == means[0].abs().max()
+    for found, wanted in ((dropped[1:, :30], exact[0, :30]), (means[1:], exact[0, :30].mean(0))):
+        spread = found.std(0) / 399**0.5
+        assert ((found.mean(0) - wanted).abs() < 6 * spread + 1e-6).all()
+        assert (spread > 0).all()
     share = (_random_bytes(torch.Size([80, 1000])) < 64).float().mean()
     assert abs(share - 0.25) < 6 * (0.25 * 0.75 / 80_000) ** 0.5
+
+
+@pytest.mark.usefixtures("needs_kernels")
+@pytest.mark.parametrize("pooling", ["mean", "attention"])
+@pytest.mark.parametrize("heads", [1, 4, 32])
+def test_model_by_kernel_equals_torchs_attention(pooling, heads, monkeypatch):
+    """Logits and gradients, without dropout; in float64, so to rounding."""
+    model = ser_fast.BiGRUMHA(5, heads, hidden_size=16, pooling=pooling).double().eval()
+    wave, lengths = batch()
+    found = []
+    for kernel in (True, False):
+        if not kernel:
+            for module in (self_attention, frame_model):
+                monkeypatch.setattr(module, "takes_kernel", lambda x, lengths: False)
+        logits = model(wave, lengths)
+        found.append([logits, *torch.autograd.grad(logits.square().sum(), list(model.parameters()))])
+    for one, other in zip(*found):
+        assert_exact(one, other)
+
+
+@pytest.mark.usefixtures("needs_kernels")
+@pytest.mark.parametrize("rows", [[7, 3, 0, 5], [7, 7, 7, 7], [0, 0, 0, 0]])
+def test_self_attention_mean_equals_mean_of_output(rows):
+    attention, lengths = MultiHeadSelfAttention(12, 3, dropout=0.4).double(), torch.tensor(rows)
+    x = torch.randn(4, 7, 12, dtype=torch.float64, requires_grad=True)
+    found = []
+    for mean in (True, False):
+        torch.manual_seed(3)
+        y = attention(x, lengths, mean=mean)
+        y = y if mean else masked_mean(y, lengths)
+        found.append([y, *torch.autograd.grad(y.square().sum(), [x, *attention.parameters()])])
+    for one, other in zip(*found):
+        assert_exact(one, other)
+    mean, weights = attention(x, lengths, return_weights=True, mean=True)
+    assert mean.shape == (4, 12) and weights.shape == (4, 3, 7, 7)
+
+
+@pytest.mark.usefixtures("needs_kernels")
+def test_model_keeps_nothing_of_the_attentions_size():
+    """The tensors saved for the backward grow linearly with the frames."""
+
+    def saved(samples: int) -> int:
+        sizes = []
+        hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x)
+        with hooks:
+            model(torch.randn(2, samples), torch.tensor([samples, samples // 2]))
+        return sum(sizes)
+
+    model = ser_fast.BiGRUMHA(5, hidden_size=16).train()
+    assert saved(64_000) < 2.2 * saved(32_000)
 
 
 @pytest.mark.parametrize("name", ["cgru", "cgru-frames", "bigru_mha", "baseline-cnn-attention", "Bi-GRU"])
@@ -232,7 +287,7 @@ def test_self_attention_equals_nn_multihead_attention():
     valid = ~padding[..., None]
     assert_exact(found * valid, wanted * valid)
     assert_exact(weights, scores)
-    assert_exact(ours(x, lengths), found)
+    assert_exact(ours(x, lengths) * valid, found * valid)
 
 
 def test_self_attention_dropout_keeps_the_mean():

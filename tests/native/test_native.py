@@ -365,9 +365,9 @@ print("served")
 @pytest.mark.usefixtures("needs_kernels")
 def test_select_takes_cuda_for_supported_dtypes(fresh_state, monkeypatch):
     monkeypatch.setattr(build, "build_info", lambda: {"cuda_archs": ["9.0a"]})
-    assert [backends.select(op, "cuda") for op in backends.OPS] == ["torch", "reference", "reference"]
+    assert [backends.select(op, "cuda") for op in backends.OPS] == ["torch", "reference", "reference", "reference"]
     backends.use("cuda")
-    assert [backends.select(op, "cuda") for op in backends.OPS] == ["cuda", "cuda", "cuda"]
+    assert [backends.select(op, "cuda") for op in backends.OPS] == ["cuda", "cuda", "cuda", "reference"]
     assert backends.select("attention_pool", "cuda", dtype=torch.bfloat16) == "cuda"
     assert backends.select("power_spectrogram", "cuda", dtype=torch.int16) == "cuda"
     assert backends.select("attention_pool", "cuda", dtype=torch.float64) == "reference"
@@ -393,4 +393,4 @@ def test_environment_selects_cuda():
     script = "from ser_fast import backends; print([backends.select(op, 'cuda') for op in backends.OPS])"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
                             env=os.environ | {"SER_FAST_BACKEND": "cuda"})  # fmt: skip
-    assert result.stdout.strip() == "['cuda', 'cuda', 'cuda']", result.stderr
+    assert result.stdout.strip() == "['cuda', 'cuda', 'cuda', 'reference']", result.stderr

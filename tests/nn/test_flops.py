@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import ser_fast
+from ser_fast.functional import self_attention
 from ser_fast.ops import power_spectrogram
 
 
@@ -56,6 +57,15 @@ def test_attention_pool_counts_its_products():
     pool, h = ser_fast.AttentionPool(8), torch.randn(2, 5, 8, requires_grad=True)
     assert flops(lambda: pool(h)) == 2 * 2 * 5 * 8 * 2
     assert flops(lambda: pool(h).sum().backward()) == 3 * 2 * 2 * 5 * 8 * 2
+
+
+def test_self_attention_counts_its_products():
+    qkv, product = torch.randn(2, 5, 3, 4, 8, requires_grad=True), 2 * 2 * 4 * 5 * 5 * 8
+    assert flops(lambda: self_attention(qkv)) == 2 * product
+    assert flops(lambda: self_attention(qkv).sum().backward()) == (2 + 5) * product
+    assert flops(lambda: self_attention(qkv[:, :, :2]).sum().backward()) == (1 + 3) * product
+    packed, lengths = qkv.flatten(0, 1), torch.tensor([5, 5])
+    assert flops(lambda: self_attention(packed, lengths)) == 2 * product
 
 
 def test_power_spectrogram_counts_its_transforms():

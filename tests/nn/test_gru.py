@@ -119,6 +119,33 @@ def test_gru_with_lengths_equals_packing(bidirectional, batch_first):
             assert_exact(one.grad, other.grad)
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"bidirectional": True, "batch_first": True, "num_layers": 2, "reset_after": False}]
+)
+@pytest.mark.parametrize("packs", [True, False])
+def test_gru_of_packed_frames_equals_padded(options, packs, monkeypatch):
+    """Packed frames run as they are, and padded where the kernel does not take them."""
+    module, lengths = ser_fast.GRU(3, 4, **options).double(), torch.tensor([5, 0, 2, 3])
+    if not packs:
+        monkeypatch.setattr(ser_fast.GRU, "_takes_packed", lambda *_: False)
+    rows = torch.randn(4, 5, 3, dtype=torch.float64)
+    valid = torch.arange(5) < lengths[:, None]
+    hx = torch.randn(sum(name.startswith("weight_hh") for name in module.state_dict()), 4, 4, dtype=torch.float64)
+    y, h_n = module(rows if module.batch_first else rows.transpose(0, 1), hx, lengths=lengths)
+    found, states = module(rows[valid], hx, lengths=lengths)
+    assert_exact(found, (y if module.batch_first else y.transpose(0, 1))[valid])
+    assert_exact(states, h_n)
+
+
+def test_gru_gradients_of_biases_share_no_memory():
+    """Gradient scaling changes them in place, one after the other."""
+    module = ser_fast.GRU(3, 4, reset_after=False, bidirectional=True)
+    module(torch.randn(5, 2, 3))[0].sum().backward()
+    addresses = {weight.grad.data_ptr() for weight in module.parameters()}
+    assert len(addresses) == len(list(module.parameters()))
+    assert torch.equal(module.bias_ih_l0.grad, module.bias_hh_l0.grad)
+
+
 def test_gru_keeps_the_state_of_an_empty_row():
     gru = ser_fast.GRU(3, 4, bidirectional=True)
     hx = torch.randn(2, 2, 4, requires_grad=True)
@@ -237,8 +264,11 @@ BAD_MODULES = [
      r"GRU: lengths\[0\] is 5; it must be in 0..4"),
     (lambda: ser_fast.GRU(3, 2)(torch.randn(4, 2, 3), lengths=torch.tensor([1.0, 1.0])), RuntimeError,
      "GRU: lengths has dtype float32; it must be int64 or int32"),
-    (lambda: ser_fast.GRU(3, 2)(torch.randn(4, 3), lengths=torch.tensor([4])), RuntimeError,
-     "lengths is given with an unbatched input; it must be None"),
+    (lambda: ser_fast.GRU(3, 2)(torch.randn(4, 3), lengths=torch.tensor([3])), RuntimeError,
+     r"GRU: lengths are \[3\]; it must be at least 0 and add up to the packed frames, 4"),
+    (lambda: ser_fast.GRU(3, 2)(torch.randn(4, 3), lengths=torch.tensor(4)), RuntimeError,
+     r"GRU: lengths has shape \[\]; it must be \[B\]"),
+    (lambda: ser_fast.GRU(3, 2)(torch.randn(4, 5), lengths=torch.tensor([4])), RuntimeError, "GRU: input has 5 features"),
     (lambda: ser_fast.GRU(3, 2)(pack_sequence([torch.randn(2, 3)]), lengths=torch.tensor([2])), RuntimeError,
      "lengths is given with a PackedSequence; it must be None"),
     (lambda: ser_fast.GRU(3, 2)(torch.randn(4, 2, 3).double()), ValueError, r"GRU: RNN input dtype \(torch.float64\) does not match weight dtype"),

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from samples import gru_arguments, op, pool_arguments, spectrogram_arguments
+from samples import attention_arguments, gru_arguments, op, pool_arguments, spectrogram_arguments
 
 import ser_fast
 from ser_fast.backends import dispatch, registry
@@ -10,6 +10,7 @@ from ser_fast.functional import power_spectrogram
 from ser_fast.ops import attention_pool as pool_op
 from ser_fast.ops import gru as gru_op
 from ser_fast.ops import power_spectrogram as spectrogram_op
+from ser_fast.ops import self_attention as attention_op
 
 REFERENCES = {
     "gru": gru_op.reference,
@@ -19,6 +20,8 @@ REFERENCES = {
     "attention_pool_backward": pool_op.reference_backward,
     "power_spectrogram": spectrogram_op.reference,
     "power_spectrogram_backward": spectrogram_op.reference_backward,
+    "self_attention": attention_op.reference,
+    "self_attention_backward": attention_op.reference_backward,
 }
 
 
@@ -31,6 +34,7 @@ def _arguments() -> dict[str, tuple]:
     pooled, weights = pool_op.reference(h, w, valid)
     wave = spectrogram_arguments(3, 24, 8, 10, 5, ragged_rows=True, normalized=True, log=True)
     grad = torch.randn_like(spectrogram_op.reference(*wave))
+    attention = attention_arguments(3, 4, 2, 3, ragged_rows=True, dropout=0.2)
     return {
         "gru": (gx, w_hh, b_hh, h0, lengths, after, True),
         "gru_backward": backward,
@@ -47,6 +51,8 @@ def _arguments() -> dict[str, tuple]:
         ),
         "power_spectrogram": wave,
         "power_spectrogram_backward": (grad, *wave[:7], *wave[8:]),
+        "self_attention": attention,
+        "self_attention_backward": (torch.randn_like(attention_op.reference(*attention)), *attention),
     }
 
 
@@ -99,6 +105,7 @@ BAD_BACKWARD = [
           "gru_backward_with_gates": ("grad_y", "grad_h_n", None, "gates", "w_hh", "h0"),
           "attention_pool_backward": ("grad_pooled", "grad_weights", None, None, "pooled", "weights"),
           "power_spectrogram_backward": ("grad",),
+          "self_attention_backward": ("grad",),
       }.items() for place, argument in enumerate(places) if argument),
     ("gru_backward_with_gates", 8, lambda x: x[..., :1], r"grad_gates has shape .*y's shape with 4H", False),
     ("gru_backward", 2, lambda x: x[0, 0], r"y has shape \[2, 2\]; it must be \[T, B, D, H\]", False),
@@ -110,10 +117,10 @@ BAD_BACKWARD = [
     *((name, place, lambda x: x.float(), f"{name}: {argument} has dtype float32; it must be float64", False)
       for name, place, argument in [("gru_backward", 0, "grad_y"), ("gru_backward_with_gates", 8, "grad_gates"),
                                     ("attention_pool_backward", 0, "grad_pooled"),
-                                    ("power_spectrogram_backward", 0, "grad")]),
+                                    ("power_spectrogram_backward", 0, "grad"), ("self_attention_backward", 0, "grad")]),
     *((name, place, lambda x: torch.full_like(x, -1), rf"{name}: lengths\[0\] is -1; it must be in 0\.\.", True)
       for name, place in [("gru_backward", 6), ("gru_backward_with_gates", 6), ("attention_pool_backward", 6),
-                          ("power_spectrogram_backward", 7)]),
+                          ("power_spectrogram_backward", 7), ("self_attention_backward", 2)]),
 ]  # fmt: skip
 
 
@@ -219,6 +226,10 @@ HUGE = 2**48  # more than addresses reach
         (
             lambda: op("attention_pool")(torch.zeros(4)[::2].expand(HUGE, 1, 2), torch.zeros(2), None),
             rf"attention_pool needs {8 * HUGE} bytes for h of shape \[{HUGE}, 1, 2\]",
+        ),
+        (
+            lambda: op("self_attention")(torch.zeros(1, 2, 1, 1).expand(HUGE, 1, 2, 1, 1), None, 0.0, None),
+            rf"self_attention needs {4 * HUGE} bytes for output of shape \[{HUGE}, 1, 1\]",
         ),
         (
             lambda: power_spectrogram(torch.zeros(3).expand(HUGE, 3), torch.ones(2), 2, 1),

@@ -10,6 +10,7 @@ from samples import (
     all_cases,
     assert_as_accurate,
     assert_exact,
+    attention_arguments,
     case_id,
     conv_pool_arguments,
     differentiable,
@@ -50,6 +51,12 @@ SMALL = {
     "conv-pool": ("conv_pool", conv_pool_arguments(2, 5, 3, 3, 2, 2, 3, 1, ragged_rows=True, channels_last=False)),
     "conv-pool-packed": ("conv_pool", conv_pool_arguments(3, 4, 2, 2, 3, 2, 1, 3, ragged_rows=True, packed=True)),
     "gray-deltas": ("gray_deltas", gray_arguments(3, 4, 2, ragged_rows=True)),
+    "attention": ("self_attention", attention_arguments(2, 5, 2, 3, ragged_rows=False, values=True)),
+    "attention-means": ("self_attention", attention_arguments(3, 4, 2, 2, ragged_rows=True, dropout=0.3)),
+    "attention-packed": (
+        "self_attention",
+        attention_arguments(3, 4, 1, 2, ragged_rows=True, values=True, packed=True, dropout=0.3),
+    ),
 }
 
 
@@ -96,7 +103,11 @@ def test_float32_is_as_accurate_as_reference(case, poison):
 
 
 @pytest.mark.parametrize(
-    "kind", important(SMALL, lambda kind: kind in ("gru-after", "pool-ragged", "spectrogram-log", "conv-pool"))
+    "kind",
+    important(
+        SMALL,
+        lambda kind: kind in ("gru-after", "pool-ragged", "spectrogram-log", "conv-pool", "attention-means"),
+    ),
 )
 def test_op_passes_opcheck(kind):
     name, arguments = SMALL[kind]
@@ -132,6 +143,10 @@ def test_backward_ops_pass_opcheck():
     x, weight, _, *rest = SMALL["conv-pool"][1]
     y, winners = op("conv_pool")(*SMALL["conv-pool"][1])
     torch.library.opcheck(op("conv_pool_backward"), (torch.randn_like(y), x, weight, winners, *rest, True))
+    arguments = SMALL["attention-packed"][1]
+    torch.library.opcheck(
+        op("self_attention_backward"), (torch.randn_like(op("self_attention")(*arguments)), *arguments)
+    )
 
 
 @pytest.mark.parametrize(("name", "arguments"), SMALL.values(), ids=SMALL)
@@ -184,6 +199,7 @@ PACKED = SMALL["gru-packed"][1]
 POOL = SMALL["pool-ragged"][1]
 SPECTROGRAM = SMALL["spectrogram-log"][1]
 CONV, CONV_PACKED, GRAY = (SMALL[name][1] for name in ("conv-pool", "conv-pool-packed", "gray-deltas"))
+ATTENTION = SMALL["attention-means"][1]
 
 
 def change(arguments: tuple, position: int, value) -> tuple:
@@ -213,6 +229,20 @@ BAD = [
     ("attention_pool", change(POOL, 0, POOL[0][0]), r"attention_pool: h has shape \[4, 3\]; it must be \[B, T, D\]", False),
     ("attention_pool", change(POOL, 1, POOL[1][:2]), r"w has shape \[2\]; it must be \[D\] = \[3\]", False),
     ("attention_pool", change(POOL, 2, torch.tensor([5, 0, 0])), r"lengths\[0\] is 5; it must be in 0..4", True),
+    ("self_attention", (ATTENTION[0][0], None, 0.0, None), r"self_attention: qkv has shape \[4, 2, 2, 2\].*or packed with lengths", False),
+    ("self_attention", change(ATTENTION, 0, ATTENTION[0][:, :, :1]), r"qkv has shape \[3, 4, 1, 2, 2\]; it must be \[B, T, 2 or 3, heads, d\]", False),
+    ("self_attention", change(ATTENTION, 0, ATTENTION[0][..., :0]), r"qkv has shape \[3, 4, 2, 2, 0\].*no size 0", False),
+    ("self_attention", change(ATTENTION, 0, ATTENTION[0].long()), "qkv has dtype int64; it must be float32", False),
+    ("self_attention", change(ATTENTION, 1, torch.tensor([5, 0, 0])), r"lengths\[0\] is 5; it must be in 0..4", True),
+    ("self_attention", change(ATTENTION, 1, torch.tensor([1, 1])), r"lengths has shape \[2\]; it must be \[B\] = \[3\]", False),
+    ("self_attention", (ATTENTION[0][0], torch.tensor([[1]]), 0.0, None), r"lengths has shape \[1, 1\]; it must be \[B\]", False),
+    ("self_attention", (ATTENTION[0][0], torch.tensor([1, 2]), 0.0, None), "lengths add up to 3; it must be the packed frames, 4", True),
+    ("self_attention", change(ATTENTION, 2, -0.5), r"dropout is -0.500000; it must be in 0..1", False),
+    ("self_attention", change(ATTENTION, 2, 1.25), r"dropout is 1.250000; it must be in 0..1", False),
+    ("self_attention", change(ATTENTION, 2, math.nan), r"dropout is nan; it must be in 0..1", False),
+    ("self_attention", change(ATTENTION, 3, None), "seed is None; it must be a torch.Tensor, for a dropout above 0", False),
+    ("self_attention", change(ATTENTION, 3, torch.tensor(1.0)), "seed has dtype float32; it must be int64", False),
+    ("self_attention", change(ATTENTION, 3, torch.tensor([1])), r"seed has shape \[1\]; it must be \[\] = \[\]", False),
     ("power_spectrogram", change(SPECTROGRAM, 0, torch.zeros(3)), r"wave has shape \[3\]|wave has dtype", False),
     ("power_spectrogram", change(SPECTROGRAM, 0, SPECTROGRAM[0].half()), "wave has dtype float16", False),
     ("power_spectrogram", change(SPECTROGRAM, 0, NAN_WAVE), r"wave\[0, 3\] is nan; it must be finite", True),

@@ -8,7 +8,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, vmap
 
 import ser_fast
-from ser_fast.functional import attention_pool, gru, power_spectrogram
+from ser_fast.functional import attention_pool, gru, power_spectrogram, self_attention
 
 DOUBLE = {"dtype": torch.float64}
 
@@ -35,6 +35,19 @@ def test_gru_module_has_second_derivatives():
     module = ser_fast.GRU(2, 3, 2, bidirectional=True, batch_first=True, reset_after=False).double()
     x, lengths = torch.randn(3, 4, 2, **DOUBLE, requires_grad=True), torch.tensor([4, 0, 2])
     assert gradgradcheck(lambda x: module(x, lengths=lengths), (x,), fast_mode=True)
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+@pytest.mark.parametrize("packed", [False, True])
+def test_self_attention_has_second_derivatives(parts, packed):
+    lengths, dropout = torch.tensor([4, 0, 2]), 0.3
+    (qkv,) = leaves((6, parts, 2, 3) if packed else (3, 4, parts, 2, 3))
+
+    def call(qkv):
+        torch.manual_seed(0)
+        return self_attention(qkv, lengths, dropout)
+
+    assert gradcheck(call, (qkv,)) and gradgradcheck(call, (qkv,))
 
 
 def test_pool_and_spectrogram_have_second_derivatives():

@@ -296,9 +296,9 @@ def test_budgets_count_spills_in_loops_alone(monkeypatch):
 
 
 def test_select_takes_triton_once_chosen(fresh_state, monkeypatch):
-    assert [backends.select(op, "cuda") for op in backends.OPS] == ["torch", "reference", "reference"]
+    assert [backends.select(op, "cuda") for op in backends.OPS] == ["torch", "reference", "reference", "reference"]
     backends.use("triton")
-    assert [backends.select(op, "cuda") for op in backends.OPS] == ["triton"] * 3
+    assert [backends.select(op, "cuda") for op in backends.OPS] == ["triton"] * 3 + ["reference"]
     assert backends.select("gru", "cuda", dtype=torch.float64) == "torch"
     assert backends.select("attention_pool", "cuda", dtype=torch.float64) == "reference"
     fits = {hidden: backends.select("gru", "cuda", hidden_size=hidden) for hidden in (1, 64, 65)}
@@ -320,7 +320,7 @@ def test_environment_selects_triton():
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
                             env=os.environ | {"SER_FAST_BACKEND": "triton"})  # fmt: skip
-    assert result.stdout.strip() == f"['triton', 'triton', 'triton'] {backends.loaded}", result.stderr
+    assert result.stdout.strip() == f"['triton', 'triton', 'triton', 'reference'] {backends.loaded}", result.stderr
 
 
 def test_select_triton_does_not_break_a_graph(fresh_state, monkeypatch):
