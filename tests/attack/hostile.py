@@ -56,8 +56,9 @@ def dtype(random: Random, target: Target) -> str:
     if tensor.dtype == torch.int16:  # a wave that may as well be float32
         kinds.remove(torch.float32)
     kind = random.choice([kind for kind in kinds if kind != tensor.dtype])
-    alone = not target.module and len([each for each in tensors(target) if each != "lengths"]) == 1
-    if alone and name != "lengths":
+    fixed = ("lengths", "seed")  # whose dtype does not follow the others'
+    alone = not target.module and len([each for each in tensors(target) if each not in fixed]) == 1
+    if alone and name not in fixed:
         return ""
     target.arguments[name] = tensor.to(kind)
     return f"{name} as {kind}"
