@@ -22,12 +22,9 @@ Tensor gray_deltas(const Tensor& x, double range, const std::optional<Tensor>& l
   const int64_t B = sizes[0], T = sizes[1], F = sizes[2];
   const std::optional<Tensor> whole = checks.lengths(lengths, B, T);
   const int64_t* valid = pointer<int64_t>(whole);
-  std::vector<int64_t> first;
-  int64_t total = 0;
-  for (int64_t b = 0; b < B; ++b) {
-    first.push_back(packed_frames ? total : b * T);
-    total += valid ? valid[b] : T;
-  }
+  int64_t total = valid ? 0 : B * T;
+  if (valid)
+    for (int64_t b = 0; b < B; ++b) total += valid[b];
   if (packed_frames)
     checks.require(*packed_frames == total, "packed_frames is " + std::to_string(*packed_frames),
                    "the sum of the lengths, " + std::to_string(total));
@@ -36,6 +33,8 @@ Tensor gray_deltas(const Tensor& x, double range, const std::optional<Tensor>& l
       on_huge_pages(checks.empty("image", x, packed_frames ? Sizes{total, F, 3} : Sizes{B, T, F, 3}));
   const auto run = [&](auto zero) {
     using S = decltype(zero);
+    std::vector<int64_t> first(B);
+    for (int64_t b = 1; b < B; ++b) first[b] = first[b - 1] + (packed_frames && valid ? valid[b - 1] : T);
     gray_deltas_cpu<S>({B, T, F, pointer<S>(given), given.stride(0), given.stride(1), range, valid, first.data(),
                         packed_frames.has_value(), mutable_pointer<S>(image)},
                        torch_threads());
