@@ -1,10 +1,9 @@
-// Gray image with deltas on CPU. A task is one row of the batch. Sums are of double: a row has tens of thousands of
-// pixels.
+// Gray image with deltas on CPU. A task is one row of the batch.
 #include "gray_deltas.h"
 
 #include <algorithm>
 #include <cmath>
-#include <vector>
+#include <memory>
 
 #include "simd.h"
 
@@ -24,44 +23,61 @@ SER_FAST_INLINE void slopes(const T* x, int64_t frames, int64_t bins, T* out) {
   }
 }
 
+// The sum over all frames of a vector function of their pixels, 0 beyond the last bin. Each frame is added up by itself:
+// one by one, tens of thousands of pixels would lose digits of a float.
+template <class I, class T, class Of>
+SER_FAST_INLINE double total(int64_t frames, int64_t bins, const Of& of) {
+  constexpr int64_t lanes = kLanes<I, T>;
+  double sum = 0;
+  for (int64_t t = 0; t < frames; ++t) {
+    Vec<I, T> part = {};
+    for (int64_t f = 0; f < bins; f += lanes) part += of(t, f);
+    sum += sum_lanes(part);
+  }
+  return sum;
+}
+
 template <class I, class T>
 SER_FAST_INLINE void task(I, const GrayDeltas<T>& args, int64_t b) {
-  constexpr int64_t kLanesOfSums = 8;  // independent sums, for the vector registers
+  constexpr int64_t lanes = kLanes<I, T>;
   const int64_t length = args.lengths ? args.lengths[b] : args.frames, bins = args.bins, size = length * bins;
   T* image = args.image + args.first[b] * bins * 3;
   if (!args.packed) std::fill_n(image + size * 3, (args.frames - length) * bins * 3, T(0));
   if (length == 0) return;
-  std::vector<T> memory(3 * size);
-  T *gray = memory.data(), *delta = gray + size, *second = delta + size;
+  const std::unique_ptr<T[]> memory(new T[3 * size]);
+  T *gray = memory.get(), *delta = gray + size, *second = delta + size;
   const T* x = args.x + b * args.row_stride;
   T peak = *x;
-  for (int64_t t = 0; t < length; ++t)
-    for (int64_t f = 0; f < bins; ++f) {
-      const T value = x[t * args.frame_stride + f];
-      peak = value > peak ? value : peak;
-    }
-  const T range = static_cast<T>(args.range);
+  Vec<I, T> most = Vec<I, T>{} + peak;
   for (int64_t t = 0; t < length; ++t) {
-    SER_FAST_INDEPENDENT
-    for (int64_t f = 0; f < bins; ++f) {
-      const T level = (x[t * args.frame_stride + f] - peak) / range + 1, positive = level < 0 ? T(0) : level;
-      gray[t * bins + f] = positive > 1 ? T(1) : positive;
+    const T* frame = x + t * args.frame_stride;
+    int64_t f = 0;
+    for (; f + lanes <= bins; f += lanes) {
+      const auto value = load<I>(frame + f);
+      most = most < value ? value : most;
     }
+    for (; f < bins; ++f) peak = std::max(peak, frame[f]);
   }
-  const auto sum = [&](double mean, auto power) __attribute__((always_inline)) {
-    double sums[kLanesOfSums] = {}, total = 0;
-    int64_t i = 0;
-    for (; i + kLanesOfSums <= size; i += kLanesOfSums)
-      for (int64_t lane = 0; lane < kLanesOfSums; ++lane) sums[lane] += power(gray[i + lane] - mean);
-    for (; i < size; ++i) total += power(gray[i] - mean);
-    for (const double one : sums) total += one;
-    return total;
-  };
-  const double mean = sum(0, [](double value) __attribute__((always_inline)) { return value; }) / size;
-  const double squares = sum(mean, [](double value) __attribute__((always_inline)) { return value * value; });
-  const double deviation = std::max(std::sqrt(squares / size), kLeastDeviation);
+  for (int64_t lane = 0; lane < lanes; ++lane) peak = std::max(peak, most[lane]);
+  const T range = static_cast<T>(args.range);
+  const Vec<I, T> zero = {}, one = zero + 1;
+  const double count = static_cast<double>(size);
+  const double mean = total<I, T>(length, bins, [&](int64_t t, int64_t f) __attribute__((always_inline)) {
+    Vec<I, T> level = (load<I>(x + t * args.frame_stride + f, bins - f) - peak) / range + 1;
+    level = level < zero ? zero : level > one ? one : level;  // NaN stays
+    store(gray + t * bins + f, level, bins - f);
+    return load<I>(gray + t * bins + f, bins - f);  // 0 beyond the last bin
+  }) / count;
+  const T centre = static_cast<T>(mean);
+  const double squares = total<I, T>(length, bins, [&](int64_t t, int64_t f) __attribute__((always_inline)) {
+    const Vec<I, T> level = load<I>(gray + t * bins + f, bins - f) - centre;
+    store(gray + t * bins + f, level, bins - f);
+    const Vec<I, T> valid = load<I>(gray + t * bins + f, bins - f);
+    return Vec<I, T>(valid * valid);
+  });
+  const T deviation = static_cast<T>(std::max(std::sqrt(squares / count), kLeastDeviation));
   SER_FAST_INDEPENDENT
-  for (int64_t i = 0; i < size; ++i) gray[i] = static_cast<T>((gray[i] - mean) / deviation);
+  for (int64_t i = 0; i < size; ++i) gray[i] /= deviation;
   slopes(gray, length, bins, delta);
   slopes(delta, length, bins, second);
   SER_FAST_INDEPENDENT

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.functional_tensor import FunctionalTensor  # checked with 2.11.0 and 2.13.0
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -43,8 +44,8 @@ def transforming() -> bool:
 
 def has_values(tensor: Tensor) -> bool:
     """Return whether a tensor holds values, unlike the fake and wrapped tensors of tracing and torch.func."""
-    # Both names checked with 2.11.0 and 2.13.0.
-    fake = isinstance(tensor, torch._subclasses.FakeTensor)
+    # All names checked with 2.11.0 and 2.13.0.
+    fake = isinstance(tensor, (torch._subclasses.FakeTensor, FunctionalTensor))
     return not fake and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 

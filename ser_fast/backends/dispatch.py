@@ -16,7 +16,7 @@ from ser_fast._torch_compat import constant_in_graphs, without_modes
 from ser_fast.backends import build, measured, state
 
 BACKENDS = ("auto", "compiled", "cuda", "triton", "reference")
-OPS = ("gru", "attention_pool", "power_spectrogram", "self_attention")
+OPS = ("gru", "attention_pool", "power_spectrogram", "self_attention", "conv_pool", "gray_deltas")
 GRU_PRODUCTS = ("half precision", "tf32", "float32 as three tf32 products")
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int16)
 CUDA_DTYPES = {  # by op with kernels for CUDA tensors; the others run on their references there

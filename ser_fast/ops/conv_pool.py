@@ -31,8 +31,8 @@ def reference(
     best, index = F.max_pool2d(pixels, 2, ceil_mode=True, return_indices=True)
     # Windows begin at even frames and bins, so the parities are the place in the window.
     place = index // x.shape[2] % 2 * 2 + index % x.shape[2] % 2
-    best, position = best.unflatten(0, (-1, len(x))).max(0)
-    place = place.unflatten(0, (-1, len(x))).gather(0, position[None])[0]
+    best, position = best.unflatten(0, (-1, x.shape[0])).max(0)
+    place = place.unflatten(0, (-1, x.shape[0])).gather(0, position[None])[0]
     winners = (4 * position + place).masked_fill(best <= 0, NO_WINNER).to(torch.uint8)
     return _ordered(best.relu(), channels_last), _ordered(winners, True)
 
@@ -95,7 +95,7 @@ def _pixels(x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Tensor | No
     if lengths is None:
         return pixels
     # Before the ReLU a 0 is as good as no pixel.
-    past = ~frame_mask(lengths, x.shape[1]).repeat(len(pixels) // len(x), 1)
+    past = ~frame_mask(lengths, x.shape[1]).repeat(pixels.shape[0] // x.shape[0], 1)
     return pixels.masked_fill(past[:, None, :, None], 0)
 
 
@@ -285,5 +285,5 @@ def _exported(x, weight, bias, lengths, channels_last) -> Tensor:
     # Written as 2 * ceil(n / 2): torch 2.11 cannot prove that n + n % 2 is even.
     frames, bins = ((size + 1) // 2 * 2 for size in pixels.shape[2:])
     padded = F.pad(pixels, (0, bins - pixels.shape[3], 0, frames - pixels.shape[2]))
-    best = F.max_pool2d(padded, 2).relu().unflatten(0, (-1, len(x))).amax(0)
+    best = F.max_pool2d(padded, 2).relu().unflatten(0, (-1, x.shape[0])).amax(0)
     return _ordered(best, channels_last)

@@ -13,7 +13,7 @@ LEAST_DEVIATION = 1e-3  # kLeastDeviation in kernels/gray_deltas.h
 def reference(x: Tensor, range: float, lengths: Tensor | None, packed_frames: int | None = None) -> Tensor:
     """Reference implementation of ``ser_fast::gray_deltas`` in plain PyTorch, differentiable."""
     _check(x, range, lengths, packed_frames)
-    given = torch.full((len(x),), x.shape[1], device=x.device) if lengths is None else lengths
+    given = torch.full((x.shape[0],), x.shape[1], device=x.device) if lengths is None else lengths
     v = standardize(gray(x, range, given), given)
     slope = delta(v, given)
     image = torch.stack([v, slope, delta(slope, given)], dim=-1)

@@ -5,7 +5,8 @@
 
     ser-fast train --data=synthetic --model=MODEL --epochs=1 --batch_size=64 --seed=3 --device=cpu --out=MODEL
 
-``functionals`` was trained with ``--functionals.groups=[rhythm,thirds]``.
+``functionals`` was trained with ``--functionals.groups=[rhythm,thirds]``. The second epoch of ``bigru_mha`` is that of a
+later version, since which its attention draws other random numbers for dropout.
 """
 
 import json
