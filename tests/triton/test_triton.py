@@ -298,7 +298,9 @@ def test_budgets_count_spills_in_loops_alone(monkeypatch):
 def test_select_takes_triton_once_chosen(fresh_state, monkeypatch):
     assert [backends.select(op, "cuda") for op in backends.OPS] == ["torch"] + ["reference"] * (len(backends.OPS) - 1)
     backends.use("triton")
-    assert [backends.select(op, "cuda") for op in backends.OPS] == ["triton"] * 3 + ["reference"] * (len(backends.OPS) - 3)
+    assert [backends.select(op, "cuda") for op in backends.OPS] == ["triton"] * 3 + ["reference"] * (
+        len(backends.OPS) - 3
+    )
     assert backends.select("gru", "cuda", dtype=torch.float64) == "torch"
     assert backends.select("attention_pool", "cuda", dtype=torch.float64) == "reference"
     fits = {hidden: backends.select("gru", "cuda", hidden_size=hidden) for hidden in (1, 64, 65)}
