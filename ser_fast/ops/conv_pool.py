@@ -68,7 +68,7 @@ def reference_backward(
     spread = spread.permute(4, 0, 3, 1, 5, 2, 6).flatten(5, 6).flatten(3, 4)  # [P, B, O, 2 T', 2 F']
     pixels = spread.flatten(0, 1)[..., :frames, :bins]
     stacked = _stacked(x, weight)
-    grad_weight = torch.nn.grad.conv2d_weight(stacked, weight.shape, pixels, padding=padding)
+    grad_weight = torch.nn.grad.conv2d_weight(stacked, weight.shape, pixels, padding=padding).contiguous()
     grad_bias = pixels.sum((0, 2, 3))
     if not needs_grad_x:
         return x.new_empty(0), grad_weight, grad_bias
@@ -76,7 +76,7 @@ def reference_backward(
     grad_x = sum(
         F.pad(part, (first, positions - 1 - first)) for first, part in enumerate(parts.unflatten(0, (-1, batch)))
     )
-    return mask_past(grad_x, lengths), grad_weight, grad_bias
+    return mask_past(grad_x, lengths).contiguous(), grad_weight, grad_bias
 
 
 def _part(packed: Tensor, lengths: Tensor) -> Tensor:

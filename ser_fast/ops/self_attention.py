@@ -18,36 +18,45 @@ def reference(qkv: Tensor, lengths: Tensor | None = None, dropout: float = 0.0, 
     _check("self_attention", qkv, lengths, dropout, seed)
     if qkv.dim() == 4:
         frames, rows = places(lengths)
-        padded = qkv.new_zeros(len(lengths), int(lengths.max()), *qkv.shape[1:]).index_put((rows, frames), qkv)
-        output = reference(padded, lengths, dropout, seed)
-        return output[rows, frames] if qkv.shape[1] == 3 else output.transpose(0, 1)[:, rows, frames]
+        output = reference(_padded(qkv, lengths), lengths, dropout, seed)
+        return output[rows, frames] if qkv.shape[1] == 3 else output[rows, :, frames].T.contiguous()
     dtype = qkv.dtype
     q, k, *values = mask_past(qkv.float() if dtype in HALF else qkv, lengths).transpose(1, 3).unbind(2)
-    weights = _weights(q, k, lengths, dropout, seed)
+    weights = _dropped(_weights(q, k, lengths), dropout, seed)
     if values:
-        return (weights @ values[0]).transpose(1, 2).to(dtype)
+        return (weights @ values[0]).transpose(1, 2).contiguous().to(dtype)
     count = qkv.shape[1] if lengths is None else lengths.clamp(min=1)[:, None, None]
     return (weights.sum(2) / count).to(dtype)
 
 
-def _weights(q: Tensor, k: Tensor, lengths: Tensor | None, dropout: float, seed: Tensor | None) -> Tensor:
-    """Return the weights after dropout ``[B, heads, T, T]`` of q and k ``[B, heads, T, d]``; 0 in the padding."""
-    batch, heads, frames, width = q.shape
+def _padded(packed: Tensor, lengths: Tensor) -> Tensor:
+    """Return packed frames ``[N, ...]`` as ``[B, T, ...]``, 0 past each length."""
+    frames, rows = places(lengths)
+    zeros = packed.new_zeros(len(lengths), int(lengths.max()), *packed.shape[1:])
+    return zeros.index_put((rows, frames), packed)
+
+
+def _weights(q: Tensor, k: Tensor, lengths: Tensor | None) -> Tensor:
+    """Return the weights ``[B, heads, T, T]`` of q and k ``[B, heads, T, d]``; 0 in the padding."""
+    frames, width = q.shape[2:]
     scores = (q / math.sqrt(width)) @ k.mT
     if lengths is None:
-        weights = torch.softmax(scores, dim=-1)
-    else:
-        valid = frame_mask(lengths, frames)
-        # A row without frames keeps finite scores, since a softmax over -inf alone is NaN, and is zeroed afterwards.
-        past = (~valid & (lengths > 0)[:, None])[:, None, None]
-        both = (valid[:, None] & valid[:, :, None])[:, None]
-        weights = torch.softmax(scores.masked_fill(past, -torch.inf), dim=-1).masked_fill(~both, 0)
+        return torch.softmax(scores, dim=-1)
+    valid = frame_mask(lengths, frames)
+    # A row without frames keeps finite scores, since a softmax over -inf alone is NaN, and is zeroed afterwards.
+    past = (~valid & (lengths > 0)[:, None])[:, None, None]
+    both = (valid[:, None] & valid[:, :, None])[:, None]
+    return torch.softmax(scores.masked_fill(past, -torch.inf), dim=-1).masked_fill(~both, 0)
+
+
+def _dropped(weights: Tensor, dropout: float, seed: Tensor | None) -> Tensor:
+    """Return the weights ``[B, heads, T, T]`` after dropout."""
     dropped = round(STEPS * dropout)
     if dropped == 0:
         return weights
     if dropped == STEPS:
         return weights * 0
-    drops = random_bytes(seed, batch, heads, frames) < dropped
+    drops = random_bytes(seed, *weights.shape[:3]) < dropped
     return weights.masked_fill(drops, 0) * (STEPS / (STEPS - dropped))
 
 
@@ -86,8 +95,26 @@ def reference_backward(
 ) -> Tensor:
     """Reference implementation of ``ser_fast::self_attention_backward`` in plain PyTorch, differentiable."""
     _check_backward(grad, qkv, lengths, dropout, seed)
-    _, pull_back = torch.func.vjp(lambda qkv: reference(qkv, lengths, dropout, seed), qkv)
-    return pull_back(grad)[0]
+    if qkv.dim() == 4:
+        frames, rows = places(lengths)
+        means = qkv.shape[1] == 2  # whose gradient is [heads, N]
+        padded = _padded(grad.transpose(0, 1), lengths).transpose(1, 2) if means else _padded(grad, lengths)
+        return reference_backward(padded, _padded(qkv, lengths), lengths, dropout, seed)[rows, frames]
+    dtype = qkv.dtype
+    qkv, grad = (qkv.float(), grad.float()) if dtype in HALF else (qkv, grad)
+    q, k, *values = mask_past(qkv, lengths).transpose(1, 3).unbind(2)
+    weights = _weights(q, k, lengths)
+    left = _dropped(weights, dropout, seed)
+    if values:
+        along = mask_past(grad, lengths).transpose(1, 2)
+        slopes, grads = along @ values[0].mT, [left.mT @ along]
+    else:
+        count = qkv.shape[1] if lengths is None else lengths.clamp(min=1)[:, None, None]
+        slopes, grads = (grad / count)[:, :, None], []
+    slopes = left * slopes
+    slopes = (slopes - weights * slopes.sum(-1, keepdim=True)) / math.sqrt(q.shape[-1])
+    # Not slopes.mT @ q, which MKL adds up one by one: with 3000 keys a digit less.
+    return torch.stack([slopes @ k, (q.mT @ slopes).mT, *grads], dim=2).transpose(1, 3).contiguous().to(dtype)
 
 
 def _check(op: str, qkv: Tensor, lengths: Tensor | None, dropout: float, seed: Tensor | None) -> tuple[tuple, str]:
