@@ -34,6 +34,12 @@ SER_FAST_INLINE typename PhiloxTypes<I>::Words interleaved(const typename Philox
   return (typename PhiloxTypes<I>::Words)((word[0] & 0xFFFFFFFF) | word[1] << 32);
 }
 
+// GCC 12 takes the initialised arrays of vectors below for uninitialised.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
 // Writes word w of the call with counter (i, second, third, fourth) to words[w * stride + i], for i in 0..count and
 // up to a whole vector.
 template <class I>
@@ -44,13 +50,9 @@ SER_FAST_INLINE void philox(uint64_t key, uint32_t second, uint32_t third, uint3
   Counters even = {};  // one element per two words, whose upper half is ignored: even and odd calls apart
   for (int64_t i = 0; i < lanes / 2; ++i) even[i] = 2 * i;
   for (int64_t i = 0; i < count; i += lanes) {
-    Counters a[2] = {even + i, even + (i + 1)}, b[2], c[2], d[2];
-    SER_FAST_UNROLL
-    for (int odd = 0; odd < 2; ++odd) {
-      b[odd] = Counters{} + second;
-      c[odd] = Counters{} + third;
-      d[odd] = Counters{} + fourth;
-    }
+    const Counters zero = {};
+    Counters a[2] = {even + i, even + (i + 1)}, b[2] = {zero + second, zero + second};
+    Counters c[2] = {zero + third, zero + third}, d[2] = {zero + fourth, zero + fourth};
     uint32_t low = static_cast<uint32_t>(key), high = static_cast<uint32_t>(key >> 32);
     SER_FAST_UNROLL
     for (int round = 0; round < 7; ++round) {
@@ -71,5 +73,9 @@ SER_FAST_INLINE void philox(uint64_t key, uint32_t second, uint32_t third, uint3
     store(words + 3 * stride + i, interleaved<I>(d));
   }
 }
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
 
 }  // namespace ser_fast
