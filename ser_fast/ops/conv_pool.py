@@ -91,7 +91,8 @@ def _join(padded: Tensor, lengths: Tensor) -> Tensor:
 
 def _pixels(x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Tensor | None) -> Tensor:
     """Return the convolution at all positions along the channels, ``[P B, O, T, F]``, 0 past each length."""
-    pixels = F.conv2d(_stacked(mask_past(x, lengths), weight), weight, bias, padding=_padding(weight))
+    # torch's own derivative fails for some strides of the weight.
+    pixels = F.conv2d(_stacked(mask_past(x, lengths), weight), weight.contiguous(), bias, padding=_padding(weight))
     if lengths is None:
         return pixels
     # Before the ReLU a 0 is as good as no pixel.
