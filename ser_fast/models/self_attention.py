@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ser_fast import backends
+from ser_fast._require import require
 from ser_fast.models.masking import masked_mean
 from ser_fast.nn.packing import Part, valid_frames
 from ser_fast.ops import checks, onnx
@@ -69,6 +70,8 @@ class MultiHeadSelfAttention(nn.Module):
                 return self._packed_mean(packed, lengths)
             y = self._packed(packed, lengths)
             return y if x.dim() == 2 else Part.apply(y, lengths.tolist(), x.shape[1], True)
+        allowed = "[B, T, D]; packed frames are for the compiled kernel, without return_weights"
+        require(x.dim() == 3, f"MultiHeadSelfAttention: x has shape {list(x.shape)}", allowed)
         y, weights = self._padded(x, lengths, return_weights)
         y = masked_mean(y, lengths) if mean else y
         return (y, weights) if return_weights else y
