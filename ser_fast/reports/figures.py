@@ -66,23 +66,22 @@ def loss_curves(runs: dict[str, list[dict]], path: Path) -> Path:
         epochs = [row["epoch"] for row in rows]
         marker = "o" if len(rows) == 1 else None  # a single point has no line
         look = {"color": color, "marker": marker}
-        left.plot(epochs, [row["loss"] for row in rows], label=f"{name}, training", **look)
+        left.plot(epochs, [row["loss"] for row in rows], label=name, **look)
         if "valid_loss" not in rows[0]:
-            right.plot(
-                epochs, [100 * row["accuracy"] if counted else row["loss"] for row in rows], label=name, **look
-            )
+            right.plot(epochs, [100 * row["accuracy"] if counted else row["loss"] for row in rows], **look)
             continue
-        left.plot(epochs, [row["valid_loss"] for row in rows], label=f"{name}, validation", linestyle=":", **look)
-        right.plot(epochs, [100 * row[measure] if share else row[measure] for row in rows], label=name, **look)
-    left.set(xlabel="epoch", ylabel="loss", ylim=(0, None))
+        left.plot(epochs, [row["valid_loss"] for row in rows], linestyle=":", **look)
+        right.plot(epochs, [100 * row[measure] if share else row[measure] for row in rows], **look)
+    validated = any("valid_loss" in rows[0] for rows in runs.values())
+    left.set(xlabel="epoch", ylabel="loss (dotted: validation)" if validated else "loss", ylim=(0, None))
     measured, top = ("validation UA (%)", 100) if share else ("validation MAE", None)
-    if not any("valid_loss" in rows[0] for rows in runs.values()):
+    if not validated:
         measured, top = ("training accuracy (%)", 100) if counted else ("training loss", None)
     right.set(xlabel="epoch", ylabel=measured, ylim=(0, top))
     for axes in (left, right):
         plain_axes(axes)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
+    figure.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=len(runs))
     return save(figure, path)
 
 
