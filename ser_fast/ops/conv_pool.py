@@ -3,12 +3,11 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from ser_fast.backends import registry
 from ser_fast.ops import checks, onnx
 from ser_fast.ops.checks import HALF
-from ser_fast.ops.lengths import frame_mask, mask_past
+from ser_fast.ops.lengths import frame_mask, mask_past, padded, unpadded
 
 NO_WINNER = 255  # kNoWinner and kMostPositions in kernels/conv_pool.h
 MOST_POSITIONS = 63
@@ -25,8 +24,8 @@ def reference(
     """Reference implementation of ``ser_fast::conv_pool`` in plain PyTorch, differentiable."""
     _check("conv_pool", x, weight, bias, lengths, pooled_frames)
     if x.dim() == 3:
-        y, winners = reference(_part(x, lengths), weight, bias, lengths, channels_last)
-        return _join(y, (lengths + 1) // 2), _join(winners, (lengths + 1) // 2)
+        y, winners = reference(padded(x, lengths), weight, bias, lengths, channels_last)
+        return unpadded(y, (lengths + 1) // 2), unpadded(winners, (lengths + 1) // 2)
     pixels = _pixels(x, weight, bias, lengths)
     best, index = F.max_pool2d(pixels, 2, ceil_mode=True, return_indices=True)
     # Windows begin at even frames and bins, so the parities are the place in the window.
@@ -54,10 +53,10 @@ def reference_backward(
     """
     _check_backward(grad, x, weight, winners, lengths, channels_last, pooled_frames)
     if x.dim() == 3:
-        grad, winners = (_part(tensor, (lengths + 1) // 2) for tensor in (grad, winners))
-        arguments = grad, _part(x, lengths), weight, winners, lengths, channels_last, None, needs_grad_x
+        grad, winners = (padded(tensor, (lengths + 1) // 2) for tensor in (grad, winners))
+        arguments = grad, padded(x, lengths), weight, winners, lengths, channels_last, None, needs_grad_x
         grad_x, *others = reference_backward(*arguments)
-        return _join(grad_x, lengths) if needs_grad_x else grad_x, *others
+        return unpadded(grad_x, lengths) if needs_grad_x else grad_x, *others
     batch, frames, bins, channels = x.shape
     positions, padding = channels - weight.shape[1] + 1, _padding(weight)
     if lengths is not None:
@@ -77,16 +76,6 @@ def reference_backward(
         F.pad(part, (first, positions - 1 - first)) for first, part in enumerate(parts.unflatten(0, (-1, batch)))
     )
     return mask_past(grad_x, lengths).contiguous(), grad_weight, grad_bias
-
-
-def _part(packed: Tensor, lengths: Tensor) -> Tensor:
-    """Return packed rows padded, ``[N, ...]`` to ``[B, T, ...]``."""
-    return pad_sequence(packed.split(lengths.tolist()), batch_first=True)
-
-
-def _join(padded: Tensor, lengths: Tensor) -> Tensor:
-    """Return padded rows packed, ``[B, T, ...]`` to ``[N, ...]``."""
-    return torch.cat([row[:length] for row, length in zip(padded, lengths.tolist())])
 
 
 def _pixels(x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Tensor | None) -> Tensor:
@@ -285,6 +274,6 @@ def _exported(x, weight, bias, lengths, channels_last) -> Tensor:
     pixels = _pixels(x, weight, bias, lengths)
     # Written as 2 * ceil(n / 2): torch 2.11 cannot prove that n + n % 2 is even.
     frames, bins = ((size + 1) // 2 * 2 for size in pixels.shape[2:])
-    padded = F.pad(pixels, (0, bins - pixels.shape[3], 0, frames - pixels.shape[2]))
-    best = F.max_pool2d(padded, 2).relu().unflatten(0, (-1, x.shape[0])).amax(0)
+    whole = F.pad(pixels, (0, bins - pixels.shape[3], 0, frames - pixels.shape[2]))
+    best = F.max_pool2d(whole, 2).relu().unflatten(0, (-1, x.shape[0])).amax(0)
     return _ordered(best, channels_last)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ser_fast.backends import registry
 from ser_fast.ops import checks, onnx
-from ser_fast.ops.lengths import frame_mask
+from ser_fast.ops.lengths import frame_mask, unpadded
 
 LEAST_DEVIATION = 1e-3  # kLeastDeviation in kernels/gray_deltas.h
 
@@ -17,9 +17,7 @@ def reference(x: Tensor, range: float, lengths: Tensor | None, packed_frames: in
     v = standardize(gray(x, range, given), given)
     slope = delta(v, given)
     image = torch.stack([v, slope, delta(slope, given)], dim=-1)
-    if packed_frames is None:
-        return image
-    return torch.cat([row[:length] for row, length in zip(image, given.tolist())])
+    return image if packed_frames is None else unpadded(image, given)
 
 
 def gray(x: Tensor, range: float, lengths: Tensor) -> Tensor:

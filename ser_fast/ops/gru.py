@@ -7,7 +7,7 @@ from torch import Tensor
 from ser_fast.backends import dispatch, registry
 from ser_fast.ops import checks
 from ser_fast.ops.checks import HALF
-from ser_fast.ops.lengths import places
+from ser_fast.ops.lengths import padded, places
 
 
 def reference(
@@ -61,7 +61,7 @@ def reference(
 
 def _padded(packed: Tensor, lengths: Tensor) -> Tensor:
     """Return packed frames [N, D, W] as [T, B, D, W], 0 past each length."""
-    return packed.new_zeros(int(lengths.max()), len(lengths), *packed.shape[1:]).index_put(places(lengths), packed)
+    return padded(packed, lengths).transpose(0, 1)
 
 
 def cell(gx: Tensor, h: Tensor, w: Tensor, b: Tensor | None, reset_after: bool) -> tuple[Tensor, ...]:

@@ -47,3 +47,26 @@ def places(lengths: Tensor) -> tuple[Tensor, Tensor]:
     rows = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
     starts = lengths.cumsum(0) - lengths
     return torch.arange(len(rows), device=lengths.device) - starts[rows], rows
+
+
+def padded(packed: Tensor, lengths: Tensor) -> Tensor:
+    """Return packed frames ``[N, ...]`` as ``[B, T, ...]``, 0 past each length.
+
+    Example:
+        >>> padded(torch.tensor([1, 2, 3]), torch.tensor([2, 0, 1])).tolist()
+        [[1, 2], [0, 0], [3, 0]]
+    """
+    frames, rows = places(lengths)
+    zeros = packed.new_zeros(len(lengths), int(lengths.max()), *packed.shape[1:])
+    return zeros.index_put((rows, frames), packed)
+
+
+def unpadded(rows: Tensor, lengths: Tensor) -> Tensor:
+    """Return the valid frames of ``[B, T, ...]``, row after row, ``[N, ...]``.
+
+    Example:
+        >>> unpadded(torch.tensor([[1, 2], [0, 0], [3, 0]]), torch.tensor([2, 0, 1])).tolist()
+        [1, 2, 3]
+    """
+    frames, row = places(lengths)
+    return rows[row, frames]

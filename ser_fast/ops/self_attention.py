@@ -8,7 +8,7 @@ from torch import Tensor
 from ser_fast.backends import registry
 from ser_fast.ops import checks, onnx
 from ser_fast.ops.checks import HALF
-from ser_fast.ops.lengths import frame_mask, mask_past, places
+from ser_fast.ops.lengths import frame_mask, mask_past, padded, unpadded
 
 STEPS = 256  # a dropout probability is rounded to a multiple of 1 / STEPS
 
@@ -17,9 +17,10 @@ def reference(qkv: Tensor, lengths: Tensor | None = None, dropout: float = 0.0, 
     """Reference implementation of ``ser_fast::self_attention`` in plain PyTorch, differentiable."""
     _check("self_attention", qkv, lengths, dropout, seed)
     if qkv.dim() == 4:
-        frames, rows = places(lengths)
-        output = reference(_padded(qkv, lengths), lengths, dropout, seed)
-        return output[rows, frames] if qkv.shape[1] == 3 else output[rows, :, frames].T.contiguous()
+        output = reference(padded(qkv, lengths), lengths, dropout, seed)
+        if qkv.shape[1] == 3:
+            return unpadded(output, lengths)
+        return unpadded(output.transpose(1, 2), lengths).T.contiguous()
     dtype = qkv.dtype
     q, k, *values = mask_past(qkv.float() if dtype in HALF else qkv, lengths).transpose(1, 3).unbind(2)
     weights = _dropped(_weights(q, k, lengths), dropout, seed)
@@ -27,13 +28,6 @@ def reference(qkv: Tensor, lengths: Tensor | None = None, dropout: float = 0.0, 
         return (weights @ values[0]).transpose(1, 2).contiguous().to(dtype)
     count = qkv.shape[1] if lengths is None else lengths.clamp(min=1)[:, None, None]
     return (weights.sum(2) / count).to(dtype)
-
-
-def _padded(packed: Tensor, lengths: Tensor) -> Tensor:
-    """Return packed frames ``[N, ...]`` as ``[B, T, ...]``, 0 past each length."""
-    frames, rows = places(lengths)
-    zeros = packed.new_zeros(len(lengths), int(lengths.max()), *packed.shape[1:])
-    return zeros.index_put((rows, frames), packed)
 
 
 def _weights(q: Tensor, k: Tensor, lengths: Tensor | None) -> Tensor:
@@ -96,10 +90,9 @@ def reference_backward(
     """Reference implementation of ``ser_fast::self_attention_backward`` in plain PyTorch, differentiable."""
     _check_backward(grad, qkv, lengths, dropout, seed)
     if qkv.dim() == 4:
-        frames, rows = places(lengths)
         means = qkv.shape[1] == 2  # whose gradient is [heads, N]
-        padded = _padded(grad.transpose(0, 1), lengths).transpose(1, 2) if means else _padded(grad, lengths)
-        return reference_backward(padded, _padded(qkv, lengths), lengths, dropout, seed)[rows, frames]
+        grad = padded(grad.T, lengths).transpose(1, 2) if means else padded(grad, lengths)
+        return unpadded(reference_backward(grad, padded(qkv, lengths), lengths, dropout, seed), lengths)
     dtype = qkv.dtype
     qkv, grad = (qkv.float(), grad.float()) if dtype in HALF else (qkv, grad)
     q, k, *values = mask_past(qkv, lengths).transpose(1, 3).unbind(2)
