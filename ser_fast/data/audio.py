@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -121,6 +122,15 @@ def read_audio(
     return _at_rate(name, samples, rate, sample_rate)
 
 
+def loudest(samples: torch.Tensor) -> float:
+    """Return the largest absolute sample of a wave ``[N]``, N at least 1; NaN if it holds one.
+
+    By NumPy, as whatever is done to one file after the other: a wave is too short for torch's threads.
+    """
+    wave = samples.numpy()
+    return max(float(wave.max()), -float(wave.min()))
+
+
 def largest_sample(path: str | os.PathLike[str]) -> float:
     """Return the largest absolute sample of all channels of a file that :func:`read_audio` can read."""
     with _open(Path(path)) as file:
@@ -236,10 +246,9 @@ def _by_libsndfile(soundfile: ModuleType, path: Path) -> Iterator[soundfile.Soun
 
 def _read_mono(file: soundfile.SoundFile | PcmWav, frames: int) -> torch.Tensor:
     """Return at most ``frames`` frames, averaged over the channels: ``[N]``."""
-    waves = [torch.empty(0)]
     with np.errstate(over="ignore", invalid="ignore"):  # _at_rate refuses such samples
-        waves += [torch.from_numpy(block.mean(axis=1)) for block in _blocks(file, frames)]
-    return torch.cat(waves)
+        waves = [block[:, 0] if file.channels == 1 else block.mean(axis=1) for block in _blocks(file, frames)]
+    return torch.from_numpy(waves[0] if len(waves) == 1 else np.concatenate([np.empty(0, np.float32), *waves]))
 
 
 def _blocks(file: soundfile.SoundFile | PcmWav, frames: int) -> Iterator[np.ndarray]:
@@ -277,9 +286,9 @@ def _check_rate(name: str, rate: int | None) -> None:
 
 
 def _at_rate(name: str, samples: torch.Tensor, rate: int, sample_rate: int) -> torch.Tensor:
-    if not torch.isfinite(samples).all():
+    largest = loudest(samples)
+    if not math.isfinite(largest):
         raise AudioError(f"{name}: holds NaN or infinite samples")
-    largest = float(np.abs(samples.numpy()).max())
     require(largest <= _LOUDEST, f"{name}: the largest sample is {largest:.3g}", "in -1..1, or to 2^31", AudioError)
     if rate == sample_rate:
         return samples

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from ser_fast.data.audio import largest_sample
+from ser_fast.data.audio import largest_sample, loudest
 
 FLAGS = {
     "silent": "no sample exceeds -80 dB of full scale",
@@ -28,15 +29,17 @@ def flags(wave: torch.Tensor, path: Path, shortest: float) -> str:
         path: the file that it was read from, whose channels are read again if the wave is weak.
         shortest: samples below which a wave is short.
     """
-    peak = float(wave.abs().max())
+    peak = loudest(wave)
     edge = min(_EDGE, len(wave) // 4)
-    low, high = (float(value) for value in wave[edge : len(wave) - edge].aminmax())
+    samples = wave.numpy()
+    inner = samples[edge : len(wave) - edge]
+    spread = float(inner.max() - inner.min())
     cancelled = peak < _CANCELLED and peak < _CANCELLED * largest_sample(path)
     silent = peak < _SILENCE and not cancelled
-    clipped = float((wave.abs() >= _FULL_SCALE).float().mean()) >= 0.01
+    clipped = peak >= _FULL_SCALE and (np.abs(samples) >= _FULL_SCALE).mean() >= 0.01
     holds = {
         "silent": silent,
-        "constant": high - low < _SILENCE and not silent and not cancelled,
+        "constant": spread < _SILENCE and not silent and not cancelled,
         "cancelled": cancelled,
         "clipped": clipped,
         "short": len(wave) < shortest,
