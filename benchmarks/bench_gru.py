@@ -1,9 +1,10 @@
-"""GRU and GRUCell against torch's, and against nn.LSTM.
+"""GRU and GRUCell against torch's, against nn.LSTM and, in inference, against other engines.
 
 The floor is the operations of the input projection and the recurrence, 2 B T D 3H (I + H) in inference and three
 times that in training, at the rate of a large float32 matrix product. Ragged batches count valid frames only.
 """
 
+import engines
 import pytest
 import torch
 from harness import EMODB_FRAMES, MODES, check, step
@@ -41,7 +42,7 @@ def operations(frames: int, width: int, hidden: int, directions: int, mode: str)
 
 
 def compare_dense(compare, batch, frames, width, hidden, directions, mode, names=None, **extra) -> None:
-    """Time the layers in ``names`` (by default all) on a batch without padding, after checking ours."""
+    """Time the layers in ``names`` on a batch without padding, after checking; by default all, and other engines."""
     layers = modules(width, hidden, directions)
     x = torch.randn(batch, frames, width, requires_grad=mode == "training")
     grad = torch.randn(batch, frames, directions * hidden)
@@ -59,8 +60,19 @@ def compare_dense(compare, batch, frames, width, hidden, directions, mode, names
         found = step(mode, lambda: paper(x[:, few])[0], inputs, grad[:, few])
         exact = step(mode, lambda: reference(paper, x[:, few]), inputs, grad[:, few])
         check(f"{case}, reset_after=False", found(), exact(), TOLERANCE[mode])
+    if names is None and mode == "inference":
+        extra |= add_engines(case, steps, layers["nn.GRU"], x)
     work = operations(batch * frames, width, hidden, directions, mode) if batch > 1 else None
     compare(case, steps.pop("ours"), steps, operations=work, error=error, tolerance=TOLERANCE[mode], **extra)
+
+
+def add_engines(case: str, steps: dict, layer: nn.GRU, x: Tensor, lengths: Tensor | None = None) -> dict:
+    """Add the calls of other engines to those of a case, after checking them; return the engines left out."""
+    exact = steps["ours"]()
+    for name, engine in engines.grus(layer, x, lengths).items():
+        check(f"{case}, {name}", [engine.read(engine.call())], exact, TOLERANCE["inference"])
+        steps[name] = engine.call
+    return {"left out": engines.missing(list(engines.GRUS))}
 
 
 @modes
@@ -88,8 +100,9 @@ def bench_ragged(compare, mode):
     steps = {name: step(mode, forward, [x, *layer.parameters()], grad) for name, (layer, forward) in forwards.items()}
     case = f"B=32 T={min(EMODB_FRAMES)}..{max(EMODB_FRAMES)} I={width} H={hidden} D=2, {mode}"
     error = check(case, steps["ours"](), steps["nn.GRU, packed"](), TOLERANCE[mode])
+    extra = add_engines(case, steps, layers["nn.GRU"], x, lengths) if mode == "inference" else {}
     work = operations(sum(EMODB_FRAMES), width, hidden, 2, mode)
-    compare(case, steps.pop("ours"), steps, operations=work, error=error, tolerance=TOLERANCE[mode])
+    compare(case, steps.pop("ours"), steps, operations=work, error=error, tolerance=TOLERANCE[mode], **extra)
 
 
 @modes
@@ -111,10 +124,17 @@ def bench_autocast(compare, batch, frames, width, hidden, directions, mode):
     compare(case, low, {"ours, float32": full}, error=error, tolerance=tolerance, dtype="bfloat16 autocast")
 
 
+@pytest.mark.parametrize("batch,directions", [(1, 1), (1, 2), (4, 1)])
 @pytest.mark.parametrize("hidden", HIDDEN)
-def bench_one_at_a_time(compare, hidden):
-    """GRU, one utterance at a time."""
-    compare_dense(compare, 1, 100, 128, hidden, 1, "inference", ("ours", "nn.GRU"))
+def bench_few(compare, batch, directions, hidden):
+    """GRU, one and four utterances at a time."""
+    compare_dense(compare, batch, 100, 128, hidden, directions, "inference")
+
+
+@pytest.mark.parametrize("hidden", HIDDEN)
+def bench_one_step(compare, hidden):
+    """GRU, one step of one stream, T = 1."""
+    compare_dense(compare, 1, 1, 128, hidden, 1, "inference")
 
 
 @pytest.mark.parametrize("hidden", HIDDEN)

@@ -1,4 +1,4 @@
-"""Power spectrogram against the torch.stft chain, and against torchaudio if it is installed.
+"""Power spectrogram against the torch.stft chain and, if they are installed, torchaudio and other libraries.
 
 The floor is 2.5 n log2 n real operations per frame, the usual count of a real FFT, at the rate of a large matrix
 product. No FFT reaches this rate; on the other hand, the crop needs less than the whole transform.
@@ -7,6 +7,7 @@ product. No FFT reaches this rate; on the other hand, the crop needs less than t
 import math
 from collections.abc import Callable
 
+import engines
 import pytest
 import torch
 from harness import check, peak_memory
@@ -69,6 +70,12 @@ def bench_power_spectrogram(compare, batch, seconds, normalized):
     found = ours()
     for name, call in peers.items():
         check(f"{case}, {name}", found, call(), TOLERANCE)
+    extra = {}
+    if not normalized:
+        for name, engine in engines.spectrograms(wave, window, N_FFT, HOP, BINS).items():
+            check(f"{case}, {name}", found, engine.read(engine.call()), TOLERANCE)
+            peers[name] = engine.call
+        extra["left out"] = engines.missing(list(engines.SPECTROGRAMS))
     errors = {"ours": found, "torch.stft chain": chain(*arguments)}
     errors = {name: error_against_float64(value, arguments) for name, value in errors.items()}
     frames, size = found.shape[1], found.nbytes
@@ -76,5 +83,6 @@ def bench_power_spectrogram(compare, batch, seconds, normalized):
     memory = {"output": size, "ours": peak_memory(ours), "torch.stft chain": peak_memory(peers["torch.stft chain"])}
     work = batch * frames * 2.5 * N_FFT * math.log2(N_FFT)
     compare(
-        case, ours, peers, operations=work, errors=errors, error=errors["ours"], tolerance=TOLERANCE, memory=memory
-    )
+        case, ours, peers, operations=work, errors=errors, error=errors["ours"], tolerance=TOLERANCE, memory=memory,
+        **extra,
+    )  # fmt: skip

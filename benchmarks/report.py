@@ -30,6 +30,13 @@ COLOURS = {
     "torch.compile": "#66ccee",
     "torch.stft chain": "#aa3377",
     "torchaudio": "#999999",
+    "ONNX Runtime": "#228833",
+    "OpenVINO": "#66ccee",
+    "JAX": "#ccbb44",
+    "Flax": "#ddd48f",
+    "pyFFTW": "#228833",
+    "SciPy": "#66ccee",
+    "librosa": "#ccbb44",
 }
 DPI = 150
 
@@ -59,13 +66,20 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def fastest(case: dict) -> str:
+    """Return the peer that took the least time, and its time over ours; other versions of ours do not count."""
+    others = {name: ratio for name, ratio in case["ratios"].items() if not name.startswith("ours")}
+    return "{} ({:.2f})".format(*min(others.items(), key=lambda item: item[1]))
+
+
 def timings(cases: list[dict]) -> str:
     """Return the table of times, ratios to the peers, floor and error."""
     peers = columns(cases)
     with_floor = any("floor" in case for case in cases)
+    several = sum(not name.startswith("ours") for name in peers) > 1
     rows = []
     for case in cases:
-        row = [case["case"], milliseconds(case["seconds"]["ours"])]
+        row = [case["case"], milliseconds(case["seconds"]["ours"]), *([fastest(case)] if several else [])]
         for name in peers:
             if name in case["ratios"]:
                 row.append(f"{milliseconds(case['seconds'][name])} ({case['ratios'][name]:.2f})")
@@ -75,7 +89,10 @@ def timings(cases: list[dict]) -> str:
             known = "floor" in case
             row.append(f"{milliseconds(case['floor'])} ({100 * case['fraction of floor']:.0f} %)" if known else "")
         rows.append([*row, f"{case['error']:.0e}"])
-    return table(["case", "ours", *peers, *(["floor"] if with_floor else []), "error"], rows)
+    return table(
+        ["case", "ours", *(["fastest peer"] if several else []), *peers, *(["floor"] if with_floor else []), "error"],
+        rows,
+    )
 
 
 def memory(cases: list[dict]) -> str:
