@@ -99,6 +99,18 @@ inline int64_t extent(const Tensor& tensor) {
   return (last + 1) * static_cast<int64_t>(tensor.element_size());
 }
 
+// Asks Linux to back a large new tensor with huge pages: the first write to each of its 4 KB pages would cost ten
+// times as much as the write itself. Without effect where they are not to be had.
+inline Tensor on_huge_pages(const Tensor& tensor) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t kPage = 1 << 21;
+  const auto begin = (reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) + kPage - 1) / kPage * kPage;
+  const auto end = (reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) + extent(tensor)) / kPage * kPage;
+  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+  return tensor;
+}
+
 // Device type of an op's kernels. Values of CUDA tensors are not checked here; the kernels clamp them.
 enum class Side { kCpu, kCuda };
 
@@ -192,10 +204,11 @@ class Checks {
     return whole;
   }
 
-  // Returns an uninitialised tensor on the device of `like`, of its dtype if none is given.
+  // Returns an uninitialised tensor on the device of `like`, of its dtype if none is given; on huge pages if possible.
   Tensor empty(const char* name, const Tensor& like, const Sizes& sizes, std::optional<ScalarType> type = {}) const {
     try {
-      return torch::stable::new_empty(like, sizes, type);
+      const Tensor tensor = torch::stable::new_empty(like, sizes, type);
+      return cuda() ? tensor : on_huge_pages(tensor);
     } catch (const std::exception&) {
       exhausted(name, sizes, type.value_or(like.scalar_type()));
     }
@@ -242,18 +255,6 @@ class Checks {
   Side side_;
   std::string device_;
 };
-
-// Asks Linux to back a large new tensor with huge pages: the first write to each of its 4 KB pages would cost ten
-// times as much as the write itself. Without effect where they are not to be had.
-inline Tensor on_huge_pages(const Tensor& tensor) {
-#ifdef MADV_HUGEPAGE
-  constexpr uintptr_t kPage = 1 << 21;
-  const auto begin = (reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) + kPage - 1) / kPage * kPage;
-  const auto end = (reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) + extent(tensor)) / kPage * kPage;
-  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-  return tensor;
-}
 
 template <class T>
 const T* pointer(const Tensor& tensor) {

@@ -116,8 +116,8 @@ std::tuple<Tensor, Tensor> conv_pool(const Tensor& x, const Tensor& weight, cons
   const Checks checks("conv_pool", "x", x);
   const Operands given = checked(checks, x, weight, lengths, channels_last, pooled_frames);
   if (bias) checks.operand("bias", *bias, x.scalar_type(), {given.shape.filters}, "[O]");
-  const Tensor winners = on_huge_pages(checks.empty("winners", x, given.output(true), ScalarType::Byte));
-  const Tensor y = on_huge_pages(checks.empty("y", x, given.output(channels_last)));
+  const Tensor winners = checks.empty("winners", x, given.output(true), ScalarType::Byte);
+  const Tensor y = checks.empty("y", x, given.output(channels_last));
   const auto run = x.scalar_type() == ScalarType::Float ? run_forward<float> : run_forward<double>;
   checks.run([&] { run(given, checks.contiguous("bias", bias), y, winners); });
   return {y, winners};
@@ -144,7 +144,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_pool_backward(const Tensor& grad, const 
   checks.operand("winners", winners, ScalarType::Byte, given.output(true), (frames + "F', O]").c_str());
   checks.operand("grad", grad, x.scalar_type(), given.output(channels_last),
                  (frames + (channels_last ? "F', O]" : "O, F']")).c_str());
-  const Tensor grad_x = on_huge_pages(checks.empty("grad_x", x, needs_grad_x ? sizes_of(x) : Sizes{0}));
+  const Tensor grad_x = checks.empty("grad_x", x, needs_grad_x ? sizes_of(x) : Sizes{0});
   const Tensor grad_weight = checks.empty("grad_weight", x, sizes_of(weight));
   const Tensor grad_bias = checks.empty("grad_bias", x, Sizes{given.shape.filters});
   const auto run = x.scalar_type() == ScalarType::Float ? run_backward<float> : run_backward<double>;

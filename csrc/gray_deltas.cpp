@@ -29,8 +29,7 @@ Tensor gray_deltas(const Tensor& x, double range, const std::optional<Tensor>& l
     checks.require(*packed_frames == total, "packed_frames is " + std::to_string(*packed_frames),
                    "the sum of the lengths, " + std::to_string(total));
   const Tensor given = F == 1 || x.stride(2) == 1 ? x : checks.contiguous("x", x);
-  const Tensor image =
-      on_huge_pages(checks.empty("image", x, packed_frames ? Sizes{total, F, 3} : Sizes{B, T, F, 3}));
+  const Tensor image = checks.empty("image", x, packed_frames ? Sizes{total, F, 3} : Sizes{B, T, F, 3});
   const auto run = [&](auto zero) {
     using S = decltype(zero);
     std::vector<int64_t> first(B);
