@@ -1,11 +1,13 @@
 """docs/examples: a training script without ser_fast, and with the added line; both give the same losses."""
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 EXAMPLES = Path(__file__).parents[2] / "docs/examples"
 SCRIPT = (EXAMPLES / "train_contours.py").read_text()
@@ -41,3 +43,14 @@ def test_example_swap_changes_no_loss(tmp_path, start, tolerance):
     theirs, ours = losses(start + SCRIPT, tmp_path / "theirs.py"), losses(start + patched(), tmp_path / "ours.py")
     assert len(theirs) == len(ours) == 12 and len(set(theirs)) == 12
     assert max(abs(one - other) for one, other in zip(ours, theirs)) <= tolerance
+
+
+def test_example_follows_a_voice_as_its_model_hears_the_whole():
+    example = runpy.run_path(str(EXAMPLES / "microphone.py"))
+    model = example["Follower"](memory=30).eval()
+    wave = torch.randn(1, 16000)
+    for end in (16000, 9000, 401):
+        updates = list(model.follow(wave[:, :end].split(example["CHUNK"], 1)))
+        with torch.no_grad():
+            torch.testing.assert_close(updates[-1], model(wave[:, :end]))
+    example["main"](0.5)
