@@ -2,6 +2,8 @@
 // filter spans, which stay in the cache and need no tests at the edges.
 //
 // Forward, lanes are filters: a block of whole 2 x 2 windows is summed over all taps in registers and pooled there.
+// In float, filters of three bins over at least 8 channels, or over two of three, take Winograd's form with half of
+// the products (conv_pool_winograd.h); a chunk with values that are huge or not finite takes the direct form.
 // Backward, lanes run along the filter's bins and channels, which are contiguous in a strip: only the winners, a
 // quarter of the pixels or fewer, are multiplied. The weights' gradient keeps one filter in registers over the
 // winners of a frame, as does the input's with the filter itself.
@@ -12,13 +14,14 @@
 #include <numeric>
 #include <vector>
 
+#include "conv_pool_winograd.h"
+#include "scratch.h"
 #include "simd.h"
 
 namespace ser_fast {
 namespace {
 
-constexpr int64_t kChunk = 8;     // pooled frames of a forward task
-constexpr int64_t kAligned = 64;  // bytes
+constexpr int64_t kChunk = 8;  // pooled frames of a forward task
 
 // Windows of a block of two vectors of filters; a block of one vector has twice as many. Sums, weights and one input
 // value fit in the vector registers.
@@ -30,23 +33,6 @@ template <class I>
 inline constexpr int kHeld = I::kBytes == 64 ? 15 : 10;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Zeros, aligned to a cache line.
-template <class T>
-class Zeros {
- public:
-  explicit Zeros(int64_t size) : memory_(size + kAligned / sizeof(T)) {
-    const auto past = reinterpret_cast<uintptr_t>(memory_.data()) % kAligned;
-    first_ = memory_.data() + (past ? (kAligned - past) / sizeof(T) : 0);
-  }
-  Zeros(const Zeros&) = delete;
-
-  T* data() const { return first_; }
-
- private:
-  std::vector<T> memory_;
-  T* first_;
-};
 
 // Frames of one row of x or of its gradient, channels last, with zeros around the bins and room for whole vectors.
 template <class T>
@@ -116,17 +102,19 @@ struct Planes {
   }
 };
 
-// The weights [vectors, taps, lanes] and the biases [vectors, lanes], with the filters as lanes.
+// The weights [vectors, taps, lanes] and the biases [vectors, lanes], with the filters as lanes; and transformed.
 template <class T>
 struct Packed {
   int64_t vectors, taps;
   Zeros<T> weight, bias;
+  winograd::Minimal minimal;
 
   Packed(const ConvPoolForward<T>& args, int64_t lanes)
       : vectors(ceil_div(args.shape.filters, lanes)),
         taps(args.shape.taps()),
         weight(vectors * taps * lanes),
-        bias(vectors * lanes) {
+        bias(vectors * lanes),
+        minimal(args, lanes) {
     const T* from = args.weight;
     for (int64_t o = 0; o < args.shape.filters; ++o)
       for (int64_t tap = 0; tap < taps; ++tap)
@@ -219,7 +207,8 @@ SER_FAST_INLINE void block(const ConvPoolForward<T>& args, const Packed<T>& pack
 
 // One chunk of the pooled frames of a row.
 template <class I, class T>
-SER_FAST_INLINE void task(I, const ConvPoolForward<T>& args, const Packed<T>& packed, int64_t chunks, int64_t index) {
+SER_FAST_INLINE void task(I isa, const ConvPoolForward<T>& args, const Packed<T>& packed, int64_t chunks,
+                          int64_t index) {
   constexpr int W = kWindows<I>;
   const auto& shape = args.shape;
   const ConvPoolRow& row = args.rows[index / chunks];
@@ -231,6 +220,7 @@ SER_FAST_INLINE void task(I, const ConvPoolForward<T>& args, const Packed<T>& pa
   std::fill_n(y + (valid - begin) * size, (end - valid) * size, T(0));
   std::fill_n(winners + (valid - begin) * size, (end - valid) * size, kNoWinner);
   if (valid == begin) return;
+  if (winograd::compute(isa, packed.minimal, args, row, begin, valid, y, winners)) return;
   const Planes<T> planes(shape, 2 * (valid - begin) + shape.kernel_t - 1, 2 * W);
   const int64_t before = 2 * begin - shape.kernel_t / 2;  // frame of x in the planes' first
   for (int64_t t = std::max<int64_t>(before, 0); t < std::min(before + planes.frames, row.length); ++t)
