@@ -269,19 +269,22 @@ struct Winner {
   T grad;
 };
 
-// Adds sum_i grad_i patch_i to N vectors of a filter's gradient.
+// Adds sum_i grad_i patch_i to N vectors of a filter's gradient. Returns sum_i grad_i.
 template <class I, class T, int N>
-SER_FAST_INLINE void add_patches(const Winner<T>* winners, int64_t count, const T* strip, const int64_t* offset,
-                                 T* filter) {
+SER_FAST_INLINE T add_patches(const Winner<T>* winners, int64_t count, const T* strip, const int64_t* offset,
+                              T* filter) {
   constexpr int64_t lanes = kLanes<I, T>;
   Vec<I, T> sum[N] = {};
+  T total = 0;
   for (int64_t i = 0; i < count; ++i) {
     const T* patch = strip + winners[i].place;
+    total += winners[i].grad;
     SER_FAST_UNROLL
     for (int n = 0; n < N; ++n) sum[n] += load<I>(patch + offset[n]) * winners[i].grad;
   }
   SER_FAST_UNROLL
   for (int n = 0; n < N; ++n) store(filter + n * lanes, Vec<I, T>(load<I>(filter + n * lanes) + sum[n]));
+  return total;
 }
 
 // Adds grad_i times N vectors of a filter to every patch.
@@ -326,6 +329,22 @@ struct Backward {
   }
 };
 
+// Lists the winners of a filter in a frame and returns their number. Without branches, which could not be predicted;
+// not inlined, so that what the loop needs stays in registers.
+template <class T>
+__attribute__((noinline)) int64_t list_winners(const uint8_t* winners, int64_t filters, const T* grad, int64_t stride,
+                                               const Backward<T>& common, int64_t step, int64_t bins,
+                                               Winner<T>* list) {
+  const auto candidates = static_cast<uint64_t>(common.candidates);
+  int64_t count = 0;
+  for (int64_t at = 0; bins > 0; --bins, at += step, winners += filters, grad += stride) {
+    const uint64_t winner = *winners;
+    list[count] = {common.place[winner] + at, *grad};
+    count += winner < candidates;
+  }
+  return count;
+}
+
 // One row; N vectors of a filter are in registers.
 template <class I, class T, int N>
 SER_FAST_INLINE void compute(const ConvPoolBackward<T>& args, const Backward<T>& common, int64_t b) {
@@ -352,20 +371,13 @@ SER_FAST_INLINE void compute(const ConvPoolBackward<T>& args, const Backward<T>&
     for (int64_t i = x.frames - 2; i < x.frames; ++i) x.copy(i, args, row, 2 * t + i - before);
     for (int64_t o = 0; o < filters; ++o) {
       Winner<T>* list = &of_filter[o * bins];
-      int64_t count = 0;
-      T bias_sum = 0;
-      for (int64_t f = 0; f < bins; ++f) {  // no branches: they could not be predicted
-        const uint8_t winner = winners[f * filters + o];
-        list[count] = {common.place[winner] + 2 * f * shape.channels,
-                       grad[f * args.pooled.bin + o * args.pooled.filter]};
-        count += winner < common.candidates;
-      }
-      for (int64_t i = 0; i < count; ++i) bias_sum += list[i].grad;
-      bias_sums[o] += bias_sum;
-      counts[o] = count;
+      counts[o] = list_winners(winners + o, filters, grad + o * args.pooled.filter, args.pooled.bin, common,
+                               2 * shape.channels, bins, list);
+      T total = 0;  // the same in every pass
       for (int64_t n = 0; n < filter.vectors(); n += N)
-        add_patches<I, T, N>(list, count, x.at(0), &filter.offset[n],
-                             sums + o * filter.size() + n * filter.lanes);
+        total = add_patches<I, T, N>(list, counts[o], x.at(0), &filter.offset[n],
+                                     sums + o * filter.size() + n * filter.lanes);
+      bias_sums[o] += total;
     }
     if (!args.grad_x) continue;
     for (int64_t o = 0; o < filters; ++o)  // in a loop of its own: one strip at a time stays in the L1 cache
