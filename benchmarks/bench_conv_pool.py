@@ -1,7 +1,8 @@
 """Convolution, pooling and ReLU against torch's operators, at the sizes of CGRU's two layers.
 
-The first layer has one filter position here: the maximum over two is CGRU's own. The floor is the products at the
-rate of a matrix product: all pixels forward, and for each gradient those that won, one of four.
+The first layer has one filter position here: the maximum over two is CGRU's own. The floor is the products of the
+direct form at the rate of a matrix product: all pixels forward, and for each gradient those that won, one of four.
+Winograd's form takes half of the second layer's products forward, so it can be below that floor.
 """
 
 import pytest

@@ -2,6 +2,8 @@
 // filter spans, which stay in the cache and need no tests at the edges.
 //
 // Forward, lanes are filters: a block of whole 2 x 2 windows is summed over all taps in registers and pooled there.
+// In float, filters of three bins over at least 8 channels, or over two of three, take Winograd's form with half of
+// the products (conv_pool_winograd.h); a chunk with values that are huge or not finite takes the direct form.
 // Backward, lanes run along the filter's bins and channels, which are contiguous in a strip: only the winners, a
 // quarter of the pixels or fewer, are multiplied. The weights' gradient keeps one filter in registers over the
 // winners of a frame, as does the input's with the filter itself.
@@ -12,13 +14,14 @@
 #include <numeric>
 #include <vector>
 
+#include "conv_pool_winograd.h"
+#include "scratch.h"
 #include "simd.h"
 
 namespace ser_fast {
 namespace {
 
-constexpr int64_t kChunk = 8;     // pooled frames of a forward task
-constexpr int64_t kAligned = 64;  // bytes
+constexpr int64_t kChunk = 8;  // pooled frames of a forward task
 
 // Windows of a block of two vectors of filters; a block of one vector has twice as many. Sums, weights and one input
 // value fit in the vector registers.
@@ -30,23 +33,6 @@ template <class I>
 inline constexpr int kHeld = I::kBytes == 64 ? 15 : 10;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Zeros, aligned to a cache line.
-template <class T>
-class Zeros {
- public:
-  explicit Zeros(int64_t size) : memory_(size + kAligned / sizeof(T)) {
-    const auto past = reinterpret_cast<uintptr_t>(memory_.data()) % kAligned;
-    first_ = memory_.data() + (past ? (kAligned - past) / sizeof(T) : 0);
-  }
-  Zeros(const Zeros&) = delete;
-
-  T* data() const { return first_; }
-
- private:
-  std::vector<T> memory_;
-  T* first_;
-};
 
 // Frames of one row of x or of its gradient, channels last, with zeros around the bins and room for whole vectors.
 template <class T>
@@ -116,17 +102,19 @@ struct Planes {
   }
 };
 
-// The weights [vectors, taps, lanes] and the biases [vectors, lanes], with the filters as lanes.
+// The weights [vectors, taps, lanes] and the biases [vectors, lanes], with the filters as lanes; and transformed.
 template <class T>
 struct Packed {
   int64_t vectors, taps;
   Zeros<T> weight, bias;
+  winograd::Minimal minimal;
 
   Packed(const ConvPoolForward<T>& args, int64_t lanes)
       : vectors(ceil_div(args.shape.filters, lanes)),
         taps(args.shape.taps()),
         weight(vectors * taps * lanes),
-        bias(vectors * lanes) {
+        bias(vectors * lanes),
+        minimal(args, lanes) {
     const T* from = args.weight;
     for (int64_t o = 0; o < args.shape.filters; ++o)
       for (int64_t tap = 0; tap < taps; ++tap)
@@ -219,7 +207,8 @@ SER_FAST_INLINE void block(const ConvPoolForward<T>& args, const Packed<T>& pack
 
 // One chunk of the pooled frames of a row.
 template <class I, class T>
-SER_FAST_INLINE void task(I, const ConvPoolForward<T>& args, const Packed<T>& packed, int64_t chunks, int64_t index) {
+SER_FAST_INLINE void task(I isa, const ConvPoolForward<T>& args, const Packed<T>& packed, int64_t chunks,
+                          int64_t index) {
   constexpr int W = kWindows<I>;
   const auto& shape = args.shape;
   const ConvPoolRow& row = args.rows[index / chunks];
@@ -231,6 +220,7 @@ SER_FAST_INLINE void task(I, const ConvPoolForward<T>& args, const Packed<T>& pa
   std::fill_n(y + (valid - begin) * size, (end - valid) * size, T(0));
   std::fill_n(winners + (valid - begin) * size, (end - valid) * size, kNoWinner);
   if (valid == begin) return;
+  if (winograd::compute(isa, packed.minimal, args, row, begin, valid, y, winners)) return;
   const Planes<T> planes(shape, 2 * (valid - begin) + shape.kernel_t - 1, 2 * W);
   const int64_t before = 2 * begin - shape.kernel_t / 2;  // frame of x in the planes' first
   for (int64_t t = std::max<int64_t>(before, 0); t < std::min(before + planes.frames, row.length); ++t)
@@ -279,19 +269,22 @@ struct Winner {
   T grad;
 };
 
-// Adds sum_i grad_i patch_i to N vectors of a filter's gradient.
+// Adds sum_i grad_i patch_i to N vectors of a filter's gradient. Returns sum_i grad_i.
 template <class I, class T, int N>
-SER_FAST_INLINE void add_patches(const Winner<T>* winners, int64_t count, const T* strip, const int64_t* offset,
-                                 T* filter) {
+SER_FAST_INLINE T add_patches(const Winner<T>* winners, int64_t count, const T* strip, const int64_t* offset,
+                              T* filter) {
   constexpr int64_t lanes = kLanes<I, T>;
   Vec<I, T> sum[N] = {};
+  T total = 0;
   for (int64_t i = 0; i < count; ++i) {
     const T* patch = strip + winners[i].place;
+    total += winners[i].grad;
     SER_FAST_UNROLL
     for (int n = 0; n < N; ++n) sum[n] += load<I>(patch + offset[n]) * winners[i].grad;
   }
   SER_FAST_UNROLL
   for (int n = 0; n < N; ++n) store(filter + n * lanes, Vec<I, T>(load<I>(filter + n * lanes) + sum[n]));
+  return total;
 }
 
 // Adds grad_i times N vectors of a filter to every patch.
@@ -336,6 +329,22 @@ struct Backward {
   }
 };
 
+// Lists the winners of a filter in a frame and returns their number. Without branches, which could not be predicted;
+// not inlined, so that what the loop needs stays in registers.
+template <class T>
+__attribute__((noinline)) int64_t list_winners(const uint8_t* winners, int64_t filters, const T* grad, int64_t stride,
+                                               const Backward<T>& common, int64_t step, int64_t bins,
+                                               Winner<T>* list) {
+  const auto candidates = static_cast<uint64_t>(common.candidates);
+  int64_t count = 0;
+  for (int64_t at = 0; bins > 0; --bins, at += step, winners += filters, grad += stride) {
+    const uint64_t winner = *winners;
+    list[count] = {common.place[winner] + at, *grad};
+    count += winner < candidates;
+  }
+  return count;
+}
+
 // One row; N vectors of a filter are in registers.
 template <class I, class T, int N>
 SER_FAST_INLINE void compute(const ConvPoolBackward<T>& args, const Backward<T>& common, int64_t b) {
@@ -362,20 +371,13 @@ SER_FAST_INLINE void compute(const ConvPoolBackward<T>& args, const Backward<T>&
     for (int64_t i = x.frames - 2; i < x.frames; ++i) x.copy(i, args, row, 2 * t + i - before);
     for (int64_t o = 0; o < filters; ++o) {
       Winner<T>* list = &of_filter[o * bins];
-      int64_t count = 0;
-      T bias_sum = 0;
-      for (int64_t f = 0; f < bins; ++f) {  // no branches: they could not be predicted
-        const uint8_t winner = winners[f * filters + o];
-        list[count] = {common.place[winner] + 2 * f * shape.channels,
-                       grad[f * args.pooled.bin + o * args.pooled.filter]};
-        count += winner < common.candidates;
-      }
-      for (int64_t i = 0; i < count; ++i) bias_sum += list[i].grad;
-      bias_sums[o] += bias_sum;
-      counts[o] = count;
+      counts[o] = list_winners(winners + o, filters, grad + o * args.pooled.filter, args.pooled.bin, common,
+                               2 * shape.channels, bins, list);
+      T total = 0;  // the same in every pass
       for (int64_t n = 0; n < filter.vectors(); n += N)
-        add_patches<I, T, N>(list, count, x.at(0), &filter.offset[n],
-                             sums + o * filter.size() + n * filter.lanes);
+        total = add_patches<I, T, N>(list, counts[o], x.at(0), &filter.offset[n],
+                                     sums + o * filter.size() + n * filter.lanes);
+      bias_sums[o] += total;
     }
     if (!args.grad_x) continue;
     for (int64_t o = 0; o < filters; ++o)  // in a loop of its own: one strip at a time stays in the L1 cache

@@ -128,6 +128,15 @@ SER_FAST_INLINE void store(S* p, const V& v, int64_t count) {
   std::memcpy(p, some, count * sizeof(S));
 }
 
+// Keeps a vector in a register. GCC otherwise reads some from memory again for each of their products.
+template <class V>
+SER_FAST_INLINE V in_register(V v) {
+#if SER_FAST_X86
+  asm("" : "+v"(v));
+#endif
+  return v;
+}
+
 template <class V>
 using Element = std::remove_cvref_t<decltype(V{}[0])>;
 

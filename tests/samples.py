@@ -151,7 +151,8 @@ def spectrogram_cases():
 def conv_pool_cases():
     """Sizes are batch, frames, bins, channels, filters, depth, frames and bins of the filter."""
     for sizes in [(1, 1, 1, 1, 1, 1, 1, 1), (4, 9, 12, 3, 16, 2, 5, 3), (3, 8, 7, 16, 33, 16, 5, 3),
-                  (3, 5, 3, 5, 7, 2, 3, 7), (2, 3, 6, 70, 2, 8, 1, 3)]:  # fmt: skip
+                  (3, 5, 3, 5, 7, 2, 3, 7), (2, 3, 6, 70, 2, 8, 1, 3), (3, 7, 41, 17, 5, 17, 7, 3),
+                  (3, 19, 13, 3, 33, 2, 3, 3)]:  # fmt: skip
         for ragged_rows in (False, True):
             yield sizes, {"ragged_rows": ragged_rows, "biased": ragged_rows}
         yield sizes, {"ragged_rows": True, "packed": True, "channels_last": False}

@@ -130,6 +130,8 @@ def of_conv_pool(random: Random) -> tuple:
     while True:
         batch, frames, bins, channels, filters = (size(random, most) for most in (9, 60, 70, 40, 40))
         depth = random.randint(max(1, channels - 3), channels)
+        if random.random() < 0.2:
+            channels, depth = 3, 2  # the kernel has a form for them
         kernel_t, kernel_f = random.choice((1, 3, 5, 7)), random.choice((1, 3, 5))
         if batch * frames * bins * filters * depth * kernel_t * kernel_f < 2e7:
             break

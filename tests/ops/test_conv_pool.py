@@ -11,6 +11,9 @@ from ser_fast.ops.gray_deltas import gray_deltas
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 
+# Channels, filters, depth, frames and bins of filters that float32 computes in Winograd's form.
+WINOGRAD = [(3, 16, 2, 5, 3), (16, 32, 16, 5, 3)]
+
 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_conv_pool_equals_torch_layers(channels_last):
@@ -28,8 +31,10 @@ def test_winners_equal_reference(case, dtype):
     assert torch.equal(op("conv_pool")(*arguments)[1], ops.reference(*arguments)[1])
 
 
-def test_packed_rows_equal_padded():
-    x, weight, bias, lengths, *_ = conv_pool_arguments(4, 9, 7, 3, 16, 2, 5, 3, ragged_rows=True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sizes", WINOGRAD)
+def test_packed_rows_equal_padded(sizes, dtype):
+    x, weight, bias, lengths, *_ = conv_pool_arguments(4, 9, 7, *sizes, ragged_rows=True, dtype=dtype)
     joined = torch.cat([row[:length] for row, length in zip(x, lengths.tolist())])
     padded = conv_pool(x, weight, bias, lengths)
     rows = [row[: (length + 1) // 2] for row, length in zip(padded, lengths.tolist())]
@@ -65,6 +70,73 @@ def test_nan_does_not_vanish(function, value, place):
     x[0, place // 2, place % 2] = value
     y, _ = function(x, torch.ones(1, 1, 1, 1), None, None, True, None)
     assert y.isnan().all()
+
+
+def error_bound(x, weight, bias):
+    """Largest error of y in float32, see kernels/conv_pool_winograd.h; x is whole and has even frames and bins."""
+    depth, (kt, kf) = weight.shape[1], weight.shape[2:]
+    field = F.pad(x.abs().permute(0, 3, 1, 2), (kf // 2, kf // 2, kt // 2, kt // 2))
+    largest = F.max_pool2d(field, (kt + 1, kf + 1), 2).unfold(1, depth, 1)  # [B, P, T', F', K]
+    scale = (largest @ weight.abs().sum((2, 3)).T).amax(1)
+    return 2.0**-24 * (depth * kt + 9) * (16 * scale + bias.abs())
+
+
+@pytest.mark.parametrize("scale", [0, 1, 3])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        *WINOGRAD,
+        (8, 9, 8, 3, 3),
+        (7, 9, 7, 3, 3),
+        (33, 7, 33, 7, 3),
+        (3, 5, 2, 3, 3),
+        (3, 5, 2, 1, 3),
+        (8, 5, 8, 1, 3),
+    ],
+)
+@pytest.mark.parametrize("bins", [4, 6, 40])
+def test_float32_error_is_bounded(sizes, bins, scale):
+    """On each side of the limits of Winograd's form; values of one scale, of some and over six decades."""
+    x, weight, bias, *_ = conv_pool_arguments(2, 36, bins, *sizes, ragged_rows=False)
+    x, weight, bias = (value * 10 ** (scale * torch.randn_like(value)).clamp(-3, 3) for value in (x, weight, bias))
+    x, weight, bias = (value.float().double() for value in (x, weight, bias))
+    found = conv_pool(x.float(), weight.float(), bias.float()).double()
+    assert (found - conv_pool(x, weight, bias) <= error_bound(x, weight, bias)).all()
+    assert (conv_pool(x, weight, bias) - found <= error_bound(x, weight, bias)).all()
+
+
+@pytest.mark.parametrize("sizes", WINOGRAD)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 3e38, -1e20])
+@pytest.mark.parametrize("operand", ["x", "weight", "bias"])
+def test_extreme_values_give_the_reference(sizes, value, operand):
+    x, weight, bias, *rest = conv_pool_arguments(2, 70, 14, *sizes, ragged_rows=False, dtype=torch.float32)
+    clean = conv_pool(x, weight, bias)
+    chosen = {"x": x[1, 40, 5:6, 1:2], "weight": weight[3, 1, 1:2, 1:2], "bias": bias[3:4]}[operand]
+    chosen.fill_(value)
+    found, wanted = conv_pool(x, weight, bias), ops.reference(x, weight, bias, *rest)[0]
+    # At the edges the kernel multiplies zeros, and torch leaves them out: NaN and 0 for an infinite weight.
+    inner = (value[:, 1:-1, 1:-1] for value in (found, wanted))
+    torch.testing.assert_close(*inner, rtol=1e-4, atol=1e-4, equal_nan=True)
+    if operand == "x":  # other rows, and frames that are far away, do not change by a bit
+        assert torch.equal(found[0], clean[0]) and torch.equal(found[1, :16], clean[1, :16])
+
+
+@pytest.mark.parametrize("sizes", WINOGRAD)
+def test_first_of_equal_pixels_wins_in_float32(sizes):
+    _, weight, bias, *_ = conv_pool_arguments(1, 1, 1, *sizes, ragged_rows=False, dtype=torch.float32)
+    x = torch.randn(sizes[0]).expand(1, 20, 20, -1)
+    y, winners = op("conv_pool")(x, weight, bias, None, True, None)
+    inner, values = winners[0, 2:-2, 2:-2], y[0, 2:-2, 2:-2]
+    assert (values == values[0, 0]).all() and (inner == inner[0, 0]).all()
+    assert ((inner % 4 == 0) | (inner == ops.NO_WINNER)).all()
+
+
+@pytest.mark.parametrize("sizes", WINOGRAD)
+def test_outputs_are_bitwise_the_same_for_any_threads(sizes):
+    arguments = conv_pool_arguments(5, 40, 21, *sizes, ragged_rows=True, dtype=torch.float32)
+    parallel = op("conv_pool")(*arguments)
+    torch.set_num_threads(1)  # two_threads sets it back
+    assert all(torch.equal(one, other) for one, other in zip(parallel, op("conv_pool")(*arguments)))
 
 
 def test_gradients_are_bitwise_the_same_for_any_threads():
