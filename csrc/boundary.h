@@ -9,6 +9,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -125,7 +126,7 @@ class Checks {
 #else
     const bool good = first.defined() && (cuda() ? first.is_cuda() : first.is_cpu());
 #endif
-    require(good, std::string(name) + " is on " + device_, cuda() ? "on a CUDA device" : "on cpu");
+    if (!good) refuse(std::string(name) + " is on " + device_, cuda() ? "on a CUDA device" : "on cpu");
     stored(name, first);
   }
 
@@ -133,23 +134,28 @@ class Checks {
 
   [[noreturn]] void fail(const std::string& sentence) const { throw std::runtime_error(op_ + ": " + sentence); }
 
+  [[noreturn]] void refuse(const std::string& found, const std::string& allowed) const {
+    fail(found + "; it must be " + allowed);
+  }
+
+  // Composing the sentence takes longer than most checks, so those of every call refuse only what is not good.
   void require(bool good, const std::string& found, const std::string& allowed) const {
-    if (!good) fail(found + "; it must be " + allowed);
+    if (!good) refuse(found, allowed);
   }
 
   void shape(const char* name, const Tensor& tensor, const Sizes& wanted, const char* letters) const {
-    require(sizes_of(tensor) == wanted, std::string(name) + " has shape " + text(sizes_of(tensor)),
-            std::string(letters) + " = " + text(wanted));
+    const auto found = tensor.sizes();
+    if (std::equal(found.begin(), found.end(), wanted.begin(), wanted.end())) return;
+    refuse(std::string(name) + " has shape " + text(sizes_of(tensor)), std::string(letters) + " = " + text(wanted));
   }
 
   void dtype(const char* name, const Tensor& tensor, std::initializer_list<ScalarType> allowed) const {
     const ScalarType found = tensor.scalar_type();
+    if (std::find(allowed.begin(), allowed.end(), found) != allowed.end()) return;
     std::string listed;
-    for (const ScalarType& one : allowed) {
-      if (one == found) return;
+    for (const ScalarType& one : allowed)
       listed += (&one == allowed.begin() ? "" : &one + 1 == allowed.end() ? " or " : ", ") + text(one);
-    }
-    fail(std::string(name) + " has dtype " + text(found) + "; it must be " + listed);
+    refuse(std::string(name) + " has dtype " + text(found), listed);
   }
 
   // Checks that the storage still holds every element: it may have been freed or resized under the tensor.
@@ -165,7 +171,9 @@ class Checks {
 
   // Checks a tensor's device and its storage.
   void device(const char* name, const Tensor& tensor) const {
-    require(device_of(tensor) == device_, std::string(name) + " is on " + device_of(tensor), "on " + device_);
+    const bool on_cpu = !cuda() && tensor.defined() && tensor.is_cpu();  // as the first operand
+    if (!on_cpu && device_of(tensor) != device_)
+      refuse(std::string(name) + " is on " + device_of(tensor), "on " + device_);
     stored(name, tensor);
   }
 
@@ -198,9 +206,8 @@ class Checks {
     if (cuda()) return whole;
     const int64_t* values = whole.const_data_ptr<int64_t>();
     for (int64_t b = 0; b < batch; ++b)
-      require(values[b] >= 0 && values[b] <= limit,
-              "lengths[" + std::to_string(b) + "] is " + std::to_string(values[b]),
-              "in 0.." + std::to_string(limit));
+      if (values[b] < 0 || values[b] > limit)
+        refuse("lengths[" + std::to_string(b) + "] is " + std::to_string(values[b]), "in 0.." + std::to_string(limit));
     return whole;
   }
 

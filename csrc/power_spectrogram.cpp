@@ -98,7 +98,7 @@ template <class T>
 void check_finite(const Checks& checks, const Tensor& wave, const int64_t* lengths) {
   std::atomic<int64_t> bad = wave.size(0);
   const T* rows = pointer<T>(wave);
-  torch_threads()(wave.size(0), [&](int64_t b) {
+  torch_threads().worth(wave.size(0) * wave.size(1) / 8.0)(wave.size(0), [&](int64_t b) {
     if (!finite_cpu(rows + b * wave.stride(0), lengths ? lengths[b] : wave.size(1))) bad = b;
   });
   if (bad == wave.size(0)) return;

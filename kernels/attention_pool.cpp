@@ -119,12 +119,14 @@ SER_FAST_EACH_ISA(SER_FAST_POOL)
 
 template <class T>
 void attention_pool_forward_cpu(const PoolForward<T>& args, const Parallel& parallel) {
-  with_isa<T>([&](auto isa) { parallel(args.shape.batch, [&](int64_t b) { run(isa, args, b); }); });
+  const double work = static_cast<double>(args.shape.batch) * args.shape.frames * args.shape.width / 8;
+  with_isa<T>([&](auto isa) { parallel.worth(work)(args.shape.batch, [&](int64_t b) { run(isa, args, b); }); });
 }
 
 template <class T>
 void attention_pool_backward_cpu(const PoolBackward<T>& args, const Parallel& parallel) {
-  with_isa<T>([&](auto isa) { parallel(args.shape.batch, [&](int64_t b) { run(isa, args, b); }); });
+  const double work = static_cast<double>(args.shape.batch) * args.shape.frames * args.shape.width / 4;
+  with_isa<T>([&](auto isa) { parallel.worth(work)(args.shape.batch, [&](int64_t b) { run(isa, args, b); }); });
 }
 
 template void attention_pool_forward_cpu(const PoolForward<float>&, const Parallel&);

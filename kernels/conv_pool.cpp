@@ -442,7 +442,8 @@ void conv_pool_forward_cpu(const ConvPoolForward<T>& args, const Parallel& paral
     using I = decltype(isa);
     const Packed<T> packed(args, kLanes<I, T>);
     const int64_t chunks = ceil_div(args.shape.pooled_frames(), kChunk);
-    parallel(args.shape.batch * chunks, [&](int64_t index) { run(isa, args, packed, chunks, index); });
+    const Parallel threads = parallel.worth(args.shape.products() / 32);
+    threads(args.shape.batch * chunks, [&](int64_t index) { run(isa, args, packed, chunks, index); });
   });
 }
 
@@ -458,8 +459,9 @@ void conv_pool_backward_cpu(const ConvPoolBackward<T>& args, const Parallel& par
     std::iota(order.begin(), order.end(), 0);
     std::stable_sort(order.begin(), order.end(),
                      [&](int64_t a, int64_t b) { return args.rows[a].length > args.rows[b].length; });
-    parallel(args.shape.batch, [&](int64_t i) { run(isa, args, common, order[i]); });
-    parallel(args.shape.filters, [&](int64_t o) { reduce(args, common, o); });
+    const Parallel threads = parallel.worth(args.shape.products() / 32);
+    threads(args.shape.batch, [&](int64_t i) { run(isa, args, common, order[i]); });
+    threads(args.shape.filters, [&](int64_t o) { reduce(args, common, o); });
   });
 }
 

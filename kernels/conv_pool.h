@@ -26,6 +26,7 @@ struct ConvPoolShape {
   int64_t pooled_bins() const { return (bins + 1) / 2; }
   int64_t row() const { return (kernel_f - 1) * channels + depth; }  // elements that a filter spans in a frame of x
   int64_t taps() const { return depth * kernel_t * kernel_f; }
+  double products() const { return static_cast<double>(batch) * frames * bins * positions() * filters * taps(); }
 };
 
 // One row of the batch, which is padded to T frames or packed: one row after the other.

@@ -97,7 +97,8 @@ SER_FAST_EACH_ISA(SER_FAST_GRAY)
 
 template <class T>
 void gray_deltas_cpu(const GrayDeltas<T>& args, const Parallel& parallel) {
-  with_isa<T>([&](auto isa) { parallel(args.batch, [&](int64_t b) { run(isa, args, b); }); });
+  const double work = static_cast<double>(args.batch) * args.frames * args.bins;
+  with_isa<T>([&](auto isa) { parallel.worth(work)(args.batch, [&](int64_t b) { run(isa, args, b); }); });
 }
 
 template void gray_deltas_cpu(const GrayDeltas<float>&, const Parallel&);

@@ -19,9 +19,22 @@ struct Parallel {
   // Calls body(state, begin, end) on disjoint ranges that cover [0, count), possibly at the same time.
   void (*run)(int64_t count, void (*body)(void* state, int64_t begin, int64_t end), void* state);
 
+  // Entering the pool takes 5 to 10 us, and milliseconds if other processes keep the processors busy: each thread must
+  // have at least so many nanoseconds of work.
+  static constexpr double kShare = 100000;
+
+  // Returns as many threads as pay for work that would take one thread so long.
+  Parallel worth(double nanoseconds) const {
+    return {std::clamp<int64_t>(static_cast<int64_t>(std::min(nanoseconds / kShare, 1e6)), 1, threads), run};
+  }
+
   // Calls body(i) for every i in [0, count). Threads take the i in ascending order, so put the longest tasks first.
   template <class Body>
   void operator()(int64_t count, const Body& body) const {
+    if (std::min(count, threads) <= 1) {
+      for (int64_t i = 0; i < count; ++i) body(i);
+      return;
+    }
     struct State {
       const Body& body;
       int64_t count;

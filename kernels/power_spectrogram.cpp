@@ -377,9 +377,10 @@ SER_FAST_EACH_ISA(SER_FAST_SPECTROGRAM)
 }  // namespace
 
 template <class Sample, class T>
-void power_spectrogram_forward_cpu(const SpectrogramForward<Sample, T>& args, const Parallel& parallel) {
+void power_spectrogram_forward_cpu(const SpectrogramForward<Sample, T>& args, const Parallel& all) {
   const Plan<T> plan(args.shape.n_fft);
   const int64_t frames = args.shape.frames, batch = args.shape.batch;
+  const Parallel parallel = all.worth(0.8 * batch * frames * args.shape.n_fft);
   // A run of at most 256 frames, rounded up to whole vectors, shares its scratch; the aim is 4 runs per thread.
   const int64_t runs = std::max((frames + 255) / 256, std::min(frames, (4 * parallel.threads + batch - 1) / batch));
   const int64_t run = (frames + runs - 1) / runs;

@@ -387,8 +387,14 @@ void each_head(const Args& args, const Parallel& parallel) {
   if (lengths)
     std::stable_sort(order.begin(), order.end(), [=](int64_t a, int64_t b) { return lengths[a] > lengths[b]; });
   const int64_t heads = args.shape.heads;
+  double pairs = 0;  // of a query and a key
+  for (int64_t row = 0; row < args.shape.batch; ++row) {
+    const double length = lengths ? lengths[row] : args.shape.frames;
+    pairs += length * length;
+  }
+  const Parallel threads = parallel.worth(pairs * heads * args.shape.width / 8);
   with_isa<T>([&](auto isa) {
-    parallel(args.shape.batch * heads, [&](int64_t i) { run(isa, args, order[i / heads], i % heads); });
+    threads(args.shape.batch * heads, [&](int64_t i) { run(isa, args, order[i / heads], i % heads); });
   });
 }
 

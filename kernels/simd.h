@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #define SER_FAST_INLINE __attribute__((always_inline)) inline
 
@@ -168,6 +169,49 @@ SER_FAST_INLINE Element<V> largest_lane(V v) {
     for (size_t i = 1; i < sizeof(V) / sizeof(v[0]); ++i) largest = std::max<Element<V>>(largest, v[i]);
     return largest;
   }
+}
+
+// Exchanges the lanes of a with bit `bit` of their number set with the lanes of b that have it not. Over all bits it
+// transposes as many vectors as they have lanes.
+template <int bit, class V, size_t... lane>
+SER_FAST_INLINE void exchange(V& a, V& b, std::index_sequence<lane...>) {
+  constexpr int lanes = sizeof...(lane);
+  using Ints = decltype(a < a);
+  const V low = a;
+#if defined(__clang__)
+  a = __builtin_shufflevector(low, b, (lane & bit ? lanes + lane - bit : lane)...);
+  b = __builtin_shufflevector(low, b, (lane & bit ? lanes + lane : lane + bit)...);
+#else
+  a = __builtin_shuffle(low, b, Ints{(lane & bit ? lanes + lane - bit : lane)...});
+  b = __builtin_shuffle(low, b, Ints{(lane & bit ? lanes + lane : lane + bit)...});
+#endif
+}
+
+// Transposes rows[lanes] in place.
+template <int bit = 1, class V>
+SER_FAST_INLINE void transpose(V* rows) {
+  constexpr int lanes = sizeof(V) / sizeof(Element<V>);
+  if constexpr (bit < lanes) {
+    SER_FAST_UNROLL
+    for (int i = 0; i < lanes; ++i)
+      if (!(i & bit)) exchange<bit>(rows[i], rows[i | bit], std::make_index_sequence<lanes>{});
+    transpose<bit * 2>(rows);
+  }
+}
+
+// Returns the sums over the lanes of rows[lanes], the i-th in lane i; overwrites rows.
+template <int bit = 1, class V>
+SER_FAST_INLINE V sums_of(V* rows) {
+  constexpr int lanes = sizeof(V) / sizeof(Element<V>);
+  if constexpr (bit < lanes) {
+    SER_FAST_UNROLL
+    for (int i = 0; i < lanes; i += 2 * bit) {
+      exchange<bit>(rows[i], rows[i + bit], std::make_index_sequence<lanes>{});
+      rows[i] += rows[i + bit];
+    }
+    return sums_of<bit * 2>(rows);
+  }
+  return rows[0];
 }
 
 // Calls call(I{}) with the instruction set to use for tensors of S.

@@ -26,8 +26,9 @@ CUDA_DTYPES = {  # by op with kernels for CUDA tensors; the others run on their 
 }
 # Measured cases in which torch's path is faster, or ours was never measured; `ser-fast info` prints them.
 RULES = {
-    "GRU with T = 1 on CPU": "torch: packing W_hh for the kernel costs more than one step saves",
-    "GRUCell": "torch: packing W_hh costs more than one step saves",
+    "GRU without a gradient on CPU": "compiled, projection included, in float32 and float64 at every T",
+    "GRU with T = 1 and a gradient": "torch on CPU: laying out W_hh for the kernel costs more than one step saves",
+    "GRUCell": "compiled without a gradient on CPU, in float32 and float64; else torch, as the GRU with T = 1",
     "GRU without our kernels": "torch, on CPU if they were not built and on other devices: the reference is slower",
     "GRU by cuda or triton": "torch if W_hh does not fit on chip: nothing was measured there",
     "CUDA, backend auto": "the fastest path measured on GPUs of its compute capability, if its kernels are "
@@ -203,10 +204,10 @@ def select(
 ) -> str:
     """Return the backend that runs an op: "compiled", "cuda", "triton", "torch" or "reference".
 
-    "torch" is the path of ``nn.GRU``. ``ser_fast.GRU(reset_after=True)`` takes it by ``RULES`` for a single step and
-    where no kernel was built; on a GPU also unless our kernels are chosen, or were measured to be faster for this
-    precision and hidden size, and W_hh fits on chip. A frame or a transform too large for a block of the CUDA kernels
-    runs on the reference even where this returns "cuda".
+    "torch" is the path of ``nn.GRU``. ``ser_fast.GRU(reset_after=True)`` takes it by ``RULES`` for a single step with
+    a gradient and where no kernel was built; on a GPU also unless our kernels are chosen, or were measured to be
+    faster for this precision and hidden size, and W_hh fits on chip. A frame or a transform too large for a block of
+    the CUDA kernels runs on the reference even where this returns "cuda".
 
     Args:
         op: one of ``OPS``.

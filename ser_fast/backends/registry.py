@@ -23,6 +23,7 @@ def register(
     tags: tuple[torch.Tag, ...] = (),
     backward: Callable | None = None,
     setup_context: Callable | None = None,
+    inference: bool = False,
 ) -> None:
     """Define ``ser_fast::schema``; devices without a kernel of their own run its reference implementation.
 
@@ -38,6 +39,8 @@ def register(
         tags: torch's tags for the op.
         backward, setup_context: derivative of the op. Without them the op is itself a backward, and its derivative is
             that of its reference.
+        inference: the op has neither a derivative nor a rule for autocast: their dispatch costs more than a small
+            call.
     """
     name = schema.split("(")[0]
     library.define(schema, tags=tags)
@@ -45,6 +48,8 @@ def register(
     if triton or cuda:
         library.impl(name, on_cuda_tensors(op, reference, triton, cuda, hidden_size), "CUDA")
     torch.library.register_fake(f"ser_fast::{name}", fake, lib=library)
+    if inference:
+        return
     if backward is None:
         backward, setup_context = _derivative_of(reference), _keep_arguments
     torch.library.register_autograd(f"ser_fast::{name}", backward, setup_context=setup_context, lib=library)

@@ -1,5 +1,7 @@
 """Drop-in replacement of ``nn.GRU``."""
 
+import functools
+import itertools
 import numbers
 import warnings
 
@@ -10,11 +12,24 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from ser_fast import _torch_compat, backends
 from ser_fast.nn.gru_cell import init_uniform
-from ser_fast.nn.inference import recordable
+from ser_fast.nn.inference import infers, recordable
 from ser_fast.nn.packing import Join, Part
 from ser_fast.ops import checks, onnx
 from ser_fast.ops.gru import gru
+from ser_fast.ops.gru_layer import gru_layer
 from ser_fast.ops.lengths import frame_mask
+
+
+def _weight_names(layers: int, bidirectional: bool, bias: bool) -> list[list[str]]:
+    """Return the parameters' names of each layer and direction."""
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if bias else ("weight_ih", "weight_hh")
+    suffixes = [f"l{layer}{end}" for layer in range(layers) for end in ("", "_reverse")[: 1 + bidirectional]]
+    return [[f"{name}_{suffix}" for name in names] for suffix in suffixes]
+
+
+@functools.cache
+def _cached_weight_names(layers: int, bidirectional: bool, bias: bool) -> tuple[str, ...]:
+    return tuple(itertools.chain(*_weight_names(layers, bidirectional, bias)))
 
 
 class GRU(nn.Module):
@@ -142,9 +157,7 @@ class GRU(nn.Module):
         return [[getattr(self, name) for name in names] for names in self._weight_names()]
 
     def _weight_names(self) -> list[list[str]]:
-        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if self.bias else ("weight_ih", "weight_hh")
-        suffixes = [suffix for layer in range(self.num_layers) for suffix in self._suffixes(layer)]
-        return [[f"{name}_{suffix}" for name in names] for suffix in suffixes]
+        return _weight_names(self.num_layers, self.bidirectional, self.bias)
 
     def extra_repr(self) -> str:
         parts = [f"{self.input_size}, {self.hidden_size}"]
@@ -177,6 +190,8 @@ class GRU(nn.Module):
             ValueError: if the input is neither 2-D nor 3-D, or the dtype of input or hx differs from that of the
                 weights outside autocast.
         """
+        if lengths is None and self._is_usual(input, hx) and (weights := infers(input, hx, self._held_weights)):
+            return self._infer(input, hx, None, weights)
         input, hx, lengths = recordable(input, hx, lengths)
         if isinstance(input, PackedSequence):
             checks.require(lengths is None, "GRU", "lengths is given with a PackedSequence", "None")
@@ -197,6 +212,35 @@ class GRU(nn.Module):
             output, h_n = self._run(input.unsqueeze(batch_axis), None if hx is None else hx.unsqueeze(1), None)
             return output.squeeze(batch_axis), h_n.squeeze(1)
         return self._run(input, hx, lengths)
+
+    def _is_usual(self, x, hx) -> bool:
+        """Return whether the shapes are right at first sight: a full check takes as long as a small call."""
+        if type(x) is not Tensor or x.dim() != 3 or x.shape[2] != self.input_size:
+            return False
+        if hx is None:
+            return True
+        layers = self.num_layers * (2 if self.bidirectional else 1)
+        return type(hx) is Tensor and hx.shape == (layers, x.shape[0 if self.batch_first else 1], self.hidden_size)
+
+    def _held_weights(self) -> list[Tensor]:
+        """Return the weights of all layers and directions, one after the other."""
+        held, names = self._parameters, _cached_weight_names(self.num_layers, self.bidirectional, self.bias)
+        # A parametrized or pruned weight is no parameter but recomputed at every access.
+        return list(held.values()) if tuple(held) == names else [getattr(self, name) for name in names]
+
+    def _infer(self, x: Tensor, hx: Tensor | None, lengths: Tensor | None, weights: list) -> tuple[Tensor, Tensor]:
+        """Run all layers without a gradient on a padded batch or on packed frames."""
+        options = lengths, self.bias, self.reset_after, self.batch_first
+        if self.num_layers == 1:
+            return gru_layer(x, weights, hx, *options)
+        each, directions, states = len(weights) // self.num_layers, 2 if self.bidirectional else 1, []
+        for layer in range(self.num_layers):
+            h0 = None if hx is None else hx[layer * directions : (layer + 1) * directions]
+            x, h_n = gru_layer(x, weights[layer * each : (layer + 1) * each], h0, *options)
+            states.append(h_n)
+            if self.dropout and layer < self.num_layers - 1:
+                x = F.dropout(x, self.dropout, self.training)
+        return x, torch.cat(states)
 
     def _suffixes(self, layer: int) -> list[str]:
         return [f"l{layer}", f"l{layer}_reverse"] if self.bidirectional else [f"l{layer}"]
@@ -244,6 +288,8 @@ class GRU(nn.Module):
     def _run(self, x: Tensor, hx: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """Check the arguments of a batch and run it on the selected path."""
         self._check(x, hx, lengths)
+        if weights := infers(x, hx, self._held_weights):
+            return self._infer(x, hx, lengths, weights)
         path, lengths = self._path(x, lengths)
         if path == "packed":
             return self._packed(x, hx, lengths)
@@ -259,6 +305,10 @@ class GRU(nn.Module):
         sizes = lengths.tolist()
         good = sizes and min(sizes) >= 0 and sum(sizes) == len(x)
         checks.require(good, "GRU", f"lengths are {sizes}", f"at least 0 and add up to the packed frames, {len(x)}")
+        if len(x) and x.shape[1] == self.input_size and (weights := infers(x, hx, self._held_weights)):
+            if hx is not None:
+                self._check_states(hx, len(sizes))
+            return self._infer(x, hx, lengths, weights)
         if checks.transforming() or not (len(x) and self._takes_packed(x, lengths)):
             y, h_n = self._run(Part.apply(x, sizes, max(sizes), self.batch_first), hx, lengths)
             return Join.apply(y if self.batch_first else y.transpose(0, 1), sizes, self.batch_first), h_n

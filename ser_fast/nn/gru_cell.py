@@ -7,9 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ser_fast import _torch_compat
-from ser_fast.nn.inference import recordable
+from ser_fast.nn.inference import infers, recordable
 from ser_fast.ops import checks, onnx
 from ser_fast.ops.gru import cell
+from ser_fast.ops.gru_layer import gru_cell
+
+_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 def init_uniform(module: nn.Module, hidden_size: int) -> None:
@@ -22,7 +25,8 @@ def init_uniform(module: nn.Module, hidden_size: int) -> None:
 class GRUCell(nn.Module):
     """Drop-in replacement of ``nn.GRUCell`` with ``reset_after``: one step of :class:`ser_fast.GRU`, for streaming.
 
-    It runs torch's own operators, since packing W_hh for a single step costs more than a kernel saves.
+    Without a gradient it runs our kernel on a CPU, otherwise torch's own operators: laying out W_hh for a single step
+    costs more than a kernel saves.
 
     Args:
         input_size: I, features of a frame.
@@ -97,6 +101,8 @@ class GRUCell(nn.Module):
             ValueError: if an argument has more than two dimensions, or its dtype differs from that of the weights
                 outside autocast.
         """
+        if self._has_usual_shape(input, hx) and (weights := infers(input, hx, self._held_weights)):
+            return gru_cell(input, weights, hx, self.bias, self.reset_after)
         input, hx = recordable(input, hx)
         if self.reset_after and self._is_usual(input, hx) and not onnx.exporting():
             return _torch_compat.gru_cell(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
@@ -113,6 +119,18 @@ class GRUCell(nn.Module):
         else:
             h, *_ = cell(F.linear(x, self.weight_ih, self.bias_ih), h, self.weight_hh, self.bias_hh, False)
         return h.reshape(shape)
+
+    def _held_weights(self) -> list[Tensor]:
+        held = self._parameters
+        if tuple(held) == _NAMES and self.bias:
+            return list(held.values())
+        return [getattr(self, name) for name in (_NAMES if self.bias else _NAMES[:2])]
+
+    def _has_usual_shape(self, x, h) -> bool:
+        """Return whether the shapes of a batch are right at first sight."""
+        if not isinstance(x, Tensor) or x.dim() != 2 or x.shape[1] != self.input_size:
+            return False
+        return h is None or (isinstance(h, Tensor) and h.shape == (x.shape[0], self.hidden_size))
 
     def _is_usual(self, x: Tensor, h: Tensor | None) -> bool:
         """Return whether the fast path applies: a full check takes as long as a small step."""

@@ -25,6 +25,18 @@ def gru_backward(grad_y, grad_h_n, y, gates, w_hh, h0, *args, **named) -> int:
     return 2 * steps * math.prod(w_hh)
 
 
+def gru_layer(x, weights, h0, lengths, biased: bool, *args, **named) -> int:
+    """Return the products of all frames x ``[..., I]`` with w_ih and w_hh of each direction."""
+    each = 4 if biased else 2
+    matrices = (weight for place, weight in enumerate(weights) if place % each < 2)
+    return 2 * math.prod(x[:-1]) * sum(map(math.prod, matrices))
+
+
+def gru_cell(x, weights, *args, **named) -> int:
+    """Return the products of a step of x ``[B, I]``."""
+    return 2 * x[0] * sum(map(math.prod, weights[:2]))
+
+
 def attention_pool(h, *args, **named) -> int:
     """Return the products for the scores and for the weighted sum of h ``[B, T, D]``."""
     return 4 * math.prod(h)
@@ -80,6 +92,8 @@ FORMULAS = {
     "gru": gru,
     "gru_backward": gru_backward,
     "gru_backward_with_gates": gru_backward,
+    "gru_layer": gru_layer,
+    "gru_cell": gru_cell,
     "attention_pool": attention_pool,
     "attention_pool_backward": attention_pool_backward,
     "self_attention": self_attention,

@@ -29,11 +29,11 @@ def shape(random: Random, target: Target) -> str:
     if name == "qkv" and kind in ("added", "dropped"):  # packed or padded, which may be valid
         return ""
     if kind == "added":
-        if name == "gx" and tensor.dim() == 3:  # packed; with an axis more it is a batch
+        if name in ("gx", "x") and "gru" in target.name:  # packed; with an axis more it is a batch
             return ""
         sizes.insert(0, 1)
     elif kind == "dropped":
-        if name in ("input", "hx"):  # of an unbatched call
+        if name in ("input", "hx") or (name == "x" and target.name == "gru_layer"):  # unbatched or packed
             return ""
         sizes.pop()
     else:

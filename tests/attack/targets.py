@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import ser_fast
 from ser_fast import functional
-from ser_fast.ops import attention_pool, checks, conv_pool, gru, power_spectrogram, self_attention
+from ser_fast.ops import attention_pool, checks, conv_pool, gru, gru_layer, power_spectrogram, self_attention
 
 DTYPES = {"gru": (torch.float64, torch.float32, torch.bfloat16)}
 # Sizes that an op takes as they come, so that another one is no error: a tensor's name and axis.
@@ -37,6 +37,8 @@ FREE = {
     "conv_pool": {("x", 0), ("x", 1), ("x", 2), *(("weight", axis) for axis in range(4))},
     "conv_pool_backward": {("x", 1), ("x", 2), ("weight", 1), ("weight", 2), ("weight", 3)},
     "gray_deltas": {("x", 0), ("x", 1), ("x", 2)},
+    "gru_layer": {("x", 0), ("x", 1)},
+    "gru_cell": {("x", 0)},
     "GRU": {("input", 0), ("input", 1)},
     "GRUCell": {("input", 0)},
     "AttentionPool": {("h", 0), ("h", 1)},
@@ -216,6 +218,38 @@ def backward(random: Random) -> Target:
     return Target(name, op(name), arguments, truth, logarithm=given.get("log", False))
 
 
+def layer(random: Random) -> Target:
+    """Return ``gru_layer`` or ``gru_cell``, whose weights are arguments of their own here."""
+    frames, batch, features, hidden = size(random, 60), size(random, 20), size(random, 70), size(random, 140)
+    ragged, packed, after, first = (random.random() < 0.5 for _ in range(4))
+    x = torch.randn(*((batch, frames) if first else (frames, batch)), features)
+    lengths = torch.randint(1, frames + 1, (batch,)) if ragged or packed else None
+    if packed:
+        x = torch.randn(int(lengths.sum()), features)
+    shapes = {
+        "w_ih": (3 * hidden, features),
+        "w_hh": (3 * hidden, hidden),
+        "b_ih": (3 * hidden,),
+        "b_hh": (3 * hidden,),
+    }
+    given = {name: torch.randn(shape) / hidden**0.5 for name, shape in shapes.items()}
+    dtype, cell = random.choice((torch.float64, torch.float32)), random.random() < 0.3
+    if cell:
+        given = {"x": torch.randn(batch, features), **given, "h": torch.randn(batch, hidden)}
+        ends = (True, after)
+    else:
+        given = {"x": x, **given, "h0": torch.randn(1, batch, hidden), "lengths": lengths}
+        ends = (True, after, first)
+
+    def calls(function):
+        return lambda x, w_ih, w_hh, b_ih, b_hh, *rest: function(x, [w_ih, w_hh, b_ih, b_hh], *rest, *ends)
+
+    name = "gru_cell" if cell else "gru_layer"
+    truth = gru_layer.cell_reference if cell else gru_layer.reference
+    given = {key: cast(value, dtype) for key, value in given.items()}
+    return Target(name, calls(op(name)), given, calls(truth))
+
+
 def out(random: Random) -> Target:
     """Return ``power_spectrogram_out``."""
     given = dict(zip(names("power_spectrogram"), of_power_spectrogram(random)))
@@ -261,6 +295,8 @@ def module(random: Random) -> Target:
     derivative = tuple(
         name for name, value in given.items() if isinstance(value, Tensor) and value.is_floating_point()
     )
+    if random.random() < 0.4:
+        call, derivative = torch.no_grad()(call), None
     return Target(type(made).__name__, call, given, truth, derivative, made, getattr(made, "log", False))
 
 
@@ -304,9 +340,9 @@ def parameters(target: Target) -> list[Tensor]:
     return list(target.module.parameters()) if target.module else []
 
 
-MAKERS = (forward, forward, backward, out, plan, module, module)
+MAKERS = (forward, forward, backward, layer, out, plan, module, module)
 # The attack must know every op: a new one is added above.
 KNOWN = {*CASES, "gru_backward", "gru_backward_with_gates", "attention_pool_backward", "power_spectrogram_backward",
-         "power_spectrogram_out", "conv_pool_backward", "self_attention_backward", "gru_plan"}  # fmt: skip
+         "gru_layer", "gru_cell", "power_spectrogram_out", "conv_pool_backward", "self_attention_backward", "gru_plan"}  # fmt: skip
 found = {name.partition("::")[2] for name in torch._C._dispatch_get_all_op_names() if name.startswith("ser_fast::")}
 assert found == KNOWN, f"tests/attack/targets.py lacks {found ^ KNOWN}"

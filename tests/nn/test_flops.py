@@ -40,6 +40,15 @@ def test_gru_counts_like_nn_gru(options, state):
     assert counts(torch_gru, *args) == wanted and wanted[0] > 0
 
 
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bias": False}, {"bidirectional": True}])
+def test_gru_inference_counts_like_nn_gru(options):
+    theirs, ours = nn.GRU(5, 4, **options), ser_fast.GRU(5, 4, **options)
+    cell, x = ser_fast.GRUCell(5, 4), torch.randn(7, 3, 5)
+    with torch.no_grad():
+        assert flops(lambda: ours(x)) == flops(lambda: theirs(x)) > 0
+        assert flops(lambda: cell(x[0])) == flops(lambda: nn.GRUCell(5, 4)(x[0])) > 0
+
+
 def test_gru_counts_packed_frames_alone():
     x, lengths = torch.randn(3, 7, 5), torch.tensor([7, 2, 4])
     packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)

@@ -1,0 +1,399 @@
+// Rows of a GRU on CPU: weights in panels, their products with a few rows, and one step of the recurrence. A task
+// computes all frames of a few batch rows in one direction, so tasks never wait for each other.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <numeric>
+#include <vector>
+
+#include "activations.h"
+#include "buffer.h"
+#include "gru.h"
+#include "simd.h"
+
+namespace ser_fast {
+
+constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+// Operand type of the recurrent products: the compute type, or with AVX512-BF16 pairs of bfloat16 along the depth.
+template <class I, class S>
+struct Factor {
+  using Type = Wide<S>;
+  static constexpr int64_t kPair = 1;
+};
+template <>
+struct Factor<Avx512Bf16, Bf16> {
+  using Type = Bf16;
+  static constexpr int64_t kPair = 2;
+};
+
+template <class T, class V>
+SER_FAST_INLINE V multiply_add(V sum, const T* left, const T* right) {
+  V w;
+  std::memcpy(&w, right, sizeof(w));
+  return sum + *left * w;
+}
+
+#if SER_FAST_X86
+// Inline assembly, because the compiler rejects the builtin in a function that all instruction sets share.
+SER_FAST_INLINE Vec<Avx512, float> multiply_add(Vec<Avx512, float> sum, const Bf16* left, const Bf16* right) {
+  typedef int Pair __attribute__((may_alias));
+  Vec<Avx512, float> w;
+  std::memcpy(&w, right, sizeof(w));
+  asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(w), "m"(*reinterpret_cast<const Pair*>(left)));
+  return sum;
+}
+#endif
+
+// A weight matrix in panels of V vectors of columns, each dense and read in order: [depth, V, lanes].
+template <class I, class S, int V>
+class Panels {
+ public:
+  using T = typename Factor<I, S>::Type;
+  static constexpr int64_t kLane = kLanes<I, Wide<S>>, kPair = Factor<I, S>::kPair;
+
+  Panels() = default;
+
+  // The depth has `parts` parts of H elements, padded to `part` each. column(p, v, lane) returns a column's first
+  // element, or null for padding; the column's elements are `stride` apart, its parts H * H.
+  template <class Column>
+  Panels(int64_t count, int64_t parts, int64_t part, int64_t H, int64_t stride, const Column& column)
+      : size_(parts * part * V * kLane), data_(count * size_, T{}) {
+    constexpr int64_t block = 16;  // of the depth: both sides of the copy stay in the L1 cache
+    for (int64_t p = 0; p < count; ++p)
+      for (int64_t i = 0; i < parts; ++i)
+        for (int64_t first = 0; first < H; first += block)
+          for (int64_t v = 0; v < V; ++v)
+            for (int64_t lane = 0; lane < kLane; ++lane) {
+              const S* from = column(p, v, lane);
+              if (!from) continue;
+              T* to = data_.data() + p * size_ + (v * kLane + lane) * kPair;
+              for (int64_t unit = first; unit < std::min(first + block, H); ++unit) {
+                const int64_t k = i * part + unit;
+                to[k / kPair * V * kLane * kPair + k % kPair] = convert<T>(from[i * H * H + unit * stride]);
+              }
+            }
+  }
+
+  // The columns are the rows of a dense [.., depth] matrix. column(p, v) returns the number of the vector's first row
+  // there; rows from `past(p, v)` on are padding.
+  template <class Row, class Past>
+  SER_FAST_INLINE Panels(int64_t count, int64_t depth, const S* w, const Row& row, const Past& past)
+      : size_(round_up(depth, kPair) * V * kLane), data_(count * size_) {
+    if constexpr (kPair == 1) {
+      for (int64_t p = 0; p < count; ++p)
+        for (int64_t v = 0; v < V; ++v)
+          turn(w + row(p, v) * depth, past(p, v) - row(p, v), depth, data_.data() + p * size_ + v * kLane);
+    } else {
+      *this = Panels(count, 1, round_up(depth, kPair), depth, 1, [&](int64_t p, int64_t v, int64_t lane) {
+        return row(p, v) + lane < past(p, v) ? w + (row(p, v) + lane) * depth : nullptr;
+      });
+    }
+  }
+
+  const T* operator[](int64_t p) const { return data_.data() + p * size_; }
+  int64_t size() const { return size_; }
+
+ private:
+  // Transposes `rows` dense rows, at most one vector of them, to a column of vectors that are V vectors apart.
+  SER_FAST_INLINE static void turn(const S* from, int64_t rows, int64_t depth, T* to) {
+    for (int64_t k = 0; k < depth; k += kLane) {
+      Vec<I, T> block[kLane];
+      SER_FAST_UNROLL
+      for (int64_t lane = 0; lane < kLane; ++lane)
+        block[lane] = lane < rows ? load<I>(from + lane * depth + k, depth - k) : Vec<I, T>{};
+      transpose(block);
+      SER_FAST_UNROLL
+      for (int64_t i = 0; i < kLane; ++i)
+        if (k + i < depth) store(to + (k + i) * V * kLane, block[i]);
+    }
+  }
+
+  int64_t size_ = 0;
+  Buffer<T> data_;
+};
+
+// out[R][N * V] = first[N * V] + left[R, depth] times N panels, `size` apart; the rows of out are `apart`, its vectors
+// `between` elements apart.
+template <class I, class S, int R, int V, int N = 1>
+SER_FAST_INLINE void product(const typename Factor<I, S>::Type* left, int64_t stride,
+                             const typename Factor<I, S>::Type* panel, int64_t size, int64_t depth,
+                             const Wide<S>* first, Wide<S>* out, int64_t apart = N * V * kLanes<I, Wide<S>>,
+                             int64_t between = kLanes<I, Wide<S>>) {
+  constexpr int64_t lanes = kLanes<I, Wide<S>>, pair = Factor<I, S>::kPair;
+  Vec<I, Wide<S>> sum[R][N * V];
+  SER_FAST_UNROLL
+  for (int v = 0; v < N * V; ++v) {
+    const Vec<I, Wide<S>> start = first ? load<I>(first + v * lanes) : Vec<I, Wide<S>>{};
+    SER_FAST_UNROLL
+    for (int row = 0; row < R; ++row) sum[row][v] = start;
+  }
+  for (int64_t k = 0; k < depth; k += pair) {
+    SER_FAST_UNROLL
+    for (int row = 0; row < R; ++row)
+      SER_FAST_UNROLL
+      for (int v = 0; v < N * V; ++v)
+        sum[row][v] = multiply_add(sum[row][v], left + row * stride + k,
+                                   panel + v / V * size + (k * V + v % V * pair) * lanes);
+  }
+  SER_FAST_UNROLL
+  for (int row = 0; row < R; ++row)
+    SER_FAST_UNROLL
+    for (int v = 0; v < N * V; ++v) store(out + row * apart + v * between, sum[row][v]);
+}
+
+// The rows of one task, the longest first.
+struct Tile {
+  static constexpr int64_t kMost = 8;
+  int64_t direction, rows;
+  std::array<int64_t, kMost> row = {}, length = {};
+
+  int64_t frame(int64_t i, int64_t step) const { return direction ? length[i] - 1 - step : step; }
+};
+
+// Splits all rows into tiles, sorted by descending work.
+inline std::vector<Tile> tiles_of(const GruShape& shape, const int64_t* lengths, int64_t most_rows, int64_t threads) {
+  std::vector<int64_t> order(shape.batch);
+  std::iota(order.begin(), order.end(), 0);
+  const auto length = [&](int64_t row) { return lengths ? lengths[row] : shape.frames; };
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return length(a) > length(b); });
+  while (most_rows > 1 && shape.directions * ((shape.batch + most_rows - 1) / most_rows) < threads) most_rows /= 2;
+  std::vector<Tile> tiles;
+  for (int64_t first = 0; first < shape.batch; first += most_rows)
+    for (int64_t direction = 0; direction < shape.directions; ++direction) {
+      Tile tile{direction, std::min(most_rows, shape.batch - first)};
+      for (int64_t i = 0; i < tile.rows; ++i) {
+        tile.row[i] = order[first + i];
+        tile.length[i] = length(tile.row[i]);
+      }
+      tiles.push_back(tile);
+    }
+  return tiles;
+}
+
+template <class S>
+void zero_tail(const Frames<S>& tensor, const GruShape& shape, const Tile& tile, int64_t width) {
+  if (tensor.starts) return;  // packed rows have no padding
+  for (int64_t i = 0; i < tile.rows; ++i)
+    for (int64_t t = tile.length[i]; t < shape.frames; ++t)
+      std::fill_n(tensor.at(t, tile.row[i]) + tile.direction * width, width, S{});
+}
+
+// One direction's W_hh and b_hh in the layout of the products. Columns are zero-padded to whole vectors.
+template <class I, class S>
+struct ForwardWeights {
+  using T = Wide<S>;
+  using F = typename Factor<I, S>::Type;
+  static constexpr int64_t kLane = kLanes<I, T>;
+  static constexpr int kMost = I::kRows;  // rows of a step
+
+  int64_t depth, blocks, pairs;   // H in whole factors; vectors of hidden units; pairs of them
+  Panels<I, S, 3> all;            // reset_after: r, z and n of one vector of hidden units
+  Panels<I, S, 2> update_reset;   // otherwise: r and z of one vector
+  Panels<I, S, 2> last;           // otherwise: n of two vectors
+  Buffer<T> gate_bias;            // [blocks, 3 (2 without reset_after), lanes]
+  Buffer<T> candidate_bias;       // [2 * pairs, lanes]; unused with reset_after
+
+  SER_FAST_INLINE ForwardWeights(const S* w, const S* b, int64_t H, bool reset_after)
+      : depth(round_up(H, Factor<I, S>::kPair)),
+        blocks(round_up(H, kLane) / kLane),
+        pairs((blocks + 1) / 2),
+        gate_bias(blocks * (reset_after ? 3 : 2) * kLane, T{}),
+        candidate_bias(pairs * 2 * kLane, T{}) {
+    const auto gate = [=](int64_t p, int64_t v) { return v * H + p * kLane; };
+    const auto end = [=](int64_t, int64_t v) { return (v + 1) * H; };
+    const auto third = [=](int64_t p, int64_t v) { return 2 * H + (2 * p + v) * kLane; };
+    const auto third_end = [=](int64_t, int64_t) { return 3 * H; };
+    if (reset_after) all = {blocks, H, w, gate, end};
+    else update_reset = {blocks, H, w, gate, end}, last = {pairs, H, w, third, third_end};
+    const int64_t count = reset_after ? 3 : 2;
+    for (int64_t j = 0; b && j < H; ++j) {
+      for (int64_t g = 0; g < count; ++g)
+        gate_bias[(j / kLane * count + g) * kLane + j % kLane] = convert<T>(b[g * H + j]);
+      candidate_bias[j] = convert<T>(b[2 * H + j]);
+    }
+  }
+
+  // Vectors of units whose sums are computed at once: those of one alone wait for each other if the row is alone.
+  template <int R>
+  static constexpr int kTogether = R == 1 && I::kBytes < 64 ? 2 : 1;
+
+  // out[R][N, V] = sums of V gates for N vectors of units, of which the first `rows` are used.
+  template <int V, int R, int N>
+  SER_FAST_INLINE void gates(int64_t block, int64_t, const F* left, int64_t stride, T* out) const {
+    const auto& panels = [this]() -> auto& {
+      if constexpr (V == 3) return all;
+      else return update_reset;
+    }();
+    const T* bias = gate_bias.data() + block * V * kLane;
+    product<I, S, R, V, N>(left, stride, panels[block], panels.size(), depth, bias, out);
+  }
+
+  // out[R][2] = sums of the candidate for two vectors of units.
+  template <int R>
+  SER_FAST_INLINE void candidate(int64_t pair, int64_t, const F* left, int64_t stride, T* out) const {
+    product<I, S, R, 2>(left, stride, last[pair], 0, depth, candidate_bias.data() + pair * 2 * kLane, out);
+  }
+};
+
+// Left operands of a product: the values themselves or, for bfloat16 pairs, their rounded copies.
+template <class I, class S>
+struct Left {
+  using F = typename Factor<I, S>::Type;
+  int64_t stride;
+  Buffer<F> data;
+
+  Left(int64_t rows, int64_t width) : stride(width), data(rows * width, F{}) {}
+
+  SER_FAST_INLINE F* row(int64_t i) { return data.data() + i * stride; }
+};
+
+template <class I, class S>
+struct ForwardScratch {
+  using T = Wide<S>;
+  int64_t width;
+  Buffer<T> state, next, sums;  // [rows, width] twice; [rows, 3, lanes]
+  Buffer<T> update;             // z, kept until after the second product
+  Left<I, S> h, h_next, q;      // operands of the products: h, the next h, r h
+
+  explicit ForwardScratch(int64_t pairs)
+      : width(pairs * 2 * kLanes<I, T>),
+        state(I::kRows * width, T{}),
+        next(I::kRows * width, T{}),
+        sums(I::kRows * 3 * kLanes<I, T>),
+        update(I::kRows * width),
+        h(I::kRows, width),
+        h_next(I::kRows, width),
+        q(I::kRows, width) {}
+
+  // Makes the next state the present one.
+  void advance() {
+    std::swap(state, next);
+    std::swap(h.data, h_next.data);
+  }
+};
+
+// A row's data at one step; gates is null if none are saved.
+template <class S>
+struct ForwardRow {
+  const S* gx;
+  int64_t apart;  // from one gate of gx to the next
+  S *y, *gates;
+};
+
+// Calls body(first, number) for all panels of a step, N at once as far as there are. Odd steps go backwards: they begin
+// with the panels that the step before left in the L1 cache.
+template <int N, class Body>
+SER_FAST_INLINE void each_panel(int64_t count, int64_t step, const Body& body) {
+  const int64_t turns = (count + N - 1) / N;
+  for (int64_t turn = 0; turn < turns; ++turn) {
+    const int64_t first = (step % 2 ? turns - 1 - turn : turn) * N;
+    if (N == 1 || first + N <= count) body(first, std::integral_constant<int, N>{});
+    else body(first, std::integral_constant<int, 1>{});
+  }
+}
+
+template <int R, class I, class S, class Weights>
+SER_FAST_INLINE void step_reset_after(int64_t H, const Weights& weights, const ForwardRow<S>* rows,
+                                      int64_t step, int64_t walking, ForwardScratch<I, S>& scratch) {
+  constexpr int64_t lanes = kLanes<I, Wide<S>>;
+  each_panel<Weights::template kTogether<R>>(weights.blocks, step, [&](int64_t first, auto number)
+                                                                        __attribute__((always_inline)) {
+    constexpr int N = number;
+    weights.template gates<3, R, N>(first, walking, scratch.h.row(0), scratch.width, scratch.sums.data());
+    for (int64_t i = 0; i < walking * N; ++i) {
+      const ForwardRow<S>& row = rows[i / N];
+      const Wide<S>* sum = scratch.sums.data() + i * 3 * lanes;
+      const int64_t j = (first + i % N) * lanes, count = std::min(lanes, H - j), at = i / N * scratch.width + j;
+      const auto r = sigmoid(load<I>(row.gx + j, count) + load<I>(sum));
+      const auto z = sigmoid(load<I>(row.gx + row.apart + j, count) + load<I>(sum + lanes));
+      const auto q = load<I>(sum + 2 * lanes);
+      const auto n = tangent(load<I>(row.gx + 2 * row.apart + j, count) + r * q);
+      const auto h = gru_cell(z, n, load<I, Wide<S>>(scratch.state.data() + at));
+      store(scratch.next.data() + at, h);
+      store(scratch.h_next.data.data() + at, h);
+      store(row.y + j, h, count);
+      if (!row.gates) continue;
+      store(row.gates + j, r, count);
+      store(row.gates + H + j, z, count);
+      store(row.gates + 2 * H + j, n, count);
+      store(row.gates + 3 * H + j, q, count);
+    }
+  });
+}
+
+template <int R, class I, class S, class Weights>
+SER_FAST_INLINE void step_reset_before(int64_t H, const Weights& weights, const ForwardRow<S>* rows,
+                                       int64_t step, int64_t walking, ForwardScratch<I, S>& scratch) {
+  constexpr int64_t lanes = kLanes<I, Wide<S>>;
+  each_panel<Weights::template kTogether<R>>(weights.blocks, step, [&](int64_t first, auto number)
+                                                                        __attribute__((always_inline)) {
+    constexpr int N = number;
+    weights.template gates<2, R, N>(first, walking, scratch.h.row(0), scratch.width, scratch.sums.data());
+    for (int64_t i = 0; i < walking * N; ++i) {
+      const ForwardRow<S>& row = rows[i / N];
+      const Wide<S>* sum = scratch.sums.data() + i * 2 * lanes;
+      const int64_t j = (first + i % N) * lanes, count = std::min(lanes, H - j), at = i / N * scratch.width + j;
+      const auto r = sigmoid(load<I>(row.gx + j, count) + load<I>(sum));
+      const auto z = sigmoid(load<I>(row.gx + row.apart + j, count) + load<I>(sum + lanes));
+      const auto q = r * load<I, Wide<S>>(scratch.state.data() + at);
+      store(scratch.update.data() + at, z);
+      store(scratch.q.data.data() + at, q);
+      if (!row.gates) continue;
+      store(row.gates + j, r, count);
+      store(row.gates + H + j, z, count);
+      store(row.gates + 3 * H + j, q, count);
+    }
+  });
+  each_panel<1>(weights.pairs, step, [&](int64_t pair, auto) __attribute__((always_inline)) {
+    const int64_t first = pair * 2 * lanes;
+    weights.template candidate<R>(pair, walking, scratch.q.row(0), scratch.width, scratch.sums.data());
+    for (int64_t i = 0; i < walking; ++i) {
+      const ForwardRow<S>& row = rows[i];
+      for (int64_t j = first; j < std::min(H, first + 2 * lanes); j += lanes) {
+        const int64_t count = std::min(lanes, H - j), at = i * scratch.width + j;
+        const auto sum = load<I, Wide<S>>(scratch.sums.data() + i * 2 * lanes + j - first);
+        const auto n = tangent(load<I>(row.gx + 2 * row.apart + j, count) + sum);
+        const auto h = gru_cell(load<I, Wide<S>>(scratch.update.data() + at), n,
+                                load<I, Wide<S>>(scratch.state.data() + at));
+        store(scratch.next.data() + at, h);
+        store(scratch.h_next.data.data() + at, h);
+        store(row.y + j, h, count);
+        if (row.gates) store(row.gates + 2 * H + j, n, count);
+      }
+    }
+  });
+}
+
+// One step of the first `walking` rows of a tile; row(i) returns their data.
+template <class I, class S, class Weights, class Row>
+SER_FAST_INLINE void forward_step(const GruShape& shape, const Weights& weights, int64_t step, int64_t walking,
+                                  const Row& row, ForwardScratch<I, S>& scratch) {
+  const auto run = [&](auto number) __attribute__((always_inline)) {
+    constexpr int R = number;
+    ForwardRow<S> rows[R] = {};
+    for (int64_t i = 0; i < walking; ++i) rows[i] = row(i);
+    if (shape.reset_after) step_reset_after<R>(shape.hidden, weights, rows, step, walking, scratch);
+    else step_reset_before<R>(shape.hidden, weights, rows, step, walking, scratch);
+  };
+  if (walking > 4) run(std::integral_constant<int, Weights::kMost>{});
+  else if (walking > 2) run(std::integral_constant<int, 4>{});
+  else if (walking > 1) run(std::integral_constant<int, 2>{});
+  else run(std::integral_constant<int, 1>{});
+  scratch.advance();
+}
+
+// Row i of a tile in a [D, B, H] tensor.
+template <class S>
+SER_FAST_INLINE S* state_at(S* states, const GruShape& shape, const Tile& tile, int64_t i) {
+  return states + (tile.direction * shape.batch + tile.row[i]) * shape.hidden;
+}
+
+template <class I, class S, class From, class To>
+SER_FAST_INLINE void copy(From* from, To* to, int64_t size) {
+  constexpr int64_t lanes = kLanes<I, Wide<S>>;
+  for (int64_t j = 0; j < size; j += lanes) store(to + j, load<I, std::remove_const_t<From>>(from + j, size - j), size - j);
+}
+
+}  // namespace ser_fast

@@ -1,0 +1,234 @@
+"""The layer and the cell in inference against the reference, which is the projection and the recurrence."""
+
+import itertools
+import subprocess
+import sys
+
+import pytest
+import torch
+from samples import assert_as_accurate, assert_exact, ragged, spread
+
+from ser_fast.ops import gru_layer
+
+OP, CELL = torch.ops.ser_fast.gru_layer, torch.ops.ser_fast.gru_cell
+REFERENCE, CELL_REFERENCE = gru_layer.reference, gru_layer.cell_reference
+
+
+def weights_of(features, hidden, directions=1, biased=True, dtype=torch.float64) -> list:
+    shapes = [(3 * hidden, features), (3 * hidden, hidden)] + biased * [(3 * hidden,)] * 2
+    return [torch.randn(shape, dtype=dtype) / hidden**0.5 for shape in shapes * directions]
+
+
+def arguments_of(frames, batch, features, hidden, directions, *, ragged_rows, biased, reset_after, batch_first=False,
+                 packed=False, dtype=torch.float64) -> tuple:  # fmt: skip
+    x = torch.randn(*((batch, frames) if batch_first else (frames, batch)), features, dtype=dtype)
+    h0 = torch.randn(directions, batch, hidden, dtype=dtype) if biased else None
+    lengths = ragged(batch, frames) if ragged_rows else None
+    if packed:
+        rows = x if batch_first else x.transpose(0, 1)
+        x = torch.cat([row[:length] for row, length in zip(rows, lengths.tolist())])
+    weights = weights_of(features, hidden, directions, biased, dtype)
+    return x, weights, h0, lengths, biased, reset_after, batch_first
+
+
+def cases():
+    """Up to 8 frames take the weights as they lie; 1, 4, 8 and more rows have register blocks of their own."""
+    for sizes in [(1, 1, 1, 1, 1), (2, 3, 5, 7, 2), (8, 1, 17, 33, 2), (5, 9, 33, 17, 2), (12, 1, 40, 129, 1),
+                  (7, 4, 3, 16, 1), (9, 17, 19, 31, 2), (70, 2, 300, 65, 1)]:  # fmt: skip
+        for ragged_rows, biased, reset_after in itertools.product((False, True), repeat=3):
+            options = {"ragged_rows": ragged_rows, "biased": biased, "reset_after": reset_after}
+            yield sizes, options | {"batch_first": biased ^ reset_after}
+            if ragged_rows and sizes[1] > 1:
+                yield sizes, options | {"packed": True}
+
+
+CASES = list(cases())
+
+
+def case_id(case) -> str:
+    sizes, options = case
+    return f"{'x'.join(map(str, sizes))}-{'-'.join(name for name, value in options.items() if value)}"
+
+
+def cast(value, dtype):
+    if isinstance(value, list):
+        return [cast(one, dtype) for one in value]
+    return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+@pytest.mark.parametrize("layout", ["contiguous", "strided"])
+def test_layer_kernel_equals_reference(case, layout, poison):
+    arguments = arguments_of(*case[0], **case[1])
+    if layout == "strided":
+        arguments = [[spread(one) for one in value] if isinstance(value, list)
+                     else spread(value) if isinstance(value, torch.Tensor) else value for value in arguments]  # fmt: skip
+    for found, truth in zip(OP(*arguments), REFERENCE(*arguments), strict=True):
+        assert_exact(found, truth)
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_layer_float32_is_as_accurate_as_reference(case, poison):
+    single = [cast(value, torch.float32) for value in arguments_of(*case[0], **case[1])]
+    exact = [cast(value, torch.float64) for value in single]
+    for results in zip(OP(*single), REFERENCE(*single), REFERENCE(*exact), strict=True):
+        assert_as_accurate(*results)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 17, 33), (3, 16, 16), (4, 33, 129), (20, 30, 31)])
+@pytest.mark.parametrize(("biased", "reset_after"), [*itertools.product((False, True), repeat=2)])
+def test_cell_kernel_equals_reference(sizes, biased, reset_after, poison):
+    batch, features, hidden = sizes
+    x, h = torch.randn(batch, features).double(), torch.randn(batch, hidden).double() if biased else None
+    arguments = x, weights_of(features, hidden, 1, biased), h, biased, reset_after
+    assert_exact(CELL(*arguments), CELL_REFERENCE(*arguments))
+    single = [cast(value, torch.float32) for value in arguments]
+    assert_as_accurate(
+        CELL(*single), CELL_REFERENCE(*single), CELL_REFERENCE(*(cast(v, torch.float64) for v in single))
+    )
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("sizes", [(300, 1, 128, 128, 1), (60, 1, 64, 128, 2), (50, 19, 33, 65, 2)])
+@pytest.mark.parametrize("reset_after", [False, True])
+def test_layer_is_bitwise_equal_on_any_number_of_threads(sizes, reset_after):
+    arguments = arguments_of(
+        *sizes, ragged_rows=sizes[1] > 1, biased=True, reset_after=reset_after, dtype=torch.float32
+    )
+    results = []
+    for threads in (1, 2, 3, 2):
+        torch.set_num_threads(threads)
+        results.append(OP(*arguments))
+    for result in results[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(result, results[0]))
+
+
+@pytest.mark.parametrize("frames", [5, 50])
+def test_layer_keeps_infinite_weights_apart(frames):
+    """A product that reads a vector twice at a row's end must not make 0 * inf of it."""
+    arguments = arguments_of(frames, 1, 19, 21, 1, ragged_rows=False, biased=True, reset_after=True)
+    arguments[1][0][5, 18], arguments[1][0][6, 0] = torch.inf, -torch.inf
+    for found, truth in zip(OP(*arguments), REFERENCE(*arguments)):
+        assert torch.isfinite(truth).all()
+        assert_exact(found, truth)
+
+
+@pytest.mark.parametrize("frames", [4, 40])
+def test_layer_propagates_nan_of_one_row_alone(frames):
+    x, *rest = arguments_of(frames, 3, 18, 20, 1, ragged_rows=False, biased=True, reset_after=True)
+    x[1, 2, 17] = torch.nan
+    y, h_n = OP(x, *rest)
+    assert y[1:, 2].isnan().all() and h_n[:, 2].isnan().all()
+    assert y[0].isfinite().all() and y[:, :2].isfinite().all()
+
+
+def test_layer_sees_every_change_of_a_weight():
+    """The laid-out weights are found by their content, so each element counts, and equal weights of another tensor."""
+    x, weights, h0, *rest = arguments_of(20, 2, 24, 40, 1, ragged_rows=False, biased=True, reset_after=True)
+    before = OP(x, weights, h0, *rest)
+    for tensor in weights:
+        flat = tensor.view(-1)
+        for place in (0, 1, len(flat) // 2, len(flat) - 1):
+            kept = flat[place].clone()
+            flat[place] += 0.25
+            assert_exact(OP(x, weights, h0, *rest)[0], REFERENCE(x, weights, h0, *rest)[0])
+            flat[place] = kept
+    for change in (torch.neg, lambda w: w.flip(0), lambda w: w.roll(1, 0), lambda w: w * 2, torch.zeros_like):
+        changed = [change(weight) for weight in weights]
+        assert_exact(OP(x, changed, h0, *rest)[0], REFERENCE(x, changed, h0, *rest)[0])
+    again = OP(x, [weight.clone() for weight in weights], h0, *rest)
+    assert all(torch.equal(one, other) for one, other in zip(again, before))
+
+
+SMALL = {"biased": True, "reset_after": True}
+X, WEIGHTS, H0, LENGTHS, *_ = arguments_of(3, 4, 2, 5, 2, ragged_rows=True, **SMALL)
+PACKED = arguments_of(3, 4, 2, 5, 2, ragged_rows=True, packed=True, **SMALL)[0]
+BAD = [
+    ((X[0, 0], WEIGHTS, None, None), r"gru_layer: x has shape \[2\]; it must be \[T, B, I\] with no size 0", False),
+    ((X[0], WEIGHTS, None, None), r"x has shape \[4, 2\].*or packed with lengths", False),
+    ((X[:0], WEIGHTS, None, None), r"x has shape \[0, 4, 2\].*no size 0", False),
+    ((X.half(), WEIGHTS, None, None), "x has dtype float16; it must be float32 or float64", False),
+    ((X, WEIGHTS[:3], None, None), "weights has 3 tensors; it must be w_ih, w_hh, b_ih and b_hh of 1 or 2 directions", False),
+    ((X, [WEIGHTS[0], WEIGHTS[2], *WEIGHTS[2:]], None, None), r"weights\[1\] has shape \[15\]; it must be \[3H, H\]", False),
+    ((X[..., :1], WEIGHTS, None, None), r"weights\[0\] has shape \[15, 2\]; it must be \[3H, I\] = \[15, 1\]", False),
+    ((X, [w.float() for w in WEIGHTS], None, None), r"weights\[0\] has dtype float32; it must be float64", False),
+    ((X, [*WEIGHTS[:7], WEIGHTS[7][:1]], None, None), r"weights\[7\] has shape \[1\]; it must be \[3H\] = \[15\]", False),
+    ((X, WEIGHTS, H0[:1], None), r"h0 has shape \[1, 4, 5\]; it must be \[D, B, H\] = \[2, 4, 5\]", False),
+    ((X, WEIGHTS, H0, LENGTHS.double()), "lengths has dtype float64; it must be int64 or int32", False),
+    ((X, WEIGHTS, H0, LENGTHS[:3]), r"lengths has shape \[3\]; it must be \[B\] = \[4\]", False),
+    ((X, WEIGHTS, H0, torch.tensor([0, 4, 0, 0])), r"lengths\[1\] is 4; it must be in 0..3", True),
+    ((PACKED, WEIGHTS, H0, LENGTHS[None]), r"lengths has shape \[1, 4\]; it must be \[B\]", False),
+    ((PACKED, WEIGHTS, H0, LENGTHS * 0), r"lengths add up to 0; it must be the packed frames, \d", True),
+]  # fmt: skip
+BAD_CELL = [
+    ((X, WEIGHTS[:4], None), r"gru_cell: x has shape \[3, 4, 2\]; it must be \[B, I\] with no size 0", False),
+    ((X[0], WEIGHTS, None), "weights has 8 tensors; it must be w_ih, w_hh, b_ih and b_hh", False),
+    ((X[0], WEIGHTS[:4], H0[0, :3]), r"h has shape \[3, 5\]; it must be \[B, H\] = \[4, 5\]", False),
+    ((X[0], WEIGHTS[:4], H0[0].float()), "h has dtype float32; it must be float64", False),
+]
+
+
+def on_meta(value):
+    if isinstance(value, list):
+        return [on_meta(one) for one in value]
+    return value.to("meta") if isinstance(value, torch.Tensor) else value
+
+
+@pytest.mark.parametrize(("arguments", "sentence", "by_value"), BAD + BAD_CELL)
+@pytest.mark.parametrize("backend", ["compiled", "reference", "fake"])
+def test_layer_refuses_bad_input(arguments, sentence, by_value, backend):
+    cell = len(arguments) == 3
+    flags = (True, True) if cell else (True, True, False)
+    if backend == "fake":
+        if by_value:
+            return
+        arguments = [on_meta(value) for value in arguments]
+    call = (CELL_REFERENCE if cell else REFERENCE) if backend == "reference" else CELL if cell else OP
+    with pytest.raises(RuntimeError, match=sentence):
+        call(*arguments, *flags)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_layer_passes_opcheck(batch_first):
+    tests = ("test_schema", "test_faketensor")
+    for packed in (False, True):
+        options = {"ragged_rows": True, "packed": packed, "batch_first": batch_first}
+        torch.library.opcheck(OP, arguments_of(3, 4, 2, 5, 2, **options, **SMALL), test_utils=tests)
+    torch.library.opcheck(CELL, (X[0], WEIGHTS[:4], H0[0], True, False), test_utils=tests)
+
+
+@pytest.mark.usefixtures("needs_kernels")
+def test_small_calls_start_no_threads():
+    """Entering torch's pool costs more than a small call; the pool's threads start when it is first entered."""
+    script = """
+import os, torch, ser_fast
+torch.set_num_threads(2)
+count = lambda: len(os.listdir("/proc/self/task"))
+gru, x = ser_fast.GRU(16, 16), torch.randn(12, 4, 16)
+with torch.inference_mode():
+    before = count()
+    gru(x)
+    assert count() == before
+gru(x)[0].sum().backward()
+ser_fast.functional.attention_pool(torch.randn(3, 5, 8), torch.randn(8))
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.usefixtures("needs_kernels")
+def test_layer_needs_no_memory_for_the_projection():
+    """Peak memory of a call: the output and less than 10 MB, where gx alone would take 150 MB."""
+    script = """
+import resource, torch, ser_fast
+torch.set_num_threads(1)
+gru, x = ser_fast.GRU(128, 128, bidirectional=True), torch.randn(1500, 32, 128)
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+with torch.inference_mode():
+    gru(x[:20])
+    before = peak()
+    y, _ = gru(x)
+assert peak() - before < y.nbytes + 10e6, (peak() - before - y.nbytes) / 1e6
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
