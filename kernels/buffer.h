@@ -1,4 +1,4 @@
-// Uninitialised memory of a kernel.
+// Memory of a kernel's own, aligned to a cache line.
 #pragma once
 
 #include <algorithm>
@@ -10,6 +10,8 @@
 
 namespace ser_fast {
 
+constexpr int64_t kAligned = 64;  // bytes; a load of a vector never touches two lines of the caches
+
 struct Block {
   void* data = nullptr;
   size_t bytes = 0;
@@ -18,8 +20,8 @@ struct Block {
 // Memory that the buffers of a thread gave back, for its next ones: the first write to a new page costs more than all
 // work on it in a small call.
 class Spare {
-  static constexpr std::align_val_t kAlign{64};  // a line of the caches: a load of a vector never touches two
-  static constexpr size_t kMost = 1 << 24;       // bytes kept by a thread
+  static constexpr std::align_val_t kAlign{kAligned};
+  static constexpr size_t kMost = 1 << 24;  // bytes kept by a thread
 
  public:
   static Spare& mine() {
@@ -58,6 +60,7 @@ class Spare {
   size_t kept_ = 0;
 };
 
+// Uninitialised unless a value is given.
 template <class T>
 class Buffer {
  public:
@@ -81,6 +84,11 @@ class Buffer {
  private:
   int64_t size_ = 0;
   Block block_;
+};
+
+template <class T>
+struct Zeros : Buffer<T> {
+  explicit Zeros(int64_t size) : Buffer<T>(size, T(0)) {}
 };
 
 }  // namespace ser_fast

@@ -14,8 +14,8 @@
 #include <numeric>
 #include <vector>
 
+#include "buffer.h"
 #include "conv_pool_winograd.h"
-#include "scratch.h"
 #include "simd.h"
 
 namespace ser_fast {

@@ -28,8 +28,8 @@
 #include <optional>
 #include <vector>
 
+#include "buffer.h"
 #include "conv_pool.h"
-#include "scratch.h"
 #include "simd.h"
 
 namespace ser_fast::winograd {
@@ -284,8 +284,8 @@ SER_FAST_INLINE bool compute(const Many& many, const ConvPoolForward<float>& arg
   const Strip strip(shape, begin, end);
   strip.copy(args, row);
   if (!moderate<I>(strip.memory.data(), strip.frames * strip.frame)) return false;
-  const Scratch<float> inputs(many.terms[0].size() * strip.pixel * kSums * kBlock);
-  const Scratch<F> sums(filters.vectors * kSums * kBlock * 2);
+  const Buffer<float> inputs(many.terms[0].size() * strip.pixel * kSums * kBlock);
+  const Buffer<F> sums(filters.vectors * kSums * kBlock * 2);
   for (int64_t t = begin; t < end; ++t, y += bins * shape.filters, winners += bins * shape.filters)
     for (int64_t first = 0; first < bins; first += kBlock) {
       const int64_t count = std::min(kBlock, bins - first), rounded = whole(count, kLeast);
@@ -336,7 +336,7 @@ SER_FAST_INLINE bool compute(const Pair& pair, const ConvPoolForward<float>& arg
   const auto& filters = pair.filters;
   const int64_t taps = shape.kernel_t, bins = shape.pooled_bins(), before = 2 * begin - taps / 2;
   const int64_t frames = 2 * (end - begin) + taps - 1, windows = whole(bins, W), frame = windows * kWindow + kSums;
-  const Scratch<float> inputs(frames * frame);  // [frames, windows, kSums, 3]
+  const Buffer<float> inputs(frames * frame);  // [frames, windows, kSums, 3]
   const Zeros<float> padded((2 * windows + 3) * 3);
   for (int64_t t = before; t < before + frames; ++t) {
     float* to = inputs.data() + (t - before) * frame;
