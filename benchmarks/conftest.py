@@ -10,6 +10,8 @@ import pytest
 import torch
 
 RATES = pytest.StashKey[dict]()  # rates of the machine that the floors used
+PAUSE = 0.005  # seconds before a call, in which the waiting threads of the engine before it go to sleep
+SHORT = 0.5  # seconds of all calls of a case, up to which a call is timed after another one, with warm caches
 
 
 def pytest_addoption(parser):
@@ -67,6 +69,9 @@ def bandwidth(pytestconfig) -> float:
 def compare(benchmark, request, sgemm):
     """Return a function that times our call and its peers in turn, so that a change of the load affects all of them.
 
+    A call follows a pause, since an engine's idle threads may keep a core busy for milliseconds, and if the case is
+    short an untimed call.
+
     Ours goes through pytest-benchmark; the peers run in its setup, once before every round. There are as many rounds
     as fit into ``--benchmark-max-time``. The medians are stored in the case's ``extra_info``, which is returned.
     """
@@ -90,25 +95,36 @@ def compare(benchmark, request, sgemm):
         """
         times: dict[str, list[float]] = {name: [] for name in peers}
         products: list[float] = []
+        short = False
+
+        def prepare(call: Callable) -> None:
+            time.sleep(PAUSE)
+            if short:
+                call()
 
         def time_peers() -> None:
             if operations and len(products) < 15:
                 products.append(sgemm())
             for name, call in peers.items():
+                prepare(call)
                 start = time.perf_counter()
                 call()
                 times[name].append(time.perf_counter() - start)
+            prepare(ours)
 
         def time_ours() -> None:
             ours()  # discards the result within the round, as for the peers
 
-        start = time.perf_counter()
-        time_peers()
-        time_ours()
-        warm_up = time.perf_counter() - start
+        def one_round() -> float:
+            start = time.perf_counter()
+            time_peers()
+            time_ours()
+            return time.perf_counter() - start
+
+        short = one_round() < SHORT
+        fitting = int(float(request.config.getoption("benchmark_max_time")) / one_round())
         for values in (*times.values(), products):
             values.clear()
-        fitting = int(float(request.config.getoption("benchmark_max_time")) / warm_up)
         benchmark.pedantic(time_ours, setup=time_peers, rounds=max(fewest, min(fitting, 100)))
         if benchmark.enabled:
             seconds = {"ours": benchmark.stats.stats.median}
