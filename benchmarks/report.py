@@ -172,7 +172,7 @@ def plot_ratios(run: dict, path: Path) -> None:
             panels[group] = cases, peers
     if not panels:
         return
-    heights = {group: 6 + sum(len(case["ratios"]) + 0.6 for case in cases) for group, (cases, _) in panels.items()}
+    heights = {group: 8 + sum(len(case["ratios"]) + 0.6 for case in cases) for group, (cases, _) in panels.items()}
     sides: list[list[str]] = [[], []]
     for group in sorted(panels, key=heights.get, reverse=True):
         min(sides, key=lambda side: sum(heights[name] for name in side)).append(group)
@@ -212,7 +212,7 @@ def bars(panel, group: str, cases: list[dict], peers: list[str]) -> None:
     axis.spines[["top", "right", "left"]].set_visible(False)
     axis.tick_params(axis="y", length=0)
     keys = [Patch(color=colour(name), label=name) for name in peers]
-    panel.legend(handles=keys, ncols=len(peers), loc="outside upper left", frameon=False, fontsize=9,
+    panel.legend(handles=keys, ncols=4, loc="outside upper left", frameon=False, fontsize=9,
                  handlelength=1, handleheight=1, columnspacing=1, title=group, alignment="left",
                  title_fontproperties={"weight": "bold", "size": 10})  # fmt: skip
 
