@@ -234,8 +234,10 @@ def _librosa(wave: Tensor, window: Tensor, n_fft: int, hop: int, bins: int) -> E
 
     samples = wave.numpy()
     options = {"n_fft": n_fft, "hop_length": hop, "win_length": len(window), "window": window.numpy()}
-    call = lambda: np.abs(librosa.stft(samples, pad_mode="reflect", **options)[:, :bins]) ** 2  # noqa: E731
-    return Engine(call, lambda power: torch.from_numpy(power).transpose(1, 2))
+    return Engine(
+        lambda: np.abs(librosa.stft(samples, pad_mode="reflect", **options)[:, :bins]) ** 2,
+        lambda power: torch.from_numpy(power).transpose(1, 2),
+    )
 
 
 GRUS = {"ONNX Runtime": _onnxruntime, "OpenVINO": _openvino, "JAX": _jax, "Flax": _flax}
