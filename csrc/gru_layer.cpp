@@ -4,12 +4,21 @@
 #include <array>
 #include <tuple>
 
+#include "../kernels/simd.h"
 #include "boundary.h"
 
 namespace ser_fast {
 namespace {
 
 #ifndef SER_FAST_HOST
+
+// Calls call with a value of the kernel's type.
+template <class Call>
+void with_type(ScalarType type, const Call& call) {
+  if (type == ScalarType::Float) call(float{});
+  else if (type == ScalarType::Double) call(double{});
+  else call(Bf16{});
+}
 
 // The kernel accepts any strides of frames and rows but requires dense features.
 Tensor dense_frames(const Checks& checks, const Tensor& x) {
@@ -49,7 +58,7 @@ void run(const Checks& checks, GruLayer<T> args, const Weights& dense, bool bias
   for (int64_t d = 0; d < args.shape.directions; ++d)
     args.weights[d] = {pointer<T>(dense[d * each]), pointer<T>(dense[d * each + 1]),
                        biased ? pointer<T>(dense[d * each + 2]) : nullptr,
-                       biased ? pointer<T>(dense[d * each + 3]) : nullptr};
+                       biased ? pointer<T>(dense[d * each + 3]) : nullptr, nullptr, nullptr};
   checks.run([&] { gru_layer_cpu<T>(args, torch_threads()); });
 }
 
@@ -57,7 +66,7 @@ std::tuple<Tensor, Tensor> gru_layer(const Tensor& x, const std::vector<Tensor>&
                                      const std::optional<Tensor>& h0, const std::optional<Tensor>& lengths,
                                      bool biased, bool reset_after, bool batch_first) {
   const Checks checks("gru_layer", "x", x);
-  checks.dtype("x", x, {ScalarType::Float, ScalarType::Double});
+  checks.dtype("x", x, {ScalarType::Float, ScalarType::Double, ScalarType::BFloat16});
   const bool packed = x.dim() == 2 && lengths;
   bool good = packed || x.dim() == 3;
   for (const int64_t size : x.sizes()) good = good && size > 0;
@@ -96,15 +105,14 @@ std::tuple<Tensor, Tensor> gru_layer(const Tensor& x, const std::vector<Tensor>&
     run<T>(checks, {shape, features, frames(in, pointer<T>(in)), {}, pointer<T>(first), pointer<int64_t>(valid),
                     frames(y, mutable_pointer<T>(y)), mutable_pointer<T>(h_n)}, dense, biased);
   };
-  if (x.scalar_type() == ScalarType::Float) call(float{});
-  else call(double{});
+  with_type(x.scalar_type(), call);
   return {y, h_n};
 }
 
 Tensor gru_cell(const Tensor& x, const std::vector<Tensor>& weights, const std::optional<Tensor>& h, bool biased,
                 bool reset_after) {
   const Checks checks("gru_cell", "x", x);
-  checks.dtype("x", x, {ScalarType::Float, ScalarType::Double});
+  checks.dtype("x", x, {ScalarType::Float, ScalarType::Double, ScalarType::BFloat16});
   if (x.dim() != 2 || x.size(0) == 0 || x.size(1) == 0)
     checks.refuse("x has shape " + text(sizes_of(x)), "[B, I] with no size 0");
   const int64_t features = x.size(1);
@@ -120,8 +128,7 @@ Tensor gru_cell(const Tensor& x, const std::vector<Tensor>& weights, const std::
     run<T>(checks, {shape, features, {pointer<T>(in), 0, in.stride(0), nullptr}, {}, pointer<T>(first), nullptr,
                     {out, 0, shape.hidden, nullptr}, out}, dense, biased);
   };
-  if (x.scalar_type() == ScalarType::Float) call(float{});
-  else call(double{});
+  with_type(x.scalar_type(), call);
   return next;
 }
 

@@ -13,35 +13,35 @@
 namespace ser_fast {
 namespace {
 
-// One direction's weights in the layout of the products.
-template <class I, class T>
+// One direction's weights W in the layout of the products; rows and biases are S.
+template <class I, class S, class W>
 struct LayerWeights {
+  using T = Wide<S>;
+  using F = typename Factor<I, W>::Type;
   static constexpr int64_t kLane = kLanes<I, T>;
 
-  int64_t features;
-  ForwardWeights<I, T> recurrent;
-  Panels<I, T, 3> input;  // r, z and n of one vector of hidden units
-  Buffer<T> bias;         // of the projection, in the order of its panels
+  int64_t depth;  // features in whole factors
+  ForwardWeights<I, W, S> recurrent;
+  Panels<I, W, 3> input;  // r, z and n of one vector of hidden units
+  Buffer<T> bias, scale;  // of the projection, in the order of its panels
 
-  SER_FAST_INLINE LayerWeights(const GruLayerWeights<T>& w, int64_t features, int64_t H, bool reset_after)
-      : features(features),
-        recurrent(w.w_hh, w.b_hh, H, reset_after),
+  SER_FAST_INLINE LayerWeights(const GruLayerWeights<S, W>& w, int64_t features, int64_t H, bool reset_after)
+      : depth(round_up(features, Factor<I, W>::kPair)),
+        recurrent(w.w_hh, w.b_hh, H, reset_after, w.s_hh),
         input(recurrent.blocks, features, w.w_ih, [=](int64_t p, int64_t v) { return v * H + p * kLane; },
               [=](int64_t, int64_t v) { return (v + 1) * H; }),
-        bias(recurrent.blocks * 3 * kLane, T{}) {
-    for (int64_t j = 0; w.b_ih && j < H; ++j)
-      for (int64_t g = 0; g < 3; ++g) bias[(j / kLane * 3 + g) * kLane + j % kLane] = w.b_ih[g * H + j];
-  }
+        bias(by_blocks<I>(w.b_ih, H, 3)),
+        scale(by_blocks<I>(w.s_ih, H, 3)) {}
 
-  // gx[frames, 3, apart] of x[frames, features].
-  SER_FAST_INLINE void project(const T* x, int64_t frames, T* gx, int64_t apart) const {
+  // gx[frames, 3, apart] of x[frames, depth].
+  SER_FAST_INLINE void project(const F* x, int64_t frames, T* gx, int64_t apart) const {
     for (int64_t block = 0; block < recurrent.blocks; ++block) {
       int64_t frame = 0;
       const auto rows = [&](auto number) __attribute__((always_inline)) {
         for (; frame + number <= frames; frame += number)
-          product<I, T, number, 3>(x + frame * features, features, input[block], 0, features,
-                                   bias.data() + block * 3 * kLane, gx + frame * 3 * apart + block * kLane, 3 * apart,
-                                   apart);
+          product<I, W, number, 3>(x + frame * depth, depth, input[block], 0, depth, bias.data() + block * 3 * kLane,
+                                   gx + frame * 3 * apart + block * kLane, 3 * apart, apart,
+                                   scale.data() + block * 3 * kLane);
       };
       rows(std::integral_constant<int, I::kRows>{});
       rows(std::integral_constant<int, 4>{});
@@ -51,26 +51,28 @@ struct LayerWeights {
 };
 
 // The same interface on the weights as they are.
-template <class I, class T>
+template <class I, class S, class W>
 struct DirectLayerWeights {
+  using T = Wide<S>;
+  using F = typename Factor<I, W>::Type;
   static constexpr int64_t kLane = kLanes<I, T>;
 
-  int64_t features;
-  GruLayerWeights<T> w;
-  DirectWeights<I, T> recurrent;
+  int64_t features, depth;
+  GruLayerWeights<S, W> w;
+  DirectWeights<I, W, S> recurrent;
 
-  DirectLayerWeights(const GruLayerWeights<T>& w, int64_t features, int64_t H)
-      : features(features), w(w), recurrent(w.w_hh, w.b_hh, H) {}
+  DirectLayerWeights(const GruLayerWeights<S, W>& w, int64_t features, int64_t H)
+      : features(features), depth(features), w(w), recurrent(w.w_hh, w.b_hh, H, w.s_hh) {}
 
-  SER_FAST_INLINE void project(const T* x, int64_t frames, T* gx, int64_t apart) const {
+  SER_FAST_INLINE void project(const F* x, int64_t frames, T* gx, int64_t apart) const {
     const int64_t H = recurrent.H;
     for (int64_t gate = 0; gate < 3; ++gate)
       for (int64_t j = 0; j < H; j += kLane) {
         const int64_t at = gate * H + j, count = std::min(kLane, H - j);
-        const Vec<I, T> bias = w.b_ih ? load<I>(w.b_ih + at, count) : Vec<I, T>{};
-        for (int64_t i = 0; i < frames; ++i)
-          store(gx + (i * 3 + gate) * apart + j,
-                bias + dots<I>(w.w_ih + at * features, count, x + i * features, features));
+        for (int64_t i = 0; i < frames; ++i) {
+          const auto sum = dots<I>(w.w_ih + at * features, count, x + i * features, features);
+          store(gx + (i * 3 + gate) * apart + j, affine<I>(sum, w.b_ih, w.s_ih, at, count));
+        }
       }
   }
 };
@@ -79,17 +81,20 @@ struct DirectLayerWeights {
 // for each thread that takes part.
 constexpr int64_t kChunk = 1 << 18;
 
-template <class I, class T>
+template <class I, class S>
 struct LayerScratch {
-  int64_t apart, steps;  // H in whole vectors; steps of a chunk
-  Buffer<T> x, gx;       // [frames, features], [frames, 3, apart]
-  ForwardScratch<I, T> forward;
+  using T = Wide<S>;
 
-  LayerScratch(int64_t features, int64_t pairs, int64_t blocks, const Tile& tile, int64_t threads)
+  int64_t apart, steps;                 // H in whole vectors; steps of a chunk
+  Buffer<typename Factor<I, S>::Type> x;  // [frames, depth]
+  Buffer<T> gx;                         // [frames, 3, apart]
+  ForwardScratch<I, S> forward;
+
+  LayerScratch(int64_t depth, int64_t pairs, int64_t blocks, const Tile& tile, int64_t threads)
       : apart(blocks * kLanes<I, T>),
-        steps(std::max<int64_t>(1, std::min<int64_t>(threads * kChunk / sizeof(T) / (3 * apart + features) / tile.rows,
+        steps(std::max<int64_t>(1, std::min<int64_t>(threads * kChunk / sizeof(T) / (3 * apart + depth) / tile.rows,
                                                      tile.length[0]))),
-        x(steps * tile.rows * features),
+        x(steps * tile.rows * depth),
         gx(steps * tile.rows * 3 * apart),
         forward(pairs) {}
 };
@@ -103,97 +108,111 @@ void project_all(int64_t frames, double nanoseconds, const Parallel& parallel, c
   threads((frames + each - 1) / each, [&](int64_t i) { project(i * each, std::min(each, frames - i * each)); });
 }
 
-template <class I, class T, class Weights>
-SER_FAST_INLINE void layer_tile(const GruLayer<T>& args, const Weights& weights, const Tile& tile,
+template <class I, class S, class W, class Weights>
+SER_FAST_INLINE void layer_tile(const GruLayer<S, W>& args, const Weights& weights, const Tile& tile,
                                 const Parallel& parallel) {
+  using T = Wide<S>;
   const GruShape& shape = args.shape;
-  const int64_t features = args.features;
-  LayerScratch<I, T> scratch(features, weights.recurrent.pairs, weights.recurrent.blocks, tile,
-                             parallel.threads);
-  ForwardScratch<I, T>& forward = scratch.forward;
+  const int64_t features = args.features, depth = weights.depth;
+  LayerScratch<I, S> scratch(depth, weights.recurrent.pairs, weights.recurrent.blocks, tile, parallel.threads);
+  ForwardScratch<I, S>& forward = scratch.forward;
   for (int64_t i = 0; args.h0 && i < tile.rows; ++i) {
-    copy<I, T>(state_at(args.h0, shape, tile, i), forward.state.data() + i * forward.width, shape.hidden);
-    copy<I, T>(state_at(args.h0, shape, tile, i), forward.h.row(i), shape.hidden);
+    copy<I, S>(state_at(args.h0, shape, tile, i), forward.state.data() + i * forward.width, shape.hidden);
+    copy<I, S>(state_at(args.h0, shape, tile, i), forward.h.row(i), shape.hidden);
   }
   int64_t walking = tile.rows;
   for (int64_t first = 0; first < tile.length[0]; first += scratch.steps) {
     const int64_t last = std::min(first + scratch.steps, tile.length[0]);
     int64_t frames = 0;
     for (int64_t step = first; step < last; ++step)
-      for (int64_t i = 0; i < tile.rows && tile.length[i] > step; ++i)
-        copy<I, T>(args.x.at(tile.frame(i, step), tile.row[i]), scratch.x.data() + frames++ * features, features);
+      for (int64_t i = 0; i < tile.rows && tile.length[i] > step; ++i) {
+        auto* to = scratch.x.data() + frames++ * depth;
+        copy<I, S>(args.x.at(tile.frame(i, step), tile.row[i]), to, features);
+        if (depth > features) to[features] = {};
+      }
     const auto project = [&](int64_t at, int64_t count) {
-      project_frames(weights, scratch.x.data() + at * features, count, scratch.gx.data() + at * 3 * scratch.apart,
+      project_frames(weights, scratch.x.data() + at * depth, count, scratch.gx.data() + at * 3 * scratch.apart,
                      scratch.apart);
     };
     project_all(frames, frames * 3.0 * shape.hidden * features / 32, parallel, project);
     const T* gx = scratch.gx.data();
     for (int64_t step = first; step < last; ++step) {
       for (; tile.length[walking - 1] == step; --walking)
-        copy<I, T>(forward.state.data() + (walking - 1) * forward.width, state_at(args.h_n, shape, tile, walking - 1),
+        copy<I, S>(forward.state.data() + (walking - 1) * forward.width, state_at(args.h_n, shape, tile, walking - 1),
                    shape.hidden);
       const auto row = [&](int64_t i) __attribute__((always_inline)) {
-        T* y = args.y.at(tile.frame(i, step), tile.row[i]) + tile.direction * shape.hidden;
-        return ForwardRow<T>{gx + i * 3 * scratch.apart, scratch.apart, y, nullptr};
+        S* y = args.y.at(tile.frame(i, step), tile.row[i]) + tile.direction * shape.hidden;
+        return ForwardRow<S, T>{gx + i * 3 * scratch.apart, scratch.apart, y, nullptr};
       };
       forward_step(shape, weights.recurrent, step, walking, row, forward);
       gx += walking * 3 * scratch.apart;
     }
   }
   for (int64_t i = 0; i < walking; ++i)
-    copy<I, T>(forward.state.data() + i * forward.width, state_at(args.h_n, shape, tile, i), shape.hidden);
+    copy<I, S>(forward.state.data() + i * forward.width, state_at(args.h_n, shape, tile, i), shape.hidden);
   zero_tail(args.y, shape, tile, shape.hidden);
 }
 
-template <class I, class T>
-SER_FAST_INLINE Digest digest_of(const GruLayerWeights<T>& w, int64_t features, int64_t H, bool reset_after) {
+template <class I, class S, class W>
+SER_FAST_INLINE Digest digest_of(const GruLayerWeights<S, W>& w, int64_t features, int64_t H, bool reset_after) {
   Digest digest;
   for (const int64_t part : {features, H, int64_t(reset_after), int64_t(w.b_ih != nullptr)}) digest.add(part);
-  const int64_t rows = 3 * H * sizeof(T);
-  digest.add<I>(w.w_ih, rows * features);
-  digest.add<I>(w.w_hh, rows * H);
-  if (w.b_ih) digest.add<I>(w.b_ih, rows), digest.add<I>(w.b_hh, rows);
+  const int64_t rows = 3 * H;
+  digest.add<I>(w.w_ih, rows * features * sizeof(W));
+  digest.add<I>(w.w_hh, rows * H * sizeof(W));
+  if (w.b_ih) digest.add<I>(w.b_ih, rows * sizeof(S)), digest.add<I>(w.b_hh, rows * sizeof(S));
+  if (w.s_ih) digest.add<I>(w.s_ih, rows * sizeof(Wide<W>)), digest.add<I>(w.s_hh, rows * sizeof(Wide<W>));
   return digest;
 }
 
-template <class I, class T>
-using Shared = std::shared_ptr<const LayerWeights<I, T>>;
+template <class I, class S, class W>
+using Shared = std::shared_ptr<const LayerWeights<I, S, W>>;
 
 // The weights' layout, kept for later calls unless another thread changed them meanwhile.
-template <class I, class T>
-SER_FAST_INLINE Shared<I, T> layout_of(const GruLayerWeights<T>& w, int64_t features, int64_t H, bool reset_after) {
-  auto& kept = Layouts<LayerWeights<I, T>>::all();
+template <class I, class S, class W>
+SER_FAST_INLINE Shared<I, S, W> layout_of(const GruLayerWeights<S, W>& w, int64_t features, int64_t H,
+                                          bool reset_after) {
+  using Layout = LayerWeights<I, S, W>;
+  auto& kept = Layouts<Layout>::all();
   const Digest digest = digest_of<I>(w, features, H, reset_after);
   if (auto found = kept.find(digest)) return found;
-  const Shared<I, T> made(new LayerWeights<I, T>(w, features, H, reset_after));
-  if (digest_of<I>(w, features, H, reset_after) == digest) kept.keep(digest, 3 * H * (features + H) * sizeof(T), made);
+  const Shared<I, S, W> made(new Layout(w, features, H, reset_after));
+  const int64_t bytes = 3 * H * (features + H) * sizeof(typename Factor<I, W>::Stored);
+  if (digest_of<I>(w, features, H, reset_after) == digest) kept.keep(digest, bytes, made);
   return made;
 }
 
-#define SER_FAST_GRU_LAYER_TASK(I, T, Weights, target)                                                               \
-  target void project_frames(const Weights<I, T>& weights, const T* x, int64_t frames, T* gx, int64_t apart) {       \
-    weights.project(x, frames, gx, apart);                                                                           \
-  }                                                                                                                  \
-  target void task(const GruLayer<T>& args, const Weights<I, T>& weights, const Tile& tile, const Parallel& all) {   \
-    layer_tile<I>(args, weights, tile, all);                                                                         \
+#define SER_FAST_GRU_LAYER_TASK(I, S, W, Weights, target)                                                           \
+  target void project_frames(const Weights<I, S, W>& weights, const Factor<I, W>::Type* x, int64_t frames,          \
+                             Wide<S>* gx, int64_t apart) {                                                          \
+    weights.project(x, frames, gx, apart);                                                                          \
+  }                                                                                                                 \
+  target void task(const GruLayer<S, W>& args, const Weights<I, S, W>& weights, const Tile& tile,                   \
+                   const Parallel& all) {                                                                           \
+    layer_tile<I>(args, weights, tile, all);                                                                        \
   }
-#define SER_FAST_GRU_LAYER_TASKS(I, T, target)                                                                       \
-  target Shared<I, T> layer_weights(I, const GruLayerWeights<T>& w, int64_t features, int64_t H, bool reset_after) { \
-    return layout_of<I, T>(w, features, H, reset_after);                                                             \
-  }                                                                                                                  \
-  SER_FAST_GRU_LAYER_TASK(I, T, LayerWeights, target) SER_FAST_GRU_LAYER_TASK(I, T, DirectLayerWeights, target)
-#define SER_FAST_GRU_LAYER(I, target) \
-  SER_FAST_GRU_LAYER_TASKS(I, float, target) SER_FAST_GRU_LAYER_TASKS(I, double, target)
+#define SER_FAST_GRU_LAYER_TASKS(I, S, W, target)                                                                   \
+  target Shared<I, S, W> layer_weights(I, const GruLayerWeights<S, W>& w, int64_t features, int64_t H,              \
+                                       bool reset_after) {                                                          \
+    return layout_of<I, S, W>(w, features, H, reset_after);                                                         \
+  }                                                                                                                 \
+  SER_FAST_GRU_LAYER_TASK(I, S, W, LayerWeights, target) SER_FAST_GRU_LAYER_TASK(I, S, W, DirectLayerWeights, target)
+#define SER_FAST_GRU_LAYER(I, target)                                                               \
+  SER_FAST_GRU_LAYER_TASKS(I, float, float, target) SER_FAST_GRU_LAYER_TASKS(I, float, int8_t, target) \
+  SER_FAST_GRU_LAYER_TASKS(I, double, double, target) SER_FAST_GRU_LAYER_TASKS(I, Bf16, Bf16, target)
 
 SER_FAST_EACH_ISA(SER_FAST_GRU_LAYER)
+#if SER_FAST_X86
+SER_FAST_GRU_LAYER_TASKS(Avx512Bf16, Bf16, Bf16, SER_FAST_AVX512_BF16)
+#endif
 
 }  // namespace
 
 // Frames up to which the weights' layout costs more than it saves.
 constexpr int64_t kFew = 8;
 
-template <class T>
-void gru_layer_cpu(const GruLayer<T>& args, const Parallel& all) {
+template <class T, class W>
+void gru_layer_cpu(const GruLayer<T, W>& args, const Parallel& all) {
   const GruShape& shape = args.shape;
   const int64_t features = args.features, H = shape.hidden, D = shape.directions;
   const int64_t frames = args.x.starts ? shape.frames : shape.frames * shape.batch;
@@ -206,11 +225,12 @@ void gru_layer_cpu(const GruLayer<T>& args, const Parallel& all) {
   with_isa<T>([&](auto isa) {
     using I = decltype(isa);
     if (frames <= kFew) {
-      const auto direct = [&](int64_t d) { return DirectLayerWeights<I, T>(args.weights[d], features, H); };
-      const DirectLayerWeights<I, T> each[] = {direct(0), direct(D - 1)}, *const weights[] = {each, each + 1};
-      run(DirectWeights<I, T>::kMost, weights);
+      using Direct = DirectLayerWeights<I, T, W>;
+      const auto direct = [&](int64_t d) { return Direct(args.weights[d], features, H); };
+      const Direct each[] = {direct(0), direct(D - 1)}, *const weights[] = {each, each + 1};
+      run(DirectWeights<I, W, T>::kMost, weights);
     } else {
-      Shared<I, T> weights[2];
+      Shared<I, T, W> weights[2];
       for (int64_t d = 0; d < D; ++d)
         weights[d] = layer_weights(isa, args.weights[d], features, H, shape.reset_after);
       run(I::kRows, weights);
@@ -220,5 +240,7 @@ void gru_layer_cpu(const GruLayer<T>& args, const Parallel& all) {
 
 template void gru_layer_cpu(const GruLayer<float>&, const Parallel&);
 template void gru_layer_cpu(const GruLayer<double>&, const Parallel&);
+template void gru_layer_cpu(const GruLayer<Bf16>&, const Parallel&);
+template void gru_layer_cpu(const GruLayer<float, int8_t>&, const Parallel&);
 
 }  // namespace ser_fast

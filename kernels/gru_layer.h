@@ -8,29 +8,32 @@
 #include <cstdint>
 
 #include "gru.h"
+#include "simd.h"
 
 namespace ser_fast {
 
-// One direction's weights; the biases are null if there are none.
-template <class T>
+// One direction's weights; the biases are null if there are none. Of int8 weights each row is multiplied by its scale.
+template <class T, class W = T>
 struct GruLayerWeights {
-  const T *w_ih, *w_hh;  // [3H, I], [3H, H]
-  const T *b_ih, *b_hh;  // [3H]
+  const W *w_ih, *w_hh;          // [3H, I], [3H, H]
+  const T *b_ih, *b_hh;          // [3H]
+  const Wide<W> *s_ih, *s_hh;    // [3H]; null unless W is int8_t
 };
 
-template <class T>
+// T is float, double or Bf16, W the same or int8_t. All sums and the state between the steps are in Wide<T>.
+template <class T, class W = T>
 struct GruLayer {
   GruShape shape;
   int64_t features;           // I
   Frames<const T> x;          // [T, B, I]
-  GruLayerWeights<T> weights[2];
+  GruLayerWeights<T, W> weights[2];
   const T* h0;                // [D, B, H] or null for zeros
   const int64_t* lengths;     // [B], each in 0..T, or null for T
   Frames<T> y;                // [T, B, D, H]
   T* h_n;                     // [D, B, H]
 };
 
-template <class T>
-void gru_layer_cpu(const GruLayer<T>& args, const Parallel& parallel);
+template <class T, class W>
+void gru_layer_cpu(const GruLayer<T, W>& args, const Parallel& parallel);
 
 }  // namespace ser_fast

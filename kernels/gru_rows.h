@@ -16,30 +16,47 @@ namespace ser_fast {
 
 constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
-// Operand type of the recurrent products: the compute type, or with AVX512-BF16 pairs of bfloat16 along the depth.
-template <class I, class S>
+// Operands of a product with weights W: the type of the rows; the type of the weights in panels, narrow if expanding
+// them costs less than reading wide ones; how many along the depth lie together, and how many are multiplied at once.
+template <class I, class W>
 struct Factor {
-  using Type = Wide<S>;
-  static constexpr int64_t kPair = 1;
+  using Type = Wide<W>;
+  using Stored = Wide<W>;
+  static constexpr int64_t kPair = 1, kStep = 1;
+};
+template <>
+struct Factor<Avx512, Bf16> {
+  using Type = float;
+  using Stored = Bf16;
+  static constexpr int64_t kPair = 2, kStep = 1;
 };
 template <>
 struct Factor<Avx512Bf16, Bf16> {
   using Type = Bf16;
-  static constexpr int64_t kPair = 2;
+  using Stored = Bf16;
+  static constexpr int64_t kPair = 2, kStep = 2;
 };
 
-template <class T, class V>
-SER_FAST_INLINE V multiply_add(V sum, const T* left, const T* right) {
-  V w;
+// sum + left * right; `place` is that of the factor among those that lie together.
+template <class I, int place, class V, class T, class W>
+SER_FAST_INLINE V multiply_add(V sum, const T* left, const W* right) {
+  return sum + *left * load<I>(right);
+}
+
+template <class I, int place, class V>
+SER_FAST_INLINE V multiply_add(V sum, const float* left, const Bf16* right) {
+  typedef uint32_t Pairs __attribute__((vector_size(sizeof(V))));
+  Pairs w;
   std::memcpy(&w, right, sizeof(w));
-  return sum + *left * w;
+  return sum + *left * (V)(place ? w & 0xffff0000 : w << 16);
 }
 
 #if SER_FAST_X86
 // Inline assembly, because the compiler rejects the builtin in a function that all instruction sets share.
-SER_FAST_INLINE Vec<Avx512, float> multiply_add(Vec<Avx512, float> sum, const Bf16* left, const Bf16* right) {
+template <class I, int place, class V>
+SER_FAST_INLINE V multiply_add(V sum, const Bf16* left, const Bf16* right) {
   typedef int Pair __attribute__((may_alias));
-  Vec<Avx512, float> w;
+  V w;
   std::memcpy(&w, right, sizeof(w));
   asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(w), "m"(*reinterpret_cast<const Pair*>(left)));
   return sum;
@@ -50,7 +67,7 @@ SER_FAST_INLINE Vec<Avx512, float> multiply_add(Vec<Avx512, float> sum, const Bf
 template <class I, class S, int V>
 class Panels {
  public:
-  using T = typename Factor<I, S>::Type;
+  using T = typename Factor<I, S>::Stored;
   static constexpr int64_t kLane = kLanes<I, Wide<S>>, kPair = Factor<I, S>::kPair;
 
   Panels() = default;
@@ -81,7 +98,7 @@ class Panels {
   template <class Row, class Past>
   SER_FAST_INLINE Panels(int64_t count, int64_t depth, const S* w, const Row& row, const Past& past)
       : size_(round_up(depth, kPair) * V * kLane), data_(count * size_) {
-    if constexpr (kPair == 1) {
+    if constexpr (std::is_same_v<T, Wide<S>>) {
       for (int64_t p = 0; p < count; ++p)
         for (int64_t v = 0; v < V; ++v)
           turn(w + row(p, v) * depth, past(p, v) - row(p, v), depth, data_.data() + p * size_ + v * kLane);
@@ -115,32 +132,41 @@ class Panels {
 };
 
 // out[R][N * V] = first[N * V] + left[R, depth] times N panels, `size` apart; the rows of out are `apart`, its vectors
-// `between` elements apart.
+// `between` elements apart. Panels of integers are multiplied by `scale`[N * V].
 template <class I, class S, int R, int V, int N = 1>
 SER_FAST_INLINE void product(const typename Factor<I, S>::Type* left, int64_t stride,
-                             const typename Factor<I, S>::Type* panel, int64_t size, int64_t depth,
+                             const typename Factor<I, S>::Stored* panel, int64_t size, int64_t depth,
                              const Wide<S>* first, Wide<S>* out, int64_t apart = N * V * kLanes<I, Wide<S>>,
-                             int64_t between = kLanes<I, Wide<S>>) {
+                             int64_t between = kLanes<I, Wide<S>>, const Wide<S>* scale = nullptr) {
   constexpr int64_t lanes = kLanes<I, Wide<S>>, pair = Factor<I, S>::kPair;
+  constexpr bool scaled = std::is_same_v<S, int8_t>;
   Vec<I, Wide<S>> sum[R][N * V];
   SER_FAST_UNROLL
   for (int v = 0; v < N * V; ++v) {
-    const Vec<I, Wide<S>> start = first ? load<I>(first + v * lanes) : Vec<I, Wide<S>>{};
+    const Vec<I, Wide<S>> start = first && !scaled ? load<I>(first + v * lanes) : Vec<I, Wide<S>>{};
     SER_FAST_UNROLL
     for (int row = 0; row < R; ++row) sum[row][v] = start;
   }
   for (int64_t k = 0; k < depth; k += pair) {
-    SER_FAST_UNROLL
-    for (int row = 0; row < R; ++row)
+    const auto step = [&](auto place) __attribute__((always_inline)) {
       SER_FAST_UNROLL
-      for (int v = 0; v < N * V; ++v)
-        sum[row][v] = multiply_add(sum[row][v], left + row * stride + k,
-                                   panel + v / V * size + (k * V + v % V * pair) * lanes);
+      for (int row = 0; row < R; ++row)
+        SER_FAST_UNROLL
+        for (int v = 0; v < N * V; ++v)
+          sum[row][v] = multiply_add<I, place>(sum[row][v], left + row * stride + k + place,
+                                               panel + v / V * size + (k * V + v % V * pair) * lanes);
+    };
+    step(std::integral_constant<int, 0>{});
+    if constexpr (Factor<I, S>::kStep < pair) step(std::integral_constant<int, 1>{});
   }
   SER_FAST_UNROLL
   for (int row = 0; row < R; ++row)
     SER_FAST_UNROLL
-    for (int v = 0; v < N * V; ++v) store(out + row * apart + v * between, sum[row][v]);
+    for (int v = 0; v < N * V; ++v) {
+      Vec<I, Wide<S>>& done = sum[row][v];
+      if constexpr (scaled) done = load<I>(first + v * lanes) + load<I>(scale + v * lanes) * done;
+      store(out + row * apart + v * between, done);
+    }
 }
 
 // The rows of one task, the longest first.
@@ -180,8 +206,20 @@ void zero_tail(const Frames<S>& tensor, const GruShape& shape, const Tile& tile,
       std::fill_n(tensor.at(t, tile.row[i]) + tile.direction * width, width, S{});
 }
 
-// One direction's W_hh and b_hh in the layout of the products. Columns are zero-padded to whole vectors.
+// Vectors of [blocks, gates, lanes] from a tensor [.., H] of which `gates` rows count; zeros without one.
 template <class I, class S>
+Buffer<Wide<S>> by_blocks(const S* from, int64_t H, int64_t gates) {
+  constexpr int64_t lanes = kLanes<I, Wide<S>>;
+  Buffer<Wide<S>> out(round_up(H, lanes) * gates, Wide<S>{});
+  for (int64_t j = 0; from && j < H; ++j)
+    for (int64_t g = 0; g < gates; ++g)
+      out[(j / lanes * gates + g) * lanes + j % lanes] = convert<Wide<S>>(from[g * H + j]);
+  return out;
+}
+
+// One direction's W_hh and b_hh in the layout of the products. Columns are zero-padded to whole vectors. S is the type
+// of the weights, B that of the bias; integers have a `scale` for each row of W_hh.
+template <class I, class S, class B = S>
 struct ForwardWeights {
   using T = Wide<S>;
   using F = typename Factor<I, S>::Type;
@@ -194,30 +232,26 @@ struct ForwardWeights {
   Panels<I, S, 2> last;           // otherwise: n of two vectors
   Buffer<T> gate_bias;            // [blocks, 3 (2 without reset_after), lanes]
   Buffer<T> candidate_bias;       // [2 * pairs, lanes]; unused with reset_after
+  Buffer<T> gate_scale, candidate_scale;  // as the biases; of integers only
 
-  SER_FAST_INLINE ForwardWeights(const S* w, const S* b, int64_t H, bool reset_after)
+  SER_FAST_INLINE ForwardWeights(const S* w, const B* b, int64_t H, bool reset_after, const T* scale = nullptr)
       : depth(round_up(H, Factor<I, S>::kPair)),
         blocks(round_up(H, kLane) / kLane),
         pairs((blocks + 1) / 2),
-        gate_bias(blocks * (reset_after ? 3 : 2) * kLane, T{}),
-        candidate_bias(pairs * 2 * kLane, T{}) {
+        gate_bias(by_blocks<I>(b, H, reset_after ? 3 : 2)),
+        candidate_bias(by_pairs(b, H)) {
+    if (scale) gate_scale = by_blocks<I>(scale, H, reset_after ? 3 : 2), candidate_scale = by_pairs(scale, H);
     const auto gate = [=](int64_t p, int64_t v) { return v * H + p * kLane; };
     const auto end = [=](int64_t, int64_t v) { return (v + 1) * H; };
     const auto third = [=](int64_t p, int64_t v) { return 2 * H + (2 * p + v) * kLane; };
     const auto third_end = [=](int64_t, int64_t) { return 3 * H; };
     if (reset_after) all = {blocks, H, w, gate, end};
     else update_reset = {blocks, H, w, gate, end}, last = {pairs, H, w, third, third_end};
-    const int64_t count = reset_after ? 3 : 2;
-    for (int64_t j = 0; b && j < H; ++j) {
-      for (int64_t g = 0; g < count; ++g)
-        gate_bias[(j / kLane * count + g) * kLane + j % kLane] = convert<T>(b[g * H + j]);
-      candidate_bias[j] = convert<T>(b[2 * H + j]);
-    }
   }
 
   // Vectors of units whose sums are computed at once: those of one alone wait for each other if the row is alone.
   template <int R>
-  static constexpr int kTogether = R == 1 && I::kBytes < 64 ? 2 : 1;
+  static constexpr int kTogether = R == 1 && (I::kBytes < 64 || Factor<I, S>::kStep < Factor<I, S>::kPair) ? 2 : 1;
 
   // out[R][N, V] = sums of V gates for N vectors of units, of which the first `rows` are used.
   template <int V, int R, int N>
@@ -226,14 +260,28 @@ struct ForwardWeights {
       if constexpr (V == 3) return all;
       else return update_reset;
     }();
-    const T* bias = gate_bias.data() + block * V * kLane;
-    product<I, S, R, V, N>(left, stride, panels[block], panels.size(), depth, bias, out);
+    const int64_t at = block * V * kLane;
+    product<I, S, R, V, N>(left, stride, panels[block], panels.size(), depth, gate_bias.data() + at, out,
+                           N * V * kLane, kLane, scale_at(gate_scale, at));
   }
 
   // out[R][2] = sums of the candidate for two vectors of units.
   template <int R>
   SER_FAST_INLINE void candidate(int64_t pair, int64_t, const F* left, int64_t stride, T* out) const {
-    product<I, S, R, 2>(left, stride, last[pair], 0, depth, candidate_bias.data() + pair * 2 * kLane, out);
+    const int64_t at = pair * 2 * kLane;
+    product<I, S, R, 2>(left, stride, last[pair], 0, depth, candidate_bias.data() + at, out, 2 * kLane, kLane,
+                        scale_at(candidate_scale, at));
+  }
+
+ private:
+  static const T* scale_at(const Buffer<T>& scale, int64_t at) { return scale.size() ? scale.data() + at : nullptr; }
+
+  // Vectors of [2 * pairs, lanes] from the candidate's third of a tensor [3, H].
+  template <class From>
+  Buffer<T> by_pairs(const From* from, int64_t H) const {
+    Buffer<T> out(pairs * 2 * kLane, T{});
+    for (int64_t j = 0; from && j < H; ++j) out[j] = convert<T>(from[2 * H + j]);
+    return out;
   }
 };
 
@@ -275,9 +323,9 @@ struct ForwardScratch {
 };
 
 // A row's data at one step; gates is null if none are saved.
-template <class S>
+template <class S, class G = S>
 struct ForwardRow {
-  const S* gx;
+  const G* gx;
   int64_t apart;  // from one gate of gx to the next
   S *y, *gates;
 };
@@ -294,8 +342,8 @@ SER_FAST_INLINE void each_panel(int64_t count, int64_t step, const Body& body) {
   }
 }
 
-template <int R, class I, class S, class Weights>
-SER_FAST_INLINE void step_reset_after(int64_t H, const Weights& weights, const ForwardRow<S>* rows,
+template <int R, class I, class S, class G, class Weights>
+SER_FAST_INLINE void step_reset_after(int64_t H, const Weights& weights, const ForwardRow<S, G>* rows,
                                       int64_t step, int64_t walking, ForwardScratch<I, S>& scratch) {
   constexpr int64_t lanes = kLanes<I, Wide<S>>;
   each_panel<Weights::template kTogether<R>>(weights.blocks, step, [&](int64_t first, auto number)
@@ -303,7 +351,7 @@ SER_FAST_INLINE void step_reset_after(int64_t H, const Weights& weights, const F
     constexpr int N = number;
     weights.template gates<3, R, N>(first, walking, scratch.h.row(0), scratch.width, scratch.sums.data());
     for (int64_t i = 0; i < walking * N; ++i) {
-      const ForwardRow<S>& row = rows[i / N];
+      const ForwardRow<S, G>& row = rows[i / N];
       const Wide<S>* sum = scratch.sums.data() + i * 3 * lanes;
       const int64_t j = (first + i % N) * lanes, count = std::min(lanes, H - j), at = i / N * scratch.width + j;
       const auto r = sigmoid(load<I>(row.gx + j, count) + load<I>(sum));
@@ -323,8 +371,8 @@ SER_FAST_INLINE void step_reset_after(int64_t H, const Weights& weights, const F
   });
 }
 
-template <int R, class I, class S, class Weights>
-SER_FAST_INLINE void step_reset_before(int64_t H, const Weights& weights, const ForwardRow<S>* rows,
+template <int R, class I, class S, class G, class Weights>
+SER_FAST_INLINE void step_reset_before(int64_t H, const Weights& weights, const ForwardRow<S, G>* rows,
                                        int64_t step, int64_t walking, ForwardScratch<I, S>& scratch) {
   constexpr int64_t lanes = kLanes<I, Wide<S>>;
   each_panel<Weights::template kTogether<R>>(weights.blocks, step, [&](int64_t first, auto number)
@@ -332,7 +380,7 @@ SER_FAST_INLINE void step_reset_before(int64_t H, const Weights& weights, const 
     constexpr int N = number;
     weights.template gates<2, R, N>(first, walking, scratch.h.row(0), scratch.width, scratch.sums.data());
     for (int64_t i = 0; i < walking * N; ++i) {
-      const ForwardRow<S>& row = rows[i / N];
+      const ForwardRow<S, G>& row = rows[i / N];
       const Wide<S>* sum = scratch.sums.data() + i * 2 * lanes;
       const int64_t j = (first + i % N) * lanes, count = std::min(lanes, H - j), at = i / N * scratch.width + j;
       const auto r = sigmoid(load<I>(row.gx + j, count) + load<I>(sum));
@@ -350,7 +398,7 @@ SER_FAST_INLINE void step_reset_before(int64_t H, const Weights& weights, const 
     const int64_t first = pair * 2 * lanes;
     weights.template candidate<R>(pair, walking, scratch.q.row(0), scratch.width, scratch.sums.data());
     for (int64_t i = 0; i < walking; ++i) {
-      const ForwardRow<S>& row = rows[i];
+      const ForwardRow<S, G>& row = rows[i];
       for (int64_t j = first; j < std::min(H, first + 2 * lanes); j += lanes) {
         const int64_t count = std::min(lanes, H - j), at = i * scratch.width + j;
         const auto sum = load<I, Wide<S>>(scratch.sums.data() + i * 2 * lanes + j - first);
@@ -372,7 +420,7 @@ SER_FAST_INLINE void forward_step(const GruShape& shape, const Weights& weights,
                                   const Row& row, ForwardScratch<I, S>& scratch) {
   const auto run = [&](auto number) __attribute__((always_inline)) {
     constexpr int R = number;
-    ForwardRow<S> rows[R] = {};
+    decltype(row(0)) rows[R] = {};
     for (int64_t i = 0; i < walking; ++i) rows[i] = row(i);
     if (shape.reset_after) step_reset_after<R>(shape.hidden, weights, rows, step, walking, scratch);
     else step_reset_before<R>(shape.hidden, weights, rows, step, walking, scratch);

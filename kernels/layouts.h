@@ -47,8 +47,8 @@ struct Digest {
       for (int64_t lane = 0; lane < kLanes<I, uint32_t>; ++lane)
         add(static_cast<uint64_t>(first[i][lane]) << 32 | second[i][lane]);
     for (; at < bytes; at += 4) {
-      uint32_t word;
-      std::memcpy(&word, from + at, sizeof(word));
+      uint32_t word = 0;
+      std::memcpy(&word, from + at, std::min<int64_t>(bytes - at, sizeof(word)));
       add(word);
     }
     add(bytes);

@@ -71,7 +71,7 @@ struct Bf16 {
 
 // The type in which values stored as S are computed.
 template <class S>
-using Wide = std::conditional_t<std::is_same_v<S, Bf16>, float, S>;
+using Wide = std::conditional_t<std::is_same_v<S, Bf16> || std::is_same_v<S, int8_t>, float, S>;
 
 template <class T, class S>
 SER_FAST_INLINE T convert(S value) {
@@ -87,6 +87,16 @@ SER_FAST_INLINE Vec<I, Wide<S>> load(const S* p) {
     Half half;
     std::memcpy(&half, p, sizeof(half));
     return (Vec<I, float>)(__builtin_convertvector(half, Vec<I, uint32_t>) << 16);
+  } else if constexpr (std::is_same_v<S, int8_t>) {
+    typedef int8_t Quarter __attribute__((vector_size(I::kBytes / 4), aligned(1), may_alias));
+    const Quarter& quarter = *reinterpret_cast<const Quarter*>(p);
+    Vec<I, int32_t> whole;
+#if SER_FAST_X86
+    if constexpr (I::kBytes >= 32) asm("vpmovsxbd %1, %0" : "=v"(whole) : "m"(quarter));  // GCC takes many more
+    else
+#endif
+      whole = __builtin_convertvector(quarter, Vec<I, int32_t>);
+    return __builtin_convertvector(whole, Vec<I, float>);
   } else {
     Vec<I, S> v;
     std::memcpy(&v, p, sizeof(v));

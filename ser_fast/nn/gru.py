@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from ser_fast import _torch_compat, backends
 from ser_fast.nn.gru_cell import init_uniform
-from ser_fast.nn.inference import infers, recordable
+from ser_fast.nn.inference import infers, lowered, recordable
 from ser_fast.nn.packing import Join, Part
 from ser_fast.ops import checks, onnx
 from ser_fast.ops.gru import gru
@@ -190,7 +190,7 @@ class GRU(nn.Module):
             ValueError: if the input is neither 2-D nor 3-D, or the dtype of input or hx differs from that of the
                 weights outside autocast.
         """
-        if lengths is None and self._is_usual(input, hx) and (weights := infers(input, hx, self._held_weights)):
+        if lengths is None and self._is_usual(input, hx) and (weights := infers(input, hx, self._held_weights, True)):
             return self._infer(input, hx, None, weights)
         input, hx, lengths = recordable(input, hx, lengths)
         if isinstance(input, PackedSequence):
@@ -230,6 +230,7 @@ class GRU(nn.Module):
 
     def _infer(self, x: Tensor, hx: Tensor | None, lengths: Tensor | None, weights: list) -> tuple[Tensor, Tensor]:
         """Run all layers without a gradient on a padded batch or on packed frames."""
+        x, hx, weights = lowered(x, hx, weights)
         options = lengths, self.bias, self.reset_after, self.batch_first
         if self.num_layers == 1:
             return gru_layer(x, weights, hx, *options)
@@ -288,7 +289,7 @@ class GRU(nn.Module):
     def _run(self, x: Tensor, hx: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """Check the arguments of a batch and run it on the selected path."""
         self._check(x, hx, lengths)
-        if weights := infers(x, hx, self._held_weights):
+        if weights := infers(x, hx, self._held_weights, True):
             return self._infer(x, hx, lengths, weights)
         path, lengths = self._path(x, lengths)
         if path == "packed":
@@ -305,7 +306,7 @@ class GRU(nn.Module):
         sizes = lengths.tolist()
         good = sizes and min(sizes) >= 0 and sum(sizes) == len(x)
         checks.require(good, "GRU", f"lengths are {sizes}", f"at least 0 and add up to the packed frames, {len(x)}")
-        if len(x) and x.shape[1] == self.input_size and (weights := infers(x, hx, self._held_weights)):
+        if len(x) and x.shape[1] == self.input_size and (weights := infers(x, hx, self._held_weights, True)):
             if hx is not None:
                 self._check_states(hx, len(sizes))
             return self._infer(x, hx, lengths, weights)

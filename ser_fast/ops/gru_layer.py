@@ -7,6 +7,8 @@ from torch import Tensor
 from ser_fast.backends import registry
 from ser_fast.ops import checks, gru
 
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+
 
 def reference(
     x: Tensor,
@@ -20,7 +22,8 @@ def reference(
     """Reference implementation of ``ser_fast::gru_layer`` in plain PyTorch.
 
     Args:
-        x: frames ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, or with lengths packed ``[N, I]``.
+        x: frames ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, or with lengths packed ``[N, I]``. The other
+            tensors have its dtype; bfloat16 is computed in float32.
         weights: w_ih ``[3H, I]``, w_hh ``[3H, H]`` and, if ``biased``, b_ih and b_hh ``[3H]`` of each direction.
         h0: states before the first step ``[D, B, H]``; zeros if None.
         lengths: frames of each row ``[B]``; all if None.
@@ -30,6 +33,10 @@ def reference(
         ``y``, shaped like x with ``D * H`` features, and ``h_n`` ``[D, B, H]``.
     """
     _check(x, weights, h0, lengths, biased, batch_first)
+    if x.dtype == torch.bfloat16:
+        x, h0 = x.float(), None if h0 is None else h0.float()
+        wide = reference(x, [weight.float() for weight in weights], h0, lengths, biased, reset_after, batch_first)
+        return wide[0].bfloat16(), wide[1].bfloat16()
     w_ih, w_hh, *biases = (torch.stack(weights[place :: 4 if biased else 2]) for place in range(4 if biased else 2))
     b_ih, b_hh = biases or (None, None)
     gx = F.linear(x, w_ih.flatten(0, 1), None if b_ih is None else b_ih.flatten()).unflatten(-1, w_hh.shape[:2])
@@ -65,7 +72,7 @@ def _check_weights(op: str, x: Tensor, weights: list[Tensor], biased: bool, dire
 def _check(x, weights, h0, lengths, biased, batch_first) -> tuple[int, int, int]:
     """Check the arguments of ``gru_layer``; return B, D and H."""
     op, sizes = "gru_layer", tuple(x.shape)
-    checks.first(op, "x", x, torch.float32, torch.float64)
+    checks.first(op, "x", x, *_DTYPES)
     packed = x.dim() == 2 and lengths is not None
     allowed = f"{'[B, T, I]' if batch_first else '[T, B, I]'} with no size 0, or packed with lengths"
     checks.require((packed or x.dim() == 3) and 0 not in sizes, op, f"x has shape {list(sizes)}", allowed)
@@ -85,7 +92,7 @@ def _check(x, weights, h0, lengths, biased, batch_first) -> tuple[int, int, int]
 
 def _check_cell(x, weights, h, biased) -> int:
     """Check the arguments of ``gru_cell``; return H."""
-    checks.first("gru_cell", "x", x, torch.float32, torch.float64)
+    checks.first("gru_cell", "x", x, *_DTYPES)
     good = x.dim() == 2 and 0 not in x.shape
     checks.require(good, "gru_cell", f"x has shape {list(x.shape)}", "[B, I] with no size 0")
     hidden = _check_weights("gru_cell", x, weights, biased, 1)

@@ -233,7 +233,7 @@ def layer(random: Random) -> Target:
         "b_hh": (3 * hidden,),
     }
     given = {name: torch.randn(shape) / hidden**0.5 for name, shape in shapes.items()}
-    dtype, cell = random.choice((torch.float64, torch.float32)), random.random() < 0.3
+    dtype, cell = random.choice(DTYPES["gru"]), random.random() < 0.3
     if cell:
         given = {"x": torch.randn(batch, features), **given, "h": torch.randn(batch, hidden)}
         ends = (True, after)

@@ -16,6 +16,8 @@ from torch.nn.utils import parametrize, prune
 from torch.nn.utils.rnn import pack_sequence
 
 import ser_fast
+from ser_fast.nn import gru as gru_module
+from ser_fast.ops.gru_layer import gru_layer
 
 FRAMES = 20  # more than the frames up to which the weights are taken as they lie
 
@@ -60,6 +62,39 @@ def test_gru_equals_itself_on_a_packed_sequence():
     (truth, *_), last = differentiable(module, packed)
     assert_exact(y, truth)
     assert_exact(h_n, last)
+
+
+@pytest.mark.usefixtures("needs_kernels")
+@pytest.mark.parametrize("frames", [5, 40])
+@pytest.mark.parametrize("reset_after", [False, True])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "bias": False}])
+def test_gru_infers_in_bfloat16_by_the_op(options, reset_after, frames, monkeypatch):
+    """As a module in bfloat16 and under autocast, from float32 and from bfloat16: near float64, by 2^-6 a layer."""
+    calls = []
+    monkeypatch.setattr(gru_module, "gru_layer", lambda *args: calls.append(args) or gru_layer(*args))
+    exact = ser_fast.GRU(7, 19, **options, reset_after=reset_after).bfloat16().double()
+    x, lengths = torch.randn(frames, 3, 7).bfloat16(), torch.tensor([frames, 0, frames // 2 + 1])
+    hx = torch.randn(exact.num_layers * (1 + exact.bidirectional), 3, 19).bfloat16()
+    truth = exact(x.double(), hx.double(), lengths=lengths)
+    single = copy.deepcopy(exact).float()
+    with torch.no_grad():
+        results = [copy.deepcopy(exact).bfloat16()(x, hx, lengths=lengths)]
+        with torch.autocast("cpu", torch.bfloat16):
+            results += [single(one, hx, lengths=lengths) for one in (x, x.float())]
+            assert single(x.float(), hx.float())[0].dtype == torch.bfloat16
+    assert len(calls) == 4 * exact.num_layers
+    for result in results:
+        for found, one in zip(result, truth, strict=True):
+            assert found.dtype == torch.bfloat16 and not found.requires_grad
+            assert (found.double() - one).abs().max() < 4 * 2**-8 * exact.num_layers
+    assert all(torch.equal(one, other) for one, other in zip(results[1], results[2]))
+
+
+@pytest.mark.usefixtures("needs_kernels")
+def test_gru_under_autocast_to_float16_stays_float32():
+    module, x = ser_fast.GRU(7, 19), torch.randn(20, 3, 7)
+    with torch.no_grad(), torch.autocast("cpu", torch.float16):
+        assert module(x)[0].dtype == differentiable(module, x)[0].dtype == torch.float32
 
 
 @pytest.mark.parametrize("batch", [1, 3, 20])
