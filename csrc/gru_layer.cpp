@@ -1,4 +1,4 @@
-// gru_layer and gru_cell on CPU: checks, allocation, dispatch on the dtype.
+// gru_layer, gru_cell and gru_layer_int8 on CPU: checks, allocation, dispatch on the dtype.
 #include "../kernels/gru_layer.h"
 
 #include <array>
@@ -62,20 +62,25 @@ void run(const Checks& checks, GruLayer<T> args, const Weights& dense, bool bias
   checks.run([&] { gru_layer_cpu<T>(args, torch_threads()); });
 }
 
-std::tuple<Tensor, Tensor> gru_layer(const Tensor& x, const std::vector<Tensor>& weights,
-                                     const std::optional<Tensor>& h0, const std::optional<Tensor>& lengths,
-                                     bool biased, bool reset_after, bool batch_first) {
-  const Checks checks("gru_layer", "x", x);
-  checks.dtype("x", x, {ScalarType::Float, ScalarType::Double, ScalarType::BFloat16});
-  const bool packed = x.dim() == 2 && lengths;
-  bool good = packed || x.dim() == 3;
+// Checks x; returns I.
+int64_t checked_features(const Checks& checks, const Tensor& x, const std::optional<Tensor>& lengths,
+                         bool batch_first) {
+  bool good = x.dim() == 3 || (x.dim() == 2 && lengths);
   for (const int64_t size : x.sizes()) good = good && size > 0;
   if (!good)
     checks.refuse("x has shape " + text(sizes_of(x)),
                   std::string(batch_first ? "[B, T, I]" : "[T, B, I]") + " with no size 0, or packed with lengths");
+  return x.size(x.dim() - 1);
+}
+
+// Checks the other arguments, allocates the results and calls kernel(args): args(T{}, W{}) is the kernel's argument for
+// rows of T and weights of W, without the weights.
+template <class Kernel>
+std::tuple<Tensor, Tensor> layer(const Checks& checks, const Tensor& x, const std::optional<Tensor>& h0,
+                                 const std::optional<Tensor>& lengths, int64_t D, int64_t H, bool reset_after,
+                                 bool batch_first, const Kernel& kernel) {
+  const bool packed = x.dim() == 2;
   const int64_t features = x.size(x.dim() - 1), frame = packed || !batch_first ? 0 : 1;
-  const Weights dense = checked_weights(checks, weights, x.scalar_type(), features, biased, 2);
-  const int64_t D = static_cast<int64_t>(dense.size()) / (biased ? 4 : 2), H = dense[1].size(1);
   GruShape shape{x.size(frame), 0, D, H, reset_after};
   if (packed && lengths->dim() != 1) checks.refuse("lengths has shape " + text(sizes_of(*lengths)), "[B]");
   shape.batch = packed ? lengths->size(0) : x.size(1 - frame);
@@ -96,17 +101,74 @@ std::tuple<Tensor, Tensor> gru_layer(const Tensor& x, const std::vector<Tensor>&
   sizes.back() = D * H;
   const Tensor y = checks.empty("y", x, sizes);
   const Tensor h_n = checks.empty("h_n", x, Sizes{D, shape.batch, H});
-  const auto call = [&](auto zero) {
-    using T = decltype(zero);
+  kernel([&](auto row, auto weight) -> GruLayer<decltype(row), decltype(weight)> {
+    using T = decltype(row);
     const auto frames = [&](const Tensor& tensor, auto* data) -> Frames<std::remove_pointer_t<decltype(data)>> {
       if (packed) return {data, tensor.stride(0), 0, starts.data()};
       return {data, tensor.stride(frame), tensor.stride(1 - frame), nullptr};
     };
-    run<T>(checks, {shape, features, frames(in, pointer<T>(in)), {}, pointer<T>(first), pointer<int64_t>(valid),
-                    frames(y, mutable_pointer<T>(y)), mutable_pointer<T>(h_n)}, dense, biased);
-  };
-  with_type(x.scalar_type(), call);
+    return {shape, features, frames(in, pointer<T>(in)), {}, pointer<T>(first), pointer<int64_t>(valid),
+            frames(y, mutable_pointer<T>(y)), mutable_pointer<T>(h_n)};
+  });
   return {y, h_n};
+}
+
+std::tuple<Tensor, Tensor> gru_layer(const Tensor& x, const std::vector<Tensor>& weights,
+                                     const std::optional<Tensor>& h0, const std::optional<Tensor>& lengths,
+                                     bool biased, bool reset_after, bool batch_first) {
+  const Checks checks("gru_layer", "x", x);
+  checks.dtype("x", x, {ScalarType::Float, ScalarType::Double, ScalarType::BFloat16});
+  const int64_t features = checked_features(checks, x, lengths, batch_first);
+  const Weights dense = checked_weights(checks, weights, x.scalar_type(), features, biased, 2);
+  const int64_t D = static_cast<int64_t>(dense.size()) / (biased ? 4 : 2), H = dense[1].size(1);
+  return layer(checks, x, h0, lengths, D, H, reset_after, batch_first, [&](const auto& args) {
+    with_type(x.scalar_type(), [&](auto zero) { run(checks, args(zero, zero), dense, biased); });
+  });
+}
+
+// Checks that there are `count` tensors, of one shape at even places and another at odd ones; returns them dense.
+Weights checked_parts(const Checks& checks, const std::string& name, const std::vector<Tensor>& given, size_t count,
+                      ScalarType type, const Sizes& even, const Sizes& odd, const char* of_even, const char* of_odd) {
+  if (given.size() != count)
+    checks.refuse(name + " has " + std::to_string(given.size()) + " tensors", std::to_string(count));
+  Weights dense;
+  for (size_t i = 0; i < count; ++i) {
+    const std::string one = name + "[" + std::to_string(i) + "]";
+    checks.operand(one.c_str(), given[i], type, i % 2 ? odd : even, i % 2 ? of_odd : of_even);
+    dense.push_back(checks.contiguous(one.c_str(), given[i]));
+  }
+  return dense;
+}
+
+std::tuple<Tensor, Tensor> gru_layer_int8(const Tensor& x, const std::vector<Tensor>& weights,
+                                          const std::vector<Tensor>& scales, const std::vector<Tensor>& biases,
+                                          const std::optional<Tensor>& h0, const std::optional<Tensor>& lengths,
+                                          bool reset_after, bool batch_first) {
+  const Checks checks("gru_layer_int8", "x", x);
+  checks.dtype("x", x, {ScalarType::Float});
+  const int64_t features = checked_features(checks, x, lengths, batch_first);
+  const size_t count = weights.size();
+  if (count != 2 && count != 4)
+    checks.refuse("weights has " + std::to_string(count) + " tensors", "w_ih and w_hh of 1 or 2 directions");
+  if (weights[1].dim() != 2 || weights[1].size(1) == 0)
+    checks.refuse("weights[1] has shape " + text(sizes_of(weights[1])), "[3H, H] with no size 0");
+  const int64_t H = weights[1].size(1);
+  const Sizes vector{3 * H};
+  const Weights w = checked_parts(checks, "weights", weights, count, ScalarType::Char, {3 * H, features}, {3 * H, H},
+                                  "[3H, I]", "[3H, H]");
+  const Weights s = checked_parts(checks, "scales", scales, count, ScalarType::Float, vector, vector, "[3H]", "[3H]");
+  const Weights b = checked_parts(checks, "biases", biases, biases.empty() ? 0 : count, ScalarType::Float, vector,
+                                  vector, "[3H]", "[3H]");
+  const auto D = static_cast<int64_t>(count / 2);
+  return layer(checks, x, h0, lengths, D, H, reset_after, batch_first, [&](const auto& args_of) {
+    auto args = args_of(float{}, int8_t{});
+    for (int64_t d = 0; d < D; ++d)
+      args.weights[d] = {pointer<int8_t>(w[2 * d]), pointer<int8_t>(w[2 * d + 1]),
+                         b.empty() ? nullptr : pointer<float>(b[2 * d]),
+                         b.empty() ? nullptr : pointer<float>(b[2 * d + 1]), pointer<float>(s[2 * d]),
+                         pointer<float>(s[2 * d + 1])};
+    checks.run([&] { gru_layer_cpu(args, torch_threads()); });
+  });
 }
 
 Tensor gru_cell(const Tensor& x, const std::vector<Tensor>& weights, const std::optional<Tensor>& h, bool biased,
@@ -135,6 +197,7 @@ Tensor gru_cell(const Tensor& x, const std::vector<Tensor>& weights, const std::
 STABLE_TORCH_LIBRARY_IMPL(ser_fast, CPU, m) {
   m.impl("gru_layer", TORCH_BOX(&gru_layer));
   m.impl("gru_cell", TORCH_BOX(&gru_cell));
+  m.impl("gru_layer_int8", TORCH_BOX(&gru_layer_int8));
 }
 
 #endif

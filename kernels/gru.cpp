@@ -60,7 +60,8 @@ struct BackwardScratch {
   using T = Wide<S>;
   int64_t width;
   Buffer<T> grad_h, sums;       // [rows, width]; [rows, 2, lanes]
-  Left<I, S> gates, candidate;  // gradients that the products read: r, z and, with reset_after, q; n
+  // Gradients that the products read: r, z and, with reset_after, q; n.
+  Left<typename Factor<I, S>::Type> gates, candidate;
 
   BackwardScratch(const BackwardWeights<I, S>& weights, bool reset_after)
       : width(weights.pairs * 2 * kLanes<I, T>),
@@ -93,8 +94,8 @@ SER_FAST_INLINE Vec<I, Wide<S>> state_before(const BackwardRow<S>& row, int64_t 
 
 // grad_h += left times the panels.
 template <int R, class I, class S>
-SER_FAST_INLINE void add_product(int64_t H, Left<I, S>& left, const Panels<I, S, 2>& panels, int64_t walking,
-                                 BackwardScratch<I, S>& scratch) {
+SER_FAST_INLINE void add_product(int64_t H, Left<typename Factor<I, S>::Type>& left, const Panels<I, S, 2>& panels,
+                                 int64_t walking, BackwardScratch<I, S>& scratch) {
   constexpr int64_t lanes = kLanes<I, Wide<S>>;
   for (int64_t pair = 0, j = 0; j < H; ++pair, j += 2 * lanes) {
     product<I, S, R, 2>(left.row(0), left.stride, panels[pair], 0, left.stride, nullptr, scratch.sums.data());

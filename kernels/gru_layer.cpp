@@ -3,6 +3,7 @@
 #include "gru_layer.h"
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <vector>
 
@@ -13,7 +14,8 @@
 namespace ser_fast {
 namespace {
 
-// One direction's weights W in the layout of the products; rows and biases are S.
+// One direction's weights W in the layout of the products; rows and biases are S. Those of int8 multiply the state in
+// fixed point, but the input, which has no bound, as float32.
 template <class I, class S, class W>
 struct LayerWeights {
   using T = Wide<S>;
@@ -21,13 +23,14 @@ struct LayerWeights {
   static constexpr int64_t kLane = kLanes<I, T>;
 
   int64_t depth;  // features in whole factors
-  ForwardWeights<I, W, S> recurrent;
+  using Recurrent = ForwardWeights<I, std::conditional_t<std::is_same_v<W, int8_t>, Byte, W>, S>;
+  Recurrent recurrent;
   Panels<I, W, 3> input;  // r, z and n of one vector of hidden units
   Buffer<T> bias, scale;  // of the projection, in the order of its panels
 
   SER_FAST_INLINE LayerWeights(const GruLayerWeights<S, W>& w, int64_t features, int64_t H, bool reset_after)
       : depth(round_up(features, Factor<I, W>::kPair)),
-        recurrent(w.w_hh, w.b_hh, H, reset_after, w.s_hh),
+        recurrent(reinterpret_cast<const Recurrent::Weight*>(w.w_hh), w.b_hh, H, reset_after, w.s_hh),
         input(recurrent.blocks, features, w.w_ih, [=](int64_t p, int64_t v) { return v * H + p * kLane; },
               [=](int64_t, int64_t v) { return (v + 1) * H; }),
         bias(by_blocks<I>(w.b_ih, H, 3)),
@@ -59,7 +62,8 @@ struct DirectLayerWeights {
 
   int64_t features, depth;
   GruLayerWeights<S, W> w;
-  DirectWeights<I, W, S> recurrent;
+  using Recurrent = DirectWeights<I, W, S>;
+  Recurrent recurrent;
 
   DirectLayerWeights(const GruLayerWeights<S, W>& w, int64_t features, int64_t H)
       : features(features), depth(features), w(w), recurrent(w.w_hh, w.b_hh, H, w.s_hh) {}
@@ -81,14 +85,14 @@ struct DirectLayerWeights {
 // for each thread that takes part.
 constexpr int64_t kChunk = 1 << 18;
 
-template <class I, class S>
+template <class I, class S, class Weights>
 struct LayerScratch {
   using T = Wide<S>;
 
   int64_t apart, steps;                 // H in whole vectors; steps of a chunk
-  Buffer<typename Factor<I, S>::Type> x;  // [frames, depth]
+  Buffer<typename Weights::F> x;        // [frames, depth]
   Buffer<T> gx;                         // [frames, 3, apart]
-  ForwardScratch<I, S> forward;
+  ForwardScratch<I, S, typename Weights::Recurrent::F> forward;
 
   LayerScratch(int64_t depth, int64_t pairs, int64_t blocks, const Tile& tile, int64_t threads)
       : apart(blocks * kLanes<I, T>),
@@ -114,8 +118,9 @@ SER_FAST_INLINE void layer_tile(const GruLayer<S, W>& args, const Weights& weigh
   using T = Wide<S>;
   const GruShape& shape = args.shape;
   const int64_t features = args.features, depth = weights.depth;
-  LayerScratch<I, S> scratch(depth, weights.recurrent.pairs, weights.recurrent.blocks, tile, parallel.threads);
-  ForwardScratch<I, S>& forward = scratch.forward;
+  LayerScratch<I, S, Weights> scratch(depth, weights.recurrent.pairs, weights.recurrent.blocks, tile,
+                                      parallel.threads);
+  auto& forward = scratch.forward;
   for (int64_t i = 0; args.h0 && i < tile.rows; ++i) {
     copy<I, S>(state_at(args.h0, shape, tile, i), forward.state.data() + i * forward.width, shape.hidden);
     copy<I, S>(state_at(args.h0, shape, tile, i), forward.h.row(i), shape.hidden);
@@ -204,12 +209,23 @@ SER_FAST_INLINE Shared<I, S, W> layout_of(const GruLayerWeights<S, W>& w, int64_
 SER_FAST_EACH_ISA(SER_FAST_GRU_LAYER)
 #if SER_FAST_X86
 SER_FAST_GRU_LAYER_TASKS(Avx512Bf16, Bf16, Bf16, SER_FAST_AVX512_BF16)
+SER_FAST_GRU_LAYER_TASKS(Avx512Bf16, float, int8_t, SER_FAST_AVX512_BF16)
 #endif
 
 }  // namespace
 
 // Frames up to which the weights' layout costs more than it saves.
 constexpr int64_t kFew = 8;
+
+// Whether the states are in -1..1, which the recurrence does not leave, if that is needed.
+template <class T, class W>
+bool fits(const GruLayer<T, W>& args) {
+  if constexpr (std::is_same_v<W, int8_t>) {
+    const int64_t count = args.h0 ? args.shape.directions * args.shape.batch * args.shape.hidden : 0;
+    return std::all_of(args.h0, args.h0 + count, [](T h) { return std::abs(h) <= 1; });
+  }
+  return true;
+}
 
 template <class T, class W>
 void gru_layer_cpu(const GruLayer<T, W>& args, const Parallel& all) {
@@ -222,9 +238,10 @@ void gru_layer_cpu(const GruLayer<T, W>& args, const Parallel& all) {
     const Parallel inner{tiles.size() == 1 ? parallel.threads : 1, parallel.run};
     parallel(tiles.size(), [&](int64_t i) { task(args, *weights[tiles[i].direction], tiles[i], inner); });
   };
-  with_isa<T>([&](auto isa) {
+  using Kind = std::conditional_t<std::is_same_v<W, int8_t>, Bf16, T>;  // AVX512-VNNI comes with AVX512-BF16
+  with_isa<Kind>([&](auto isa) {
     using I = decltype(isa);
-    if (frames <= kFew) {
+    if (frames <= kFew || !fits(args)) {
       using Direct = DirectLayerWeights<I, T, W>;
       const auto direct = [&](int64_t d) { return Direct(args.weights[d], features, H); };
       const Direct each[] = {direct(0), direct(D - 1)}, *const weights[] = {each, each + 1};

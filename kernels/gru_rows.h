@@ -37,6 +37,14 @@ struct Factor<Avx512Bf16, Bf16> {
   static constexpr int64_t kPair = 2, kStep = 2;
 };
 
+// Integer products of rows in fixed point are exact and take two weights at once.
+template <class I>
+struct Factor<I, Byte> {
+  using Type = Fixed;
+  using Stored = Byte;
+  static constexpr int64_t kPair = 2, kStep = 2;
+};
+
 // sum + left * right; `place` is that of the factor among those that lie together.
 template <class I, int place, class V, class T, class W>
 SER_FAST_INLINE V multiply_add(V sum, const T* left, const W* right) {
@@ -49,6 +57,29 @@ SER_FAST_INLINE V multiply_add(V sum, const float* left, const Bf16* right) {
   Pairs w;
   std::memcpy(&w, right, sizeof(w));
   return sum + *left * (V)(place ? w & 0xffff0000 : w << 16);
+}
+
+// Every processor with AVX512-BF16 has AVX512-VNNI.
+template <class I, int place, class V>
+SER_FAST_INLINE V multiply_add(V sum, const Fixed* left, const Byte* right) {
+  typedef int8_t Half __attribute__((vector_size(sizeof(V) / 2), aligned(1), may_alias));
+  typedef int32_t Pair __attribute__((aligned(2), may_alias));
+  const Half& half = *reinterpret_cast<const Half*>(right);
+  const Pair& pair = *reinterpret_cast<const Pair*>(left);
+#if SER_FAST_X86
+  if constexpr (I::kBytes >= 32) {
+    V w, products;
+    asm("vpmovsxbw %1, %0" : "=v"(w) : "m"(half));
+    if constexpr (std::is_same_v<I, Avx512Bf16>) {
+      asm("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(w), "m"(pair));
+      return sum;
+    }
+    asm("vpmaddwd %2, %1, %0" : "=v"(products) : "v"(w), "v"(V{} + pair));
+    return sum + products;
+  }
+#endif
+  const V w = (V)__builtin_convertvector(half, Vec<I, int16_t>);
+  return sum + (w << 16 >> 16) * left[0].units + (w >> 16) * left[1].units;
 }
 
 #if SER_FAST_X86
@@ -132,41 +163,49 @@ class Panels {
 };
 
 // out[R][N * V] = first[N * V] + left[R, depth] times N panels, `size` apart; the rows of out are `apart`, its vectors
-// `between` elements apart. Panels of integers are multiplied by `scale`[N * V].
+// `between` elements apart. Sums of integers are multiplied by `scale`[N * V].
 template <class I, class S, int R, int V, int N = 1>
 SER_FAST_INLINE void product(const typename Factor<I, S>::Type* left, int64_t stride,
                              const typename Factor<I, S>::Stored* panel, int64_t size, int64_t depth,
                              const Wide<S>* first, Wide<S>* out, int64_t apart = N * V * kLanes<I, Wide<S>>,
                              int64_t between = kLanes<I, Wide<S>>, const Wide<S>* scale = nullptr) {
   constexpr int64_t lanes = kLanes<I, Wide<S>>, pair = Factor<I, S>::kPair;
-  constexpr bool scaled = std::is_same_v<S, int8_t>;
-  Vec<I, Wide<S>> sum[R][N * V];
-  SER_FAST_UNROLL
-  for (int v = 0; v < N * V; ++v) {
-    const Vec<I, Wide<S>> start = first && !scaled ? load<I>(first + v * lanes) : Vec<I, Wide<S>>{};
-    SER_FAST_UNROLL
-    for (int row = 0; row < R; ++row) sum[row][v] = start;
-  }
-  for (int64_t k = 0; k < depth; k += pair) {
-    const auto step = [&](auto place) __attribute__((always_inline)) {
-      SER_FAST_UNROLL
-      for (int row = 0; row < R; ++row)
-        SER_FAST_UNROLL
-        for (int v = 0; v < N * V; ++v)
-          sum[row][v] = multiply_add<I, place>(sum[row][v], left + row * stride + k + place,
-                                               panel + v / V * size + (k * V + v % V * pair) * lanes);
-    };
-    step(std::integral_constant<int, 0>{});
-    if constexpr (Factor<I, S>::kStep < pair) step(std::integral_constant<int, 1>{});
-  }
-  SER_FAST_UNROLL
-  for (int row = 0; row < R; ++row)
+  constexpr bool fixed = std::is_same_v<S, Byte>, scaled = fixed || std::is_same_v<S, int8_t>;
+  const int64_t most = fixed ? 512 : depth;  // products of 2^14 units with 128 whose sum stays below 2^31
+  for (int64_t begin = 0; begin < depth; begin += most) {
+    using Sum = std::conditional_t<fixed, Vec<I, int32_t>, Vec<I, Wide<S>>>;
+    Sum sum[R][N * V];
     SER_FAST_UNROLL
     for (int v = 0; v < N * V; ++v) {
-      Vec<I, Wide<S>>& done = sum[row][v];
-      if constexpr (scaled) done = load<I>(first + v * lanes) + load<I>(scale + v * lanes) * done;
-      store(out + row * apart + v * between, done);
+      sum[0][v] = Sum{};
+      if constexpr (!scaled)
+        if (first) sum[0][v] = load<I>(first + v * lanes);
+      SER_FAST_UNROLL
+      for (int row = 1; row < R; ++row) sum[row][v] = sum[0][v];
     }
+    for (int64_t k = begin; k < std::min(begin + most, depth); k += pair) {
+      const auto step = [&](auto place) __attribute__((always_inline)) {
+        SER_FAST_UNROLL
+        for (int row = 0; row < R; ++row)
+          SER_FAST_UNROLL
+          for (int v = 0; v < N * V; ++v)
+            sum[row][v] = multiply_add<I, place>(sum[row][v], left + row * stride + k + place,
+                                                 panel + v / V * size + (k * V + v % V * pair) * lanes);
+      };
+      step(std::integral_constant<int, 0>{});
+      if constexpr (Factor<I, S>::kStep < pair) step(std::integral_constant<int, 1>{});
+    }
+    SER_FAST_UNROLL
+    for (int row = 0; row < R; ++row)
+      SER_FAST_UNROLL
+      for (int v = 0; v < N * V; ++v) {
+        Wide<S>* to = out + row * apart + v * between;
+        if constexpr (scaled)
+          store(to, load<I>(begin ? to : first + v * lanes) +
+                        load<I>(scale + v * lanes) * __builtin_convertvector(sum[row][v], Vec<I, Wide<S>>));
+        else store(to, sum[row][v]);
+      }
+  }
 }
 
 // The rows of one task, the longest first.
@@ -223,6 +262,7 @@ template <class I, class S, class B = S>
 struct ForwardWeights {
   using T = Wide<S>;
   using F = typename Factor<I, S>::Type;
+  using Weight = S;
   static constexpr int64_t kLane = kLanes<I, T>;
   static constexpr int kMost = I::kRows;  // rows of a step
 
@@ -241,6 +281,9 @@ struct ForwardWeights {
         gate_bias(by_blocks<I>(b, H, reset_after ? 3 : 2)),
         candidate_bias(by_pairs(b, H)) {
     if (scale) gate_scale = by_blocks<I>(scale, H, reset_after ? 3 : 2), candidate_scale = by_pairs(scale, H);
+    if constexpr (std::is_same_v<S, Byte>)
+      for (const Buffer<T>* one : {&gate_scale, &candidate_scale})
+        for (int64_t i = 0; i < one->size(); ++i) (*one)[i] *= Fixed::kUnit;
     const auto gate = [=](int64_t p, int64_t v) { return v * H + p * kLane; };
     const auto end = [=](int64_t, int64_t v) { return (v + 1) * H; };
     const auto third = [=](int64_t p, int64_t v) { return 2 * H + (2 * p + v) * kLane; };
@@ -251,7 +294,8 @@ struct ForwardWeights {
 
   // Vectors of units whose sums are computed at once: those of one alone wait for each other if the row is alone.
   template <int R>
-  static constexpr int kTogether = R == 1 && (I::kBytes < 64 || Factor<I, S>::kStep < Factor<I, S>::kPair) ? 2 : 1;
+  static constexpr int kTogether =
+      R == 1 && (I::kBytes < 64 || Factor<I, S>::kStep < Factor<I, S>::kPair || std::is_same_v<S, Byte>) ? 2 : 1;
 
   // out[R][N, V] = sums of V gates for N vectors of units, of which the first `rows` are used.
   template <int V, int R, int N>
@@ -285,10 +329,9 @@ struct ForwardWeights {
   }
 };
 
-// Left operands of a product: the values themselves or, for bfloat16 pairs, their rounded copies.
-template <class I, class S>
+// Left operands of a product: the values themselves or their copies rounded to F.
+template <class F>
 struct Left {
-  using F = typename Factor<I, S>::Type;
   int64_t stride;
   Buffer<F> data;
 
@@ -297,13 +340,13 @@ struct Left {
   SER_FAST_INLINE F* row(int64_t i) { return data.data() + i * stride; }
 };
 
-template <class I, class S>
+template <class I, class S, class F = typename Factor<I, S>::Type>
 struct ForwardScratch {
   using T = Wide<S>;
   int64_t width;
   Buffer<T> state, next, sums;  // [rows, width] twice; [rows, 3, lanes]
   Buffer<T> update;             // z, kept until after the second product
-  Left<I, S> h, h_next, q;      // operands of the products: h, the next h, r h
+  Left<F> h, h_next, q;      // operands of the products: h, the next h, r h
 
   explicit ForwardScratch(int64_t pairs)
       : width(pairs * 2 * kLanes<I, T>),
@@ -342,9 +385,9 @@ SER_FAST_INLINE void each_panel(int64_t count, int64_t step, const Body& body) {
   }
 }
 
-template <int R, class I, class S, class G, class Weights>
+template <int R, class I, class S, class F, class G, class Weights>
 SER_FAST_INLINE void step_reset_after(int64_t H, const Weights& weights, const ForwardRow<S, G>* rows,
-                                      int64_t step, int64_t walking, ForwardScratch<I, S>& scratch) {
+                                      int64_t step, int64_t walking, ForwardScratch<I, S, F>& scratch) {
   constexpr int64_t lanes = kLanes<I, Wide<S>>;
   each_panel<Weights::template kTogether<R>>(weights.blocks, step, [&](int64_t first, auto number)
                                                                         __attribute__((always_inline)) {
@@ -371,9 +414,9 @@ SER_FAST_INLINE void step_reset_after(int64_t H, const Weights& weights, const F
   });
 }
 
-template <int R, class I, class S, class G, class Weights>
+template <int R, class I, class S, class F, class G, class Weights>
 SER_FAST_INLINE void step_reset_before(int64_t H, const Weights& weights, const ForwardRow<S, G>* rows,
-                                       int64_t step, int64_t walking, ForwardScratch<I, S>& scratch) {
+                                       int64_t step, int64_t walking, ForwardScratch<I, S, F>& scratch) {
   constexpr int64_t lanes = kLanes<I, Wide<S>>;
   each_panel<Weights::template kTogether<R>>(weights.blocks, step, [&](int64_t first, auto number)
                                                                         __attribute__((always_inline)) {
@@ -415,9 +458,9 @@ SER_FAST_INLINE void step_reset_before(int64_t H, const Weights& weights, const 
 }
 
 // One step of the first `walking` rows of a tile; row(i) returns their data.
-template <class I, class S, class Weights, class Row>
+template <class I, class S, class F, class Weights, class Row>
 SER_FAST_INLINE void forward_step(const GruShape& shape, const Weights& weights, int64_t step, int64_t walking,
-                                  const Row& row, ForwardScratch<I, S>& scratch) {
+                                  const Row& row, ForwardScratch<I, S, F>& scratch) {
   const auto run = [&](auto number) __attribute__((always_inline)) {
     constexpr int R = number;
     decltype(row(0)) rows[R] = {};

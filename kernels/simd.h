@@ -69,9 +69,18 @@ struct Bf16 {
   uint16_t bits;
 };
 
+// A value of -1..1 in fixed point, and a weight that multiplies it.
+struct Fixed {
+  static constexpr float kUnit = 0x1p-14f;
+  int16_t units;
+};
+struct Byte {
+  int8_t value;
+};
+
 // The type in which values stored as S are computed.
 template <class S>
-using Wide = std::conditional_t<std::is_same_v<S, Bf16> || std::is_same_v<S, int8_t>, float, S>;
+using Wide = std::conditional_t<sizeof(S) < 4, float, S>;
 
 template <class T, class S>
 SER_FAST_INLINE T convert(S value) {
@@ -117,6 +126,14 @@ SER_FAST_INLINE void store(Bf16* p, const V& v) {
   typedef uint16_t Half __attribute__((vector_size(sizeof(V) / 2)));
   const Bits bits = (Bits)v, rounded = bits + 0x7fff + ((bits >> 16) & 1);
   const Half half = __builtin_convertvector((v == v ? rounded : (bits | 0x400000)) >> 16, Half);
+  std::memcpy(p, &half, sizeof(half));
+}
+
+template <class V>
+SER_FAST_INLINE void store(Fixed* p, const V& v) {
+  typedef int16_t Half __attribute__((vector_size(sizeof(V) / 2)));
+  const auto bits = (decltype(v < v))(v * (1 / Fixed::kUnit) + 12582912.0f);  // the integer is in the low half
+  const Half half = __builtin_convertvector(bits, Half);
   std::memcpy(p, &half, sizeof(half));
 }
 

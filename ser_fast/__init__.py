@@ -10,12 +10,13 @@ from ser_fast.nn import (
     MelSpectrogram,
     PowerSpectrogram,
     SwapReport,
+    quantize,
     swap,
     to_torch,
     unswap,
 )
 
 __all__ = ["CGRU", "GRU", "AttentionPool", "BiGRUMHA", "GRUCell", "MelSpectrogram", "PowerSpectrogram", "SwapReport",
-           "backends", "functional", "swap", "to_torch", "unswap"]  # fmt: skip
+           "backends", "functional", "quantize", "swap", "to_torch", "unswap"]  # fmt: skip
 
 backends.load()

@@ -1,6 +1,6 @@
 """The ops as functions, like ``torch.nn.functional``."""
 
-from ser_fast.ops import flops, gru_layer  # noqa: F401  gru_layer defines ops that flops counts
+from ser_fast.ops import flops, gru_layer_int8  # noqa: F401  it and its imports define ops that flops counts
 from ser_fast.ops.attention_pool import attention_pool
 from ser_fast.ops.conv_pool import conv_pool
 from ser_fast.ops.gru import gru

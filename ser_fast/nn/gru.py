@@ -20,7 +20,7 @@ from ser_fast.ops.gru_layer import gru_layer
 from ser_fast.ops.lengths import frame_mask
 
 
-def _weight_names(layers: int, bidirectional: bool, bias: bool) -> list[list[str]]:
+def weight_names(layers: int, bidirectional: bool, bias: bool) -> list[list[str]]:
     """Return the parameters' names of each layer and direction."""
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if bias else ("weight_ih", "weight_hh")
     suffixes = [f"l{layer}{end}" for layer in range(layers) for end in ("", "_reverse")[: 1 + bidirectional]]
@@ -29,7 +29,7 @@ def _weight_names(layers: int, bidirectional: bool, bias: bool) -> list[list[str
 
 @functools.cache
 def _cached_weight_names(layers: int, bidirectional: bool, bias: bool) -> tuple[str, ...]:
-    return tuple(itertools.chain(*_weight_names(layers, bidirectional, bias)))
+    return tuple(itertools.chain(*weight_names(layers, bidirectional, bias)))
 
 
 class GRU(nn.Module):
@@ -157,7 +157,7 @@ class GRU(nn.Module):
         return [[getattr(self, name) for name in names] for names in self._weight_names()]
 
     def _weight_names(self) -> list[list[str]]:
-        return _weight_names(self.num_layers, self.bidirectional, self.bias)
+        return weight_names(self.num_layers, self.bidirectional, self.bias)
 
     def extra_repr(self) -> str:
         parts = [f"{self.input_size}, {self.hidden_size}"]
@@ -190,16 +190,16 @@ class GRU(nn.Module):
             ValueError: if the input is neither 2-D nor 3-D, or the dtype of input or hx differs from that of the
                 weights outside autocast.
         """
-        if lengths is None and self._is_usual(input, hx) and (weights := infers(input, hx, self._held_weights, True)):
+        if lengths is None and self._is_usual(input, hx) and (weights := self._inferring(input, hx)):
             return self._infer(input, hx, None, weights)
         input, hx, lengths = recordable(input, hx, lengths)
         if isinstance(input, PackedSequence):
             checks.require(lengths is None, "GRU", "lengths is given with a PackedSequence", "None")
-            checks.operands("GRU", self.weight_ih_l0, input=input.data, hx=hx)
+            checks.operands("GRU", self._like, input=input.data, hx=hx)
             shape = list(input.data.shape)
             checks.require(len(shape) == 2, "GRU", f"the PackedSequence's data has shape {shape}", "[N, I]")
             return self._forward_packed(input, hx)
-        checks.operands("GRU", self.weight_ih_l0, input=input, hx=hx)
+        checks.operands("GRU", self._like, input=input, hx=hx)
         checks.tensors("GRU", lengths=lengths)
         if input.dim() not in (2, 3):
             raise ValueError(f"GRU: Expected input to be 2D or 3D, got {input.dim()}D instead")
@@ -212,6 +212,11 @@ class GRU(nn.Module):
             output, h_n = self._run(input.unsqueeze(batch_axis), None if hx is None else hx.unsqueeze(1), None)
             return output.squeeze(batch_axis), h_n.squeeze(1)
         return self._run(input, hx, lengths)
+
+    @property
+    def _like(self) -> Tensor:
+        """A tensor of the device and dtype of inputs."""
+        return self.weight_ih_l0
 
     def _is_usual(self, x, hx) -> bool:
         """Return whether the shapes are right at first sight: a full check takes as long as a small call."""
@@ -228,20 +233,26 @@ class GRU(nn.Module):
         # A parametrized or pruned weight is no parameter but recomputed at every access.
         return list(held.values()) if tuple(held) == names else [getattr(self, name) for name in names]
 
+    def _inferring(self, x: Tensor, hx: Tensor | None) -> list[Tensor] | None:
+        """Return the weights for :meth:`_infer` if it runs this call."""
+        return infers(x, hx, self._held_weights, True)
+
     def _infer(self, x: Tensor, hx: Tensor | None, lengths: Tensor | None, weights: list) -> tuple[Tensor, Tensor]:
         """Run all layers without a gradient on a padded batch or on packed frames."""
         x, hx, weights = lowered(x, hx, weights)
-        options = lengths, self.bias, self.reset_after, self.batch_first
         if self.num_layers == 1:
-            return gru_layer(x, weights, hx, *options)
+            return self._infer_layer(x, weights, hx, lengths)
         each, directions, states = len(weights) // self.num_layers, 2 if self.bidirectional else 1, []
         for layer in range(self.num_layers):
             h0 = None if hx is None else hx[layer * directions : (layer + 1) * directions]
-            x, h_n = gru_layer(x, weights[layer * each : (layer + 1) * each], h0, *options)
+            x, h_n = self._infer_layer(x, weights[layer * each : (layer + 1) * each], h0, lengths)
             states.append(h_n)
             if self.dropout and layer < self.num_layers - 1:
                 x = F.dropout(x, self.dropout, self.training)
         return x, torch.cat(states)
+
+    def _infer_layer(self, x: Tensor, weights: list, h0: Tensor | None, lengths: Tensor | None):
+        return gru_layer(x, weights, h0, lengths, self.bias, self.reset_after, self.batch_first)
 
     def _suffixes(self, layer: int) -> list[str]:
         return [f"l{layer}", f"l{layer}_reverse"] if self.bidirectional else [f"l{layer}"]
@@ -289,7 +300,7 @@ class GRU(nn.Module):
     def _run(self, x: Tensor, hx: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """Check the arguments of a batch and run it on the selected path."""
         self._check(x, hx, lengths)
-        if weights := infers(x, hx, self._held_weights, True):
+        if weights := self._inferring(x, hx):
             return self._infer(x, hx, lengths, weights)
         path, lengths = self._path(x, lengths)
         if path == "packed":
@@ -306,7 +317,7 @@ class GRU(nn.Module):
         sizes = lengths.tolist()
         good = sizes and min(sizes) >= 0 and sum(sizes) == len(x)
         checks.require(good, "GRU", f"lengths are {sizes}", f"at least 0 and add up to the packed frames, {len(x)}")
-        if len(x) and x.shape[1] == self.input_size and (weights := infers(x, hx, self._held_weights, True)):
+        if len(x) and x.shape[1] == self.input_size and (weights := self._inferring(x, hx)):
             if hx is not None:
                 self._check_states(hx, len(sizes))
             return self._infer(x, hx, lengths, weights)

@@ -70,7 +70,7 @@ def swap(model: nn.Module) -> SwapReport:
         >>> unswap(model)
         ['0']
     """
-    _check_module("swap", model)
+    check_module("swap", model)
     report, spectrogram = SwapReport(), _torchaudio_spectrogram()
     for name, module in model.named_modules():
         if type(module) in (nn.GRU, spectrogram) and "forward" in vars(module):
@@ -111,7 +111,7 @@ def unswap(model: nn.Module) -> list[str]:
         >>> unswap(model), type(model[0]) is nn.GRU
         (['0'], True)
     """
-    _check_module("unswap", model)
+    check_module("unswap", model)
     swapped = {name: module for name, module in model.named_modules() if "_swapped_from" in vars(module)}
     for name, module in swapped.items():
         if type(module) not in (GRU, Spectrogram):
@@ -151,7 +151,7 @@ def to_torch(model: nn.Module) -> SwapReport:
         0: ser_fast.GRU is nn.GRU(40, 64)
         1: left, reset_after is False: torch's GRU has the other form alone
     """
-    _check_module("to_torch", model)
+    check_module("to_torch", model)
     report = SwapReport()
     for name, module in model.named_modules():
         ours = type(module).__name__
@@ -181,7 +181,8 @@ def _not_torchs(module: nn.Module) -> str:
     return ""
 
 
-def _check_module(function: str, model) -> None:
+def check_module(function: str, model) -> None:
+    """Check that a function of this package is given a module."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{function}: model is a {type(model).__name__}; it must be a torch.nn.Module")
 

@@ -89,12 +89,14 @@ def first(op: str, name: str, tensor: Tensor, *allowed: torch.dtype) -> None:
     dtype(op, name, tensor, *allowed)
 
 
-def operand(op: str, name: str, tensor: Tensor, like: Tensor, wanted: tuple, letters: str) -> None:
-    """Check an operand against the op's first one: same device and dtype, and the shape ``wanted``."""
+def operand(
+    op: str, name: str, tensor: Tensor, like: Tensor, wanted: tuple, letters: str, kind: torch.dtype | None = None
+) -> None:
+    """Check an operand: the device and, unless ``kind`` is given, the dtype of ``like``, and the shape ``wanted``."""
     given(op, **{name: tensor})
     require(tensor.device == like.device, op, f"{name} is on {tensor.device}", f"on {like.device}")
     stored(op, name, tensor)
-    dtype(op, name, tensor, like.dtype)
+    dtype(op, name, tensor, kind or like.dtype)
     shape(op, name, tensor, wanted, letters)
 
 

@@ -37,6 +37,11 @@ def gru_cell(x, weights, *args, **named) -> int:
     return 2 * x[0] * sum(map(math.prod, weights[:2]))
 
 
+def gru_layer_int8(x, weights, *args, **named) -> int:
+    """Return the products of all frames x ``[..., I]`` with w_ih and w_hh of each direction."""
+    return 2 * math.prod(x[:-1]) * sum(map(math.prod, weights))
+
+
 def attention_pool(h, *args, **named) -> int:
     """Return the products for the scores and for the weighted sum of h ``[B, T, D]``."""
     return 4 * math.prod(h)
@@ -94,6 +99,7 @@ FORMULAS = {
     "gru_backward_with_gates": gru_backward,
     "gru_layer": gru_layer,
     "gru_cell": gru_cell,
+    "gru_layer_int8": gru_layer_int8,
     "attention_pool": attention_pool,
     "attention_pool_backward": attention_pool_backward,
     "self_attention": self_attention,

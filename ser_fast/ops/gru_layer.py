@@ -59,9 +59,7 @@ def _check_weights(op: str, x: Tensor, weights: list[Tensor], biased: bool, dire
     names = "w_ih, w_hh, b_ih and b_hh" if biased else "w_ih and w_hh"
     allowed = names if directions == 1 else f"{names} of 1 or 2 directions"
     checks.require(len(weights) in (each, directions * each), op, f"weights has {len(weights)} tensors", allowed)
-    good = weights[1].dim() == 2 and weights[1].shape[1] > 0
-    checks.require(good, op, f"weights[1] has shape {list(weights[1].shape)}", "[3H, H] with no size 0")
-    hidden, features = weights[1].shape[1], x.shape[-1]
+    hidden, features = check_hidden(op, weights), x.shape[-1]
     wanted = ((3 * hidden, features), (3 * hidden, hidden), (3 * hidden,), (3 * hidden,))
     for place, weight in enumerate(weights):
         letters = ("[3H, I]", "[3H, H]", "[3H]", "[3H]")[place % each]
@@ -69,25 +67,41 @@ def _check_weights(op: str, x: Tensor, weights: list[Tensor], biased: bool, dire
     return hidden
 
 
-def _check(x, weights, h0, lengths, biased, batch_first) -> tuple[int, int, int]:
-    """Check the arguments of ``gru_layer``; return B, D and H."""
-    op, sizes = "gru_layer", tuple(x.shape)
-    checks.first(op, "x", x, *_DTYPES)
+def check_frames(op: str, x: Tensor, lengths: Tensor | None, batch_first: bool) -> None:
+    """Check the shape of x."""
     packed = x.dim() == 2 and lengths is not None
     allowed = f"{'[B, T, I]' if batch_first else '[T, B, I]'} with no size 0, or packed with lengths"
-    checks.require((packed or x.dim() == 3) and 0 not in sizes, op, f"x has shape {list(sizes)}", allowed)
-    hidden = _check_weights(op, x, weights, biased, 2)
+    checks.require((packed or x.dim() == 3) and 0 not in x.shape, op, f"x has shape {list(x.shape)}", allowed)
+
+
+def check_hidden(op: str, weights: list[Tensor]) -> int:
+    """Check that the first w_hh is a matrix; return H."""
+    good = weights[1].dim() == 2 and weights[1].shape[1] > 0
+    checks.require(good, op, f"weights[1] has shape {list(weights[1].shape)}", "[3H, H] with no size 0")
+    return weights[1].shape[1]
+
+
+def check_rows(op, x, h0, lengths, directions: int, hidden: int, batch_first: bool) -> tuple[int, int, int]:
+    """Check lengths and h0; return B, D and H."""
+    packed = x.dim() == 2
     if packed:
         checks.require(lengths.dim() == 1, op, f"lengths has shape {list(lengths.shape)}", "[B]")
-    batch = lengths.shape[0] if packed else sizes[0 if batch_first else 1]
-    frames = sizes[1] if batch_first and not packed else sizes[0]
+    batch = lengths.shape[0] if packed else x.shape[0 if batch_first else 1]
+    frames = x.shape[1] if batch_first and not packed else x.shape[0]
     checks.lengths(op, lengths, x, batch, frames)
     if packed and checks.readable(lengths):
         total = int(lengths.sum())
         checks.require(total == frames, op, f"lengths add up to {total}", f"the packed frames, {frames}")
-    directions = len(weights) // (4 if biased else 2)
     checks.optional(op, "h0", h0, x, (directions, batch, hidden), "[D, B, H]")
     return batch, directions, hidden
+
+
+def _check(x, weights, h0, lengths, biased, batch_first) -> tuple[int, int, int]:
+    """Check the arguments of ``gru_layer``; return B, D and H."""
+    checks.first("gru_layer", "x", x, *_DTYPES)
+    check_frames("gru_layer", x, lengths, batch_first)
+    hidden = _check_weights("gru_layer", x, weights, biased, 2)
+    return check_rows("gru_layer", x, h0, lengths, len(weights) // (4 if biased else 2), hidden, batch_first)
 
 
 def _check_cell(x, weights, h, biased) -> int:

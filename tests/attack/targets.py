@@ -24,6 +24,7 @@ from torch import Tensor, nn
 import ser_fast
 from ser_fast import functional
 from ser_fast.ops import attention_pool, checks, conv_pool, gru, gru_layer, power_spectrogram, self_attention
+from ser_fast.ops.gru_layer_int8 import rows_to_int8
 
 DTYPES = {"gru": (torch.float64, torch.float32, torch.bfloat16)}
 # Sizes that an op takes as they come, so that another one is no error: a tensor's name and axis.
@@ -39,6 +40,7 @@ FREE = {
     "gray_deltas": {("x", 0), ("x", 1), ("x", 2)},
     "gru_layer": {("x", 0), ("x", 1)},
     "gru_cell": {("x", 0)},
+    "gru_layer_int8": {("x", 0), ("x", 1)},
     "GRU": {("input", 0), ("input", 1)},
     "GRUCell": {("input", 0)},
     "AttentionPool": {("h", 0), ("h", 1)},
@@ -250,6 +252,26 @@ def layer(random: Random) -> Target:
     return Target(name, calls(op(name)), given, calls(truth))
 
 
+def quantized_layer(random: Random) -> Target:
+    """Return ``gru_layer_int8``, whose weights, scales and biases are arguments of their own here."""
+    frames, batch, features, hidden = size(random, 60), size(random, 20), size(random, 70), size(random, 140)
+    after = random.random() < 0.5
+    given = {"x": torch.randn(frames, batch, features)}
+    for name, width in (("w_ih", features), ("w_hh", hidden)):
+        given[name], given[f"{name}_scale"] = rows_to_int8(torch.randn(3 * hidden, width) / hidden**0.5)
+    given |= {"b_ih": torch.randn(3 * hidden), "b_hh": torch.randn(3 * hidden), "h0": torch.randn(1, batch, hidden)}
+    given["lengths"] = random.choice((None, torch.randint(1, frames + 1, (batch,))))
+
+    def call(x, w_ih, s_ih, w_hh, s_hh, b_ih, b_hh, *rest):
+        return op("gru_layer_int8")(x, [w_ih, w_hh], [s_ih, s_hh], [b_ih, b_hh], *rest, after, False)
+
+    def truth(x, w_ih, s_ih, w_hh, s_hh, b_ih, b_hh, *rest):
+        weights = [w_ih * s_ih[:, None], w_hh * s_hh[:, None], b_ih, b_hh]
+        return gru_layer.reference(x, weights, *rest, True, after, False)
+
+    return Target("gru_layer_int8", call, given, truth)
+
+
 def out(random: Random) -> Target:
     """Return ``power_spectrogram_out``."""
     given = dict(zip(names("power_spectrogram"), of_power_spectrogram(random)))
@@ -340,9 +362,9 @@ def parameters(target: Target) -> list[Tensor]:
     return list(target.module.parameters()) if target.module else []
 
 
-MAKERS = (forward, forward, backward, layer, out, plan, module, module)
+MAKERS = (forward, forward, backward, layer, quantized_layer, out, plan, module, module)
 # The attack must know every op: a new one is added above.
 KNOWN = {*CASES, "gru_backward", "gru_backward_with_gates", "attention_pool_backward", "power_spectrogram_backward",
-         "gru_layer", "gru_cell", "power_spectrogram_out", "conv_pool_backward", "self_attention_backward", "gru_plan"}  # fmt: skip
+         "gru_layer", "gru_cell", "gru_layer_int8", "power_spectrogram_out", "conv_pool_backward", "self_attention_backward", "gru_plan"}  # fmt: skip
 found = {name.partition("::")[2] for name in torch._C._dispatch_get_all_op_names() if name.startswith("ser_fast::")}
 assert found == KNOWN, f"tests/attack/targets.py lacks {found ^ KNOWN}"

@@ -25,8 +25,9 @@ def run(code: list[str], cpu: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize("cpu", important(BELOW, 1))
 def test_older_instruction_sets_pass_the_contracts(cpu):
-    wanted = "kernel_equals or gradients_equal or float32_is or equals_nn_gru or bfloat16"
-    files = ["ops/test_contracts.py", "ops/test_gru_layer.py", "backends/test_cpu.py", "nn/test_gru.py"]
+    wanted = "kernel_equals or gradients_equal or float32_is or equals_nn_gru or bfloat16 or int8"
+    files = ["ops/test_contracts.py", "ops/test_gru_layer.py", "ops/test_gru_layer_int8.py", "backends/test_cpu.py",
+             "nn/test_gru.py"]  # fmt: skip
     result = run(["-m", "pytest", "-q", "-m", "", "-p", "no:cacheprovider", *files, "-k", wanted], cpu)
     assert result.returncode == 0 and " passed" in result.stdout, result.stdout[-2000:]
 
