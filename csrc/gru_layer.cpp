@@ -127,15 +127,16 @@ std::tuple<Tensor, Tensor> gru_layer(const Tensor& x, const std::vector<Tensor>&
 }
 
 // Checks that there are `count` tensors, of one shape at even places and another at odd ones; returns them dense.
-Weights checked_parts(const Checks& checks, const std::string& name, const std::vector<Tensor>& given, size_t count,
-                      ScalarType type, const Sizes& even, const Sizes& odd, const char* of_even, const char* of_odd) {
+// `names` are those of the list and of its tensors.
+Weights checked_parts(const Checks& checks, const std::array<const char*, 5>& names, const std::vector<Tensor>& given,
+                      size_t count, ScalarType type, const Sizes& even, const Sizes& odd, const char* of_even,
+                      const char* of_odd) {
   if (given.size() != count)
-    checks.refuse(name + " has " + std::to_string(given.size()) + " tensors", std::to_string(count));
+    checks.refuse(names[0] + (" has " + std::to_string(given.size()) + " tensors"), std::to_string(count));
   Weights dense;
   for (size_t i = 0; i < count; ++i) {
-    const std::string one = name + "[" + std::to_string(i) + "]";
-    checks.operand(one.c_str(), given[i], type, i % 2 ? odd : even, i % 2 ? of_odd : of_even);
-    dense.push_back(checks.contiguous(one.c_str(), given[i]));
+    checks.operand(names[i + 1], given[i], type, i % 2 ? odd : even, i % 2 ? of_odd : of_even);
+    dense.push_back(checks.contiguous(names[i + 1], given[i]));
   }
   return dense;
 }
@@ -154,11 +155,14 @@ std::tuple<Tensor, Tensor> gru_layer_int8(const Tensor& x, const std::vector<Ten
     checks.refuse("weights[1] has shape " + text(sizes_of(weights[1])), "[3H, H] with no size 0");
   const int64_t H = weights[1].size(1);
   const Sizes vector{3 * H};
-  const Weights w = checked_parts(checks, "weights", weights, count, ScalarType::Char, {3 * H, features}, {3 * H, H},
-                                  "[3H, I]", "[3H, H]");
-  const Weights s = checked_parts(checks, "scales", scales, count, ScalarType::Float, vector, vector, "[3H]", "[3H]");
-  const Weights b = checked_parts(checks, "biases", biases, biases.empty() ? 0 : count, ScalarType::Float, vector,
-                                  vector, "[3H]", "[3H]");
+  const auto vectors = [&](const std::array<const char*, 5>& names, const std::vector<Tensor>& given, size_t number) {
+    return checked_parts(checks, names, given, number, ScalarType::Float, vector, vector, "[3H]", "[3H]");
+  };
+  const Weights w = checked_parts(checks, {"weights", "weights[0]", "weights[1]", "weights[2]", "weights[3]"}, weights,
+                                  count, ScalarType::Char, {3 * H, features}, {3 * H, H}, "[3H, I]", "[3H, H]");
+  const Weights s = vectors({"scales", "scales[0]", "scales[1]", "scales[2]", "scales[3]"}, scales, count);
+  const Weights b = vectors({"biases", "biases[0]", "biases[1]", "biases[2]", "biases[3]"}, biases,
+                            biases.empty() ? 0 : count);
   const auto D = static_cast<int64_t>(count / 2);
   return layer(checks, x, h0, lengths, D, H, reset_after, batch_first, [&](const auto& args_of) {
     auto args = args_of(float{}, int8_t{});

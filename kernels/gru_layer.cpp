@@ -214,8 +214,10 @@ SER_FAST_GRU_LAYER_TASKS(Avx512Bf16, float, int8_t, SER_FAST_AVX512_BF16)
 
 }  // namespace
 
-// Frames up to which the weights' layout costs more than it saves.
-constexpr int64_t kFew = 8;
+// Frames up to which the weights' layout costs more than it saves: narrow weights are found sooner, and take longer to
+// expand as they lie.
+template <class W>
+constexpr int64_t kFew = sizeof(W) < 4 ? 0 : 8;
 
 // Whether the states are in -1..1, which the recurrence does not leave, if that is needed.
 template <class T, class W>
@@ -241,7 +243,7 @@ void gru_layer_cpu(const GruLayer<T, W>& args, const Parallel& all) {
   using Kind = std::conditional_t<std::is_same_v<W, int8_t>, Bf16, T>;  // AVX512-VNNI comes with AVX512-BF16
   with_isa<Kind>([&](auto isa) {
     using I = decltype(isa);
-    if (frames <= kFew || !fits(args)) {
+    if (frames <= kFew<W> || !fits(args)) {
       using Direct = DirectLayerWeights<I, T, W>;
       const auto direct = [&](int64_t d) { return Direct(args.weights[d], features, H); };
       const Direct each[] = {direct(0), direct(D - 1)}, *const weights[] = {each, each + 1};

@@ -13,10 +13,13 @@ from ser_fast.ops.gru_layer_int8 import gru_layer_int8, rows_to_int8
 
 @functools.cache
 def _buffer_names(layers: int, bidirectional: bool, bias: bool) -> tuple[str, ...]:
-    """Return the buffers of each layer and direction, one after the other: weights, scales and biases."""
-    names = []
-    for w_ih, w_hh, *biases in weight_names(layers, bidirectional, bias):
-        names += [w_ih, w_hh, f"{w_ih}_scale", f"{w_hh}_scale", *biases]
+    """Return the buffers of each layer: the matrices of all directions, their scales, the biases."""
+    each = weight_names(layers, bidirectional, bias)
+    directions, names = 2 if bidirectional else 1, []
+    for first in range(0, len(each), directions):
+        groups = each[first : first + directions]
+        matrices = [name for group in groups for name in group[:2]]
+        names += matrices + [f"{name}_scale" for name in matrices] + [name for group in groups for name in group[2:]]
     return tuple(names)
 
 
@@ -66,10 +69,8 @@ class QuantizedGRU(GRU):
             return super()._infer(x.float(), None if hx is None else hx.float(), lengths, weights)
 
     def _infer_layer(self, x: Tensor, weights: list, h0: Tensor | None, lengths: Tensor | None):
-        each = len(weights) // (2 if self.bidirectional else 1)
-        parts = [[one for d in range(0, len(weights), each) for one in weights[d + first : d + first + 2]]
-                 for first in range(0, each, 2)]  # fmt: skip
-        matrices, scales, biases = parts if self.bias else (*parts, [])
+        count = 4 if self.bidirectional else 2
+        matrices, scales, biases = weights[:count], weights[count : 2 * count], weights[2 * count :]
         return gru_layer_int8(x, matrices, scales, biases, h0, lengths, self.reset_after, self.batch_first)
 
 
