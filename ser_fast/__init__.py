@@ -9,6 +9,7 @@ from ser_fast.nn import (
     GRUCell,
     MelSpectrogram,
     PowerSpectrogram,
+    QuantizedGRU,
     SwapReport,
     quantize,
     swap,
@@ -16,7 +17,8 @@ from ser_fast.nn import (
     unswap,
 )
 
-__all__ = ["CGRU", "GRU", "AttentionPool", "BiGRUMHA", "GRUCell", "MelSpectrogram", "PowerSpectrogram", "SwapReport",
-           "backends", "functional", "quantize", "swap", "to_torch", "unswap"]  # fmt: skip
+__all__ = ["CGRU", "GRU", "AttentionPool", "BiGRUMHA", "GRUCell", "MelSpectrogram", "PowerSpectrogram",
+           "QuantizedGRU", "SwapReport", "backends", "functional", "quantize", "swap", "to_torch",
+           "unswap"]  # fmt: skip
 
 backends.load()

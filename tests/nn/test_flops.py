@@ -47,6 +47,8 @@ def test_gru_inference_counts_like_nn_gru(options):
     with torch.no_grad():
         assert flops(lambda: ours(x)) == flops(lambda: theirs(x)) > 0
         assert flops(lambda: cell(x[0])) == flops(lambda: nn.GRUCell(5, 4)(x[0])) > 0
+        ser_fast.quantize(ours)
+        assert flops(lambda: ours(x)) == flops(lambda: theirs(x))
 
 
 def test_gru_counts_packed_frames_alone():
