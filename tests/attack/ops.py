@@ -188,7 +188,7 @@ def near(what: str, found: Tensor, truth: Tensor, peer: Tensor, case: Case) -> N
         return
     if not found.numel():
         return
-    slack = SLACK[found.dtype] * (30 if case.target.module else 1)
+    slack = SLACK[found.dtype] * (30 if case.target.module or case.target.rounds else 1)
     if case.target.logarithm:
         slack, found, truth, peer = (
             1000 * slack,

@@ -61,6 +61,7 @@ class Target:
         derivative: names of the arguments with a gradient; None if the call has none.
         module: the module, whose parameters have gradients too.
         logarithm: True if the results are logarithms, whose errors near the floor have no bound.
+        rounds: True if the kernel rounds the state to a multiple of 2^-14 in every step.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Target:
     derivative: tuple[str, ...] | None = None
     module: nn.Module | None = None
     logarithm: bool = False
+    rounds: bool = False
     free: set = field(init=False)
 
     def __post_init__(self):
@@ -269,7 +271,7 @@ def quantized_layer(random: Random) -> Target:
         weights = [w_ih * s_ih[:, None], w_hh * s_hh[:, None], b_ih, b_hh]
         return gru_layer.reference(x, weights, *rest, True, after, False)
 
-    return Target("gru_layer_int8", call, given, truth)
+    return Target("gru_layer_int8", call, given, truth, rounds=True)
 
 
 def out(random: Random) -> Target:
