@@ -201,15 +201,17 @@ SER_FAST_INLINE Shared<I, S, W> layout_of(const GruLayerWeights<S, W>& w, int64_
                                        bool reset_after) {                                                          \
     return layout_of<I, S, W>(w, features, H, reset_after);                                                         \
   }                                                                                                                 \
-  SER_FAST_GRU_LAYER_TASK(I, S, W, LayerWeights, target) SER_FAST_GRU_LAYER_TASK(I, S, W, DirectLayerWeights, target)
+  SER_FAST_GRU_LAYER_TASK(I, S, W, LayerWeights, target)
+#define SER_FAST_GRU_LAYER_BOTH(I, S, W, target) \
+  SER_FAST_GRU_LAYER_TASKS(I, S, W, target) SER_FAST_GRU_LAYER_TASK(I, S, W, DirectLayerWeights, target)
 #define SER_FAST_GRU_LAYER(I, target)                                                               \
-  SER_FAST_GRU_LAYER_TASKS(I, float, float, target) SER_FAST_GRU_LAYER_TASKS(I, float, int8_t, target) \
-  SER_FAST_GRU_LAYER_TASKS(I, double, double, target) SER_FAST_GRU_LAYER_TASKS(I, Bf16, Bf16, target)
+  SER_FAST_GRU_LAYER_BOTH(I, float, float, target) SER_FAST_GRU_LAYER_BOTH(I, float, int8_t, target) \
+  SER_FAST_GRU_LAYER_BOTH(I, double, double, target) SER_FAST_GRU_LAYER_TASKS(I, Bf16, Bf16, target)
 
 SER_FAST_EACH_ISA(SER_FAST_GRU_LAYER)
 #if SER_FAST_X86
 SER_FAST_GRU_LAYER_TASKS(Avx512Bf16, Bf16, Bf16, SER_FAST_AVX512_BF16)
-SER_FAST_GRU_LAYER_TASKS(Avx512Bf16, float, int8_t, SER_FAST_AVX512_BF16)
+SER_FAST_GRU_LAYER_BOTH(Avx512Bf16, float, int8_t, SER_FAST_AVX512_BF16)
 #endif
 
 }  // namespace
@@ -243,17 +245,17 @@ void gru_layer_cpu(const GruLayer<T, W>& args, const Parallel& all) {
   using Kind = std::conditional_t<std::is_same_v<W, int8_t>, Bf16, T>;  // AVX512-VNNI comes with AVX512-BF16
   with_isa<Kind>([&](auto isa) {
     using I = decltype(isa);
-    if (frames <= kFew<W> || !fits(args)) {
-      using Direct = DirectLayerWeights<I, T, W>;
-      const auto direct = [&](int64_t d) { return Direct(args.weights[d], features, H); };
-      const Direct each[] = {direct(0), direct(D - 1)}, *const weights[] = {each, each + 1};
-      run(DirectWeights<I, W, T>::kMost, weights);
-    } else {
-      Shared<I, T, W> weights[2];
-      for (int64_t d = 0; d < D; ++d)
-        weights[d] = layer_weights(isa, args.weights[d], features, H, shape.reset_after);
-      run(I::kRows, weights);
-    }
+    if constexpr (!std::is_same_v<W, Bf16>)
+      if (frames <= kFew<W> || !fits(args)) {
+        using Direct = DirectLayerWeights<I, T, W>;
+        const auto direct = [&](int64_t d) { return Direct(args.weights[d], features, H); };
+        const Direct each[] = {direct(0), direct(D - 1)}, *const weights[] = {each, each + 1};
+        return run(DirectWeights<I, W, T>::kMost, weights);
+      }
+    Shared<I, T, W> weights[2];
+    for (int64_t d = 0; d < D; ++d)
+      weights[d] = layer_weights(isa, args.weights[d], features, H, shape.reset_after);
+    run(I::kRows, weights);
   });
 }
 

@@ -12,7 +12,7 @@
 
 namespace ser_fast {
 
-// One direction's weights; the biases are null if there are none. Of int8 weights each row is multiplied by its scale.
+// One direction's weights; the biases are null if there are none. Each row of int8 weights is times its scale.
 template <class T, class W = T>
 struct GruLayerWeights {
   const W *w_ih, *w_hh;          // [3H, I], [3H, H]
