@@ -8,6 +8,7 @@
 
 #include "gru_direct.h"
 #include "gru_rows.h"
+#include "gru_together.h"
 #include "layouts.h"
 
 namespace ser_fast {
@@ -33,13 +34,13 @@ struct LayerWeights {
       for (int64_t g = 0; g < 3; ++g) bias[(j / kLane * 3 + g) * kLane + j % kLane] = w.b_ih[g * H + j];
   }
 
-  // gx[frames, 3, apart] of x[frames, features].
-  SER_FAST_INLINE void project(const T* x, int64_t frames, T* gx, int64_t apart) const {
-    for (int64_t block = 0; block < recurrent.blocks; ++block) {
+  // gx[frames, 3, apart] of x[frames, features], whose frames are `stride` apart, for some vectors of units.
+  SER_FAST_INLINE void project(const T* x, int64_t stride, int64_t frames, T* gx, int64_t apart, Units units) const {
+    for (int64_t block = units.first; block < units.last; ++block) {
       int64_t frame = 0;
       const auto rows = [&](auto number) __attribute__((always_inline)) {
         for (; frame + number <= frames; frame += number)
-          product<I, T, number, 3>(x + frame * features, features, input[block], 0, features,
+          product<I, T, number, 3>(x + frame * stride, stride, input[block], 0, features,
                                    bias.data() + block * 3 * kLane, gx + frame * 3 * apart + block * kLane, 3 * apart,
                                    apart);
       };
@@ -62,15 +63,15 @@ struct DirectLayerWeights {
   DirectLayerWeights(const GruLayerWeights<T>& w, int64_t features, int64_t H)
       : features(features), w(w), recurrent(w.w_hh, w.b_hh, H) {}
 
-  SER_FAST_INLINE void project(const T* x, int64_t frames, T* gx, int64_t apart) const {
+  SER_FAST_INLINE void project(const T* x, int64_t stride, int64_t frames, T* gx, int64_t apart, Units units) const {
     const int64_t H = recurrent.H;
     for (int64_t gate = 0; gate < 3; ++gate)
-      for (int64_t j = 0; j < H; j += kLane) {
+      for (int64_t j = units.first * kLane; j < std::min(H, units.last * kLane); j += kLane) {
         const int64_t at = gate * H + j, count = std::min(kLane, H - j);
         const Vec<I, T> bias = w.b_ih ? load<I>(w.b_ih + at, count) : Vec<I, T>{};
         for (int64_t i = 0; i < frames; ++i)
           store(gx + (i * 3 + gate) * apart + j,
-                bias + dots<I>(w.w_ih + at * features, count, x + i * features, features));
+                bias + dots<I>(w.w_ih + at * features, count, x + i * stride, features));
       }
   }
 };
@@ -123,8 +124,8 @@ SER_FAST_INLINE void layer_tile(const GruLayer<T>& args, const Weights& weights,
       for (int64_t i = 0; i < tile.rows && tile.length[i] > step; ++i)
         copy<I, T>(args.x.at(tile.frame(i, step), tile.row[i]), scratch.x.data() + frames++ * features, features);
     const auto project = [&](int64_t at, int64_t count) {
-      project_frames(weights, scratch.x.data() + at * features, count, scratch.gx.data() + at * 3 * scratch.apart,
-                     scratch.apart);
+      project_frames(weights, scratch.x.data() + at * features, features, count,
+                     scratch.gx.data() + at * 3 * scratch.apart, scratch.apart, {0, weights.recurrent.blocks});
     };
     project_all(frames, frames * 3.0 * shape.hidden * features / 32, parallel, project);
     const T* gx = scratch.gx.data();
@@ -171,8 +172,9 @@ SER_FAST_INLINE Shared<I, T> layout_of(const GruLayerWeights<T>& w, int64_t feat
 }
 
 #define SER_FAST_GRU_LAYER_TASK(I, T, Weights, target)                                                               \
-  target void project_frames(const Weights<I, T>& weights, const T* x, int64_t frames, T* gx, int64_t apart) {       \
-    weights.project(x, frames, gx, apart);                                                                           \
+  target void project_frames(const Weights<I, T>& weights, const T* x, int64_t stride, int64_t frames, T* gx,        \
+                             int64_t apart, Units units) {                                                           \
+    weights.project(x, stride, frames, gx, apart, units);                                                            \
   }                                                                                                                  \
   target void task(const GruLayer<T>& args, const Weights<I, T>& weights, const Tile& tile, const Parallel& all) {   \
     layer_tile<I>(args, weights, tile, all);                                                                         \
@@ -180,6 +182,10 @@ SER_FAST_INLINE Shared<I, T> layout_of(const GruLayerWeights<T>& w, int64_t feat
 #define SER_FAST_GRU_LAYER_TASKS(I, T, target)                                                                       \
   target Shared<I, T> layer_weights(I, const GruLayerWeights<T>& w, int64_t features, int64_t H, bool reset_after) { \
     return layout_of<I, T>(w, features, H, reset_after);                                                             \
+  }                                                                                                                  \
+  target void step_of_units(const LayerWeights<I, T>& weights, Units units, int64_t step,                            \
+                            const StepTogether<T>& data) {                                                           \
+    step_together<I>(weights.recurrent, units, step, data);                                                          \
   }                                                                                                                  \
   SER_FAST_GRU_LAYER_TASK(I, T, LayerWeights, target) SER_FAST_GRU_LAYER_TASK(I, T, DirectLayerWeights, target)
 #define SER_FAST_GRU_LAYER(I, target) \
@@ -213,6 +219,11 @@ void gru_layer_cpu(const GruLayer<T>& args, const Parallel& all) {
       Shared<I, T> weights[2];
       for (int64_t d = 0; d < D; ++d)
         weights[d] = layer_weights(isa, args.weights[d], features, H, shape.reset_after);
+      if (is_shared<I>(args, parallel)) {
+        for (const Tile& tile : tiles_of(shape, args.lengths, shape.batch, 1))
+          layer_together<I>(args, *weights[tile.direction], tile, parallel);
+        return;
+      }
       run(I::kRows, weights);
     }
   });

@@ -143,6 +143,11 @@ SER_FAST_INLINE void product(const typename Factor<I, S>::Type* left, int64_t st
     for (int v = 0; v < N * V; ++v) store(out + row * apart + v * between, sum[row][v]);
 }
 
+// Some vectors of hidden units.
+struct Units {
+  int64_t first, last;
+};
+
 // The rows of one task, the longest first.
 struct Tile {
   static constexpr int64_t kMost = 8;

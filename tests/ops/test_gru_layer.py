@@ -89,12 +89,17 @@ def test_cell_kernel_equals_reference(sizes, biased, reset_after, poison):
 
 
 @pytest.mark.usefixtures("two_threads")
-@pytest.mark.parametrize("sizes", [(300, 1, 128, 128, 1), (60, 1, 64, 128, 2), (50, 19, 33, 65, 2)])
+@pytest.mark.parametrize(
+    "sizes",
+    [(300, 1, 128, 128, 1), (300, 1, 7, 205, 1), (60, 1, 64, 128, 2), (50, 19, 33, 65, 2),
+     (40, 1, 9, 299, 2), (40, 2, 9, 301, 1), (40, 4, 9, 300, 2), (40, 8, 9, 300, 1), (40, 3, 9, 300, 1)],
+)  # fmt: skip
+@pytest.mark.parametrize("ragged_rows", [False, True])
 @pytest.mark.parametrize("reset_after", [False, True])
-def test_layer_is_bitwise_equal_on_any_number_of_threads(sizes, reset_after):
-    arguments = arguments_of(
-        *sizes, ragged_rows=sizes[1] > 1, biased=True, reset_after=reset_after, dtype=torch.float32
-    )
+def test_layer_is_bitwise_equal_on_any_number_of_threads(sizes, ragged_rows, reset_after):
+    """Threads take rows, directions, or, of a few rows of equal length and many units, the units of every step."""
+    arguments = arguments_of(*sizes, ragged_rows=ragged_rows, biased=True, reset_after=reset_after,
+                             batch_first=ragged_rows, packed=ragged_rows and sizes[1] == 1, dtype=torch.float32)  # fmt: skip
     results = []
     for threads in (1, 2, 3, 2):
         torch.set_num_threads(threads)
