@@ -1,4 +1,4 @@
-// GRU layer in inference on CPU. A task alternates between the projection of some steps of its rows, a product with
+// GRU layer on CPU. A task alternates between the projection of some steps of its rows, a product with
 // panels of W_ih in register blocks, and the recurrence over these steps.
 #include "gru_layer.h"
 
@@ -134,8 +134,11 @@ SER_FAST_INLINE void layer_tile(const GruLayer<T>& args, const Weights& weights,
         copy<I, T>(forward.state.data() + (walking - 1) * forward.width, state_at(args.h_n, shape, tile, walking - 1),
                    shape.hidden);
       const auto row = [&](int64_t i) __attribute__((always_inline)) {
-        T* y = args.y.at(tile.frame(i, step), tile.row[i]) + tile.direction * shape.hidden;
-        return ForwardRow<T>{gx + i * 3 * scratch.apart, scratch.apart, y, nullptr};
+        const int64_t t = tile.frame(i, step), b = tile.row[i], at = tile.direction * shape.hidden;
+        T* y = args.y.at(t, b) + at;
+        if (!args.gates.data) return ForwardRow<T>{gx + i * 3 * scratch.apart, scratch.apart, y, nullptr, nullptr};
+        return ForwardRow<T>{gx + i * 3 * scratch.apart, scratch.apart, y, args.gates.at(t, b) + 4 * at,
+                             args.states.at(t, b) + at};
       };
       forward_step(shape, weights.recurrent, step, walking, row, forward);
       gx += walking * 3 * scratch.apart;
@@ -180,8 +183,10 @@ SER_FAST_INLINE Shared<I, T> layout_of(const GruLayerWeights<T>& w, int64_t feat
     layer_tile<I>(args, weights, tile, all);                                                                         \
   }
 #define SER_FAST_GRU_LAYER_TASKS(I, T, target)                                                                       \
-  target Shared<I, T> layer_weights(I, const GruLayerWeights<T>& w, int64_t features, int64_t H, bool reset_after) { \
-    return layout_of<I, T>(w, features, H, reset_after);                                                             \
+  target Shared<I, T> layer_weights(I, const GruLayerWeights<T>& w, int64_t features, int64_t H, bool reset_after,   \
+                                    bool keep) {                                                                     \
+    if (keep) return layout_of<I, T>(w, features, H, reset_after);                                                   \
+    return Shared<I, T>(new LayerWeights<I, T>(w, features, H, reset_after));                                        \
   }                                                                                                                  \
   target void step_of_units(const LayerWeights<I, T>& weights, Units units, int64_t step,                            \
                             const StepTogether<T>& data) {                                                           \
@@ -216,9 +221,9 @@ void gru_layer_cpu(const GruLayer<T>& args, const Parallel& all) {
       const DirectLayerWeights<I, T> each[] = {direct(0), direct(D - 1)}, *const weights[] = {each, each + 1};
       run(DirectWeights<I, T>::kMost, weights);
     } else {
-      Shared<I, T> weights[2];
+      Shared<I, T> weights[2];  // not kept in training, which changes them after every call
       for (int64_t d = 0; d < D; ++d)
-        weights[d] = layer_weights(isa, args.weights[d], features, H, shape.reset_after);
+        weights[d] = layer_weights(isa, args.weights[d], features, H, shape.reset_after, !args.gates.data);
       if (is_shared<I>(args, parallel)) {
         for (const Tile& tile : tiles_of(shape, args.lengths, shape.batch, 1))
           layer_together<I>(args, *weights[tile.direction], tile, parallel);

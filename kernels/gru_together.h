@@ -55,12 +55,12 @@ SER_FAST_INLINE void step_together(const Weights& weights, Units units, int64_t 
 constexpr int64_t kPart = 96 << 10;
 
 // Returns whether threads share each step of a call. Where there are rows or directions for all of them, that pays only
-// if W_hh does not fit a processor's own cache. Rows of differing lengths are not so taken.
+// if W_hh does not fit a processor's own cache. Rows of differing lengths, and training, are not so taken.
 template <class I, class T>
 bool is_shared(const GruLayer<T>& args, const Parallel& parallel) {
   const GruShape& shape = args.shape;
   const int64_t bytes = 3 * shape.hidden * shape.hidden * sizeof(T), rows = shape.batch;
-  if (parallel.threads == 1 || !shape.reset_after) return false;
+  if (parallel.threads == 1 || !shape.reset_after || args.gates.data) return false;
   const int64_t units = rows * shape.directions;  // of work that threads could take each alone
   if (bytes < (units == 1 ? 2 * kPart : 1 << 20)) return false;
   return rows == 1 || (!args.lengths && !args.x.starts && (rows & (rows - 1)) == 0 && rows <= I::kRows);

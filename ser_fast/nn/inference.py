@@ -1,4 +1,4 @@
-"""Calls without a gradient, and tensors of ``torch.inference_mode`` in modules that are trained."""
+"""Calls that the compiled ops run whole, and tensors of ``torch.inference_mode`` in modules that are trained."""
 
 from collections.abc import Callable
 
@@ -16,9 +16,6 @@ _DTYPES = (torch.float32, torch.float64)
 def infers(x: Tensor, hx: Tensor | None, weights: Callable[[], list[Tensor]]) -> list[Tensor] | None:
     """Return the weights if the compiled ops for inference run a call: on a dense CPU tensor, without a gradient.
 
-    Tracing, ``torch.func``, autocast and tensor subclasses need the differentiable ops. The rest of the arguments is
-    checked by the ops, since looking at a tensor from Python costs as much as a check in C++ of all of them.
-
     Args:
         x: the input, whose dtype all tensors must have.
         hx: the states before it; None for zeros.
@@ -29,6 +26,23 @@ def infers(x: Tensor, hx: Tensor | None, weights: Callable[[], list[Tensor]]) ->
         >>> infers(torch.zeros(1, 2, 3), None, lambda: [weight]) is None
         True
     """
+    found = compiled(x, hx, weights)
+    if found and torch.is_grad_enabled():
+        if x.requires_grad or (hx is not None and hx.requires_grad):
+            return None
+        for weight in found:
+            if weight.requires_grad:
+                return None
+    return found
+
+
+def compiled(x: Tensor, hx: Tensor | None, weights: Callable[[], list[Tensor]]) -> list[Tensor] | None:
+    """Return the weights if the compiled ops run a call, in inference or in training: on a dense CPU tensor.
+
+    Tracing, ``torch.func``, autocast and tensor subclasses need the ops that torch can decompose. The rest of the
+    arguments is checked by the ops, since looking at a tensor from Python costs as much as a check in C++ of all of
+    them. For the arguments see :func:`infers`.
+    """
     if checks.tracing() or not state.current.loaded or type(x) is not Tensor or x.dtype not in _DTYPES:
         return None
     if not (x.is_cpu and x.layout is torch.strided and x.numel()):
@@ -37,12 +51,10 @@ def infers(x: Tensor, hx: Tensor | None, weights: Callable[[], list[Tensor]]) ->
         return None
     if _torch_compat.transforming() or torch.is_autocast_enabled("cpu"):
         return None
-    found, wants_grad = weights(), torch.is_grad_enabled()
+    found = weights()
     for weight in found:
-        if type(weight) not in _PLAIN or (wants_grad and weight.requires_grad):
+        if type(weight) not in _PLAIN:
             return None
-    if wants_grad and (x.requires_grad or (hx is not None and hx.requires_grad)):
-        return None
     return found if found[0].dtype == x.dtype else None
 
 

@@ -32,6 +32,21 @@ def gru_layer(x, weights, h0, lengths, biased: bool, *args, **named) -> int:
     return 2 * math.prod(x[:-1]) * sum(map(math.prod, matrices))
 
 
+def gru_layer_backward(
+    grad_y, grad_h_n, x, weights, h0, lengths, gates, states, biased: bool, *flags, **named
+) -> int:
+    """Return the products for the states' gradients and for those of x and of the weights that are needed."""
+    *_, needs_x, needs_weights = flags
+    frames, each = gates[0], 4 if biased else 2
+    steps = frames - (grad_h_n[1] if h0 is None else 0)
+    count = 0
+    for place in range(0, len(weights), each):
+        w_ih, w_hh = map(math.prod, weights[place : place + 2])
+        needs_ih, needs_hh = needs_weights[place : place + 2]
+        count += 2 * (frames * w_ih * (needs_x + needs_ih) + (steps + frames * needs_hh) * w_hh)
+    return count
+
+
 def gru_cell(x, weights, *args, **named) -> int:
     """Return the products of a step of x ``[B, I]``."""
     return 2 * x[0] * sum(map(math.prod, weights[:2]))
@@ -93,6 +108,8 @@ FORMULAS = {
     "gru_backward": gru_backward,
     "gru_backward_with_gates": gru_backward,
     "gru_layer": gru_layer,
+    "gru_layer_forward": gru_layer,
+    "gru_layer_backward": gru_layer_backward,
     "gru_cell": gru_cell,
     "attention_pool": attention_pool,
     "attention_pool_backward": attention_pool_backward,

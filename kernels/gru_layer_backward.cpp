@@ -1,0 +1,286 @@
+// Gradients of a GRU layer on CPU: the recurrence backwards, then the products with its gate gradients G.
+//
+//   dx = G W_ih        dW_ih = G^T x        dW_hh = G^T h (the candidate's rows: without reset_after G^T (r h))
+//
+// A product over frames is computed for 3 or 4 gates of a vector of hidden units at a time, so every element's sum has
+// an order that depends on no number of threads. x and h are read where they lie, by a pointer for each frame.
+#include <algorithm>
+#include <vector>
+
+#include "gru_layer.h"
+#include "gru_rows.h"
+
+namespace ser_fast {
+namespace {
+
+// The rows of the left factors of all N frames.
+template <class T>
+struct LeftRows {
+  std::vector<const T*> x, before[2], reset[2];  // reset: r h, the candidate's factor without reset_after
+  Buffer<T> zeros;                               // the state before the first step
+
+  explicit LeftRows(const GruLayerBackward<T>& args, int64_t N) : x(N), zeros(args.shape.hidden, T{}) {
+    const GruShape& shape = args.shape;
+    const int64_t H = shape.hidden, D = shape.directions;
+    for (int64_t d = 0; d < D; ++d) before[d].resize(N), reset[d].resize(shape.reset_after ? 0 : N);
+    for (int64_t b = 0; b < shape.batch; ++b) {
+      const int64_t length = args.lengths ? args.lengths[b] : shape.frames;
+      for (int64_t t = 0; t < length; ++t) {
+        const int64_t n = (args.states.at(t, b) - args.states.data) / (D * H);
+        x[n] = args.x.at(t, b);
+        for (int64_t d = 0; d < D; ++d) {
+          const int64_t last = d ? t + 1 : t - 1;
+          before[d][n] = last >= 0 && last < length ? args.states.at(last, b) + d * H
+                         : args.h0                  ? args.h0 + (d * shape.batch + b) * H
+                                                    : zeros.data();
+          if (!shape.reset_after) reset[d][n] = args.gates.at(t, b) + d * 4 * H + 3 * H;
+        }
+      }
+    }
+  }
+};
+
+// Frames of a block of the products over frames: a panel of theirs stays in the L1 cache.
+template <class I, class T>
+inline constexpr int64_t kDeep = 8192 / kLanes<I, T> / sizeof(T);
+
+// sums[R][3, lanes] += the products over `count` frames of R features with 3 vectors of a panel [count, W, lanes]:
+// the first two and number `third`, which has left rows of its own if Two.
+template <class I, class T, int R, bool Two>
+SER_FAST_INLINE void add_outer(const T* const* left, const T* const* other, int64_t at, int64_t count, const T* panel,
+                               int64_t width, int64_t third, T* sums) {
+  constexpr int64_t lanes = kLanes<I, T>;
+  Vec<I, T> sum[R][3] = {};
+  for (int64_t k = 0; k < count; ++k, panel += width * lanes) {
+    const T *a = left[k] + at, *b = Two ? other[k] + at : a;
+    const Vec<I, T> first = in_register(load<I>(panel)), second = in_register(load<I>(panel + lanes)),
+                    last = in_register(load<I>(panel + third * lanes));
+    SER_FAST_UNROLL
+    for (int row = 0; row < R; ++row) {
+      sum[row][0] += a[row] * first;
+      sum[row][1] += a[row] * second;
+      sum[row][2] += b[row] * last;
+    }
+  }
+  SER_FAST_UNROLL
+  for (int row = 0; row < R; ++row)
+    SER_FAST_UNROLL
+    for (int v = 0; v < 3; ++v, sums += lanes) store(sums, load<I, T>(sums) + sum[row][v]);
+}
+
+// The weights' gradients for some vectors of hidden units of all gates.
+template <class I, class T>
+struct WeightTask {
+  static constexpr int64_t kLane = kLanes<I, T>;
+
+  const GruLayerBackward<T>& args;
+  const LeftRows<T>& rows;
+  int64_t N, direction, first, last;  // vectors of hidden units
+
+  SER_FAST_INLINE void operator()() const {
+    const GruShape& shape = args.shape;
+    const GruLayerGradients<T>& to = args.gradients[direction];
+    const int64_t H = shape.hidden, width = shape.reset_after ? 4 : 3, panels = last - first;
+    const int64_t features = to.w_ih ? args.features : 0, states = to.w_hh ? H : 0, all = features + states;
+    Buffer<T> panel(kDeep<I, T> * width * kLane), biases(panels * 4 * kLane, T{}), sums(panels * all * 3 * kLane, T{});
+    for (int64_t frame = 0; frame < N; frame += kDeep<I, T>) {
+      const int64_t count = std::min(kDeep<I, T>, N - frame);
+      for (int64_t p = 0; p < panels; ++p) {
+        pack(frame, count, first + p, panel.data(), biases.data() + p * 4 * kLane);
+        T* out = sums.data() + p * all * 3 * kLane;
+        add<false>(rows.x.data() + frame, nullptr, features, count, panel.data(), width, 2, out);
+        out += features * 3 * kLane;
+        const T* const* before = rows.before[direction].data() + frame;
+        if (shape.reset_after) add<false>(before, nullptr, states, count, panel.data(), width, 3, out);
+        else add<true>(before, rows.reset[direction].data() + frame, states, count, panel.data(), width, 2, out);
+      }
+    }
+    for (int64_t p = 0; p < panels; ++p) {
+      const T* from = sums.data() + p * all * 3 * kLane;
+      spread(from, features, first + p, to.w_ih);
+      spread(from + features * 3 * kLane, states, first + p, to.w_hh);
+      for (int64_t v = 0; v < 3; ++v) {
+        const int64_t j = (first + p) * kLane, own = v == 2 && shape.reset_after ? 3 : v;
+        const T* bias = biases.data() + p * 4 * kLane;
+        if (to.b_ih) store(to.b_ih + v * H + j, load<I>(bias + v * kLane), H - j);
+        if (to.b_hh) store(to.b_hh + v * H + j, load<I>(bias + own * kLane), H - j);
+      }
+    }
+  }
+
+ private:
+  // panel[count, width, lanes] = the gate gradients of one vector of units; adds their sums to those of the biases.
+  SER_FAST_INLINE void pack(int64_t frame, int64_t count, int64_t vector, T* panel, T* biases) const {
+    const int64_t H = args.shape.hidden, D = args.shape.directions, j = vector * kLane;
+    const bool own = args.shape.reset_after;
+    Vec<I, T> sum[4] = {};
+    for (int64_t k = 0; k < count; ++k) {
+      const int64_t at = (frame + k) * D + direction;
+      SER_FAST_UNROLL
+      for (int64_t v = 0; v < 4; ++v) {
+        if (v == 3 && !own) continue;
+        const auto value = load<I>(v < 3 ? args.grad_gx + (at * 3 + v) * H + j : args.grad_q + at * H + j, H - j);
+        sum[v] += value;
+        store(panel, value);
+        panel += kLane;
+      }
+    }
+    for (int64_t v = 0; v < 4; ++v) store(biases + v * kLane, load<I, T>(biases + v * kLane) + sum[v]);
+  }
+
+  template <bool Two>
+  SER_FAST_INLINE static void add(const T* const* left, const T* const* other, int64_t features, int64_t count,
+                                  const T* panel, int64_t width, int64_t third, T* sums) {
+    int64_t i = 0;
+    const auto some = [&](auto number) __attribute__((always_inline)) {
+      for (; i + number <= features; i += number)
+        add_outer<I, T, number, Two>(left, other, i, count, panel, width, third, sums + i * 3 * kLane);
+    };
+    some(std::integral_constant<int, I::kRows>{});
+    some(std::integral_constant<int, 4>{});
+    some(std::integral_constant<int, 1>{});
+  }
+
+  // gradient[3H, features] of one vector of units = sums[features, 3, lanes].
+  SER_FAST_INLINE void spread(const T* sums, int64_t features, int64_t vector, T* gradient) const {
+    const int64_t H = args.shape.hidden, j = vector * kLane, units = std::min(kLane, H - j);
+    for (int64_t i = 0; i < features; i += kLane)
+      for (int64_t v = 0; v < 3; ++v) {
+        Vec<I, T> block[kLane];
+        SER_FAST_UNROLL
+        for (int64_t k = 0; k < kLane; ++k)
+          block[k] = i + k < features ? load<I>(sums + ((i + k) * 3 + v) * kLane) : Vec<I, T>{};
+        transpose(block);
+        SER_FAST_UNROLL
+        for (int64_t unit = 0; unit < kLane; ++unit)
+          if (unit < units) store(gradient + (v * H + j + unit) * features + i, block[unit], features - i);
+      }
+  }
+};
+
+// W_ih of all directions in panels of 3 vectors of features: [D 3H, 3, lanes] each.
+template <class I, class T>
+struct InputPanels {
+  static constexpr int64_t kLane = kLanes<I, T>, kWidth = 3 * kLane;
+
+  int64_t depth, count;
+  Buffer<T> data;
+
+  SER_FAST_INLINE explicit InputPanels(const GruLayerBackward<T>& args)
+      : depth(args.shape.directions * 3 * args.shape.hidden),
+        count((args.features + kWidth - 1) / kWidth),
+        data(count * depth * kWidth) {
+    for (int64_t k = 0; k < depth; ++k) {
+      const int64_t one = 3 * args.shape.hidden;
+      const T* from = args.weights[k / one].w_ih + k % one * args.features;
+      for (int64_t p = 0; p < count; ++p)
+        for (int64_t v = 0; v < 3; ++v) {
+          const int64_t i = p * kWidth + v * kLane;
+          store(data.data() + (p * depth + k) * kWidth + v * kLane,
+                i < args.features ? load<I>(from + i, args.features - i) : Vec<I, T>{});
+        }
+    }
+  }
+};
+
+// The input's gradient of some frames; to[N]: its rows.
+template <class I, class T>
+SER_FAST_INLINE void input_task(const GruLayerBackward<T>& args, const InputPanels<I, T>& panels, int64_t first,
+                                int64_t last, T* const* to) {
+  constexpr int64_t lanes = kLanes<I, T>, width = 3 * lanes;
+  T sums[I::kRows * width];
+  for (int64_t p = 0; p < panels.count; ++p) {
+    int64_t frame = first;
+    const int64_t i = p * width;
+    const auto rows = [&](auto number) __attribute__((always_inline)) {
+      for (; frame + number <= last; frame += number) {
+        product<I, T, number, 3>(args.grad_gx + frame * panels.depth, panels.depth,
+                                 panels.data.data() + p * panels.depth * width, 0, panels.depth, nullptr,
+                                 static_cast<T*>(sums));
+        for (int64_t row = 0; row < number; ++row)
+          copy<I, T>(static_cast<const T*>(sums) + row * width, to[frame + row] + i, std::min(width, args.features - i));
+      }
+    };
+    rows(std::integral_constant<int, I::kRows>{});
+    rows(std::integral_constant<int, 4>{});
+    rows(std::integral_constant<int, 1>{});
+  }
+}
+
+#define SER_FAST_GRU_LAYER_TASK(I, T, target)                                                                       \
+  target void task(const WeightTask<I, T>& task) { task(); }                                                        \
+  target InputPanels<I, T> input_panels(I, const GruLayerBackward<T>& args) { return InputPanels<I, T>(args); }     \
+  target void task(const GruLayerBackward<T>& args, const InputPanels<I, T>& panels, int64_t first, int64_t last,   \
+                   T* const* to) {                                                                                  \
+    input_task<I>(args, panels, first, last, to);                                                                   \
+  }
+#define SER_FAST_GRU_LAYER(I, target) SER_FAST_GRU_LAYER_TASK(I, float, target) SER_FAST_GRU_LAYER_TASK(I, double, target)
+
+SER_FAST_EACH_ISA(SER_FAST_GRU_LAYER)
+
+// Bytes of gate gradients of the frames of one task: a panel of W_ih is read once for all of them.
+constexpr int64_t kChunk = 1 << 18;
+
+template <class I, class T>
+void input_gradients(const GruLayerBackward<T>& args, int64_t N, const Parallel& all) {
+  const GruShape& shape = args.shape;
+  std::vector<T*> to(N);
+  for (int64_t b = 0; b < shape.batch; ++b) {
+    const int64_t length = args.lengths ? args.lengths[b] : shape.frames;
+    for (int64_t t = 0; t < length; ++t)
+      to[(args.states.at(t, b) - args.states.data) / (shape.directions * shape.hidden)] = args.grad_x.at(t, b);
+    for (int64_t t = length; t < shape.frames && !args.grad_x.starts; ++t)
+      std::fill_n(args.grad_x.at(t, b), args.features, T{});
+  }
+  const auto panels = input_panels(I{}, args);
+  const Parallel parallel = all.worth(shape.work(N, 3 * args.features));
+  const int64_t most = std::max<int64_t>(8, kChunk / sizeof(T) / panels.depth / 8 * 8);
+  const int64_t each = std::min(most, round_up((N + parallel.threads - 1) / parallel.threads, 8));
+  parallel((N + each - 1) / each, [&](int64_t i) { task(args, panels, i * each, std::min(N, (i + 1) * each), to.data()); });
+}
+
+template <class I, class T>
+void weight_gradients(const GruLayerBackward<T>& args, int64_t N, const Parallel& all) {
+  const GruShape& shape = args.shape;
+  const LeftRows<T> rows(args, N);
+  const int64_t blocks = (shape.hidden + kLanes<I, T> - 1) / kLanes<I, T>;
+  const Parallel parallel = all.worth(shape.work(N, 3 * (args.features + shape.hidden)));
+  const int64_t each = std::clamp<int64_t>(shape.directions * blocks / parallel.threads, 1, blocks);
+  std::vector<WeightTask<I, T>> tasks;
+  for (int64_t d = 0; d < shape.directions; ++d) {
+    const GruLayerGradients<T>& to = args.gradients[d];
+    if (!to.w_ih && !to.w_hh && !to.b_ih && !to.b_hh) continue;
+    for (int64_t first = 0; first < blocks; first += each)
+      tasks.push_back({args, rows, N, d, first, std::min(first + each, blocks)});
+  }
+  parallel(tasks.size(), [&](int64_t i) { task(tasks[i]); });
+}
+
+}  // namespace
+
+template <class T>
+void gru_layer_backward_cpu(const GruLayerBackward<T>& args, const Parallel& parallel) {
+  const GruShape& shape = args.shape;
+  const int64_t D = shape.directions, H = shape.hidden;
+  int64_t N = 0;
+  for (int64_t b = 0; b < shape.batch; ++b) N += args.lengths ? args.lengths[b] : shape.frames;
+  const auto alike = [&](T* data, int64_t width) -> Frames<T> {  // frames in the order of the states
+    return {data, args.states.frame_stride / (D * H) * width, args.states.row_stride / (D * H) * width,
+            args.states.starts};
+  };
+  Buffer<T> both(D == 2 ? 2 * 3 * H * H : 0);
+  for (int64_t d = 0; d < D && D == 2; ++d) std::copy_n(args.weights[d].w_hh, 3 * H * H, both.data() + d * 3 * H * H);
+  gru_backward_cpu<T>({shape, args.grad_y, args.grad_h_n, args.states, args.gates,
+                       D == 2 ? both.data() : args.weights[0].w_hh, args.h0, args.lengths,
+                       alike(args.grad_gx, 3 * D * H), alike(args.grad_q, D * H), args.grad_h0},
+                      parallel);
+  with_isa<T>([&](auto isa) {
+    if (args.grad_x.data) input_gradients<decltype(isa)>(args, N, parallel);
+    weight_gradients<decltype(isa)>(args, N, parallel);
+  });
+}
+
+template void gru_layer_backward_cpu(const GruLayerBackward<float>&, const Parallel&);
+template void gru_layer_backward_cpu(const GruLayerBackward<double>&, const Parallel&);
+
+}  // namespace ser_fast
