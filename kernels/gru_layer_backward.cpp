@@ -45,10 +45,10 @@ template <class I, class T>
 inline constexpr int64_t kDeep = 8192 / kLanes<I, T> / sizeof(T);
 
 // sums[R][3, lanes] += the products over `count` frames of R features with 3 vectors of a panel [count, W, lanes]:
-// the first two and number `third`, which has left rows of its own if Two.
+// the first two and number `third`, which has left rows of its own if Two. The first block of frames sets the sums.
 template <class I, class T, int R, bool Two>
 SER_FAST_INLINE void add_outer(const T* const* left, const T* const* other, int64_t at, int64_t count, const T* panel,
-                               int64_t width, int64_t third, T* sums) {
+                               int64_t width, int64_t third, bool set, T* sums) {
   constexpr int64_t lanes = kLanes<I, T>;
   Vec<I, T> sum[R][3] = {};
   for (int64_t k = 0; k < count; ++k, panel += width * lanes) {
@@ -65,7 +65,7 @@ SER_FAST_INLINE void add_outer(const T* const* left, const T* const* other, int6
   SER_FAST_UNROLL
   for (int row = 0; row < R; ++row)
     SER_FAST_UNROLL
-    for (int v = 0; v < 3; ++v, sums += lanes) store(sums, load<I, T>(sums) + sum[row][v]);
+    for (int v = 0; v < 3; ++v, sums += lanes) store(sums, set ? sum[row][v] : load<I, T>(sums) + sum[row][v]);
 }
 
 // The weights' gradients for some vectors of hidden units of all gates.
@@ -82,17 +82,18 @@ struct WeightTask {
     const GruLayerGradients<T>& to = args.gradients[direction];
     const int64_t H = shape.hidden, width = shape.reset_after ? 4 : 3, panels = last - first;
     const int64_t features = to.w_ih ? args.features : 0, states = to.w_hh ? H : 0, all = features + states;
-    Buffer<T> panel(kDeep<I, T> * width * kLane), biases(panels * 4 * kLane, T{}), sums(panels * all * 3 * kLane, T{});
+    Buffer<T> panel(kDeep<I, T> * width * kLane), biases(panels * 4 * kLane, T{}), sums(panels * all * 3 * kLane);
+    if (N == 0) std::fill_n(sums.data(), sums.size(), T{});
     for (int64_t frame = 0; frame < N; frame += kDeep<I, T>) {
       const int64_t count = std::min(kDeep<I, T>, N - frame);
       for (int64_t p = 0; p < panels; ++p) {
         pack(frame, count, first + p, panel.data(), biases.data() + p * 4 * kLane);
         T* out = sums.data() + p * all * 3 * kLane;
-        add<false>(rows.x.data() + frame, nullptr, features, count, panel.data(), width, 2, out);
+        add<false>(rows.x.data() + frame, nullptr, features, count, panel.data(), width, 2, frame == 0, out);
         out += features * 3 * kLane;
         const T* const* before = rows.before[direction].data() + frame;
-        if (shape.reset_after) add<false>(before, nullptr, states, count, panel.data(), width, 3, out);
-        else add<true>(before, rows.reset[direction].data() + frame, states, count, panel.data(), width, 2, out);
+        if (shape.reset_after) add<false>(before, nullptr, states, count, panel.data(), width, 3, frame == 0, out);
+        else add<true>(before, rows.reset[direction].data() + frame, states, count, panel.data(), width, 2, frame == 0, out);
       }
     }
     for (int64_t p = 0; p < panels; ++p) {
@@ -130,11 +131,11 @@ struct WeightTask {
 
   template <bool Two>
   SER_FAST_INLINE static void add(const T* const* left, const T* const* other, int64_t features, int64_t count,
-                                  const T* panel, int64_t width, int64_t third, T* sums) {
+                                  const T* panel, int64_t width, int64_t third, bool set, T* sums) {
     int64_t i = 0;
     const auto some = [&](auto number) __attribute__((always_inline)) {
       for (; i + number <= features; i += number)
-        add_outer<I, T, number, Two>(left, other, i, count, panel, width, third, sums + i * 3 * kLane);
+        add_outer<I, T, number, Two>(left, other, i, count, panel, width, third, set, sums + i * 3 * kLane);
     };
     some(std::integral_constant<int, I::kRows>{});
     some(std::integral_constant<int, 4>{});
@@ -235,7 +236,7 @@ void input_gradients(const GruLayerBackward<T>& args, int64_t N, const Parallel&
   const auto panels = input_panels(I{}, args);
   const Parallel parallel = all.worth(shape.work(N, 3 * args.features));
   const int64_t most = std::max<int64_t>(8, kChunk / sizeof(T) / panels.depth / 8 * 8);
-  const int64_t each = std::min(most, round_up((N + parallel.threads - 1) / parallel.threads, 8));
+  const int64_t each = std::clamp<int64_t>(round_up((N + parallel.threads - 1) / parallel.threads, 8), 8, most);
   parallel((N + each - 1) / each, [&](int64_t i) { task(args, panels, i * each, std::min(N, (i + 1) * each), to.data()); });
 }
 

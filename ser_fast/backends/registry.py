@@ -127,4 +127,4 @@ def _autocast(name: str, device: str, half: bool) -> Callable:
 def _cast(arg, dtype: torch.dtype):
     if isinstance(arg, torch.Tensor) and arg.dtype in (torch.float32, torch.float16, torch.bfloat16):
         return arg.to(dtype)
-    return [_cast(one, dtype) for one in arg] if isinstance(arg, list | tuple) else arg
+    return arg

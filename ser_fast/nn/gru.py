@@ -16,7 +16,7 @@ from ser_fast.nn.inference import compiled, infers, recordable
 from ser_fast.nn.packing import Join, Part
 from ser_fast.ops import checks, onnx
 from ser_fast.ops.gru import gru
-from ser_fast.ops.gru_layer import gru_layer, gru_layer_forward
+from ser_fast.ops.gru_layer import Layer, gru_layer
 from ser_fast.ops.lengths import frame_mask
 
 
@@ -241,7 +241,7 @@ class GRU(nn.Module):
         total = x.shape[0] if x.dim() == 2 else x.shape[0] * x.shape[1] if lengths is None else int(lengths.sum())
 
         def run(x, layer, h0):
-            return gru_layer_forward(x, layer, h0, lengths, total, *options)[:2]
+            return Layer.apply(x, h0, lengths, total, *options, *layer)
 
         return self._each_layer(x, hx, weights, run)
 

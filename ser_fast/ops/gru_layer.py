@@ -1,6 +1,6 @@
 """GRU layer: the input's projection and the recurrence as one torch op.
 
-``gru_layer`` and ``gru_cell`` have no gradient. ``gru_layer_forward`` has one, computed by ``gru_layer_backward``.
+The ops have no derivatives of their own: that of ``gru_layer_forward`` is :class:`Layer`.
 """
 
 import math
@@ -260,30 +260,36 @@ def new_state(x, weights, h, biased, reset_after) -> Tensor:
     return x.new_empty(x.shape[0], _check_cell(x, weights, h, biased))
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    x, weights, h0, lengths, _, *ctx.flags = inputs
-    _, h_n, gates, states = output
-    ctx.mark_non_differentiable(gates, states)
-    ctx.states = h_n.shape
-    ctx.save_for_backward(x, h0, lengths, gates, states, *weights)
-    ctx.set_materialize_grads(False)
+class Layer(torch.autograd.Function):
+    """``gru_layer_forward`` with its gradients; called with the op's arguments and then the weights one by one.
 
+    A derivative of the op itself would cost torch 0.1 ms to take the list of weights apart, more than a small call.
+    """
 
-def _backward(ctx, grad_y, grad_h_n, *_):
-    x, h0, lengths, gates, states, *weights = ctx.saved_tensors
-    hidden = weights[1].shape[1]
-    needs_x, needs_weights, needs_h0, *_ = ctx.needs_input_grad
-    grad_y = x.new_zeros(*x.shape[:-1], ctx.states[0] * hidden) if grad_y is None else grad_y
-    grad_h_n = x.new_zeros(ctx.states) if grad_h_n is None else grad_h_n
-    if torch.is_grad_enabled():  # for a second derivative
-        first = x.new_zeros(ctx.states) if h0 is None else h0
-        grad_x, grad_h0, *grads = _gradients(grad_y, grad_h_n, x, weights, first, (lengths, *ctx.flags))
-    else:
-        grad_x, grads, grad_h0 = torch.ops.ser_fast.gru_layer_backward(
-            grad_y, grad_h_n, x, weights, h0, lengths, gates, states, *ctx.flags, needs_x, needs_weights
-        )
-    grads = [grad if needed else None for grad, needed in zip(grads, needs_weights)]
-    return grad_x if needs_x else None, grads, grad_h0 if needs_h0 else None, *(None,) * 5
+    @staticmethod
+    def forward(ctx, x, h0, lengths, total, biased, reset_after, batch_first, *weights):
+        y, h_n, gates, states = gru_layer_forward(x, weights, h0, lengths, total, biased, reset_after, batch_first)
+        ctx.flags, ctx.states = (biased, reset_after, batch_first), h_n.shape
+        ctx.save_for_backward(x, h0, lengths, gates, states, *weights)
+        ctx.set_materialize_grads(False)
+        return y, h_n
+
+    @staticmethod
+    def backward(ctx, grad_y, grad_h_n):
+        x, h0, lengths, gates, states, *weights = ctx.saved_tensors
+        needs_x, needs_h0, *_, needs_weights = *ctx.needs_input_grad[:7], ctx.needs_input_grad[7:]
+        if grad_y is None:
+            grad_y = x.new_zeros(*x.shape[:-1], ctx.states[0] * ctx.states[2])
+        grad_h_n = x.new_zeros(ctx.states) if grad_h_n is None else grad_h_n
+        if torch.is_grad_enabled():  # for a second derivative
+            first = x.new_zeros(ctx.states) if h0 is None else h0
+            grad_x, grad_h0, *grads = _gradients(grad_y, grad_h_n, x, weights, first, (lengths, *ctx.flags))
+        else:
+            grad_x, grads, grad_h0 = gru_layer_backward(
+                grad_y, grad_h_n, x, weights, h0, lengths, gates, states, *ctx.flags, needs_x, needs_weights
+            )
+        grads = (grad if needed else None for grad, needed in zip(grads, needs_weights))
+        return grad_x if needs_x else None, grad_h0 if needs_h0 else None, *(None,) * 5, *grads
 
 
 def _recurrence(gx, w_hh, b_hh, h0, lengths, reset_after):
@@ -296,8 +302,7 @@ registry.register(
     " bool reset_after, bool batch_first) -> (Tensor y, Tensor h_n, Tensor gates, Tensor states)",
     reference=forward_reference,
     fake=new_saved,
-    backward=_backward,
-    setup_context=_setup_context,
+    inference=True,
 )
 registry.register(
     "gru",
@@ -327,3 +332,4 @@ registry.register(
 # The overloads themselves: looking them up takes longer than the checks of a call.
 gru_layer, gru_cell = torch.ops.ser_fast.gru_layer.default, torch.ops.ser_fast.gru_cell.default
 gru_layer_forward = torch.ops.ser_fast.gru_layer_forward.default
+gru_layer_backward = torch.ops.ser_fast.gru_layer_backward.default

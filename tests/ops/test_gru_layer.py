@@ -96,6 +96,10 @@ def backward_arguments(arguments, wanted=lambda place: True) -> tuple:
     return *grads, x, weights, h0, lengths, gates, states, *flags, wanted(-1), needs
 
 
+def train(x, weights, *rest) -> tuple:
+    return gru_layer.Layer.apply(x, *rest, *weights)
+
+
 def flat(results) -> list[torch.Tensor]:
     return [one for result in results for one in (result if isinstance(result, list | tuple) else [result])]
 
@@ -161,7 +165,7 @@ def test_gradients_ignore_padding(packed, batch_first):
         for row, length in zip(x if batch_first else x.transpose(0, 1), lengths.tolist()):
             row[length:] = torch.nan
     inputs = [tensor.requires_grad_() for tensor in (x, h0, *weights)]
-    y, h_n, *_ = FORWARD(*training_arguments((x, weights, h0, lengths, *flags)))
+    y, h_n = train(*training_arguments((x, weights, h0, lengths, *flags)))
     assert y.isfinite().all() and h_n.isfinite().all()
     grads = torch.autograd.grad(y.sum() + h_n.sum(), inputs)
     assert all(grad.isfinite().all() for grad in grads)
@@ -177,7 +181,7 @@ def test_layer_passes_gradcheck(reset_after):
     )
 
     def call(x, h0, *weights):
-        return FORWARD(x, list(weights), h0, lengths, total, *flags)[:2]
+        return train(x, weights, h0, lengths, total, *flags)
 
     inputs = [tensor.requires_grad_() for tensor in (x, h0, *weights)]
     assert torch.autograd.gradcheck(call, inputs)
@@ -188,7 +192,7 @@ def test_second_derivative_of_shared_weights():
     """Both directions with the same weights: each must get its own gradient, also with create_graph."""
     x, weights, *_ = arguments_of(4, 2, 3, 5, 1, ragged_rows=False, biased=True, reset_after=True)
     inputs = [tensor.requires_grad_() for tensor in (x, *weights)]
-    y = FORWARD(x, weights * 2, None, None, 8, True, True, False)[0]
+    y, _ = train(x, weights * 2, None, None, 8, True, True, False)
     first = torch.autograd.grad(y.square().sum(), inputs, retain_graph=True)
     second = torch.autograd.grad(y.square().sum(), inputs, create_graph=True)
     for one, other in zip(first, second):
@@ -344,9 +348,7 @@ def test_layer_passes_opcheck(batch_first):
         torch.library.opcheck(OP, arguments_of(3, 4, 2, 5, 2, **options, **SMALL), test_utils=tests)
         layer = arguments_of(3, 4, 2, 5, 2, **options, **SMALL)
         torch.library.opcheck(BACKWARD, backward_arguments(layer), test_utils=tests)
-        x, weights, h0, *rest = training_arguments(layer)
-        weights = [weight.requires_grad_() for weight in weights]
-        torch.library.opcheck(FORWARD, (x.requires_grad_(), weights, h0.requires_grad_(), *rest))
+        torch.library.opcheck(FORWARD, training_arguments(layer), test_utils=tests)
     torch.library.opcheck(CELL, (X[0], WEIGHTS[:4], H0[0], True, False), test_utils=tests)
 
 
