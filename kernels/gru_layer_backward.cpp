@@ -40,9 +40,8 @@ struct LeftRows {
   }
 };
 
-// Frames of a block of the products over frames: a panel of theirs stays in the L1 cache.
-template <class I, class T>
-inline constexpr int64_t kDeep = 8192 / kLanes<I, T> / sizeof(T);
+// Frames of a block of the products over frames: a panel of theirs stays in the L1 cache, and sums of sums are exacter.
+constexpr int64_t kDeep = 128;
 
 // sums[R][3, lanes] += the products over `count` frames of R features with 3 vectors of a panel [count, W, lanes]:
 // the first two and number `third`, which has left rows of its own if Two. The first block of frames sets the sums.
@@ -82,10 +81,10 @@ struct WeightTask {
     const GruLayerGradients<T>& to = args.gradients[direction];
     const int64_t H = shape.hidden, width = shape.reset_after ? 4 : 3, panels = last - first;
     const int64_t features = to.w_ih ? args.features : 0, states = to.w_hh ? H : 0, all = features + states;
-    Buffer<T> panel(kDeep<I, T> * width * kLane), biases(panels * 4 * kLane, T{}), sums(panels * all * 3 * kLane);
+    Buffer<T> panel(kDeep * width * kLane), biases(panels * 4 * kLane, T{}), sums(panels * all * 3 * kLane);
     if (N == 0) std::fill_n(sums.data(), sums.size(), T{});
-    for (int64_t frame = 0; frame < N; frame += kDeep<I, T>) {
-      const int64_t count = std::min(kDeep<I, T>, N - frame);
+    for (int64_t frame = 0; frame < N; frame += kDeep) {
+      const int64_t count = std::min(kDeep, N - frame);
       for (int64_t p = 0; p < panels; ++p) {
         pack(frame, count, first + p, panel.data(), biases.data() + p * 4 * kLane);
         T* out = sums.data() + p * all * 3 * kLane;
@@ -114,19 +113,23 @@ struct WeightTask {
   SER_FAST_INLINE void pack(int64_t frame, int64_t count, int64_t vector, T* panel, T* biases) const {
     const int64_t H = args.shape.hidden, D = args.shape.directions, j = vector * kLane;
     const bool own = args.shape.reset_after;
-    Vec<I, T> sum[4] = {};
-    for (int64_t k = 0; k < count; ++k) {
-      const int64_t at = (frame + k) * D + direction;
-      SER_FAST_UNROLL
-      for (int64_t v = 0; v < 4; ++v) {
-        if (v == 3 && !own) continue;
-        const auto value = load<I>(v < 3 ? args.grad_gx + (at * 3 + v) * H + j : args.grad_q + at * H + j, H - j);
-        sum[v] += value;
-        store(panel, value);
-        panel += kLane;
+    Vec<I, T> all[4] = {};
+    for (int64_t begin = 0; begin < count; begin += 16) {
+      Vec<I, T> sum[4] = {};
+      for (int64_t k = begin; k < std::min<int64_t>(begin + 16, count); ++k) {
+        const int64_t at = (frame + k) * D + direction;
+        SER_FAST_UNROLL
+        for (int64_t v = 0; v < 4; ++v) {
+          if (v == 3 && !own) continue;
+          const auto value = load<I>(v < 3 ? args.grad_gx + (at * 3 + v) * H + j : args.grad_q + at * H + j, H - j);
+          sum[v] += value;
+          store(panel, value);
+          panel += kLane;
+        }
       }
+      for (int64_t v = 0; v < 4; ++v) all[v] += sum[v];
     }
-    for (int64_t v = 0; v < 4; ++v) store(biases + v * kLane, load<I, T>(biases + v * kLane) + sum[v]);
+    for (int64_t v = 0; v < 4; ++v) store(biases + v * kLane, load<I, T>(biases + v * kLane) + all[v]);
   }
 
   template <bool Two>

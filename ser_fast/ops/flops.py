@@ -27,9 +27,13 @@ def gru_backward(grad_y, grad_h_n, y, gates, w_hh, h0, *args, **named) -> int:
 
 def gru_layer(x, weights, h0, lengths, biased: bool, *args, **named) -> int:
     """Return the products of all frames x ``[..., I]`` with w_ih and w_hh of each direction."""
+    return gru_layer_forward(x, weights, h0, lengths, math.prod(x[:-1]), biased)
+
+
+def gru_layer_forward(x, weights, h0, lengths, total: int, biased: bool, *args, **named) -> int:
+    """Return the products of the valid frames with w_ih and w_hh of each direction."""
     each = 4 if biased else 2
-    matrices = (weight for place, weight in enumerate(weights) if place % each < 2)
-    return 2 * math.prod(x[:-1]) * sum(map(math.prod, matrices))
+    return 2 * total * sum(math.prod(weight) for place, weight in enumerate(weights) if place % each < 2)
 
 
 def gru_layer_backward(
@@ -108,7 +112,7 @@ FORMULAS = {
     "gru_backward": gru_backward,
     "gru_backward_with_gates": gru_backward,
     "gru_layer": gru_layer,
-    "gru_layer_forward": gru_layer,
+    "gru_layer_forward": gru_layer_forward,
     "gru_layer_backward": gru_layer_backward,
     "gru_cell": gru_cell,
     "attention_pool": attention_pool,
