@@ -2,8 +2,8 @@
 //
 //   dx = G W_ih        dW_ih = G^T x        dW_hh = G^T h (the candidate's rows: without reset_after G^T (r h))
 //
-// A product over frames is computed for 3 or 4 gates of a vector of hidden units at a time, so every element's sum has
-// an order that depends on no number of threads. x and h are read where they lie, by a pointer for each frame.
+// A product over frames is computed for all gates of a vector of hidden units at a time, so the order of every sum is
+// the same for any number of threads. x and h are read where they lie, by a pointer for each frame.
 #include <algorithm>
 #include <vector>
 
@@ -40,7 +40,7 @@ struct LeftRows {
   }
 };
 
-// Frames of a block of the products over frames: a panel of theirs stays in the L1 cache, and sums of sums are exacter.
+// Frames of a block of the products over frames: their panel stays in the L1 cache, and sums of sums are more exact.
 constexpr int64_t kDeep = 128;
 
 // sums[R][3, lanes] += the products over `count` frames of R features with 3 vectors of a panel [count, W, lanes]:
@@ -67,7 +67,13 @@ SER_FAST_INLINE void add_outer(const T* const* left, const T* const* other, int6
     for (int v = 0; v < 3; ++v, sums += lanes) store(sums, set ? sum[row][v] : load<I, T>(sums) + sum[row][v]);
 }
 
-// The weights' gradients for some vectors of hidden units of all gates.
+struct Range {
+  int64_t begin, end;
+
+  int64_t size() const { return end - begin; }
+};
+
+// The weights' gradients for some vectors of hidden units, all gates, and some of the I + H factors, those of x first.
 template <class I, class T>
 struct WeightTask {
   static constexpr int64_t kLane = kLanes<I, T>;
@@ -75,31 +81,36 @@ struct WeightTask {
   const GruLayerBackward<T>& args;
   const LeftRows<T>& rows;
   int64_t N, direction, first, last;  // vectors of hidden units
+  int64_t begin, end;                 // factors
 
   SER_FAST_INLINE void operator()() const {
     const GruShape& shape = args.shape;
     const GruLayerGradients<T>& to = args.gradients[direction];
     const int64_t H = shape.hidden, width = shape.reset_after ? 4 : 3, panels = last - first;
-    const int64_t features = to.w_ih ? args.features : 0, states = to.w_hh ? H : 0, all = features + states;
-    Buffer<T> panel(kDeep * width * kLane), biases(panels * 4 * kLane, T{}), sums(panels * all * 3 * kLane);
+    const int64_t border = std::clamp(args.features, begin, end);
+    const Range inputs{begin, to.w_ih ? border : begin};
+    const Range states{border - args.features, to.w_hh ? end - args.features : border - args.features};
+    const int64_t size = (inputs.size() + states.size()) * 3 * kLane;
+    Buffer<T> panel(kDeep * width * kLane), biases(panels * 4 * kLane, T{}), sums(panels * size);
     if (N == 0) std::fill_n(sums.data(), sums.size(), T{});
     for (int64_t frame = 0; frame < N; frame += kDeep) {
       const int64_t count = std::min(kDeep, N - frame);
       for (int64_t p = 0; p < panels; ++p) {
         pack(frame, count, first + p, panel.data(), biases.data() + p * 4 * kLane);
-        T* out = sums.data() + p * all * 3 * kLane;
-        add<false>(rows.x.data() + frame, nullptr, features, count, panel.data(), width, 2, frame == 0, out);
-        out += features * 3 * kLane;
+        T* out = sums.data() + p * size;
+        add<false>(rows.x.data() + frame, nullptr, inputs, count, panel.data(), width, 2, frame == 0, out);
+        out += inputs.size() * 3 * kLane;
         const T* const* before = rows.before[direction].data() + frame;
+        const T* const* reset = rows.reset[direction].data() + frame;
         if (shape.reset_after) add<false>(before, nullptr, states, count, panel.data(), width, 3, frame == 0, out);
-        else add<true>(before, rows.reset[direction].data() + frame, states, count, panel.data(), width, 2, frame == 0, out);
+        else add<true>(before, reset, states, count, panel.data(), width, 2, frame == 0, out);
       }
     }
     for (int64_t p = 0; p < panels; ++p) {
-      const T* from = sums.data() + p * all * 3 * kLane;
-      spread(from, features, first + p, to.w_ih);
-      spread(from + features * 3 * kLane, states, first + p, to.w_hh);
-      for (int64_t v = 0; v < 3; ++v) {
+      const T* from = sums.data() + p * size;
+      spread(from, inputs, first + p, args.features, to.w_ih);
+      spread(from + inputs.size() * 3 * kLane, states, first + p, H, to.w_hh);
+      for (int64_t v = 0; v < 3 && begin == 0; ++v) {
         const int64_t j = (first + p) * kLane, own = v == 2 && shape.reset_after ? 3 : v;
         const T* bias = biases.data() + p * 4 * kLane;
         if (to.b_ih) store(to.b_ih + v * H + j, load<I>(bias + v * kLane), H - j);
@@ -133,31 +144,31 @@ struct WeightTask {
   }
 
   template <bool Two>
-  SER_FAST_INLINE static void add(const T* const* left, const T* const* other, int64_t features, int64_t count,
+  SER_FAST_INLINE static void add(const T* const* left, const T* const* other, Range range, int64_t count,
                                   const T* panel, int64_t width, int64_t third, bool set, T* sums) {
-    int64_t i = 0;
+    int64_t i = range.begin;
     const auto some = [&](auto number) __attribute__((always_inline)) {
-      for (; i + number <= features; i += number)
-        add_outer<I, T, number, Two>(left, other, i, count, panel, width, third, set, sums + i * 3 * kLane);
+      for (; i + number <= range.end; i += number, sums += number * 3 * kLane)
+        add_outer<I, T, number, Two>(left, other, i, count, panel, width, third, set, sums);
     };
     some(std::integral_constant<int, I::kRows>{});
     some(std::integral_constant<int, 4>{});
     some(std::integral_constant<int, 1>{});
   }
 
-  // gradient[3H, features] of one vector of units = sums[features, 3, lanes].
-  SER_FAST_INLINE void spread(const T* sums, int64_t features, int64_t vector, T* gradient) const {
+  // gradient[3H, width] of one vector of units = sums[columns, 3, lanes].
+  SER_FAST_INLINE void spread(const T* sums, Range columns, int64_t vector, int64_t width, T* gradient) const {
     const int64_t H = args.shape.hidden, j = vector * kLane, units = std::min(kLane, H - j);
-    for (int64_t i = 0; i < features; i += kLane)
+    for (int64_t i = columns.begin; i < columns.end; i += kLane, sums += kLane * 3 * kLane)
       for (int64_t v = 0; v < 3; ++v) {
         Vec<I, T> block[kLane];
         SER_FAST_UNROLL
         for (int64_t k = 0; k < kLane; ++k)
-          block[k] = i + k < features ? load<I>(sums + ((i + k) * 3 + v) * kLane) : Vec<I, T>{};
+          block[k] = i + k < columns.end ? load<I>(sums + (k * 3 + v) * kLane) : Vec<I, T>{};
         transpose(block);
         SER_FAST_UNROLL
         for (int64_t unit = 0; unit < kLane; ++unit)
-          if (unit < units) store(gradient + (v * H + j + unit) * features + i, block[unit], features - i);
+          if (unit < units) store(gradient + (v * H + j + unit) * width + i, block[unit], columns.end - i);
       }
   }
 };
@@ -202,7 +213,7 @@ SER_FAST_INLINE void input_task(const GruLayerBackward<T>& args, const InputPane
                                  panels.data.data() + p * panels.depth * width, 0, panels.depth, nullptr,
                                  static_cast<T*>(sums));
         for (int64_t row = 0; row < number; ++row)
-          copy<I, T>(static_cast<const T*>(sums) + row * width, to[frame + row] + i, std::min(width, args.features - i));
+          copy<I, T>(static_cast<const T*>(sums + row * width), to[frame + row] + i, std::min(width, args.features - i));
       }
     };
     rows(std::integral_constant<int, I::kRows>{});
@@ -218,7 +229,8 @@ SER_FAST_INLINE void input_task(const GruLayerBackward<T>& args, const InputPane
                    T* const* to) {                                                                                  \
     input_task<I>(args, panels, first, last, to);                                                                   \
   }
-#define SER_FAST_GRU_LAYER(I, target) SER_FAST_GRU_LAYER_TASK(I, float, target) SER_FAST_GRU_LAYER_TASK(I, double, target)
+#define SER_FAST_GRU_LAYER(I, target) \
+  SER_FAST_GRU_LAYER_TASK(I, float, target) SER_FAST_GRU_LAYER_TASK(I, double, target)
 
 SER_FAST_EACH_ISA(SER_FAST_GRU_LAYER)
 
@@ -240,7 +252,8 @@ void input_gradients(const GruLayerBackward<T>& args, int64_t N, const Parallel&
   const Parallel parallel = all.worth(shape.work(N, 3 * args.features));
   const int64_t most = std::max<int64_t>(8, kChunk / sizeof(T) / panels.depth / 8 * 8);
   const int64_t each = std::clamp<int64_t>(round_up((N + parallel.threads - 1) / parallel.threads, 8), 8, most);
-  parallel((N + each - 1) / each, [&](int64_t i) { task(args, panels, i * each, std::min(N, (i + 1) * each), to.data()); });
+  parallel((N + each - 1) / each,
+           [&](int64_t i) { task(args, panels, i * each, std::min(N, (i + 1) * each), to.data()); });
 }
 
 template <class I, class T>
@@ -250,12 +263,18 @@ void weight_gradients(const GruLayerBackward<T>& args, int64_t N, const Parallel
   const int64_t blocks = (shape.hidden + kLanes<I, T> - 1) / kLanes<I, T>;
   const Parallel parallel = all.worth(shape.work(N, 3 * (args.features + shape.hidden)));
   const int64_t each = std::clamp<int64_t>(shape.directions * blocks / parallel.threads, 1, blocks);
+  // More threads than vectors of units share the factors of each.
+  const int64_t factors = args.features + shape.hidden;
+  const int64_t shares = (parallel.threads - 1) / (shape.directions * blocks) + 1;
+  const int64_t share = round_up((factors + shares - 1) / shares, 8);
   std::vector<WeightTask<I, T>> tasks;
   for (int64_t d = 0; d < shape.directions; ++d) {
     const GruLayerGradients<T>& to = args.gradients[d];
     if (!to.w_ih && !to.w_hh && !to.b_ih && !to.b_hh) continue;
     for (int64_t first = 0; first < blocks; first += each)
-      tasks.push_back({args, rows, N, d, first, std::min(first + each, blocks)});
+      for (int64_t begin = 0; begin < factors; begin += share)
+        tasks.push_back(
+            {args, rows, N, d, first, std::min(first + each, blocks), begin, std::min(begin + share, factors)});
   }
   parallel(tasks.size(), [&](int64_t i) { task(tasks[i]); });
 }

@@ -215,7 +215,7 @@ def test_cell_kernel_equals_reference(sizes, biased, reset_after, poison):
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize(
     "sizes",
-    [(300, 1, 128, 128, 1), (300, 1, 7, 205, 1), (60, 1, 64, 128, 2), (50, 19, 33, 65, 2),
+    [(300, 1, 128, 128, 1), (300, 1, 7, 205, 1), (60, 1, 64, 128, 2), (50, 19, 33, 65, 2), (200, 8, 301, 16, 1),
      (40, 1, 9, 299, 2), (40, 2, 9, 301, 1), (40, 4, 9, 300, 2), (40, 8, 9, 300, 1), (40, 3, 9, 300, 1)],
 )  # fmt: skip
 @pytest.mark.parametrize("ragged_rows", [False, True])
