@@ -5,7 +5,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ser_fast import _torch_compat
 from ser_fast.backends import state
 from ser_fast.ops import checks
 
@@ -49,7 +48,7 @@ def compiled(x: Tensor, hx: Tensor | None, weights: Callable[[], list[Tensor]]) 
         return None
     if hx is not None and (type(hx) is not Tensor or hx.dtype != x.dtype or not hx.is_cpu):
         return None
-    if _torch_compat.transforming() or torch.is_autocast_enabled("cpu"):
+    if checks.transforming() or torch.is_autocast_enabled("cpu"):
         return None
     found = weights()
     for weight in found:

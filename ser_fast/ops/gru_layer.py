@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ser_fast import _torch_compat
 from ser_fast.backends import registry
 from ser_fast.ops import checks, gru
 from ser_fast.ops.lengths import frame_mask, places, unpadded
@@ -144,17 +145,19 @@ def reference_backward(
 
 
 def _gradients(grad_y, grad_h_n, x, weights, h0, options) -> tuple[Tensor, ...]:
-    """Return the gradients of x, h0 and the weights by ops that torch can differentiate again."""
+    """Return the gradients of x, h0 and the weights by ops that torch can differentiate again and batch."""
     lengths, biased, reset_after, batch_first = options
-    # Views: a tensor that is several arguments must get the gradient of each alone.
-    inputs = [tensor.view_as(tensor) for tensor in (x, h0, *weights)]
-    inputs = [tensor if tensor.requires_grad else tensor.requires_grad_() for tensor in inputs]
-    frames = inputs[0]
-    if lengths is not None and x.dim() == 3:  # padding may be NaN, and 0 * NaN is NaN
-        valid = frame_mask(lengths, x.shape[1 if batch_first else 0])
-        frames = frames.masked_fill(~(valid if batch_first else valid.T)[..., None], 0)
-    y, h_n, *_ = _composed(_recurrence, frames, inputs[2:], inputs[1], lengths, biased, reset_after, batch_first)
-    return torch.autograd.grad((y, h_n), inputs, (grad_y, grad_h_n), create_graph=True)
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Views: a tensor that is several arguments must get the gradient of each alone.
+        inputs = [tensor.view_as(tensor) for tensor in (x, h0, *weights)]
+        inputs = [tensor if tensor.requires_grad else tensor.requires_grad_() for tensor in inputs]
+        frames = inputs[0]
+        if lengths is not None and x.dim() == 3:  # padding may be NaN, and 0 * NaN is NaN
+            valid = frame_mask(lengths, x.shape[1 if batch_first else 0])
+            frames = frames.masked_fill(~(valid if batch_first else valid.T)[..., None], 0)
+        y, h_n, *_ = _composed(_recurrence, frames, inputs[2:], inputs[1], lengths, biased, reset_after, batch_first)
+        return torch.autograd.grad((y, h_n), inputs, (grad_y, grad_h_n), create_graph=again)
 
 
 def cell_reference(
@@ -281,7 +284,8 @@ class Layer(torch.autograd.Function):
         if grad_y is None:
             grad_y = x.new_zeros(*x.shape[:-1], ctx.states[0] * ctx.states[2])
         grad_h_n = x.new_zeros(ctx.states) if grad_h_n is None else grad_h_n
-        if torch.is_grad_enabled():  # for a second derivative
+        # A second derivative, or many gradients at once, need ops that torch can differentiate and batch.
+        if torch.is_grad_enabled() or _torch_compat.batched(grad_y) or _torch_compat.batched(grad_h_n):
             first = x.new_zeros(ctx.states) if h0 is None else h0
             grad_x, grad_h0, *grads = _gradients(grad_y, grad_h_n, x, weights, first, (lengths, *ctx.flags))
         else:

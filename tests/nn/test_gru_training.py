@@ -141,3 +141,15 @@ def test_saved_tensors_pass_through_hooks():
     wanted = gradients(ours, x, hx)
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.numpy(force=True), torch.from_numpy):
         assert all(map(torch.equal, gradients(ours, x, hx), wanted))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_many_gradients_at_once():
+    _, ours = twins(bidirectional=True)
+    x = torch.randn(3, 2, 5).double()
+    for pick in (0, 1):
+        jacobians = [
+            torch.autograd.functional.jacobian(lambda x, pick=pick: ours(x)[pick], x, vectorize=vectorize)
+            for vectorize in (False, True)
+        ]
+        assert_exact(*jacobians)
