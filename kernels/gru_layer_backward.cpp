@@ -173,52 +173,61 @@ struct WeightTask {
   }
 };
 
-// W_ih of all directions in panels of 3 vectors of features: [D 3H, 3, lanes] each.
+// W_ih of all directions in panels of 1 to 3 vectors of features, as even as possible: [D 3H, V, lanes] each.
 template <class I, class T>
 struct InputPanels {
-  static constexpr int64_t kLane = kLanes<I, T>, kWidth = 3 * kLane;
+  static constexpr int64_t kLane = kLanes<I, T>;
 
-  int64_t depth, count;
+  int64_t depth, vectors, count;
   Buffer<T> data;
 
   SER_FAST_INLINE explicit InputPanels(const GruLayerBackward<T>& args)
       : depth(args.shape.directions * 3 * args.shape.hidden),
-        count((args.features + kWidth - 1) / kWidth),
-        data(count * depth * kWidth) {
+        vectors((args.features + kLane - 1) / kLane),
+        count((vectors + 2) / 3),
+        data(vectors * depth * kLane) {
     for (int64_t k = 0; k < depth; ++k) {
       const int64_t one = 3 * args.shape.hidden;
       const T* from = args.weights[k / one].w_ih + k % one * args.features;
       for (int64_t p = 0; p < count; ++p)
-        for (int64_t v = 0; v < 3; ++v) {
-          const int64_t i = p * kWidth + v * kLane;
-          store(data.data() + (p * depth + k) * kWidth + v * kLane,
-                i < args.features ? load<I>(from + i, args.features - i) : Vec<I, T>{});
-        }
+        for (int64_t v = first(p); v < first(p + 1); ++v)
+          store(panel(p) + (k * (first(p + 1) - first(p)) + v - first(p)) * kLane,
+                load<I>(from + v * kLane, args.features - v * kLane));
     }
   }
+
+  int64_t first(int64_t p) const { return p * vectors / count; }
+  T* panel(int64_t p) const { return data.data() + first(p) * depth * kLane; }
 };
 
-// The input's gradient of some frames; to[N]: its rows.
+// Some vectors V of the input's gradient of some frames; to[N]: its rows.
+template <int V, class I, class T>
+SER_FAST_INLINE void input_vectors(const GruLayerBackward<T>& args, const InputPanels<I, T>& panels, int64_t p,
+                                int64_t first, int64_t last, T* const* to) {
+  constexpr int64_t width = V * kLanes<I, T>;
+  T sums[I::kRows * width];
+  const int64_t i = panels.first(p) * kLanes<I, T>;
+  const auto rows = [&](auto number) __attribute__((always_inline)) {
+    for (; first + number <= last; first += number) {
+      product<I, T, number, V>(args.grad_gx + first * panels.depth, panels.depth, panels.panel(p), 0, panels.depth,
+                               nullptr, static_cast<T*>(sums));
+      for (int64_t row = 0; row < number; ++row)
+        copy<I, T>(static_cast<const T*>(sums + row * width), to[first + row] + i, std::min(width, args.features - i));
+    }
+  };
+  rows(std::integral_constant<int, I::kRows>{});
+  rows(std::integral_constant<int, 4>{});
+  rows(std::integral_constant<int, 1>{});
+}
+
 template <class I, class T>
 SER_FAST_INLINE void input_task(const GruLayerBackward<T>& args, const InputPanels<I, T>& panels, int64_t first,
                                 int64_t last, T* const* to) {
-  constexpr int64_t lanes = kLanes<I, T>, width = 3 * lanes;
-  T sums[I::kRows * width];
   for (int64_t p = 0; p < panels.count; ++p) {
-    int64_t frame = first;
-    const int64_t i = p * width;
-    const auto rows = [&](auto number) __attribute__((always_inline)) {
-      for (; frame + number <= last; frame += number) {
-        product<I, T, number, 3>(args.grad_gx + frame * panels.depth, panels.depth,
-                                 panels.data.data() + p * panels.depth * width, 0, panels.depth, nullptr,
-                                 static_cast<T*>(sums));
-        for (int64_t row = 0; row < number; ++row)
-          copy<I, T>(static_cast<const T*>(sums + row * width), to[frame + row] + i, std::min(width, args.features - i));
-      }
-    };
-    rows(std::integral_constant<int, I::kRows>{});
-    rows(std::integral_constant<int, 4>{});
-    rows(std::integral_constant<int, 1>{});
+    const int64_t vectors = panels.first(p + 1) - panels.first(p);
+    if (vectors == 3) input_vectors<3>(args, panels, p, first, last, to);
+    else if (vectors == 2) input_vectors<2>(args, panels, p, first, last, to);
+    else input_vectors<1>(args, panels, p, first, last, to);
   }
 }
 
