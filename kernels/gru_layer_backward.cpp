@@ -265,26 +265,29 @@ void input_gradients(const GruLayerBackward<T>& args, int64_t N, const Parallel&
            [&](int64_t i) { task(args, panels, i * each, std::min(N, (i + 1) * each), to.data()); });
 }
 
+template <class T>
+bool wanted(const GruLayerGradients<T>& to) {
+  return to.w_ih || to.w_hh || to.b_ih || to.b_hh;
+}
+
 template <class I, class T>
 void weight_gradients(const GruLayerBackward<T>& args, int64_t N, const Parallel& all) {
+  if (!wanted(args.gradients[0]) && !wanted(args.gradients[1])) return;
   const GruShape& shape = args.shape;
   const LeftRows<T> rows(args, N);
   const int64_t blocks = (shape.hidden + kLanes<I, T> - 1) / kLanes<I, T>;
   const Parallel parallel = all.worth(shape.work(N, 3 * (args.features + shape.hidden)));
-  const int64_t each = std::clamp<int64_t>(shape.directions * blocks / parallel.threads, 1, blocks);
+  const int64_t each = std::min(blocks, (shape.directions * blocks + parallel.threads - 1) / parallel.threads);
   // More threads than vectors of units share the factors of each.
   const int64_t factors = args.features + shape.hidden;
   const int64_t shares = (parallel.threads - 1) / (shape.directions * blocks) + 1;
   const int64_t share = round_up((factors + shares - 1) / shares, 8);
   std::vector<WeightTask<I, T>> tasks;
-  for (int64_t d = 0; d < shape.directions; ++d) {
-    const GruLayerGradients<T>& to = args.gradients[d];
-    if (!to.w_ih && !to.w_hh && !to.b_ih && !to.b_hh) continue;
-    for (int64_t first = 0; first < blocks; first += each)
+  for (int64_t d = 0; d < shape.directions; ++d)
+    for (int64_t first = 0; wanted(args.gradients[d]) && first < blocks; first += each)
       for (int64_t begin = 0; begin < factors; begin += share)
         tasks.push_back(
             {args, rows, N, d, first, std::min(first + each, blocks), begin, std::min(begin + share, factors)});
-  }
   parallel(tasks.size(), [&](int64_t i) { task(tasks[i]); });
 }
 

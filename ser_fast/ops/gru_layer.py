@@ -280,7 +280,7 @@ class Layer(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_y, grad_h_n):
         x, h0, lengths, gates, states, *weights = ctx.saved_tensors
-        needs_x, needs_h0, *_, needs_weights = *ctx.needs_input_grad[:7], ctx.needs_input_grad[7:]
+        (needs_x, needs_h0), needs_weights = ctx.needs_input_grad[:2], ctx.needs_input_grad[7:]
         if grad_y is None:
             grad_y = x.new_zeros(*x.shape[:-1], ctx.states[0] * ctx.states[2])
         grad_h_n = x.new_zeros(ctx.states) if grad_h_n is None else grad_h_n
