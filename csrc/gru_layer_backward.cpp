@@ -31,16 +31,15 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> gru_layer_backward(
   std::vector<Tensor> grads;
   for (size_t i = 0; i < weights.size(); ++i)
     grads.push_back(checks.empty("a weight's gradient", x, needs_weights[i] ? sizes_of(weights[i]) : Sizes{0}));
-  const Tensor grad_gx = checks.empty("grad_gx", x, Sizes{N, D, 3 * H});
-  const Tensor grad_q = checks.empty("grad_q", x, reset_after ? Sizes{N, D, H} : Sizes{0});
+  const Tensor scratch = checks.empty("the gates' gradients", x, Sizes{N, D, reset_after ? 4 * H : 3 * H});
   with_type(type, [&](auto zero) {
     using T = decltype(zero);
     GruLayerBackward<T> args = {
         call.shape, call.features, call.frames<const T>(call.x), call.frames<const T>(dense_grad),
         pointer<T>(dense_h_n), {}, pointer<T>(call.h0), pointer<int64_t>(call.lengths),
         call.saved<const T>(dense_gates, D * 4 * H), call.saved<const T>(dense_states, D * H),
-        needs_x ? call.frames<T>(grad_x) : Frames<T>{}, {}, mutable_pointer<T>(grad_h0), mutable_pointer<T>(grad_gx),
-        mutable_pointer<T>(grad_q)};
+        needs_x ? call.frames<T>(grad_x) : Frames<T>{}, {}, mutable_pointer<T>(grad_h0), mutable_pointer<T>(scratch),
+        mutable_pointer<T>(scratch) + (reset_after ? N * D * 3 * H : 0)};
     const int64_t each = biased ? 4 : 2;
     for (int64_t d = 0; d < D; ++d) {
       const auto part = [&](int64_t i) {
