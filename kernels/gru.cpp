@@ -26,7 +26,7 @@ SER_FAST_INLINE void forward_tile(const GruForward<S>& args, const ForwardWeight
     const auto row = [&](int64_t i) __attribute__((always_inline)) {
       const int64_t t = tile.frame(i, step), b = tile.row[i], d = tile.direction, H = shape.hidden;
       return ForwardRow<S>{args.gx.at(t, b) + d * 3 * H, H, args.y.at(t, b) + d * H,
-                           args.gates.data ? args.gates.at(t, b) + d * 4 * H : nullptr};
+                           args.gates.data ? args.gates.at(t, b) + d * 4 * H : nullptr, nullptr};
     };
     forward_step(shape, weights, step, walking, row, scratch);
   }

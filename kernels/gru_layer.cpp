@@ -1,4 +1,4 @@
-// GRU layer in inference on CPU. A task alternates between the projection of some steps of its rows, a product with
+// GRU layer on CPU. A task alternates between the projection of some steps of its rows, a product with
 // panels of W_ih in register blocks, and the recurrence over these steps.
 #include "gru_layer.h"
 
@@ -9,6 +9,7 @@
 
 #include "gru_direct.h"
 #include "gru_rows.h"
+#include "gru_together.h"
 #include "layouts.h"
 
 namespace ser_fast {
@@ -36,13 +37,13 @@ struct LayerWeights {
         bias(by_blocks<I>(w.b_ih, H, 3)),
         scale(by_blocks<I>(w.s_ih, H, 3)) {}
 
-  // gx[frames, 3, apart] of x[frames, depth].
-  SER_FAST_INLINE void project(const F* x, int64_t frames, T* gx, int64_t apart) const {
-    for (int64_t block = 0; block < recurrent.blocks; ++block) {
+  // gx[frames, 3, apart] of x[frames, depth], whose frames are `stride` apart, for some vectors of units.
+  SER_FAST_INLINE void project(const F* x, int64_t stride, int64_t frames, T* gx, int64_t apart, Units units) const {
+    for (int64_t block = units.first; block < units.last; ++block) {
       int64_t frame = 0;
       const auto rows = [&](auto number) __attribute__((always_inline)) {
         for (; frame + number <= frames; frame += number)
-          product<I, W, number, 3>(x + frame * depth, depth, input[block], 0, depth, bias.data() + block * 3 * kLane,
+          product<I, W, number, 3>(x + frame * stride, stride, input[block], 0, depth, bias.data() + block * 3 * kLane,
                                    gx + frame * 3 * apart + block * kLane, 3 * apart, apart,
                                    scale.data() + block * 3 * kLane);
       };
@@ -68,13 +69,13 @@ struct DirectLayerWeights {
   DirectLayerWeights(const GruLayerWeights<S, W>& w, int64_t features, int64_t H)
       : features(features), depth(features), w(w), recurrent(w.w_hh, w.b_hh, H, w.s_hh) {}
 
-  SER_FAST_INLINE void project(const F* x, int64_t frames, T* gx, int64_t apart) const {
+  SER_FAST_INLINE void project(const F* x, int64_t stride, int64_t frames, T* gx, int64_t apart, Units units) const {
     const int64_t H = recurrent.H;
     for (int64_t gate = 0; gate < 3; ++gate)
-      for (int64_t j = 0; j < H; j += kLane) {
+      for (int64_t j = units.first * kLane; j < std::min(H, units.last * kLane); j += kLane) {
         const int64_t at = gate * H + j, count = std::min(kLane, H - j);
         for (int64_t i = 0; i < frames; ++i) {
-          const auto sum = dots<I>(w.w_ih + at * features, count, x + i * features, features);
+          const auto sum = dots<I>(w.w_ih + at * features, count, x + i * stride, features);
           store(gx + (i * 3 + gate) * apart + j, affine<I>(sum, w.b_ih, w.s_ih, at, count));
         }
       }
@@ -136,8 +137,8 @@ SER_FAST_INLINE void layer_tile(const GruLayer<S, W>& args, const Weights& weigh
         if (depth > features) to[features] = {};
       }
     const auto project = [&](int64_t at, int64_t count) {
-      project_frames(weights, scratch.x.data() + at * depth, count, scratch.gx.data() + at * 3 * scratch.apart,
-                     scratch.apart);
+      project_frames(weights, scratch.x.data() + at * depth, depth, count,
+                     scratch.gx.data() + at * 3 * scratch.apart, scratch.apart, {0, weights.recurrent.blocks});
     };
     project_all(frames, frames * 3.0 * shape.hidden * features / 32, parallel, project);
     const T* gx = scratch.gx.data();
@@ -146,8 +147,11 @@ SER_FAST_INLINE void layer_tile(const GruLayer<S, W>& args, const Weights& weigh
         copy<I, S>(forward.state.data() + (walking - 1) * forward.width, state_at(args.h_n, shape, tile, walking - 1),
                    shape.hidden);
       const auto row = [&](int64_t i) __attribute__((always_inline)) {
-        S* y = args.y.at(tile.frame(i, step), tile.row[i]) + tile.direction * shape.hidden;
-        return ForwardRow<S, T>{gx + i * 3 * scratch.apart, scratch.apart, y, nullptr};
+        const int64_t t = tile.frame(i, step), b = tile.row[i], at = tile.direction * shape.hidden;
+        S* y = args.y.at(t, b) + at;
+        if (!args.gates.data) return ForwardRow<S, T>{gx + i * 3 * scratch.apart, scratch.apart, y, nullptr, nullptr};
+        return ForwardRow<S, T>{gx + i * 3 * scratch.apart, scratch.apart, y, args.gates.at(t, b) + 4 * at,
+                                args.states.at(t, b) + at};
       };
       forward_step(shape, weights.recurrent, step, walking, row, forward);
       gx += walking * 3 * scratch.apart;
@@ -188,9 +192,9 @@ SER_FAST_INLINE Shared<I, S, W> layout_of(const GruLayerWeights<S, W>& w, int64_
 }
 
 #define SER_FAST_GRU_LAYER_TASK(I, S, W, Weights, target)                                                           \
-  target void project_frames(const Weights<I, S, W>& weights, const Factor<I, W>::Type* x, int64_t frames,          \
-                             Wide<S>* gx, int64_t apart) {                                                          \
-    weights.project(x, frames, gx, apart);                                                                          \
+  target void project_frames(const Weights<I, S, W>& weights, const Factor<I, W>::Type* x, int64_t stride,          \
+                             int64_t frames, Wide<S>* gx, int64_t apart, Units units) {                             \
+    weights.project(x, stride, frames, gx, apart, units);                                                           \
   }                                                                                                                 \
   target void task(const GruLayer<S, W>& args, const Weights<I, S, W>& weights, const Tile& tile,                   \
                    const Parallel& all) {                                                                           \
@@ -198,15 +202,22 @@ SER_FAST_INLINE Shared<I, S, W> layout_of(const GruLayerWeights<S, W>& w, int64_
   }
 #define SER_FAST_GRU_LAYER_TASKS(I, S, W, target)                                                                   \
   target Shared<I, S, W> layer_weights(I, const GruLayerWeights<S, W>& w, int64_t features, int64_t H,              \
-                                       bool reset_after) {                                                          \
-    return layout_of<I, S, W>(w, features, H, reset_after);                                                         \
+                                       bool reset_after, bool keep) {                                               \
+    if (keep) return layout_of<I, S, W>(w, features, H, reset_after);                                               \
+    return Shared<I, S, W>(new LayerWeights<I, S, W>(w, features, H, reset_after));                                 \
   }                                                                                                                 \
   SER_FAST_GRU_LAYER_TASK(I, S, W, LayerWeights, target)
 #define SER_FAST_GRU_LAYER_BOTH(I, S, W, target) \
   SER_FAST_GRU_LAYER_TASKS(I, S, W, target) SER_FAST_GRU_LAYER_TASK(I, S, W, DirectLayerWeights, target)
-#define SER_FAST_GRU_LAYER(I, target)                                                               \
-  SER_FAST_GRU_LAYER_BOTH(I, float, float, target) SER_FAST_GRU_LAYER_BOTH(I, float, int8_t, target) \
-  SER_FAST_GRU_LAYER_BOTH(I, double, double, target) SER_FAST_GRU_LAYER_TASKS(I, Bf16, Bf16, target)
+#define SER_FAST_GRU_LAYER_SHARED(I, T, target)                                                                     \
+  target void step_of_units(const LayerWeights<I, T, T>& weights, Units units, int64_t step,                        \
+                            const StepTogether<T>& data) {                                                          \
+    step_together<I>(weights.recurrent, units, step, data);                                                         \
+  }                                                                                                                 \
+  SER_FAST_GRU_LAYER_BOTH(I, T, T, target)
+#define SER_FAST_GRU_LAYER(I, target)                                                             \
+  SER_FAST_GRU_LAYER_SHARED(I, float, target) SER_FAST_GRU_LAYER_BOTH(I, float, int8_t, target)   \
+  SER_FAST_GRU_LAYER_SHARED(I, double, target) SER_FAST_GRU_LAYER_TASKS(I, Bf16, Bf16, target)
 
 SER_FAST_EACH_ISA(SER_FAST_GRU_LAYER)
 #if SER_FAST_X86
@@ -252,9 +263,15 @@ void gru_layer_cpu(const GruLayer<T, W>& args, const Parallel& all) {
         const Direct each[] = {direct(0), direct(D - 1)}, *const weights[] = {each, each + 1};
         return run(DirectWeights<I, W, T>::kMost, weights);
       }
-    Shared<I, T, W> weights[2];
+    Shared<I, T, W> weights[2];  // not kept in training, which changes them after every call
     for (int64_t d = 0; d < D; ++d)
-      weights[d] = layer_weights(isa, args.weights[d], features, H, shape.reset_after);
+      weights[d] = layer_weights(isa, args.weights[d], features, H, shape.reset_after, !args.gates.data);
+    if constexpr (std::is_same_v<T, W> && !std::is_same_v<W, Bf16>)
+      if (is_shared<I>(args, parallel)) {
+        for (const Tile& tile : tiles_of(shape, args.lengths, shape.batch, 1))
+          layer_together<I>(args, *weights[tile.direction], tile, parallel);
+        return;
+      }
     run(I::kRows, weights);
   });
 }

@@ -208,6 +208,11 @@ SER_FAST_INLINE void product(const typename Factor<I, S>::Type* left, int64_t st
   }
 }
 
+// Some vectors of hidden units.
+struct Units {
+  int64_t first, last;
+};
+
 // The rows of one task, the longest first.
 struct Tile {
   static constexpr int64_t kMost = 8;
@@ -365,12 +370,12 @@ struct ForwardScratch {
   }
 };
 
-// A row's data at one step; gates is null if none are saved.
+// A row's data at one step; gates is null if none are saved, states if y is all that is to keep of them.
 template <class S, class G = S>
 struct ForwardRow {
   const G* gx;
   int64_t apart;  // from one gate of gx to the next
-  S *y, *gates;
+  S *y, *gates, *states;
 };
 
 // Calls body(first, number) for all panels of a step, N at once as far as there are. Odd steps go backwards: they begin
@@ -410,6 +415,7 @@ SER_FAST_INLINE void step_reset_after(int64_t H, const Weights& weights, const F
       store(row.gates + H + j, z, count);
       store(row.gates + 2 * H + j, n, count);
       store(row.gates + 3 * H + j, q, count);
+      if (row.states) store(row.states + j, h, count);
     }
   });
 }
@@ -452,6 +458,7 @@ SER_FAST_INLINE void step_reset_before(int64_t H, const Weights& weights, const 
         store(scratch.h_next.data.data() + at, h);
         store(row.y + j, h, count);
         if (row.gates) store(row.gates + 2 * H + j, n, count);
+        if (row.states) store(row.states + j, h, count);
       }
     }
   });

@@ -42,6 +42,12 @@ def transforming() -> bool:
     return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 
+def batched(tensor: Tensor) -> bool:
+    """Return whether a gradient is one of many that torch computes at once, by ``is_grads_batched`` or vmap."""
+    # Both names checked with 2.13.0.
+    return torch._C._functorch.is_legacy_batchedtensor(tensor) or torch._C._functorch.is_batchedtensor(tensor)
+
+
 def has_values(tensor: Tensor) -> bool:
     """Return whether a tensor holds values, unlike the fake and wrapped tensors of tracing and torch.func."""
     # All names checked with 2.11.0 and 2.13.0.

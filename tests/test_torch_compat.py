@@ -16,6 +16,7 @@ REMEDIES = {
     "without_modes": "compute the plans before a graph is traced",
     "restore_gru_weights": "see what nn.GRU.__init__ sets beside its parameters",
     "transforming": "see how torch.func tells that a transform is active",
+    "batched": "see how torch tells a batched gradient apart",
     "has_values": "see how torch tells fake and wrapped tensors apart",
 }
 

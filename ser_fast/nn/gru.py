@@ -12,11 +12,11 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from ser_fast import _torch_compat, backends
 from ser_fast.nn.gru_cell import init_uniform
-from ser_fast.nn.inference import infers, lowered, recordable
+from ser_fast.nn.inference import compiled, infers, lowered, recordable
 from ser_fast.nn.packing import Join, Part
 from ser_fast.ops import checks, onnx
 from ser_fast.ops.gru import gru
-from ser_fast.ops.gru_layer import gru_layer
+from ser_fast.ops.gru_layer import Layer, gru_layer
 from ser_fast.ops.lengths import frame_mask
 
 
@@ -242,14 +242,28 @@ class GRU(nn.Module):
         x, hx, weights = lowered(x, hx, weights)
         if self.num_layers == 1:
             return self._infer_layer(x, weights, hx, lengths)
+        return self._each_layer(x, hx, weights, lambda x, layer, h0: self._infer_layer(x, layer, h0, lengths))
+
+    def _train(self, x: Tensor, hx: Tensor | None, lengths: Tensor | None, weights: list) -> tuple[Tensor, Tensor]:
+        """Run all layers with a gradient on a padded batch or on packed frames."""
+        options = self.bias, self.reset_after, self.batch_first
+        total = x.shape[0] if x.dim() == 2 else x.shape[0] * x.shape[1] if lengths is None else int(lengths.sum())
+
+        def run(x, layer, h0):
+            return Layer.apply(x, h0, lengths, total, *options, *layer)
+
+        return self._each_layer(x, hx, weights, run)
+
+    def _each_layer(self, x: Tensor, hx: Tensor | None, weights: list, run) -> tuple[Tensor, Tensor]:
+        """Run all layers by ``run(x, weights, h0)``."""
         each, directions, states = len(weights) // self.num_layers, 2 if self.bidirectional else 1, []
         for layer in range(self.num_layers):
             h0 = None if hx is None else hx[layer * directions : (layer + 1) * directions]
-            x, h_n = self._infer_layer(x, weights[layer * each : (layer + 1) * each], h0, lengths)
+            x, h_n = run(x, weights[layer * each : (layer + 1) * each], h0)
             states.append(h_n)
             if self.dropout and layer < self.num_layers - 1:
                 x = F.dropout(x, self.dropout, self.training)
-        return x, torch.cat(states)
+        return x, states[0] if len(states) == 1 else torch.cat(states)
 
     def _infer_layer(self, x: Tensor, weights: list, h0: Tensor | None, lengths: Tensor | None):
         return gru_layer(x, weights, h0, lengths, self.bias, self.reset_after, self.batch_first)
@@ -303,6 +317,8 @@ class GRU(nn.Module):
         if weights := self._inferring(x, hx):
             return self._infer(x, hx, lengths, weights)
         path, lengths = self._path(x, lengths)
+        if path != "torch" and (weights := compiled(x, hx, self._held_weights)):
+            return self._train(x, hx, lengths, weights)
         if path == "packed":
             return self._packed(x, hx, lengths)
         if lengths is not None and (torch.is_grad_enabled() or torch.jit.is_tracing()):
@@ -327,6 +343,8 @@ class GRU(nn.Module):
         self._check(x[None] if self.batch_first else x[:, None], None, None)
         if hx is not None:
             self._check_states(hx, len(sizes))
+        if weights := compiled(x, hx, self._held_weights):
+            return self._train(x, hx, lengths, weights)
         return self._layers(x, hx, lengths)
 
     def _path(self, x: Tensor, lengths: Tensor | None) -> tuple[str, Tensor | None]:

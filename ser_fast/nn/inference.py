@@ -1,16 +1,16 @@
-"""Calls without a gradient, and tensors of ``torch.inference_mode`` in modules that are trained."""
+"""Calls that the compiled ops run whole, and tensors of ``torch.inference_mode`` in modules that are trained."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from ser_fast import _torch_compat
 from ser_fast.backends import state
 from ser_fast.ops import checks
 
 _PLAIN = (Tensor, nn.Parameter)
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+_TRAINED = (torch.float32, torch.float64)
+_INFERRED = (*_TRAINED, torch.bfloat16)
 _LOWERED = (torch.float32, torch.bfloat16)  # dtypes that autocast casts to bfloat16
 
 
@@ -19,41 +19,58 @@ def infers(
 ) -> list[Tensor] | None:
     """Return the weights if the compiled ops for inference run a call: on a dense CPU tensor, without a gradient.
 
-    Tracing, ``torch.func``, tensor subclasses and autocast that is not ``lowers`` need the differentiable ops. The
-    rest of the arguments is checked by the ops, since looking at a tensor from Python costs as much as a check in C++
-    of all of them.
-
     Args:
         x: the input, whose dtype all tensors must have.
         hx: the states before it; None for zeros.
         weights: returns the weights; not called while tracing.
-        lowers: the caller casts the operands by :func:`lowered`.
+        lowers: the caller casts the operands by :func:`lowered` under autocast.
 
     Example:
         >>> weight = nn.Parameter(torch.zeros(3, 3))
         >>> infers(torch.zeros(1, 2, 3), None, lambda: [weight]) is None
         True
     """
-    if checks.tracing() or not state.current.loaded or type(x) is not Tensor or x.dtype not in _DTYPES:
+    found = compiled(x, hx, weights, _INFERRED, lowers)
+    if found and torch.is_grad_enabled():
+        if x.requires_grad or (hx is not None and hx.requires_grad):
+            return None
+        for weight in found:
+            if weight.requires_grad:
+                return None
+    return found
+
+
+def compiled(
+    x: Tensor,
+    hx: Tensor | None,
+    weights: Callable[[], list[Tensor]],
+    dtypes: tuple[torch.dtype, ...] = _TRAINED,
+    lowers: bool = False,
+) -> list[Tensor] | None:
+    """Return the weights if the compiled ops run a call, in inference or in training: on a dense CPU tensor.
+
+    Tracing, ``torch.func``, tensor subclasses and autocast, unless the call ``lowers``, need the ops that torch can
+    decompose. The rest of the arguments is checked by the ops, since looking at a tensor from Python costs as much as
+    a check in C++ of all of them. For the arguments see :func:`infers`; ``dtypes`` are those of x that run.
+    """
+    if checks.tracing() or not state.current.loaded or type(x) is not Tensor or x.dtype not in dtypes:
         return None
     if not (x.is_cpu and x.layout is torch.strided and x.numel()):
         return None
-    dtypes = (x.dtype,)
+    others = (x.dtype,)
     if torch.is_autocast_enabled("cpu"):
         if not lowers or torch.get_autocast_dtype("cpu") != torch.bfloat16 or x.dtype == torch.float64:
             return None
-        dtypes = _LOWERED
-    if hx is not None and (type(hx) is not Tensor or hx.dtype not in dtypes or not hx.is_cpu):
+        others = _LOWERED
+    if hx is not None and (type(hx) is not Tensor or hx.dtype not in others or not hx.is_cpu):
         return None
-    if _torch_compat.transforming():
+    if checks.transforming():
         return None
-    found, wants_grad = weights(), torch.is_grad_enabled()
+    found = weights()
     for weight in found:
-        if type(weight) not in _PLAIN or (wants_grad and weight.requires_grad):
+        if type(weight) not in _PLAIN:
             return None
-    if wants_grad and (x.requires_grad or (hx is not None and hx.requires_grad)):
-        return None
-    return found if found[0].dtype in dtypes else None
+    return found if found[0].dtype in others else None
 
 
 def lowered(x: Tensor, hx: Tensor | None, weights: list[Tensor]) -> tuple[Tensor, Tensor | None, list[Tensor]]:

@@ -27,9 +27,28 @@ def gru_backward(grad_y, grad_h_n, y, gates, w_hh, h0, *args, **named) -> int:
 
 def gru_layer(x, weights, h0, lengths, biased: bool, *args, **named) -> int:
     """Return the products of all frames x ``[..., I]`` with w_ih and w_hh of each direction."""
+    return gru_layer_forward(x, weights, h0, lengths, math.prod(x[:-1]), biased)
+
+
+def gru_layer_forward(x, weights, h0, lengths, total: int, biased: bool, *args, **named) -> int:
+    """Return the products of the valid frames with w_ih and w_hh of each direction."""
     each = 4 if biased else 2
-    matrices = (weight for place, weight in enumerate(weights) if place % each < 2)
-    return 2 * math.prod(x[:-1]) * sum(map(math.prod, matrices))
+    return 2 * total * sum(math.prod(weight) for place, weight in enumerate(weights) if place % each < 2)
+
+
+def gru_layer_backward(
+    grad_y, grad_h_n, x, weights, h0, lengths, gates, states, biased: bool, *flags, **named
+) -> int:
+    """Return the products for the states' gradients and for those of x and of the weights that are needed."""
+    *_, needs_x, needs_weights = flags
+    frames, each = gates[0], 4 if biased else 2
+    steps = frames - (grad_h_n[1] if h0 is None else 0)
+    count = 0
+    for place in range(0, len(weights), each):
+        w_ih, w_hh = map(math.prod, weights[place : place + 2])
+        needs_ih, needs_hh = needs_weights[place : place + 2]
+        count += 2 * (frames * w_ih * (needs_x + needs_ih) + (steps + frames * needs_hh) * w_hh)
+    return count
 
 
 def gru_cell(x, weights, *args, **named) -> int:
@@ -98,6 +117,8 @@ FORMULAS = {
     "gru_backward": gru_backward,
     "gru_backward_with_gates": gru_backward,
     "gru_layer": gru_layer,
+    "gru_layer_forward": gru_layer_forward,
+    "gru_layer_backward": gru_layer_backward,
     "gru_cell": gru_cell,
     "gru_layer_int8": gru_layer_int8,
     "attention_pool": attention_pool,

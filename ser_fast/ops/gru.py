@@ -264,11 +264,11 @@ def _backward(ctx, grad_y, grad_h_n, grad_gates):
         grad_gx, grad_q, grad_h0 = torch.ops.ser_fast.gru_backward_with_gates(*arguments, grad_gates)
     grad_w = grad_b = None
     if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-        grad_w, grad_b = _weight_gradients(grad_gx, grad_q, y, gates, h0, lengths, ctx.reset_after)
+        grad_w, grad_b = weight_gradients(grad_gx, grad_q, y, gates, h0, lengths, ctx.reset_after)
     return grad_gx, grad_w, grad_b if ctx.has_bias else None, grad_h0 if h0 is not None else None, None, None, None
 
 
-def _weight_gradients(grad_gx, grad_q, y, gates, h0, lengths, reset_after) -> tuple[Tensor, Tensor]:
+def weight_gradients(grad_gx, grad_q, y, gates, h0, lengths, reset_after) -> tuple[Tensor, Tensor]:
     """Return dW_hh [D, 3H, H] and db_hh [D, 3H]: products over all frames at once, so no atomics and a fixed order.
 
     The candidate's rows have a product of their own: with ``reset_after`` their gradient differs from that of gx by a

@@ -35,10 +35,11 @@ FREE = {
     "power_spectrogram": {("wave", 0), ("wave", 1), ("window", 0)},
     "power_spectrogram_backward": {("wave", 1), ("window", 0)},
     "power_spectrogram_out": {("wave", 1), ("window", 0)},
-    "conv_pool": {("x", 0), ("x", 1), ("x", 2), *(("weight", axis) for axis in range(4))},
-    "conv_pool_backward": {("x", 1), ("x", 2), ("weight", 1), ("weight", 2), ("weight", 3)},
+    "conv_pool": {*(("x", axis) for axis in range(4)), *(("weight", axis) for axis in range(4))},
+    "conv_pool_backward": {("x", 1), ("x", 2), ("x", 3), ("weight", 1), ("weight", 2), ("weight", 3)},
     "gray_deltas": {("x", 0), ("x", 1), ("x", 2)},
     "gru_layer": {("x", 0), ("x", 1)},
+    "gru_layer_forward": {("x", 0), ("x", 1)},
     "gru_cell": {("x", 0)},
     "gru_layer_int8": {("x", 0), ("x", 1)},
     "GRU": {("input", 0), ("input", 1)},
@@ -223,7 +224,7 @@ def backward(random: Random) -> Target:
 
 
 def layer(random: Random) -> Target:
-    """Return ``gru_layer`` or ``gru_cell``, whose weights are arguments of their own here."""
+    """Return a form of ``gru_layer`` or ``gru_cell``, whose weights are arguments of their own here."""
     frames, batch, features, hidden = size(random, 60), size(random, 20), size(random, 70), size(random, 140)
     ragged, packed, after, first = (random.random() < 0.5 for _ in range(4))
     x = torch.randn(*((batch, frames) if first else (frames, batch)), features)
@@ -237,19 +238,41 @@ def layer(random: Random) -> Target:
         "b_hh": (3 * hidden,),
     }
     given = {name: torch.randn(shape) / hidden**0.5 for name, shape in shapes.items()}
-    dtype, cell = random.choice(DTYPES["gru"]), random.random() < 0.3
-    if cell:
+    name = random.choice(("gru_layer", "gru_layer_forward", "gru_layer_backward", "gru_cell"))
+    dtype = random.choice((torch.float64, torch.float32) if name.endswith("ward") else DTYPES["gru"])
+    ends = (True, after, first)
+    if name == "gru_cell":
         given = {"x": torch.randn(batch, features), **given, "h": torch.randn(batch, hidden)}
         ends = (True, after)
     else:
         given = {"x": x, **given, "h0": torch.randn(1, batch, hidden), "lengths": lengths}
-        ends = (True, after, first)
+    if name.endswith("ward"):
+        total = x.shape[:-1].numel() if lengths is None else int(lengths.sum())
+        saved = gru_layer.forward_reference(x, list(given.values())[1:5], *list(given.values())[5:], total, *ends)
+        if name == "gru_layer_forward":
+            ends = (total, *ends)
+        else:
+            given |= {"gates": saved[2], "states": saved[3]}
+            given = {"grad_y": torch.randn_like(saved[0]), "grad_h_n": torch.randn_like(saved[1]), **given}
+            ends = (*ends, True, [True] * 4)
+
+    place = list(given).index("w_ih")
 
     def calls(function):
-        return lambda x, w_ih, w_hh, b_ih, b_hh, *rest: function(x, [w_ih, w_hh, b_ih, b_hh], *rest, *ends)
+        def call(*args):
+            found = function(*args[:place], list(args[place : place + 4]), *args[place + 4 :], *ends)
+            if name != "gru_layer_backward":
+                return found
+            return found[0], *found[1], found[2]
 
-    name = "gru_cell" if cell else "gru_layer"
-    truth = gru_layer.cell_reference if cell else gru_layer.reference
+        return call
+
+    truth = {
+        "gru_layer": gru_layer.reference,
+        "gru_layer_forward": gru_layer.forward_reference,
+        "gru_layer_backward": gru_layer.reference_backward,
+        "gru_cell": gru_layer.cell_reference,
+    }[name]
     given = {key: cast(value, dtype) for key, value in given.items()}
     return Target(name, calls(op(name)), given, calls(truth))
 
@@ -367,6 +390,7 @@ def parameters(target: Target) -> list[Tensor]:
 MAKERS = (forward, forward, backward, layer, quantized_layer, out, plan, module, module)
 # The attack must know every op: a new one is added above.
 KNOWN = {*CASES, "gru_backward", "gru_backward_with_gates", "attention_pool_backward", "power_spectrogram_backward",
-         "gru_layer", "gru_cell", "gru_layer_int8", "power_spectrogram_out", "conv_pool_backward", "self_attention_backward", "gru_plan"}  # fmt: skip
+         "gru_layer", "gru_layer_forward", "gru_layer_backward", "gru_cell", "gru_layer_int8",
+         "power_spectrogram_out", "conv_pool_backward", "self_attention_backward", "gru_plan"}  # fmt: skip
 found = {name.partition("::")[2] for name in torch._C._dispatch_get_all_op_names() if name.startswith("ser_fast::")}
 assert found == KNOWN, f"tests/attack/targets.py lacks {found ^ KNOWN}"

@@ -1,4 +1,4 @@
-"""The layer and the cell in inference against the reference, which is the projection and the recurrence."""
+"""The layer, its gradients and the cell against the reference, which is the projection and the recurrence."""
 
 import itertools
 import subprocess
@@ -13,7 +13,12 @@ from ser_fast import backends
 from ser_fast.ops import gru_layer
 
 OP, CELL = torch.ops.ser_fast.gru_layer, torch.ops.ser_fast.gru_cell
+FORWARD, BACKWARD = torch.ops.ser_fast.gru_layer_forward, torch.ops.ser_fast.gru_layer_backward
 REFERENCE, CELL_REFERENCE = gru_layer.reference, gru_layer.cell_reference
+
+
+def change(arguments: tuple, place: int, value) -> tuple:
+    return (*arguments[:place], value, *arguments[place + 1 :])
 
 
 @pytest.mark.parametrize("case", CASES, ids=case_id)
@@ -56,6 +61,125 @@ def test_layer_bfloat16_is_near_reference(case, poison):
         assert_near_in_bfloat16(*results)
 
 
+def training_arguments(arguments) -> tuple:
+    """Return the arguments of the forward that saves what the backward reads, from those of the layer."""
+    x, weights, h0, lengths, *flags = arguments
+    total = x.shape[:-1].numel() if lengths is None else int(lengths.sum())
+    return x, weights, h0, lengths, total, *flags
+
+
+def backward_arguments(arguments, wanted=lambda place: True) -> tuple:
+    """Return arguments of the backward, whose saved tensors are those of the reference."""
+    x, weights, h0, lengths, total, *flags = training_arguments(arguments)
+    y, h_n, gates, states = gru_layer.forward_reference(x, weights, h0, lengths, total, *flags)
+    grads = torch.randn_like(y), torch.randn_like(h_n)
+    needs = [wanted(place) for place in range(len(weights))]
+    return *grads, x, weights, h0, lengths, gates, states, *flags, wanted(-1), needs
+
+
+def train(x, weights, *rest) -> tuple:
+    return gru_layer.Layer.apply(x, *rest, *weights)
+
+
+def flat(results) -> list[torch.Tensor]:
+    return [one for result in results for one in (result if isinstance(result, list | tuple) else [result])]
+
+
+def strided(arguments) -> list:
+    return [[spread(one) for one in value] if isinstance(value, list) and isinstance(value[0], torch.Tensor)
+            else spread(value) if isinstance(value, torch.Tensor) else value for value in arguments]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+@pytest.mark.parametrize("layout", ["contiguous", "strided"])
+def test_training_kernels_equal_reference(case, layout, poison):
+    change = strided if layout == "strided" else tuple
+    arguments = training_arguments(arguments_of(*case[0], **case[1]))
+    truths = gru_layer.forward_reference(*arguments)
+    for found, truth in zip(FORWARD(*change(arguments)), truths, strict=True):
+        assert_exact(found, truth)
+    arguments = backward_arguments(arguments_of(*case[0], **case[1]))
+    truths = flat(gru_layer.reference_backward(*arguments))
+    for found, truth in zip(flat(BACKWARD(*change(arguments))), truths, strict=True):
+        assert_exact(found, truth)
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_backward_float32_is_as_accurate_as_reference(case, poison):
+    single = [cast(value, torch.float32) for value in backward_arguments(arguments_of(*case[0], **case[1]))]
+    exact = [cast(value, torch.float64) for value in single]
+    results = BACKWARD(*single), gru_layer.reference_backward(*single), gru_layer.reference_backward(*exact)
+    for found, peer, truth in zip(*map(flat, results), strict=True):
+        assert_as_accurate(found, peer, truth)
+
+
+@pytest.mark.parametrize("reset_after", [False, True])
+def test_backward_sums_many_frames_accurately(reset_after):
+    """2400 frames: several blocks of the products over frames, with rows of their own at both ends."""
+    options = {"ragged_rows": False, "biased": True, "reset_after": reset_after}
+    single = backward_arguments(arguments_of(160, 15, 50, 37, 2, dtype=torch.float32, **options))
+    exact = [cast(value, torch.float64) for value in single]
+    results = BACKWARD(*single), gru_layer.reference_backward(*single), gru_layer.reference_backward(*exact)
+    for found, peer, truth in zip(*map(flat, results), strict=True):
+        assert_as_accurate(found, peer, truth)
+
+
+@pytest.mark.parametrize("directions", [1, 2])
+def test_backward_computes_what_is_needed_alone(directions, poison):
+    layer = arguments_of(9, 5, 7, 18, directions, ragged_rows=True, biased=True, reset_after=directions == 1)
+    complete = backward_arguments(layer)
+    every = flat(BACKWARD(*complete))
+    for places in [(), (-1,), (0,), (1,), (2,), (3,), (0, 3), (-1, 1, 4 * directions - 1), range(4 * directions)]:
+        needs = [place in places for place in range(4 * directions)]
+        found = flat(BACKWARD(*complete[:-2], -1 in places, needs))
+        for one, whole, needed in zip(found, every, [-1 in places, *needs, True], strict=True):
+            assert torch.equal(one, whole) if needed else one.shape == (0,)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_gradients_ignore_padding(packed, batch_first):
+    x, weights, h0, lengths, *flags = arguments_of(
+        12, 4, 5, 9, 2, ragged_rows=True, biased=True, reset_after=True, batch_first=batch_first, packed=packed
+    )
+    if not packed:
+        for row, length in zip(x if batch_first else x.transpose(0, 1), lengths.tolist()):
+            row[length:] = torch.nan
+    inputs = [tensor.requires_grad_() for tensor in (x, h0, *weights)]
+    y, h_n = train(*training_arguments((x, weights, h0, lengths, *flags)))
+    assert y.isfinite().all() and h_n.isfinite().all()
+    grads = torch.autograd.grad(y.sum() + h_n.sum(), inputs)
+    assert all(grad.isfinite().all() for grad in grads)
+    if not packed:
+        rows = grads[0] if batch_first else grads[0].transpose(0, 1)
+        assert all((row[length:] == 0).all() for row, length in zip(rows, lengths.tolist()))
+
+
+@pytest.mark.parametrize("reset_after", [False, True])
+def test_layer_passes_gradcheck(reset_after):
+    x, weights, h0, lengths, total, *flags = training_arguments(
+        arguments_of(3, 3, 2, 3, 2, ragged_rows=True, biased=True, reset_after=reset_after)
+    )
+
+    def call(x, h0, *weights):
+        return train(x, weights, h0, lengths, total, *flags)
+
+    inputs = [tensor.requires_grad_() for tensor in (x, h0, *weights)]
+    assert torch.autograd.gradcheck(call, inputs)
+    assert torch.autograd.gradgradcheck(call, inputs)
+
+
+def test_second_derivative_of_shared_weights():
+    """Both directions with the same weights: each must get its own gradient, also with create_graph."""
+    x, weights, *_ = arguments_of(4, 2, 3, 5, 1, ragged_rows=False, biased=True, reset_after=True)
+    inputs = [tensor.requires_grad_() for tensor in (x, *weights)]
+    y, _ = train(x, weights * 2, None, None, 8, True, True, False)
+    first = torch.autograd.grad(y.square().sum(), inputs, retain_graph=True)
+    second = torch.autograd.grad(y.square().sum(), inputs, create_graph=True)
+    for one, other in zip(first, second):
+        assert_exact(other, one)
+
+
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 17, 33), (3, 16, 16), (4, 33, 129), (20, 30, 31)])
 @pytest.mark.parametrize(("biased", "reset_after"), [*itertools.product((False, True), repeat=2)])
 def test_cell_kernel_equals_reference(sizes, biased, reset_after, poison):
@@ -73,15 +197,23 @@ def test_cell_kernel_equals_reference(sizes, biased, reset_after, poison):
 
 
 @pytest.mark.usefixtures("two_threads")
-@pytest.mark.parametrize("sizes", [(300, 1, 128, 128, 1), (60, 1, 64, 128, 2), (50, 19, 33, 65, 2)])
+@pytest.mark.parametrize(
+    "sizes",
+    [(300, 1, 128, 128, 1), (300, 1, 7, 205, 1), (60, 1, 64, 128, 2), (50, 19, 33, 65, 2), (200, 8, 301, 16, 1),
+     (40, 1, 9, 299, 2), (40, 2, 9, 301, 1), (40, 4, 9, 300, 2), (40, 8, 9, 300, 1), (40, 3, 9, 300, 1)],
+)  # fmt: skip
+@pytest.mark.parametrize("ragged_rows", [False, True])
 @pytest.mark.parametrize("reset_after", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_layer_is_bitwise_equal_on_any_number_of_threads(sizes, reset_after, dtype):
-    arguments = arguments_of(*sizes, ragged_rows=sizes[1] > 1, biased=True, reset_after=reset_after, dtype=dtype)
-    results = []
+def test_layer_is_bitwise_equal_on_any_number_of_threads(sizes, ragged_rows, reset_after, dtype):
+    """Threads take rows, directions, or, of a few rows of equal length and many units, the units of every step."""
+    arguments = arguments_of(*sizes, ragged_rows=ragged_rows, biased=True, reset_after=reset_after,
+                             batch_first=ragged_rows, packed=ragged_rows and sizes[1] == 1, dtype=dtype)  # fmt: skip
+    results, trains = [], dtype == torch.float32
+    backward = backward_arguments(arguments) if trains else None
     for threads in (1, 2, 3, 2):
         torch.set_num_threads(threads)
-        results.append(OP(*arguments))
+        results.append([*OP(*arguments), *(flat(BACKWARD(*backward)) if trains else ())])
     for result in results[1:]:
         assert all(torch.equal(one, other) for one, other in zip(result, results[0]))
 
@@ -151,6 +283,29 @@ BAD_CELL = [
 ]
 
 
+TRAINING = backward_arguments((X, WEIGHTS, H0, LENGTHS, True, True, False))
+BAD_TRAINING = [
+    (FORWARD, (X, WEIGHTS, H0, None, 11, True, True, False), r"gru_layer_forward: total is 11; it must be the number of valid frames, 12"),
+    (FORWARD, (X, WEIGHTS, H0[:1], None, 12, True, True, False), r"gru_layer_forward: h0 has shape \[1, 4, 5\]"),
+    (BACKWARD, change(TRAINING, 0, TRAINING[0][:1]), r"gru_layer_backward: grad_y has shape \[1, 4, 10\]; it must be y's shape = \[3, 4, 10\]"),
+    (BACKWARD, change(TRAINING, 1, TRAINING[1].float()), "grad_h_n has dtype float32; it must be float64"),
+    (BACKWARD, change(TRAINING, 6, TRAINING[6][..., 1:]), r"gates has shape .*it must be \[N, D, 4H\]"),
+    (BACKWARD, change(TRAINING, 7, TRAINING[7][:, :1]), r"states has shape .*it must be \[N, D, H\]"),
+    (BACKWARD, change(TRAINING, 12, [True]), "needs_weights has 1 values; it must be one for each weight, 8"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("op", "arguments", "sentence"), BAD_TRAINING)
+@pytest.mark.parametrize("backend", ["compiled", "reference", "fake"])
+def test_training_refuses_bad_input(op, arguments, sentence, backend):
+    if backend == "fake":
+        arguments = [on_meta(value) for value in arguments]
+    if backend == "reference":
+        op = gru_layer.forward_reference if op is FORWARD else gru_layer.reference_backward
+    with pytest.raises(RuntimeError, match=sentence):
+        op(*arguments)
+
+
 @pytest.mark.parametrize(("arguments", "sentence", "by_value"), BAD + BAD_CELL)
 @pytest.mark.parametrize("backend", ["compiled", "reference", "fake"])
 def test_layer_refuses_bad_input(arguments, sentence, by_value, backend):
@@ -171,6 +326,9 @@ def test_layer_passes_opcheck(batch_first):
     for packed in (False, True):
         options = {"ragged_rows": True, "packed": packed, "batch_first": batch_first}
         torch.library.opcheck(OP, arguments_of(3, 4, 2, 5, 2, **options, **SMALL), test_utils=tests)
+        layer = arguments_of(3, 4, 2, 5, 2, **options, **SMALL)
+        torch.library.opcheck(BACKWARD, backward_arguments(layer), test_utils=tests)
+        torch.library.opcheck(FORWARD, training_arguments(layer), test_utils=tests)
     torch.library.opcheck(CELL, (X[0], WEIGHTS[:4], H0[0], True, False), test_utils=tests)
     half = [cast(value, torch.bfloat16) for value in (X, WEIGHTS, H0)]
     torch.library.opcheck(OP, (*half, LENGTHS, True, True, False), test_utils=tests)

@@ -1,0 +1,117 @@
+// Runs kernels/team.h and the layer on it with threads that come late, sleep within a step or never come, and compares
+// with one thread alone.
+#include "../../kernels/team.h"
+
+#include <chrono>
+#include <cstdio>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "../../kernels/gru_layer.h"
+
+using namespace ser_fast;
+
+namespace {
+
+enum Pool { kPunctual, kLate, kAlone };
+Pool pool;
+
+void sleep_some(int64_t most_us) {
+  thread_local std::minstd_rand random(std::hash<std::thread::id>{}(std::this_thread::get_id()));
+  std::this_thread::sleep_for(std::chrono::microseconds(random() % most_us));
+}
+
+void run_threads(int64_t count, void (*body)(void*, int64_t, int64_t), void* state) {
+  if (pool == kAlone) return body(state, 0, count);
+  std::vector<std::thread> threads;
+  for (int64_t i = 1; i < count; ++i)
+    threads.emplace_back([=] {
+      if (pool == kLate) sleep_some(3000);
+      body(state, i, i + 1);
+    });
+  body(state, 0, 1);
+  for (std::thread& thread : threads) thread.join();
+}
+
+constexpr int64_t kMembers = 3, kSteps = 300, kSize = 12;
+using State = std::vector<uint32_t>;
+
+// Each element of a step depends on all of the step before.
+struct Mixing {
+  bool sleeping;
+  std::vector<State> states{kSteps + 1, State(kSize, 1)};
+  State helpers = State(kSize);
+  int64_t taken = 0, prepared[2][kMembers] = {};
+
+  void prepare(int64_t member, bool helping) { ++prepared[helping][member]; }
+
+  void compute(int64_t member, int64_t step, bool helping) {
+    if (sleeping && helping) sleep_some(100);
+    if (pool == kPunctual && !sleeping && !helping) std::this_thread::sleep_for(std::chrono::microseconds(100));
+    const int64_t each = kSize / kMembers;
+    for (int64_t i = member * each; i < (member + 1) * each; ++i) {
+      uint32_t sum = i;
+      for (const uint32_t value : states[step]) sum = sum * 31 + value;
+      (helping ? helpers : states[step + 1])[i] = sum;
+    }
+  }
+
+  void take(int64_t member, int64_t step) {
+    ++taken;
+    const int64_t each = kSize / kMembers;
+    std::copy_n(&helpers[member * each], each, &states[step + 1][member * each]);
+  }
+};
+
+int failures = 0;
+
+void expect(bool good, const char* what, int which, bool sleeping) {
+  if (!good) std::printf("%s: pool %d, sleeping %d\n", what, which, sleeping), ++failures;
+}
+
+State mixed(Pool which, bool sleeping) {
+  pool = which;
+  Mixing work{sleeping};
+  Team<Mixing>(work, kMembers, kSteps).walk({kMembers, run_threads});
+  for (int64_t member = 0; member < kMembers; ++member)
+    expect(work.prepared[0][member] <= 1 && work.prepared[1][member] <= 1, "prepared twice", which, sleeping);
+  expect(which != kAlone || work.taken == 0, "a part was taken from nobody", which, sleeping);
+  expect(which != kPunctual || sleeping || work.taken > 0, "no helper's part was taken", which, sleeping);
+  return work.states.back();
+}
+
+std::vector<float> layer(Pool which, int64_t threads, int64_t rows, int64_t directions) {
+  pool = which;
+  const int64_t T = 40, H = rows == 1 && directions == 1 ? 190 : 300, features = 17;
+  std::minstd_rand random(1);
+  const auto draw = [&](int64_t size, float scale) {
+    std::vector<float> values(size);
+    for (float& value : values) value = scale * (random() % 2001 / 1000.0f - 1);
+    return values;
+  };
+  const auto x = draw(T * rows * features, 1), w_ih = draw(3 * H * features, 0.3f), w_hh = draw(3 * H * H, 0.1f),
+             b = draw(3 * H, 0.1f), h0 = draw(directions * rows * H, 1);
+  std::vector<float> y(T * rows * directions * H), h_n(directions * rows * H);
+  const GruLayerWeights<float> weights{w_ih.data(), w_hh.data(), b.data(), b.data()};
+  gru_layer_cpu<float>({{T, rows, directions, H, true}, features, {x.data(), rows * features, features, nullptr},
+                        {weights, weights}, h0.data(), nullptr,
+                        {y.data(), rows * directions * H, directions * H, nullptr}, h_n.data()},
+                       {threads, run_threads});
+  y.insert(y.end(), h_n.begin(), h_n.end());
+  return y;
+}
+
+}  // namespace
+
+int main() {
+  const State truth = mixed(kAlone, false);
+  for (const Pool which : {kPunctual, kLate})
+    for (const bool sleeping : {false, true})
+      for (int i = 0; i < 5; ++i) expect(mixed(which, sleeping) == truth, "another result", which, sleeping);
+  for (const auto& [rows, directions] : {std::pair{1, 1}, {4, 1}, {1, 2}, {2, 2}})
+    for (const Pool which : {kPunctual, kLate, kAlone})
+      expect(layer(which, 3, rows, directions) == layer(which, 1, rows, directions), "another layer", which, rows > 1);
+  std::puts(failures ? "failed" : "equal");
+  return failures > 0;
+}
