@@ -32,6 +32,7 @@ FREE = {
     "gru": {("gx", 0), ("gx", 1)},
     "attention_pool": {("h", 0), ("h", 1)},
     "self_attention": {("qkv", 0), ("qkv", 1), ("qkv", 2), ("qkv", 3), ("qkv", 4)},
+    "self_attention_backward": {("qkv", 4)},
     "power_spectrogram": {("wave", 0), ("wave", 1), ("window", 0)},
     "power_spectrogram_backward": {("wave", 1), ("window", 0)},
     "power_spectrogram_out": {("wave", 1), ("window", 0)},
