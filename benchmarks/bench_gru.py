@@ -4,6 +4,8 @@ The floor is the operations of the input projection and the recurrence, 2 B T D 
 times that in training, at the rate of a large float32 matrix product. Ragged batches count valid frames only.
 """
 
+import copy
+
 import engines
 import pytest
 import torch
@@ -122,6 +124,24 @@ def bench_autocast(compare, batch, frames, width, hidden, directions, mode):
     case, tolerance = f"B={batch} T={frames} I={width} H={hidden} D={directions}, {mode}", 5e-2
     error = check(case, low(), full(), tolerance)
     compare(case, low, {"ours, float32": full}, error=error, tolerance=tolerance, dtype="bfloat16 autocast")
+
+
+@pytest.mark.parametrize("weights", ["int8", "bfloat16"])
+@pytest.mark.parametrize("hidden", HIDDEN)
+def bench_narrow(compare, hidden, weights):
+    """GRU with int8 weights or in bfloat16, one utterance at a time, against its own float32."""
+    ours = modules(128, hidden, 1)["ours"].eval()
+    narrow, x = copy.deepcopy(ours), torch.randn(1, 100, 128)
+    if weights == "int8":
+        ser_fast.quantize(narrow)
+    else:
+        narrow.bfloat16()
+    given = x if weights == "int8" else x.bfloat16()
+    low = step("inference", lambda: narrow(given)[0].float(), [], None)
+    full = step("inference", lambda: ours(x)[0], [], None)
+    case, tolerance = f"B=1 T=100 I=128 H={hidden} D=1, inference", 5e-2
+    error = check(f"{case}, {weights}", low(), full(), tolerance)
+    compare(case, low, {"ours, float32": full}, error=error, tolerance=tolerance, dtype=weights)
 
 
 @pytest.mark.parametrize("batch,directions", [(1, 1), (1, 2), (4, 1)])
