@@ -85,8 +85,9 @@ def quantize(model: nn.Module) -> SwapReport:
     With weights as they are initialised, T = 100 and random input the outputs differ from those with float32 weights
     by at most 0.009 (root mean square 0.0012) for H = 64 to 512.
 
-    Not replaced are :class:`ser_fast.GRUCell`, ``nn.GRU`` (see :func:`swap`), weights of another dtype than float32,
-    subclasses and parametrized modules, and modules whose ``forward`` was replaced. Other modules stay as they are.
+    Not replaced are :class:`ser_fast.GRUCell`, ``nn.GRU`` (see :func:`swap`), weights that are not finite or have
+    another dtype than float32, subclasses and parametrized modules, and modules whose ``forward`` was replaced. Other
+    modules stay as they are.
 
     Args:
         model: any module; it is changed in place. Copy it before if the float32 weights are still needed.
@@ -132,7 +133,9 @@ def _not_quantized(module: nn.Module) -> str:
     if "forward" in vars(module):
         return "its forward was replaced on this object"
     dtypes = {weight.dtype for weight in module.parameters()}
-    return "" if dtypes == {torch.float32} else f"its weights are {dtypes.pop()}: only float32 is quantized"
+    if dtypes != {torch.float32}:
+        return f"its weights are {dtypes.pop()}: only float32 is quantized"
+    return "" if all(weight.isfinite().all() for weight in module.parameters()) else "a weight is NaN or infinite"
 
 
 def _round_weights(module: QuantizedGRU) -> None:

@@ -114,9 +114,14 @@ def test_quantize_reports_what_it_leaves():
         "torch": nn.GRU(2, 3),
         "low": ser_fast.GRU(2, 3).half(),
     }
+    broken = ser_fast.GRU(2, 3)
+    with torch.no_grad():
+        broken.weight_hh_l0[1, 1] = torch.inf
     changed = nn.utils.parametrizations.weight_norm(ser_fast.GRU(2, 3), "weight_hh_l0")
-    report = ser_fast.quantize(nn.ModuleDict(parts | {"changed": changed, "linear": nn.Linear(2, 3)}))
-    assert not report.replaced and set(report.left) == {"own", "cell", "torch", "low", "changed"}
+    parts |= {"changed": changed, "broken": broken}
+    report = ser_fast.quantize(nn.ModuleDict(parts | {"linear": nn.Linear(2, 3)}))
+    assert not report.replaced and set(report.left) == set(parts)
+    assert report.left["broken"] == "a weight is NaN or infinite"
     assert report.left["low"] == "its weights are torch.float16: only float32 is quantized"
     with pytest.raises(TypeError, match="quantize: model is a int; it must be a torch"):
         ser_fast.quantize(3)
