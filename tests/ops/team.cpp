@@ -93,11 +93,11 @@ std::vector<float> layer(Pool which, int64_t threads, int64_t rows, int64_t dire
   const auto x = draw(T * rows * features, 1), w_ih = draw(3 * H * features, 0.3f), w_hh = draw(3 * H * H, 0.1f),
              b = draw(3 * H, 0.1f), h0 = draw(directions * rows * H, 1);
   std::vector<float> y(T * rows * directions * H), h_n(directions * rows * H);
-  const GruLayerWeights<float> weights{w_ih.data(), w_hh.data(), b.data(), b.data()};
-  gru_layer_cpu<float>({{T, rows, directions, H, true}, features, {x.data(), rows * features, features, nullptr},
-                        {weights, weights}, h0.data(), nullptr,
-                        {y.data(), rows * directions * H, directions * H, nullptr}, h_n.data()},
-                       {threads, run_threads});
+  const GruLayerWeights<float> weights{w_ih.data(), w_hh.data(), b.data(), b.data(), nullptr, nullptr};
+  const GruLayer<float> args{{T, rows, directions, H, true}, features, {x.data(), rows * features, features, nullptr},
+                             {weights, weights}, h0.data(), nullptr,
+                             {y.data(), rows * directions * H, directions * H, nullptr}, h_n.data(), {}, {}};
+  gru_layer_cpu(args, {threads, run_threads});
   y.insert(y.end(), h_n.begin(), h_n.end());
   return y;
 }

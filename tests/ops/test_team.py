@@ -10,8 +10,8 @@ from host_gpu import ROOT
 @pytest.mark.thorough
 def test_team_equals_one_thread_without_a_race(tmp_path):
     program = tmp_path / "team"
-    sources = [ROOT / name for name in ("tests/native/team.cpp", "kernels/gru_layer.cpp", "kernels/simd.cpp")]
-    flags = "-std=c++20 -O1 -g1 -fsanitize=thread -Wno-psabi -pthread -o"
+    sources = [ROOT / name for name in ("tests/ops/team.cpp", "kernels/gru_layer.cpp", "kernels/simd.cpp")]
+    flags = "-std=c++20 -O1 -g1 -fsanitize=thread -Wall -Wextra -Werror -Wno-psabi -pthread -o"
     built = subprocess.run(["g++", *flags.split(), program, *sources], capture_output=True, text=True, timeout=300)
     assert built.returncode == 0, built.stderr[-2000:]
     ran = subprocess.run([program], capture_output=True, text=True, timeout=300)
