@@ -26,9 +26,10 @@ CUDA_DTYPES = {  # by op with kernels for CUDA tensors; the others run on their 
 }
 # Measured cases in which torch's path is faster, or ours was never measured; `ser-fast info` prints them.
 RULES = {
-    "GRU without a gradient on CPU": "compiled, projection included, in float32 and float64 at every T",
+    "GRU without a gradient on CPU": "compiled, projection included, in float32, float64 and bfloat16 at every T",
+    "GRU with a gradient on CPU": "compiled, projection included in float32 and float64, not in bfloat16",
     "GRU with T = 1 and a gradient": "torch on CPU: laying out W_hh for the kernel costs more than one step saves",
-    "GRUCell": "compiled without a gradient on CPU, in float32 and float64; else torch, as the GRU with T = 1",
+    "GRUCell": "compiled without a gradient on CPU; else torch, as the GRU with T = 1",
     "GRU without our kernels": "torch, on CPU if they were not built and on other devices: the reference is slower",
     "GRU by cuda or triton": "torch if W_hh does not fit on chip: nothing was measured there",
     "CUDA, backend auto": "the fastest path measured on GPUs of its compute capability, if its kernels are "
