@@ -21,13 +21,16 @@ def change(arguments: tuple, place: int, value) -> tuple:
     return (*arguments[:place], value, *arguments[place + 1 :])
 
 
+def strided(arguments) -> list:
+    return [[spread(one) for one in value] if isinstance(value, list) and isinstance(value[0], torch.Tensor)
+            else spread(value) if isinstance(value, torch.Tensor) else value for value in arguments]  # fmt: skip
+
+
 @pytest.mark.parametrize("case", CASES, ids=case_id)
 @pytest.mark.parametrize("layout", ["contiguous", "strided"])
 def test_layer_kernel_equals_reference(case, layout, poison):
     arguments = arguments_of(*case[0], **case[1])
-    if layout == "strided":
-        arguments = [[spread(one) for one in value] if isinstance(value, list)
-                     else spread(value) if isinstance(value, torch.Tensor) else value for value in arguments]  # fmt: skip
+    arguments = arguments if layout == "contiguous" else strided(arguments)
     for found, truth in zip(OP(*arguments), REFERENCE(*arguments), strict=True):
         assert_exact(found, truth)
 
@@ -83,11 +86,6 @@ def train(x, weights, *rest) -> tuple:
 
 def flat(results) -> list[torch.Tensor]:
     return [one for result in results for one in (result if isinstance(result, list | tuple) else [result])]
-
-
-def strided(arguments) -> list:
-    return [[spread(one) for one in value] if isinstance(value, list) and isinstance(value[0], torch.Tensor)
-            else spread(value) if isinstance(value, torch.Tensor) else value for value in arguments]  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES, ids=case_id)
