@@ -172,7 +172,8 @@ SER_FAST_INLINE void product(const typename Factor<I, S>::Type* left, int64_t st
   constexpr int64_t lanes = kLanes<I, Wide<S>>, pair = Factor<I, S>::kPair;
   constexpr bool fixed = std::is_same_v<S, Byte>, scaled = fixed || std::is_same_v<S, int8_t>;
   const int64_t most = fixed ? 512 : depth;  // products of 2^14 units with 128 whose sum stays below 2^31
-  for (int64_t begin = 0; begin < depth; begin += most) {
+  int64_t begin = 0;
+  do {
     using Sum = std::conditional_t<fixed, Vec<I, int32_t>, Vec<I, Wide<S>>>;
     Sum sum[R][N * V];
     SER_FAST_UNROLL
@@ -205,7 +206,8 @@ SER_FAST_INLINE void product(const typename Factor<I, S>::Type* left, int64_t st
                         load<I>(scale + v * lanes) * __builtin_convertvector(sum[row][v], Vec<I, Wide<S>>));
         else store(to, sum[row][v]);
       }
-  }
+    begin += most;
+  } while (fixed && begin < depth);
 }
 
 // Some vectors of hidden units.
