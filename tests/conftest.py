@@ -69,10 +69,11 @@ def two_threads():
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_measured(tmp_path_factory):
-    """Hide the table of measured GPUs that ships; tests of tables bring their own."""
+    """Hide the table of measured GPUs that ships, and what was tuned here; tests of tables bring their own."""
     from ser_fast.backends import measured
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SER_FAST_TUNED", "0")
         patch.setattr(measured, "FILE", tmp_path_factory.getbasetemp() / "measured.json")
         yield
 
@@ -83,7 +84,7 @@ def fresh_state(monkeypatch):
     from ser_fast.backends import state
 
     fresh = dataclasses.replace(
-        state.current, on_cuda="auto", widest=(0, 0, 0), triton_gru_plan=None, entries={}, paths={}
+        state.current, on_cuda="auto", widest={}, entries={}, paths={}, packaged=False, hinted=False
     )
     monkeypatch.setattr(state, "current", fresh)
     return fresh

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import ser_fast.ops.gru
 from device.bench import PRECISIONS, Bench, Case, allow, precisions
 from ser_fast import backends
-from ser_fast.backends import dispatch, info, state
+from ser_fast.backends import dispatch, info
 from ser_fast.models.peers import packed, reference
 
 HIDDEN = (128, 256, 512, 64)
@@ -29,9 +29,9 @@ MORE = [(64, 300, 401), (32, 1000, 128)]
 def fits(ours: str, dtype: torch.dtype, hidden: int, streams: bool) -> bool:
     """Return whether this backend runs its own kernel: W_hh fits on the chip or may be streamed from memory."""
     if ours == "ours, cuda":
-        return dispatch.fits_on_chip(hidden, dtype)
+        return dispatch.fits_on_chip(hidden, dtype, None)
     if ours == "ours, triton":
-        return streams or state.current.triton_gru_plan(hidden, dtype, dispatch.tf32_allowed()).resident
+        return streams or dispatch.triton_gru_plan(hidden, dtype).resident
     return True
 
 

@@ -48,17 +48,17 @@ def driver_version() -> int:
     return version.value
 
 
-def refused(backend: str, gpu: int) -> str | None:
-    """Return why the GPU of this index cannot run the backend's kernels; None if it can."""
+def refused(backend: str, gpu: int | None) -> str | None:
+    """Return why a GPU cannot run the backend's kernels, None if it can; ``gpu`` None is torch's current one."""
     info, capability = build_info(), torch.cuda.get_device_capability(gpu)
     built = info.get("cuda_archs", ()), info.get("nvcc", "0.0")
     why = gpus.refusal(backend, capability, driver_version(), *built)
-    return why and f"cuda:{gpu} is {torch.cuda.get_device_name(gpu)}: {why}"
+    return why and f"cuda{'' if gpu is None else f':{gpu}'} is {torch.cuda.get_device_name(gpu)}: {why}"
 
 
-def visible() -> range:
-    """Return the indices of the GPUs that torch can see."""
-    return range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+def runs(backend: str, gpu: int | None) -> bool:
+    """Return whether the backend's kernels are installed and this GPU can run them."""
+    return not (missing(backend) or refused(backend, gpu))
 
 
 def capability(gpu: int | None) -> str | None:

@@ -1,20 +1,25 @@
 """Select the backend that runs an op on a device.
 
 CPU tensors run on the compiled kernels once these are loaded: ``SER_FAST_BACKEND=reference`` turns them off,
-``SER_FAST_CPU`` chooses their instruction set. CUDA tensors run on the path that was measured fastest on GPUs of the
-same compute capability (:mod:`ser_fast.backends.measured`), and on torch's own operators where nothing was measured,
-until ``SER_FAST_BACKEND`` or :func:`use` chooses the CUDA C++ kernels ("cuda") or the Triton kernels ("triton").
+``SER_FAST_CPU`` chooses their instruction set. CUDA tensors run on the path that ``ser-fast tune`` found fastest on
+this GPU (:mod:`ser_fast.backends.tuned`), else on the one measured on GPUs of the same compute capability
+(:mod:`ser_fast.backends.measured`), else on torch's own operators, until ``SER_FAST_BACKEND`` or :func:`use` chooses
+the CUDA C++ kernels ("cuda") or the Triton kernels ("triton").
 """
 
 import importlib
 import itertools
 import os
+import sys
+import warnings
+from pathlib import Path
 
 import torch
 
 from ser_fast._torch_compat import constant_in_graphs, without_modes
-from ser_fast.backends import build, measured, state
+from ser_fast.backends import build, measured, state, tuned
 
+PACKAGE = str(Path(__file__).parents[1]) + os.sep
 BACKENDS = ("auto", "compiled", "cuda", "triton", "reference")
 OPS = ("gru", "attention_pool", "power_spectrogram", "self_attention", "conv_pool", "gray_deltas")
 GRU_PRODUCTS = ("half precision", "tf32", "float32 as three tf32 products")
@@ -32,8 +37,8 @@ RULES = {
     "GRUCell": "compiled without a gradient on CPU; else torch, as the GRU with T = 1",
     "GRU without our kernels": "torch, on CPU if they were not built and on other devices: the reference is slower",
     "GRU by cuda or triton": "torch if W_hh does not fit on chip: nothing was measured there",
-    "CUDA, backend auto": "the fastest path measured on GPUs of its compute capability, if its kernels are "
-    "installed; torch for what was not measured, and for a GRU with T = 1 or larger than any measured",
+    "CUDA, backend auto": "the fastest path by `ser-fast tune`, or measured on GPUs of its compute capability, if "
+    "its kernels are installed; torch for what was not measured, for a GRU with T = 1 or larger than any measured",
 }
 
 
@@ -66,38 +71,34 @@ def load() -> None:
 
 
 def use(backend: str) -> None:
-    """Choose the backend of CUDA tensors from now on.
+    """Choose the backend of CUDA tensors from now on. A GPU is queried at its own first call, not here.
 
     Args:
         backend: "cuda", "triton", or "auto": the path that was measured fastest, else torch's operators.
 
     Raises:
-        ValueError: another name; "cuda" if it was not built or did not load, "triton" if it is not installed; a
-            visible GPU that is AMD's or that :func:`ser_fast.backends.gpus.refusal` refuses.
+        ValueError: another name; "cuda" if it was not built or did not load, "triton" if it is not installed; with an
+            AMD GPU. The first call on a GPU that :func:`ser_fast.backends.gpus.refusal` refuses raises it as well.
     """
     if backend not in ("auto", "cuda", "triton"):
         raise ValueError(f"backend is '{backend}'; it must be 'auto', 'cuda' or 'triton', for CUDA tensors")
-    if backend != "auto":
-        refusals = (build.refused(backend, gpu) for gpu in build.visible())
-        why = build.missing(backend) or next(filter(None, refusals), None)
-        if why:
-            raise ValueError(f"backend is '{backend}', but {why}")
-        _make_ready(backend)
+    why = backend != "auto" and build.missing(backend)
+    if why:
+        raise ValueError(f"backend is '{backend}', but {why}")
     state.current.on_cuda = backend
 
 
-def _make_ready(backend: str) -> None:
-    """Load the data for choosing by size: Triton's plans, or the largest H that fits on the GPUs that run "cuda"."""
-    if backend == "triton":
-        state.current.triton_gru_plan = importlib.import_module("ser_fast.kernels.gru").plan
-        return
-    fitting = [widest_gru(gru_limits(gpu)) for gpu in build.visible() if not build.refused("cuda", gpu)]
-    state.current.widest = tuple(map(min, zip(*fitting))) if fitting else (0, 0, 0)
+def reread() -> None:
+    """Discard the cached choices, also those in compiled graphs: the next calls read the files again."""
+    state.current.entries.clear()
+    state.current.paths.clear()
+    if "torch._dynamo" in sys.modules:
+        sys.modules["torch._dynamo"].reset()
 
 
-def gru_limits(gpu: int) -> torch.Tensor:
-    """Return the GPU's limits that :func:`widest_gru` reads."""
-    return torch.ops.ser_fast_cuda.gru_limits(torch.empty(0, device=f"cuda:{gpu}"))
+def gru_limits(gpu: int | None) -> torch.Tensor:
+    """Return the limits of a GPU, None for torch's current one, that :func:`widest_gru` reads."""
+    return torch.ops.ser_fast_cuda.gru_limits(torch.empty(0, device=torch.device("cuda", gpu)))
 
 
 def widest_gru(limits: torch.Tensor) -> list[int]:
@@ -128,41 +129,85 @@ def gru_product(dtype: torch.dtype) -> int:
     return 1 if tf32_allowed() else 2
 
 
-def fits_on_chip(hidden_size: int, dtype: torch.dtype) -> bool:
-    """Return whether the CUDA kernels can keep a W_hh of this size on the chip."""
-    return hidden_size <= state.current.widest[gru_product(dtype)]
+def fits_on_chip(hidden_size: int, dtype: torch.dtype, gpu: int | None) -> bool:
+    """Return whether the CUDA kernels can keep a W_hh of this size on the chip of a GPU."""
+    known = state.current.widest
+    if gpu not in known:
+        with without_modes():  # the plans computed here are no part of a graph that is being exported
+            known[gpu] = tuple(widest_gru(gru_limits(gpu))) if build.capability(gpu) else (0, 0, 0)
+    return hidden_size <= known[gpu][gru_product(dtype)]
 
 
 def measured_on(gpu: int | None) -> tuple[dict, tuple[str, ...]]:
-    """Return the measurements on GPUs of this one's compute capability, and the measured kernels that it can run.
+    """Return the choices on this GPU, and the kernels among them that it can run.
+
+    The user's own choices (:mod:`ser_fast.backends.tuned`) come first, then those measured on GPUs of the same
+    compute capability (:mod:`ser_fast.backends.measured`).
 
     Args:
         gpu: a GPU's index, None for torch's current one. ``SER_FAST_BACKEND=reference`` turns all kernels off.
     """
     known = state.current.entries
     if gpu not in known:
-        table = {} if os.environ.get("SER_FAST_BACKEND") == "reference" else measured.read(measured.FILE)
-        entry = table.get(build.capability(gpu), {}) if table else {}
-        here = tuple(
-            name for name in measured.BACKENDS if entry and not (build.missing(name) or build.refused(name, gpu))
-        )
-        with without_modes():  # the plans computed here are no part of a graph that is being exported
-            for name in here:
-                _make_ready(name)
-        known[gpu] = entry, here
+        entry = {} if os.environ.get("SER_FAST_BACKEND") == "reference" else _entry(gpu)
+        known[gpu] = entry, tuple(name for name in measured.BACKENDS if entry and build.runs(name, gpu))
     return known[gpu]
 
 
+def _entry(gpu: int | None) -> dict:
+    capability = build.capability(gpu)
+    if not capability:
+        return {}
+    found, _ = tuned.read(torch.device("cuda", gpu))
+    if found:
+        return {"gpu": found["key"]["name"], **found["choices"]}
+    return measured.read(measured.FILE).get(capability, {})
+
+
 @constant_in_graphs  # a compiled graph cannot hold a query of the GPU
-def _fastest(op: str, gpu: int | None, dtype: torch.dtype, tf32: bool, hidden_size: int | None, alone: bool) -> str:
-    """Return the fastest path that was measured for a call and can run it; "torch" if none was."""
-    known, call = state.current.paths, (op, gpu, dtype, tf32, hidden_size, alone)
+def _path(
+    backend: str, op: str, gpu: int | None, dtype: torch.dtype, tf32: bool, hidden_size: int | None, alone: bool
+) -> str:
+    """Return the path of a call: that of the chosen backend, or for "auto" the fastest that is known.
+
+    Raises:
+        ValueError: the GPU cannot run the chosen backend.
+    """
+    known, call = state.current.paths, (backend, op, gpu, dtype, tf32, hidden_size, alone)
     if call not in known:
-        entry, here = measured_on(gpu)
-        name = "float32" if dtype == torch.int16 else str(dtype).removeprefix("torch.")
-        order = measured.order(entry, op, "tf32" if tf32 else name, hidden_size)
-        known[call] = _first_of([path for path in order if path in ("torch", *here)], op, dtype, hidden_size, alone)
+        if backend == "auto":
+            entry, here = measured_on(gpu)
+            name = "tf32" if tf32 else "float32" if dtype == torch.int16 else str(dtype).removeprefix("torch.")
+            order = [path for path in measured.order(entry, op, name, hidden_size) if path in ("torch", *here)]
+            _hint(gpu, entry)
+        else:
+            order = [backend]
+            why = build.capability(gpu) and build.refused(backend, gpu)
+            if why:
+                raise ValueError(f"backend is '{backend}', but {why}")
+        known[call] = _first_of(order, op, gpu, dtype, hidden_size, alone)
     return known[call]
+
+
+def _hint(gpu: int | None, entry: dict) -> None:
+    """Name ``ser-fast tune`` once, in the first call on an untuned GPU that could run kernels that are installed."""
+    now, unwanted = state.current, tuned.path() is None or os.environ.get("SER_FAST_BACKEND") == "reference"
+    if now.hinted or entry or unwanted or now.packaged or torch.compiler.is_compiling() or not build.capability(gpu):
+        return
+    if any(build.runs(name, gpu) for name in measured.BACKENDS):
+        now.hinted = True
+        sentence = (
+            "`ser-fast tune` proves the kernels of ser_fast on this GPU and enables the faster ones in 2 minutes"
+        )
+        warnings.warn(f"{sentence}; SER_FAST_TUNED=0 silences this", stacklevel=_stacklevel())
+
+
+def _stacklevel() -> int:
+    """Return the stacklevel, for the calling function, of the first frame outside ser_fast and torch."""
+    frame, level, folders = sys._getframe(1), 1, (PACKAGE, os.path.dirname(torch.__file__) + os.sep)
+    while frame.f_back and frame.f_code.co_filename.startswith(folders):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def path_on_cuda(op: str, gpu: int | None, dtype: torch.dtype, hidden_size: int | None, alone: bool = False) -> str:
@@ -173,26 +218,30 @@ def path_on_cuda(op: str, gpu: int | None, dtype: torch.dtype, hidden_size: int 
     """
     if op not in CUDA_DTYPES:
         return "torch"
-    if state.current.on_cuda == "auto":
-        tf32 = op == "gru" and dtype == torch.float32 and tf32_allowed()
-        return _fastest(op, gpu, dtype, tf32, hidden_size, alone)
-    return _first_of([state.current.on_cuda], op, dtype, hidden_size, alone)
+    tf32 = op == "gru" and dtype == torch.float32 and tf32_allowed()
+    return _path(state.current.on_cuda, op, gpu, dtype, tf32, hidden_size, alone)
 
 
-def _first_of(paths: list[str], op: str, dtype: torch.dtype, hidden_size: int | None, alone: bool) -> str:
+def _first_of(
+    paths: list[str], op: str, gpu: int | None, dtype: torch.dtype, hidden_size: int | None, alone: bool
+) -> str:
     """Return the first path that can run the call. The GRU's op alone has no torch path; Triton's can stream W_hh."""
     for path in paths:
         if path == "torch":
             serves = not (alone and op == "gru")
         elif path == "triton":
-            plan = state.current.triton_gru_plan
-            fits = alone or hidden_size is None or plan(hidden_size, dtype, tf32_allowed()).resident
+            fits = alone or hidden_size is None or triton_gru_plan(hidden_size, dtype).resident
             serves = fits and dtype in TRITON_DTYPES
         else:
-            serves = (hidden_size is None or fits_on_chip(hidden_size, dtype)) and dtype in CUDA_DTYPES[op]
+            serves = dtype in CUDA_DTYPES[op] and (hidden_size is None or fits_on_chip(hidden_size, dtype, gpu))
         if serves:
             return path
     return "torch"
+
+
+def triton_gru_plan(hidden_size: int, dtype: torch.dtype):
+    """Return the plan of Triton's GRU kernels for this size."""
+    return importlib.import_module("ser_fast.kernels.gru").plan(hidden_size, dtype, tf32_allowed())
 
 
 def select(

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from ser_fast._version import __version__
-from ser_fast.backends import build, dispatch, measured, state
+from ser_fast.backends import build, dispatch, measured, state, tuned
 
 UNTESTED = "not yet run on a GPU"
 
@@ -31,6 +31,8 @@ def info() -> dict:
         "triton kernels": f"{_standing('triton')}; {_triton()}",
         "SER_FAST_CPU": os.environ.get("SER_FAST_CPU", "unset (the best)"),
         "SER_FAST_BACKEND": os.environ.get("SER_FAST_BACKEND", "unset (auto)"),
+        tuned.VARIABLE: os.environ.get(tuned.VARIABLE, f"unset ({tuned.path()})"),
+        **{f"tuned, {device}": tuned.described(device) for device in ["cpu", *map("cuda:{}".format, _gpus())]},
         "backends": {f"{op} on {device}": dispatch.select(op, device) for op in dispatch.OPS for device in devices},
         "measured": measured.described(measured.read(measured.FILE)),
     }
@@ -41,13 +43,20 @@ def what_runs() -> dict[str, str]:
     compiled = f"the compiled kernels, for {state.current.instruction_set}"
     found = {"cpu": compiled if state.current.loaded else f"torch's operators: {state.current.reason}"}
     if torch.cuda.is_available():
-        return found | {f"cuda:{gpu}": _on_gpu(gpu) for gpu in range(torch.cuda.device_count())}
+        return found | {f"cuda:{gpu}": _on_gpu(gpu) for gpu in _gpus()}
     other = torch.accelerator.current_accelerator(check_available=True)
     return found | ({other.type: "torch's operators: there are no kernels for it"} if other else {})
 
 
+def _gpus() -> range:
+    return range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+
+
 def _on_gpu(gpu: int) -> str:
     if state.current.on_cuda != "auto":
+        why = build.refused(state.current.on_cuda, gpu)
+        if why:
+            return f"none: the {state.current.on_cuda} kernels are chosen, but {why}"
         standing = _standing(state.current.on_cuda, gpu)
         return f"the {state.current.on_cuda} kernels, {standing}; torch's operators for unsupported calls"
     reasons: dict[tuple, list[str]] = {}

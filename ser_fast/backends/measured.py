@@ -56,17 +56,22 @@ def check(table: dict) -> None:
         for name in ABOUT:
             found = rest.pop(name, None)
             require(isinstance(found, str), f"{capability} {name} is {found!r}", "a text")
-        for op, found in rest.items():
-            require(op in PRECISIONS, f"an op of {capability} is {op!r}", f"one of {', '.join(PRECISIONS)}")
-            for precision, _ in _items(found, f"{capability} {op}"):
-                allowed = PRECISIONS[op]
-                require(precision in allowed, f"a precision of {op} is {precision!r}", f"one of {', '.join(allowed)}")
-        for op, precision, size, order in orders(entry):
-            require(re.fullmatch(r"[1-9]\d*", size or "1"), f"a hidden size is {size!r}", "a positive integer")
-            good = isinstance(order, list) and "torch" in order
-            good = good and all(path in ("torch", *BACKENDS) and order.count(path) == 1 for path in order)
-            where = " ".join(filter(None, (capability, op, precision, size)))
-            require(good, f"{where} is {order!r}", "'torch' and, once each, any of 'cuda' and 'triton'")
+        check_choices(rest, capability)
+
+
+def check_choices(choices: dict, where: str) -> None:
+    """Raise ValueError if these are not choices by op, precision and hidden size; ``where`` names them."""
+    for op, found in choices.items():
+        require(op in PRECISIONS, f"an op of {where} is {op!r}", f"one of {', '.join(PRECISIONS)}")
+        for precision, _ in _items(found, f"{where} {op}"):
+            allowed = PRECISIONS[op]
+            require(precision in allowed, f"a precision of {op} is {precision!r}", f"one of {', '.join(allowed)}")
+    for op, precision, size, order in orders(choices):
+        require(re.fullmatch(r"[1-9]\d*", size or "1"), f"a hidden size is {size!r}", "a positive integer")
+        good = isinstance(order, list) and "torch" in order
+        good = good and all(path in ("torch", *BACKENDS) and order.count(path) == 1 for path in order)
+        name = " ".join(filter(None, (where, op, precision, size)))
+        require(good, f"{name} is {order!r}", "'torch' and, once each, any of 'cuda' and 'triton'")
 
 
 def _items(found, where: str):

@@ -1,6 +1,5 @@
 """The mutable state of backend selection: one object, which tests replace as a whole."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 
@@ -13,11 +12,11 @@ class State:
         reason: why they are not; None if they are.
         instruction_set: instruction set of the compiled CPU kernels, such as "avx512"; None if they are not loaded.
         on_cuda: "auto", "cuda" or "triton".
-        widest: largest hidden size whose W_hh fits on the chip of every GPU that runs the CUDA kernels, for each of
-            ``dispatch.GRU_PRODUCTS``; zeros until these kernels may be chosen.
-        triton_gru_plan: ``ser_fast.kernels.gru.plan`` once the Triton kernels may be chosen; a traced graph cannot
-            import it.
-        entries: cache of the measurements that apply to each GPU, by its index.
+        widest: largest hidden sizes whose W_hh fits on the chip, for each of ``dispatch.GRU_PRODUCTS``, by GPU; a
+            GPU is queried at its own first call.
+        packaged: True if the choices of ``ser-fast tune`` are ignored, because they differ between the processes.
+        hinted: True once a call on an untuned GPU has named ``ser-fast tune``.
+        entries: cache of the choices that apply to each GPU, by its index.
         paths: cache of the fastest path of each call.
     """
 
@@ -25,8 +24,9 @@ class State:
     reason: str | None = None
     instruction_set: str | None = None
     on_cuda: str = "auto"
-    widest: tuple[int, ...] = (0, 0, 0)
-    triton_gru_plan: Callable | None = None
+    widest: dict[int | None, tuple[int, ...]] = field(default_factory=dict)
+    packaged: bool = False
+    hinted: bool = False
     entries: dict[int | None, tuple] = field(default_factory=dict)
     paths: dict[tuple, str] = field(default_factory=dict)
 

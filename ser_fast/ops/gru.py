@@ -307,7 +307,7 @@ _GRADIENTS = "(Tensor grad_gx, Tensor grad_q, Tensor grad_h0)"
 def on_cuda(gx, w_hh, b_hh, h0, lengths, reset_after, save_gates) -> tuple[Tensor, Tensor, Tensor]:
     """CUDA kernel of ``gru``; falls back to the reference if W_hh does not fit on the chip."""
     args = (gx, w_hh, b_hh, h0, lengths, reset_after, save_gates)
-    if not dispatch.fits_on_chip(w_hh.shape[-1], gx.dtype):
+    if not dispatch.fits_on_chip(w_hh.shape[-1], gx.dtype, gx.device.index):
         return reference(*args)
     return torch.ops.ser_fast_cuda.gru(*args, dispatch.tf32_allowed())
 
@@ -315,7 +315,7 @@ def on_cuda(gx, w_hh, b_hh, h0, lengths, reset_after, save_gates) -> tuple[Tenso
 def backward_on_cuda(grad_y, grad_h_n, y, gates, w_hh, h0, lengths, reset_after) -> tuple[Tensor, Tensor, Tensor]:
     """CUDA backward of ``gru``; falls back to the reference like the forward."""
     args = (grad_y, grad_h_n, y, gates, w_hh, h0, lengths, reset_after)
-    if not dispatch.fits_on_chip(w_hh.shape[-1], y.dtype):
+    if not dispatch.fits_on_chip(w_hh.shape[-1], y.dtype, y.device.index):
         return reference_backward(*args)
     return torch.ops.ser_fast_cuda.gru_backward(*args, dispatch.tf32_allowed())
 

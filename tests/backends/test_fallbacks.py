@@ -87,27 +87,34 @@ def machine(fresh_state, monkeypatch):
     return with_gpu
 
 
-def test_use_refuses_an_old_gpu(machine):
+def test_first_call_refuses_an_old_gpu(machine):
     pytest.importorskip("triton")
     machine("Tesla T4", (7, 5))
     for backend in ("cuda", "triton"):
         sentence = (
             f"backend is '{backend}', but cuda:0 is Tesla T4: its compute capability is 7.5; it must be at least"
         )
+        backends.use(backend)
         with pytest.raises(ValueError, match=sentence):
-            backends.use(backend)
-    assert backends.on_cuda == "auto" and backends.select("gru", "cuda") == "torch"
+            backends.select("gru", "cuda:0")
+        assert info.what_runs()["cuda:0"].startswith(
+            f"none: the {backend} kernels are chosen, but cuda:0 is Tesla T4"
+        )
+    backends.use("auto")
+    assert backends.select("gru", "cuda:0") == "torch"
     assert info.what_runs()["cuda:0"] == (
         "torch's operators: cuda and triton refused, cuda:0 is Tesla T4: its compute capability is 7.5; "
         "it must be at least 8.0"
     )
 
 
-def test_use_refuses_cuda_with_an_old_driver(machine):
+def test_first_call_refuses_cuda_with_an_old_driver(machine):
     pytest.importorskip("triton")
     machine("NVIDIA A100", (8, 0), driver=12080)
+    backends.use("cuda")
     with pytest.raises(ValueError, match=r"its driver supports CUDA 12\.8; it must support CUDA 13, which built"):
-        backends.use("cuda")
+        backends.select("gru", "cuda:0")
+    backends.use("auto")
     said = info.what_runs()["cuda:0"]
     assert said.startswith("torch's operators: cuda refused, cuda:0 is NVIDIA A100: its driver supports CUDA 12.8; ")
     assert said.endswith("; SER_FAST_BACKEND=triton chooses kernels, not yet run on a GPU")

@@ -15,7 +15,6 @@ import torch
 from ser_fast import backends
 
 pytest.importorskip("triton")  # which `pip install '.[test]'` brings
-from ser_fast.kernels import gru as gru_kernels
 
 ROOT = Path(__file__).parents[2]
 GPU = {"gpu": "a GPU of this test", "capability": "9.0", "torch": "2.11.0", "commit": "abc1234"}
@@ -289,7 +288,7 @@ def played(imported, native, fresh_state, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "played")
-    fresh_state.widest, fresh_state.triton_gru_plan = (512, 256, 256), gru_kernels.plan
+    fresh_state.widest = {None: (512, 256, 256)}
     monkeypatch.setattr(backends, "use", lambda name: setattr(fresh_state, "on_cuda", name))
     monkeypatch.setattr(torch, "compile", lambda call, **options: call)
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32

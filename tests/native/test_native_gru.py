@@ -242,7 +242,7 @@ def test_widest_gru_of_known_gpus():
 
 
 def test_select_takes_cuda_gru_by_size(fresh_state, monkeypatch):
-    fresh_state.on_cuda, fresh_state.widest = "cuda", (512, 256, 128)
+    fresh_state.on_cuda, fresh_state.widest = "cuda", {None: (512, 256, 128)}
     monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee")
     for dtype, hidden, wanted in ((torch.float16, 512, "cuda"), (torch.float16, 513, "torch"), (torch.float32, 128, "cuda"),
                                   (torch.float32, 129, "torch"), (torch.float64, 8, "torch")):  # fmt: skip

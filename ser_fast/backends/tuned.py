@@ -1,0 +1,173 @@
+"""Read what ``ser-fast tune`` chose on this machine: the file ``tuned.json`` in the user's cache.
+
+It holds an entry for every device and software that was tuned, by the digest of its key::
+
+    {"5f0c...": {"key": {"device": "cuda", "name": "NVIDIA H100 80GB HBM3", "torch": "2.13.0", ...},
+                 "date": "2026-12-01",
+                 "choices": {"gru": {"tf32": {"128": ["cuda", "torch"]}}},
+                 "rules": {}, "banned": {"gru by triton": "float32 H=64: it did not end within 50 s"}}}
+
+``choices`` has the form of :mod:`ser_fast.backends.measured`, ``rules`` are those of the CPU. An entry is used only
+if its whole key is that of the device at hand. ``SER_FAST_TUNED=0`` ignores the file, ``SER_FAST_TUNED=PATH`` names
+another one.
+"""
+
+import functools
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import warnings
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from ser_fast._require import require
+from ser_fast.backends import build, measured, state
+
+VARIABLE = "SER_FAST_TUNED"
+DIFFER = "the choices of the processes differ"
+
+
+def path() -> Path | None:
+    """Return the file of the tuned choices; None if ``SER_FAST_TUNED=0`` turns them off."""
+    given = os.environ.get(VARIABLE)
+    if given:
+        return None if given == "0" else Path(given)
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
+    return Path(os.path.expanduser(cache), "ser_fast", "tuned.json")
+
+
+def key(device: str | torch.device) -> dict:
+    """Return all that a choice depends on: the device, the software that it runs, and the hash of our kernels."""
+    device = torch.device(device)
+    software = {"torch": torch.__version__, "kernels": _kernels()}
+    if device.type == "cpu":
+        return {
+            "device": "cpu",
+            "name": processor(),
+            "instruction set": state.current.instruction_set,
+            "threads": torch.get_num_threads(),
+            **software,
+        }
+    gpu = torch.cuda.get_device_properties(device)
+    return {
+        "device": "cuda",
+        "name": gpu.name,
+        "multiprocessors": gpu.multi_processor_count,
+        "capability": f"{gpu.major}.{gpu.minor}",
+        "driver": build.driver_version(),
+        "cudnn": torch.backends.cudnn.version(),
+        "triton": _version("triton"),
+        **software,
+    }
+
+
+def processor() -> str:
+    """Return the processor's name."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+@functools.cache
+def _kernels() -> str:
+    """Return a hash of the compiled kernels and of the sources of Triton's."""
+    found = hashlib.sha256()
+    if state.current.loaded:
+        found.update(Path(importlib.util.find_spec("ser_fast._C").origin).read_bytes())
+    (folder,) = importlib.util.find_spec("ser_fast.kernels").submodule_search_locations
+    for file in sorted(Path(folder).glob("*.py")):
+        found.update(file.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def described(device: str | torch.device) -> str:
+    """Return whether a device is tuned, when and with what result, as a line of ``ser-fast info``."""
+    entry, why = read(device)
+    if entry is None:
+        return f"no: {why}"
+    chosen: dict[str, list[str]] = {}
+    for op, precision, size, order in measured.orders(entry["choices"]):
+        chosen.setdefault(f"{op} {precision}", []).append(f"{order[0]} for H={size}" if size else order[0])
+    said = [f"{name}: {', '.join(paths)}" for name, paths in chosen.items()]
+    said += [f"{name}: {value}" for name, value in entry["rules"].items()]
+    said += [f"{name}: banned, {reason}" for name, reason in entry["banned"].items()]
+    return "; ".join([f"on {entry['date']}", *said])
+
+
+def digest(value: dict | None) -> str:
+    """Return the digest of a key or of choices."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def load(file: Path) -> dict[str, dict]:
+    """Return the entries of a file by the digests of their keys, {} if there is no file.
+
+    Raises:
+        ValueError: the file cannot be read or is not such a file; the message says where.
+    """
+    try:
+        entries = json.loads(file.read_text(encoding="utf-8"))
+        check(entries)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} is damaged ({error}); remove it, and type `ser-fast tune` again") from error
+    return entries
+
+
+def check(entries: dict) -> None:
+    """Raise ValueError if these are not entries of tuned choices."""
+    require(isinstance(entries, dict), f"the file is a {type(entries).__name__}", "an object")
+    for name, entry in entries.items():
+        require(isinstance(entry, dict), f"entry {name} is a {type(entry).__name__}", "an object")
+        for part, kind in (("key", dict), ("date", str), ("choices", dict), ("rules", dict), ("banned", dict)):
+            found = type(entry.get(part)).__name__
+            require(isinstance(entry.get(part), kind), f"{part} of entry {name} is a {found}", f"a {kind.__name__}")
+        measured.check_choices(entry["choices"], name)
+
+
+def read(device: str | torch.device) -> tuple[dict | None, str | None]:
+    """Return the entry of a device, or None and the reason. The device is queried only if there is a file."""
+    file = path()
+    if file is None:
+        return None, f"{VARIABLE} is 0"
+    if state.current.packaged:
+        return None, DIFFER
+    try:
+        entries = load(file)
+    except ValueError as error:
+        _warn_once(str(error))
+        return None, str(error)
+    if not entries:
+        return None, f"there is no {file}" if not file.exists() else f"{file} has no entry"
+    here = key(device)
+    entry = entries.get(digest(here))
+    return (entry, None) if entry else (None, _differing(here, entries))
+
+
+@functools.cache
+def _warn_once(sentence: str) -> None:
+    warnings.warn(f"ser_fast: {sentence}", stacklevel=4)
+
+
+def _differing(here: dict, entries: dict[str, dict]) -> str:
+    """Return which fields of the most similar key in the file are others here."""
+    kind = here["device"]
+    known = [entry["key"] for entry in entries.values() if entry["key"].get("device") == kind]
+    if not known:
+        return f"no device of type {kind} was tuned"
+    fields = [[name for name in here if other.get(name) != here[name]] for other in known]
+    nearest, other = min(zip(fields, known), key=lambda pair: len(pair[0]))
+    return "; ".join(f"{name} was {other.get(name)}, is {here[name]}" for name in nearest)
