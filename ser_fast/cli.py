@@ -99,8 +99,8 @@ def _run(argv: list[str]) -> int:
         return _without_command(argv)
     if distributed.world() > 1 and name != "train":
         distributed.refuse(ValueError(f"{name} runs in one process; it must be started without torchrun"))
-    if name == "info":  # needs torch alone, without jsonargparse
-        return _info(argv[1:])
+    if name in ("info", "tune"):  # need torch alone, without jsonargparse
+        return COMMANDS[name].run(argv[1:])
     with distributed.agreed():
         options = _parse(name, argv[1:])
     return COMMANDS[name].run(options)
@@ -359,6 +359,12 @@ def _info(argv: list[str]) -> int:
     return 0
 
 
+def _tune(argv: list[str]) -> int:
+    from ser_fast.tuning import command
+
+    return command.main(argv, COMMANDS["tune"].about)
+
+
 COMMANDS = {
     "demo": Command(
         "train CGRU and its LSTM versions on synthetic voices and compare them; takes minutes and needs no data",
@@ -381,4 +387,7 @@ COMMANDS = {
     ),
     "predict": Command("print the class probabilities of audio files", _predict, _add_predict),
     "info": Command("print what was built, what was loaded and which backend runs", _info),
+    "tune": Command(
+        "prove the kernels on this machine's GPU and choose the fastest; takes two minutes at most", _tune
+    ),
 }  # fmt: skip

@@ -23,7 +23,7 @@ FLOORS = (
     ("functional", "nn"),
     ("models", "data"),
     ("ser_fast",),  # the package itself: its public names
-    ("training",),
+    ("training", "tuning"),
     ("reports",),
     ("experiments",),
     ("cli",),

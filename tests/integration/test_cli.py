@@ -282,12 +282,12 @@ print(sorted({heavy} & sys.modules.keys()), "ser_fast.reports" in sys.modules, "
 """
     result = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
-    for command in ("demo", "train", "cv", "experiment", "convert", "predict", "info"):
+    for command in ("demo", "train", "cv", "experiment", "convert", "predict", "info", "tune"):
         assert re.search(rf"^    {command}\b", result.stdout, re.MULTILINE)
     assert result.stdout.endswith("[] False False\n")
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "cv", "experiment", "convert", "predict", "info"])
+@pytest.mark.parametrize("command", ["demo", "train", "cv", "experiment", "convert", "predict", "info", "tune"])
 def test_help_of_each_command_lists_its_options(command, capsys):
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])
