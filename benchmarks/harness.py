@@ -11,9 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 import ser_fast
+from ser_fast.backends.tuned import processor
+from ser_fast.tuning.checks import check, step  # noqa: F401  benchmarks import them from here
 
 # Frames of 32 utterances of Emo-DB: random.Random(0).sample over its files in order, 640 samples a frame, hop 160.
 EMODB_FRAMES = [
@@ -26,7 +27,7 @@ MODES = ("inference", "training")
 def machine() -> dict:
     """Return the environment that a timing depends on: processor, threads, versions, commit, allocator, date."""
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "instruction set": f"{ser_fast.backends.instruction_set} (torch {torch.backends.cpu.get_cpu_capability()})",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -38,11 +39,6 @@ def machine() -> dict:
         "backend": ser_fast.backends.select("gru"),
         "date": datetime.date.today().isoformat(),
     }
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def _commit() -> str:
@@ -58,43 +54,6 @@ def _allocator() -> str:
     maps = Path("/proc/self/maps").read_text() if Path("/proc/self/maps").exists() else ""
     other = next((name for name in ("jemalloc", "tcmalloc", "mimalloc") if f"lib{name}" in maps), None)
     return other or " ".join(platform.libc_ver()).strip() or platform.system()
-
-
-def check(case: str, found, wanted, tolerance: float) -> float:
-    """Return the largest difference of paired tensors, relative to the largest value of each.
-
-    Raises:
-        AssertionError: if a shape differs or the difference exceeds ``tolerance``; such a case is not timed.
-    """
-    worst = 0.0
-    for one, other in zip(_tensors(found), _tensors(wanted), strict=True):
-        if one.shape != other.shape:
-            raise AssertionError(f"{case}: shape {list(one.shape)} is not {list(other.shape)}, so it is not timed")
-        error = float((one.double() - other.double()).abs().max() / other.double().abs().max())
-        if not error <= tolerance:
-            raise AssertionError(
-                f"{case}: differs by {error:.1e} of the largest value, more than {tolerance:.0e}, so it is not timed"
-            )
-        worst = max(worst, error)
-    return worst
-
-
-def _tensors(value) -> list[Tensor]:
-    return [value.detach()] if isinstance(value, Tensor) else [tensor.detach() for tensor in value]
-
-
-def step(mode: str, forward: Callable[[], Tensor], inputs: list[Tensor], grad: Tensor) -> Callable[[], tuple]:
-    """Return a call of ``forward`` that returns its output and, in training, also the gradients of ``inputs``."""
-
-    def inference() -> tuple:
-        with torch.inference_mode():
-            return (forward(),)
-
-    def training() -> tuple:
-        y = forward()
-        return (y, *torch.autograd.grad(y, inputs, grad))
-
-    return training if mode == "training" else inference
 
 
 def fastest(call: Callable[[], object], repeats: int = 10) -> float:

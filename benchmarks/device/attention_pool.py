@@ -7,8 +7,9 @@ import torch
 from bench_attention_pool import eager, one_query
 from harness import check, step
 
-from device.bench import PRECISIONS, Bench, Case, precisions
+from device.bench import Bench, Case, precisions
 from ser_fast.functional import attention_pool
+from ser_fast.tuning.checks import PRECISIONS
 
 SIZES = [(64, 1000, 512), (64, 300, 256)]  # B, T and D; the first is larger than the L2 cache
 COPIED = 1 << 30  # bytes of the copy

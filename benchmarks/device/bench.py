@@ -1,7 +1,5 @@
 """Device, precisions and timing of the parts of the acceptance run."""
 
-import itertools
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,32 +9,17 @@ import harness
 import torch
 
 from ser_fast import backends
-from ser_fast.backends import build, dispatch, state
+from ser_fast.backends import build, dispatch
+from ser_fast.backends.measured import BACKENDS as KERNELS
+from ser_fast.tuning import timing
+from ser_fast.tuning.checks import PRECISIONS
 
-KERNELS = ("cuda", "triton")  # backends that are measured
-FEWEST, MOST = 5, 30  # bounds of the number of timed calls
 LOST = 3  # exit status of a part whose process can no longer use the device
-
-
-# dtype, value of torch's fp32_precision switch, and tolerance of the outputs.
-PRECISIONS = {
-    "tf32": (torch.float32, "tf32", 5e-3),
-    "bfloat16": (torch.bfloat16, "ieee", 5e-2),
-    "float32": (torch.float32, "ieee", 1e-5),
-    "float16": (torch.float16, "ieee", 1e-2),
-}
 
 
 def precisions(bench: "Bench") -> list[str]:
     """Return the names of the precisions; a rehearsal omits float16."""
     return [name for name, (dtype, *_) in PRECISIONS.items() if not bench.rehearse or dtype != torch.float16]
-
-
-def allow(switch: str) -> None:
-    """Allow tf32 (switch "tf32") or not ("ieee"), in cuDNN's recurrences, in ours and in matrix products."""
-    # torch's older names: torch.compile reads these and fails if the newer ones were set.
-    torch.set_float32_matmul_precision("high" if switch == "tf32" else "highest")
-    torch.backends.cudnn.allow_tf32 = switch == "tf32"
 
 
 @dataclass
@@ -45,18 +28,6 @@ class Case:
 
     name: str
     run: Callable[[], dict | list[dict]]
-
-
-def by(backend: str | None, call: Callable) -> Callable:
-    """Return the call on the kernels of a GPU backend; the call itself for any other backend."""
-    if backend not in KERNELS:
-        return call
-
-    def run():
-        state.current.on_cuda = backend
-        return call()
-
-    return run
 
 
 class Bench:
@@ -103,40 +74,11 @@ class Bench:
 
     def ours(self, call: Callable) -> dict[str, Callable]:
         """Return the call on each backend's kernels, by name; a rehearsal has the CPU's only."""
-        return {f"ours, {name}": by(name, call) for name in self.kernels}
-
-    def replayed(self, call: Callable) -> Callable:
-        """Return the replay of the call as a CUDA graph."""
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(2):
-                call()
-        torch.cuda.current_stream().wait_stream(side)
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            call()
-        return graph.replay
+        return {f"ours, {name}": timing.by(name, call) for name in self.kernels}
 
     def time(self, call: Callable, seconds: float = 0.15) -> float:
-        """Return the median seconds of a call, over as many as fit into ``seconds``, by CUDA events."""
-        if self.rehearse:
-            return harness.fastest(call, 1)
-        for _ in range(3):
-            call()
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        call()
-        torch.cuda.synchronize()
-        count = int(seconds / (time.perf_counter() - start))
-        marks = [torch.cuda.Event(enable_timing=True) for _ in range(min(max(count, FEWEST), MOST) + 1)]
-        marks[0].record()
-        for mark in marks[1:]:
-            call()
-            mark.record()
-        torch.cuda.synchronize()
-        return statistics.median(begin.elapsed_time(end) for begin, end in itertools.pairwise(marks)) / 1e3
+        """Return the median seconds of a call, over as many as fit into ``seconds``."""
+        return harness.fastest(call, 1) if self.rehearse else timing.median(call, seconds)
 
     def compare(
         self, steps: dict[str, Callable], checks: dict[str, Callable[[], float]], graphs: bool = True, **extra
@@ -168,7 +110,7 @@ class Bench:
                 continue
             if graphs and not self.rehearse and "packed" not in name:
                 try:
-                    seconds[f"{name}, graph"] = self.time(self.replayed(call))
+                    seconds[f"{name}, graph"] = self.time(timing.captured(call)[1])
                 except Exception as error:
                     left_out[f"{name}, graph"] = _first_line(error)
         found = {"seconds": seconds, "errors": errors, **extra}

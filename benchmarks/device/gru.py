@@ -13,10 +13,12 @@ from harness import EMODB_FRAMES, check, step
 from torch import Tensor, nn
 
 import ser_fast.ops.gru
-from device.bench import PRECISIONS, Bench, Case, allow, precisions
+from device.bench import Bench, Case, precisions
 from ser_fast import backends
 from ser_fast.backends import dispatch, info
 from ser_fast.models.peers import packed, reference
+from ser_fast.tuning import cases
+from ser_fast.tuning.checks import PRECISIONS, allow
 
 HIDDEN = (128, 256, 512, 64)
 RECURRENCE, PLANNED = (1000, 64), (300, 64)  # T and B
@@ -28,11 +30,7 @@ MORE = [(64, 300, 401), (32, 1000, 128)]
 
 def fits(ours: str, dtype: torch.dtype, hidden: int, streams: bool) -> bool:
     """Return whether this backend runs its own kernel: W_hh fits on the chip or may be streamed from memory."""
-    if ours == "ours, cuda":
-        return dispatch.fits_on_chip(hidden, dtype, None)
-    if ours == "ours, triton":
-        return streams or dispatch.triton_gru_plan(hidden, dtype).resident
-    return True
+    return (streams and ours == "ours, triton") or cases.fits(ours.removeprefix("ours, "), dtype, hidden, None)
 
 
 def recurrence(bench: Bench) -> list[Case]:
@@ -134,13 +132,8 @@ def restricted(bench: Bench, power: int) -> Iterator[Tensor]:
         whole = info.KNOWN_GPUS["H100"]
         yield torch.tensor([whole[0], *(count if place == power else 0 for place, count in enumerate(whole[1:]))])
         return
-    like, most = torch.empty(0, device=bench.device), torch.iinfo(torch.int64).max
-    try:
-        yield torch.ops.ser_fast_cuda.gru_restrict(
-            like, torch.tensor([most, *(most if place == power else 0 for place in range(4))])
-        )
-    finally:
-        torch.ops.ser_fast_cuda.gru_restrict(like, torch.tensor([most] * 5))
+    with cases.restricted(bench.device, power) as limits:
+        yield limits
 
 
 def gru(bench: Bench) -> list[Case]:

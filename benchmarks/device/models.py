@@ -27,13 +27,15 @@ from bench_models import (
 )
 from harness import check
 
-from device.bench import Bench, Case, allow, by
+from device.bench import Bench, Case
 from device.gru import NOT_ON_CHIP, fits, left
 from device.proofs import call
 from ser_fast import backends, experiments
 from ser_fast.experiments.settings import Settings
 from ser_fast.models.peers import with_torch
 from ser_fast.models.plain import plain
+from ser_fast.tuning.checks import allow
+from ser_fast.tuning.timing import by
 
 STEPS = 5  # steps in which the parts are timed
 # Later experiments reuse runs of earlier ones. `protocols` is omitted: most of its time is resampling on the CPU.

@@ -7,8 +7,9 @@ import torch
 from bench_power_spectrogram import BINS, HOP, N_FFT, WINDOW, chain, error_against_float64, torchaudio_chain
 from harness import check
 
-from device.bench import Bench, Case, allow
+from device.bench import Bench, Case
 from ser_fast.functional import power_spectrogram
+from ser_fast.tuning.checks import allow
 
 SIZES = [(64, 10), (32, 3)]  # utterances, seconds
 
