@@ -157,6 +157,13 @@ def bench_one_step(compare, hidden):
     compare_dense(compare, 1, 1, 128, hidden, 1, "inference")
 
 
+@pytest.mark.parametrize("frames", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("hidden", [64, 256, 512])
+def bench_short(compare, hidden, frames):
+    """GRU, training on few steps, where the fewest that our kernels run follow a rule."""
+    compare_dense(compare, 8, frames, hidden, hidden, 1, "training", ("ours", "nn.GRU"))
+
+
 @pytest.mark.parametrize("hidden", HIDDEN)
 def bench_cell(compare, hidden):
     """GRUCell, 100 steps of one stream."""

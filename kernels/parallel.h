@@ -20,12 +20,13 @@ struct Parallel {
   void (*run)(int64_t count, void (*body)(void* state, int64_t begin, int64_t end), void* state);
 
   // Entering the pool takes 5 to 10 us, and milliseconds if other processes keep the processors busy: each thread must
-  // have at least so many nanoseconds of work.
-  static constexpr double kShare = 100000;
+  // have at least so many nanoseconds of work. A measurement on the machine at hand may change it.
+  static inline std::atomic<double> share = 100000;
 
   // Returns as many threads as pay for work that would take one thread so long.
   Parallel worth(double nanoseconds) const {
-    return {std::clamp<int64_t>(static_cast<int64_t>(std::min(nanoseconds / kShare, 1e6)), 1, threads), run};
+    const double least = share.load(std::memory_order_relaxed);
+    return {std::clamp<int64_t>(static_cast<int64_t>(std::min(nanoseconds / least, 1e6)), 1, threads), run};
   }
 
   // Calls body(i) for every i in [0, count). Threads take the i in ascending order, so put the longest tasks first.

@@ -381,8 +381,9 @@ void power_spectrogram_forward_cpu(const SpectrogramForward<Sample, T>& args, co
   const Plan<T> plan(args.shape.n_fft);
   const int64_t frames = args.shape.frames, batch = args.shape.batch;
   const Parallel parallel = all.worth(0.8 * batch * frames * args.shape.n_fft);
-  // A run of at most 256 frames, rounded up to whole vectors, shares its scratch; the aim is 4 runs per thread.
-  const int64_t runs = std::max((frames + 255) / 256, std::min(frames, (4 * parallel.threads + batch - 1) / batch));
+  // Runs of frames, rounded up to whole vectors; the aim is 4 per thread.
+  const int64_t most = frames_per_task.load(std::memory_order_relaxed);
+  const int64_t runs = std::max((frames - 1) / most + 1, std::min(frames, (4 * parallel.threads + batch - 1) / batch));
   const int64_t run = (frames + runs - 1) / runs;
   with_isa<T>([&](auto isa) {
     const int64_t lanes = kLanes<decltype(isa), T>, whole = (run + lanes - 1) / lanes * lanes;

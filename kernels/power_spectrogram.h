@@ -6,6 +6,7 @@
 // Only |.|^2 is wanted, so the phase's time origin is free and the window is never moved inside n_fft.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 
@@ -34,6 +35,9 @@ struct SpectrogramShape {
     return 1 + spare / hop;
   }
 };
+
+// Frames that one task transforms on a CPU, so that they share its scratch. A measurement may change it.
+inline std::atomic<int64_t> frames_per_task = 256;
 
 template <class Sample, class T>
 struct SpectrogramForward {

@@ -18,6 +18,7 @@ import torch
 
 from ser_fast._torch_compat import constant_in_graphs, without_modes
 from ser_fast.backends import build, measured, state, tuned
+from ser_fast.backends.cpu_rules import Rules, parse
 
 PACKAGE = str(Path(__file__).parents[1]) + os.sep
 BACKENDS = ("auto", "compiled", "cuda", "triton", "reference")
@@ -33,7 +34,8 @@ CUDA_DTYPES = {  # by op with kernels for CUDA tensors; the others run on their 
 RULES = {
     "GRU without a gradient on CPU": "compiled, projection included, in float32, float64 and bfloat16 at every T",
     "GRU with a gradient on CPU": "compiled, projection included in float32 and float64, not in bfloat16",
-    "GRU with T = 1 and a gradient": "torch on CPU: laying out W_hh for the kernel costs more than one step saves",
+    "GRU with a gradient and few steps": "torch on CPU for T = 1, from H = 129 on for T < 8, from H = 257 on for "
+    "T < 16, or as `ser-fast tune --device cpu` found: laying out W_hh costs more than so few steps save",
     "GRUCell": "compiled without a gradient on CPU; else torch, as the GRU with T = 1",
     "GRU without our kernels": "torch, on CPU if they were not built and on other devices: the reference is slower",
     "GRU by cuda or triton": "torch if W_hh does not fit on chip: nothing was measured there",
@@ -59,6 +61,7 @@ def load() -> None:
     try:
         now.instruction_set = importlib.import_module("ser_fast._C").cpu
         now.loaded, now.reason = True, None
+        follow_tuned()
     except ImportError as error:
         now.reason = (
             build.build_info()["reason"]
@@ -68,6 +71,19 @@ def load() -> None:
         raise ImportError(f"SER_FAST_BACKEND=compiled, but {now.reason}")
     if wanted in ("cuda", "triton"):
         use(wanted)
+
+
+def follow(rules: Rules) -> None:
+    """Let the CPU's kernels follow these rules from now on."""
+    state.current.rules = rules
+    if state.current.loaded:
+        importlib.import_module("ser_fast._C").set_rules(rules.nanoseconds_per_thread, rules.frames_per_task)
+
+
+def follow_tuned() -> None:
+    """Let the CPU's kernels follow the rules that were measured on this machine, else the defaults."""
+    entry, _ = tuned.read("cpu")
+    follow(parse(entry["rules"]) if entry else Rules())
 
 
 def use(backend: str) -> None:
@@ -92,6 +108,7 @@ def reread() -> None:
     """Discard the cached choices, also those in compiled graphs: the next calls read the files again."""
     state.current.entries.clear()
     state.current.paths.clear()
+    follow_tuned()
     if "torch._dynamo" in sys.modules:
         sys.modules["torch._dynamo"].reset()
 
@@ -239,6 +256,12 @@ def _first_of(
     return "torch"
 
 
+def _too_few(steps: int | None, dtype: torch.dtype, hidden_size: int | None) -> bool:
+    """Return whether a GRU that records a gradient has fewer steps than pay for our kernels on CPU."""
+    precision = str(dtype).removeprefix("torch.")
+    return steps is not None and steps < state.current.rules.steps(precision, hidden_size)
+
+
 def triton_gru_plan(hidden_size: int, dtype: torch.dtype):
     """Return the plan of Triton's GRU kernels for this size."""
     return importlib.import_module("ser_fast.kernels.gru").plan(hidden_size, dtype, tf32_allowed())
@@ -281,6 +304,6 @@ def select(
         path = path_on_cuda(op, device.index, dtype, hidden_size)
         if path != "torch":
             return path
-    if op == "gru" and (kind != "cpu" or steps == 1 or not state.current.loaded):
+    if op == "gru" and (kind != "cpu" or not state.current.loaded or _too_few(steps, dtype, hidden_size)):
         return "torch"
     return "compiled" if kind == "cpu" and state.current.loaded else "reference"

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from ser_fast.backends.cpu_rules import Rules
+
 
 @dataclass
 class State:
@@ -12,6 +14,7 @@ class State:
         reason: why they are not; None if they are.
         instruction_set: instruction set of the compiled CPU kernels, such as "avx512"; None if they are not loaded.
         on_cuda: "auto", "cuda" or "triton".
+        rules: the rules of the CPU's kernels.
         widest: largest hidden sizes whose W_hh fits on the chip, for each of ``dispatch.GRU_PRODUCTS``, by GPU; a
             GPU is queried at its own first call.
         packaged: True if the choices of ``ser-fast tune`` are ignored, because they differ between the processes.
@@ -24,6 +27,7 @@ class State:
     reason: str | None = None
     instruction_set: str | None = None
     on_cuda: str = "auto"
+    rules: Rules = field(default_factory=Rules)
     widest: dict[int | None, tuple[int, ...]] = field(default_factory=dict)
     packaged: bool = False
     hinted: bool = False

@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 from ser_fast._require import require
-from ser_fast.backends import build, measured, state
+from ser_fast.backends import build, cpu_rules, measured, state
 
 VARIABLE = "SER_FAST_TUNED"
 DIFFER = "the choices of the processes differ"
@@ -136,6 +136,7 @@ def check(entries: dict) -> None:
             found = type(entry.get(part)).__name__
             require(isinstance(entry.get(part), kind), f"{part} of entry {name} is a {found}", f"a {kind.__name__}")
         measured.check_choices(entry["choices"], name)
+        cpu_rules.parse(entry["rules"])
 
 
 def read(device: str | torch.device) -> tuple[dict | None, str | None]:
