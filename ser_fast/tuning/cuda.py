@@ -179,7 +179,7 @@ def _time(report: Report, device: str, todo: Sequence[Case], worker, limits: Sch
             todo[case].asdict() | {"number": number, "backends": report.proven[todo[case].op]}
             for number, case in [*((number, number) for number in waiting), (again, first)]
         ]
-        job = {"job": "time", "device": device, "cases": jobs, "slot": limits.slot, "seconds": left}
+        job = {"job": "time", "device": device, "cases": jobs, "slot": limits.slot, "end": time.time() + left}
         (outcome,) = run([job], worker, left, limits.quiet)
         report.timed |= {line["number"]: line["seconds"] for line in outcome.lines if "seconds" in line}
         for line in outcome.lines:
