@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch._guards import TracingContext  # checked with 2.11.0 and 2.13.0
 from torch._subclasses.functional_tensor import FunctionalTensor  # checked with 2.11.0 and 2.13.0
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _disable_current_modes
@@ -34,6 +35,11 @@ def constant_in_graphs(function: Callable) -> Callable:
     """
     function._dynamo_marked_constant = True  # checked with 2.11.0 and 2.13.0
     return function
+
+
+def tracing() -> bool:
+    """Return whether torch.compile or torch.export is tracing now, also from code that it does not trace."""
+    return TracingContext.try_get() is not None  # checked with 2.11.0 and 2.13.0
 
 
 def transforming() -> bool:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import ser_fast
+from ser_fast import _torch_compat
 from ser_fast.backends import build, dispatch, info, measured, registry, state, tuned
 
 pytest.importorskip("triton")
@@ -26,6 +27,7 @@ for name in ("is_available", "device_count", "current_device", "get_device_capab
 def test_import_and_use_query_no_gpu(backend):
     script = f"""{COUNTED}
 import ser_fast
+from ser_fast import _torch_compat
 from ser_fast.backends import build
 assert ser_fast.backends.on_cuda == "{backend}", ser_fast.backends.on_cuda
 for name in ("triton", "cuda", "auto", "{backend}"):
@@ -143,7 +145,7 @@ def test_hint_is_silent_without_a_cause(asked, monkeypatch, tmp_path, reason):
     elif reason == "reference":
         monkeypatch.setenv("SER_FAST_BACKEND", "reference")
     elif reason == "tracing":
-        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+        monkeypatch.setattr(_torch_compat, "tracing", lambda: True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ser_fast.backends.select("gru", "cuda:0")
