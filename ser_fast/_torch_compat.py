@@ -4,6 +4,7 @@
 recurse)``, which ``ser_fast.GRU`` and ``Constants`` override (checked with 2.11.0 and 2.13.0).
 """
 
+import sys
 from collections.abc import Callable
 
 import torch
@@ -74,3 +75,10 @@ def import_compiler() -> None:
     Imported while a group exists it keeps a reference to the group, which then cannot be destroyed.
     """
     import torch._dynamo  # noqa: F401  checked with 2.11.0 and 2.13.0
+
+
+def discard_graphs() -> None:
+    """Discard all compiled graphs, which hold constants; the compiler is not imported for that."""
+    compiler = sys.modules.get("torch._dynamo")  # checked with 2.11.0 and 2.13.0
+    if compiler:
+        compiler.reset()

@@ -93,8 +93,7 @@ def reread() -> None:
     """Discard the cached choices, also those in compiled graphs: the next calls read the files again."""
     state.current.entries.clear()
     state.current.paths.clear()
-    if "torch._dynamo" in sys.modules:
-        sys.modules["torch._dynamo"].reset()
+    _torch_compat.discard_graphs()
 
 
 def gru_limits(gpu: int | None) -> torch.Tensor:
