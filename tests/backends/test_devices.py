@@ -165,3 +165,24 @@ def test_hint_comes_after_a_traced_call(asked):
         torch.compile(Asking(), fullgraph=True, backend="eager")(torch.ones(2))
     with pytest.warns(UserWarning, match=HINT):
         called()
+
+
+def test_info_says_of_each_device_whether_it_is_tuned(asked, monkeypatch):
+    from ser_fast.tuning import store
+
+    monkeypatch.setattr(info, "_gpus", lambda: range(2))
+    file, values = tuned.path(), info.info()
+    assert values["SER_FAST_TUNED"] == str(file)
+    assert values["tuned, cpu"] == values["tuned, cuda:0"] == values["tuned, cuda:1"] == f"no: there is no {file}"
+    store.write({"device": "cuda", "name": "another"})
+    assert info.info()["tuned, cuda:1"] == "no: name was another, is a GPU of this test"
+    key = {"device": "cuda", "name": "a GPU of this test"}
+    store.write(
+        key, choices={"gru": {"tf32": {"64": ["cuda", "torch"], "128": ["torch"]}}}, banned={"gru by triton": "hangs"}
+    )
+    said = info.info()["tuned, cuda:1"]
+    assert said.startswith("on 2") and said.endswith(
+        "; gru tf32: cuda for H=64, torch for H=128; gru by triton: banned, hangs"
+    )
+    monkeypatch.setenv(tuned.VARIABLE, "0")
+    assert info.info()["tuned, cuda:0"] == "no: SER_FAST_TUNED is 0"

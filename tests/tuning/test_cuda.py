@@ -135,6 +135,12 @@ def test_timing_of_torch_that_fails_leaves_torch(file, deed):
     assert entry(file)["choices"] == {op: WHOLE[op] for op in list(WHOLE)[:2]}
 
 
+def test_first_case_that_fails_is_not_the_one_repeated(file):
+    said = tuned_by(**{"time gru by torch": "fail"})
+    assert "timing  gru float32 T=30 B=2 D=2 H=64, inference: RuntimeError: CUDA out of order" in said
+    assert entry(file)["choices"] == {op: WHOLE[op] for op in list(WHOLE)[1:]}
+
+
 @pytest.mark.parametrize(
     ("script", "sentence"),
     [

@@ -11,7 +11,7 @@ from ser_fast.backends import measured
 from ser_fast.ops import attention_pool, gru, power_spectrogram
 from ser_fast.tuning import cases, checks, proof, timing, worker
 
-SHAPES = [(20, 3, 2, 16)]
+SHAPES = [(7, 3, 2, 16)]
 MODULES = {"gru": gru, "attention_pool": attention_pool, "power_spectrogram": power_spectrogram}
 
 
@@ -34,6 +34,7 @@ def played(monkeypatch, fresh_state):
 
     monkeypatch.setattr(timing, "captured", captured)
     monkeypatch.setattr(cases, "fits", lambda *_: True)
+    monkeypatch.setattr(proof, "SHORT", 4)
     monkeypatch.setattr(measured, "PRECISIONS", {op: found[:1] for op, found in measured.PRECISIONS.items()})
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     yield
@@ -114,7 +115,7 @@ def test_wrong_later_frame_fails_in_the_long_proof(played, monkeypatch):
 
     def call(gx, *rest, **named):
         y, h_n = kernel(gx, *rest, **named)
-        return (torch.cat([y[:17], y[17:] * 1.001]), h_n) if y.dim() == 4 else (y, h_n)
+        return (torch.cat([y[:5], y[5:] * 1.001]), h_n) if y.dim() == 4 else (y, h_n)
 
     monkeypatch.setattr(gru, "gru", call)
     *begun, last = lines("gru")
@@ -144,6 +145,18 @@ def test_exception_in_a_kernel_is_a_failed_proof(played, monkeypatch):
     assert lines("gru")[-1] == {"failed": "RuntimeError: CUDA error: misaligned address"}
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 1, 2, 3)])
+def test_smallest_shapes_pass(played, monkeypatch, shape):
+    for op in MODULES:
+        found = list(worker.proofs(torch.device("cpu"), op, "triton", [shape]))
+        assert "passed" in found[-1], found[-2:]
+
+
+def test_short_proofs_of_a_layer_run_once(played):
+    names = [name for name, _ in proof.proofs("gru", "triton", [(7, 3, 2, 16), (9, 2, 2, 16)], torch.device("cpu"))]
+    assert sum("odd H" in name for name in names) == 2 and sum("long" in name for name in names) == 4
+
+
 def test_nothing_that_fits_is_no_proof(played, monkeypatch):
     monkeypatch.setattr(cases, "fits", lambda *_: False)
     assert lines("gru") == [{"passed": 0}]
@@ -160,7 +173,7 @@ def test_gru_proofs_cover_every_cluster_size(played):
             "same bits",
             *(f"clusters of {1 << power}" for power in range(4)),
         ):
-            assert f"float32 T=20 B=3 D=2 H=16 reset_after={reset_after}, {what}" in names
+            assert f"float32 T=7 B=3 D=2 H=16 reset_after={reset_after}, {what}" in names
 
 
 @pytest.mark.parametrize(
