@@ -8,11 +8,11 @@ torch's own path in any case of that precision and size. Entries of other comput
 
 import argparse
 import json
-import statistics
 from pathlib import Path
 
 from ser_fast.backends import measured
 from ser_fast.data.files import write_atomically
+from ser_fast.tuning import choice
 
 FILE = Path(__file__).parents[1] / "ser_fast/backends/measured.json"
 # Parts of the run that concern an op; the first has its times.
@@ -79,9 +79,8 @@ def ordered(op: str, timed: list[dict], backends: list[str]) -> list[str]:
     """Return torch and the backends, fastest first; ``timed`` holds the seconds of every case by name."""
     peers = [next((seconds[name] for name in PEERS[op] if name in seconds), 0) for seconds in timed]
     ours = {name: [seconds[f"ours, {name}"] for seconds in timed] for name in backends}
-    by_mean = sorted(backends, key=lambda name: statistics.geometric_mean(ours[name]))
-    ahead = [name for name in by_mean if all(mine <= peer for mine, peer in zip(ours[name], peers))]
-    return [*ahead, "torch", *(name for name in by_mean if name not in ahead)]
+    ahead = [name for name in backends if all(mine <= peer for mine, peer in zip(ours[name], peers))]
+    return choice.order(ours, ahead)
 
 
 def choices(run: dict, op: str) -> tuple[dict, list[str]]:
@@ -105,8 +104,7 @@ def choices(run: dict, op: str) -> tuple[dict, list[str]]:
                 whole.append(backend)
             else:
                 left_out.append(f"{what} by {backend}: not timed in every case")
-        order = ordered(op, timed, whole)
-        chosen[precision] = chosen.get(precision, {}) | {str(size): order} if size else order
+        choice.nested(chosen, precision, size, ordered(op, timed, whole))
     return chosen, left_out
 
 

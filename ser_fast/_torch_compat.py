@@ -4,10 +4,12 @@
 recurse)``, which ``ser_fast.GRU`` and ``Constants`` override (checked with 2.11.0 and 2.13.0).
 """
 
+import sys
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch._guards import TracingContext  # checked with 2.11.0 and 2.13.0
 from torch._subclasses.functional_tensor import FunctionalTensor  # checked with 2.11.0 and 2.13.0
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _disable_current_modes
@@ -34,6 +36,11 @@ def constant_in_graphs(function: Callable) -> Callable:
     """
     function._dynamo_marked_constant = True  # checked with 2.11.0 and 2.13.0
     return function
+
+
+def tracing() -> bool:
+    """Return whether torch.compile or torch.export is tracing now, also from code that it does not trace."""
+    return TracingContext.try_get() is not None  # checked with 2.11.0 and 2.13.0
 
 
 def transforming() -> bool:
@@ -68,3 +75,10 @@ def import_compiler() -> None:
     Imported while a group exists it keeps a reference to the group, which then cannot be destroyed.
     """
     import torch._dynamo  # noqa: F401  checked with 2.11.0 and 2.13.0
+
+
+def discard_graphs() -> None:
+    """Discard all compiled graphs, which hold constants; the compiler is not imported for that."""
+    compiler = sys.modules.get("torch._dynamo")  # checked with 2.11.0 and 2.13.0
+    if compiler:
+        compiler.reset()

@@ -15,6 +15,7 @@ REMEDIES = {
     "BatchNorm": "list the batch normalisations of torch.nn instead",
     "without_modes": "compute the plans before a graph is traced",
     "restore_gru_weights": "see what nn.GRU.__init__ sets beside its parameters",
+    "tracing": "see how code that torch.compile does not trace can tell that it is tracing",
     "transforming": "see how torch.func tells that a transform is active",
     "batched": "see how torch tells a batched gradient apart",
     "has_values": "see how torch tells fake and wrapped tensors apart",
@@ -38,6 +39,15 @@ def test_torch_compat_sees_transforms():
     with torch.autograd.forward_ad.dual_level():
         seen.append(_torch_compat.transforming())
     assert seen == [True, True] and not _torch_compat.transforming(), REMEDIES["transforming"]
+
+
+def test_torch_compat_sees_tracing():
+    from ser_fast import _torch_compat
+
+    seen = []
+    constant = _torch_compat.constant_in_graphs(lambda: seen.append(_torch_compat.tracing()) or 1)
+    torch.compile(lambda x: x + constant(), fullgraph=True, backend="eager")(torch.ones(2))
+    assert seen == [True] and not _torch_compat.tracing(), REMEDIES["tracing"]
 
 
 def test_torch_compat_sees_tensors_without_values():

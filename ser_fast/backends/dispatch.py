@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from ser_fast import _torch_compat
 from ser_fast._torch_compat import constant_in_graphs, without_modes
 from ser_fast.backends import build, measured, state, tuned
 from ser_fast.backends.cpu_rules import Rules, parse
@@ -109,8 +110,7 @@ def reread() -> None:
     state.current.entries.clear()
     state.current.paths.clear()
     follow_tuned()
-    if "torch._dynamo" in sys.modules:
-        sys.modules["torch._dynamo"].reset()
+    _torch_compat.discard_graphs()
 
 
 def gru_limits(gpu: int | None) -> torch.Tensor:
@@ -209,7 +209,7 @@ def _path(
 def _hint(gpu: int | None, entry: dict) -> None:
     """Name ``ser-fast tune`` once, in the first call on an untuned GPU that could run kernels that are installed."""
     now, unwanted = state.current, tuned.path() is None or os.environ.get("SER_FAST_BACKEND") == "reference"
-    if now.hinted or entry or unwanted or now.packaged or torch.compiler.is_compiling() or not build.capability(gpu):
+    if now.hinted or entry or unwanted or now.packaged or _torch_compat.tracing() or not build.capability(gpu):
         return
     if any(build.runs(name, gpu) for name in measured.BACKENDS):
         now.hinted = True

@@ -106,7 +106,7 @@ def described(device: str | torch.device) -> str:
     return "; ".join([f"on {entry['date']}", *said])
 
 
-def digest(value: dict | None) -> str:
+def digest(value: dict | list | None) -> str:
     """Return the digest of a key or of choices."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 

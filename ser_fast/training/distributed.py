@@ -6,6 +6,7 @@ In a single process every function here is a no-op or returns the value of that 
 import contextlib
 import os
 import signal
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn, TypeVar
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from ser_fast._torch_compat import import_compiler
+from ser_fast.backends import dispatch, state, tuned
 
 T = TypeVar("T")
 
@@ -50,6 +52,22 @@ def device(name: str) -> torch.device:
         return torch.device("cuda")
     torch.cuda.set_device(local_rank())
     return torch.device("cuda", local_rank())
+
+
+def agree_on_choices(device: torch.device) -> None:
+    """Let all processes choose kernels alike: by the packaged choices if those of ``ser-fast tune`` differ."""
+    if world() == 1:
+        return
+    entry, _ = tuned.read(device)
+    digests = gather(tuned.digest(entry and [entry["choices"], entry["rules"]]))
+    others = [number for number, digest in enumerate(digests) if digest != digests[0]]
+    if others:
+        state.current.packaged = True
+        dispatch.reread()
+        if rank() == 0:
+            ranks = ", ".join(map(str, others))
+            sentence = f"the choices of `ser-fast tune` for rank 0 differ from those for rank {ranks}"
+            warnings.warn(f"{sentence}; all processes use the packaged choices", stacklevel=2)
 
 
 @contextlib.contextmanager

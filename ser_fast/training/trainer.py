@@ -161,6 +161,7 @@ class Trainer:
         self.predictions: list[Prediction] = []  # of the test part, once the run has finished
         self.reporter = reporter or Reporter()
         self.device = distributed.device(config.device)
+        distributed.agree_on_choices(self.device)
         self.progress = Progress(dataset.digest(), parts=split.digest())
         self._compare_corpora()
         with distributed.agreed():

@@ -1,6 +1,7 @@
 """The command ``ser-fast tune``: its options."""
 
 import argparse
+import functools
 import re
 
 from ser_fast.tuning.cases import Shape
@@ -24,7 +25,8 @@ def main(argv: list[str], about: str) -> int:
         raise ValueError(f"--device is {options.device}; it must be cpu, cuda or cuda:NUMBER")
     from ser_fast.tuning import cuda
 
-    cuda.tune(options.device, options.shapes, everything=options.all, dry_run=options.dry_run)
+    say = functools.partial(print, flush=True)
+    cuda.tune(options.device, options.shapes, everything=options.all, dry_run=options.dry_run, say=say)
     return 0
 
 

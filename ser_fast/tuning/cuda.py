@@ -167,37 +167,38 @@ def _time(report: Report, device: str, todo: Sequence[Case], worker, limits: Sch
     Raises:
         RuntimeError: the first case is slower or faster at the end, or its rounds spread: the GPU is busy.
     """
-    again, failed = len(todo), set()
+    again, failed = len(todo), set()  # the number of the repeated case, and numbers of cases
     while True:
-        waiting = [number for number, case in enumerate(todo)
-                   if report.proven[case.op] and number not in report.timed and number not in failed]  # fmt: skip
-        first = next((n for n, case in enumerate(todo) if report.proven[case.op] and n not in failed), None)
+        usable = [number for number, case in enumerate(todo) if report.proven[case.op] and number not in failed]
         left = end - time.monotonic() - (limits.worst - limits.start - limits.proof - limits.timing)
-        if first is None or again in report.timed or left < limits.slot:
+        if not usable or left < limits.slot:
             break
+        numbered = {number: todo[number] for number in usable if number not in report.timed} | {
+            again: todo[usable[0]]
+        }
         jobs = [
-            todo[case].asdict() | {"number": number, "backends": report.proven[todo[case].op]}
-            for number, case in [*((number, number) for number in waiting), (again, first)]
+            case.asdict() | {"number": number, "backends": report.proven[case.op]}
+            for number, case in numbered.items()
         ]
-        job = {"job": "time", "device": device, "cases": jobs, "slot": limits.slot, "seconds": left}
+        job = {"job": "time", "device": device, "cases": jobs, "slot": limits.slot, "end": time.time() + left}
         (outcome,) = run([job], worker, left, limits.quiet)
         report.timed |= {line["number"]: line["seconds"] for line in outcome.lines if "seconds" in line}
         for line in outcome.lines:
             if "failed" in line:
                 failed.add(line["number"])
-                report.say(f"timing  {todo[line['number'] % again]}: {line['failed']}")
-        if not _culprit(report, todo, outcome, failed):
+                report.say(f"timing  {numbered[line['number']]}: {line['failed']}")
+        if not _culprit(report, numbered, outcome, failed) and usable[0] not in failed:
             break
-    if first is not None:
-        _steady(report, device, report.timed.get(first), report.timed.get(again))
+    if usable:
+        _steady(report, device, report.timed.get(usable[0]), report.timed.get(again))
 
 
-def _culprit(report: Report, todo: Sequence[Case], outcome: Outcome, failed: set[int]) -> bool:
+def _culprit(report: Report, numbered: dict[int, Case], outcome: Outcome, failed: set[int]) -> bool:
     """Ban the backend whose call ended a worker early, or drop the case; return whether others can go on."""
     begun = next((line for line in reversed(outcome.lines) if "begun" in line), None)
     if outcome.ending is None or begun is None:
         return False
-    case = todo[begun["number"] % len(todo)]
+    case = numbered[begun["number"]]
     if begun["begun"] in report.proven[case.op]:
         report.ban(case.op, begun["begun"], f"{case}: {outcome.ending}")
     else:

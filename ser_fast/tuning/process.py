@@ -65,15 +65,16 @@ class Worker:
                 self.process.kill()
 
     def outcome(self) -> Outcome:
-        """Return the complete lines, and the reason of an early end."""
-        self.output.seek(0)
-        lines = []
-        for line in self.output.read().splitlines(keepends=True):
-            with contextlib.suppress(ValueError):
-                lines.append(json.loads(line))
-        if self.ending is None and self.process.returncode:
-            self.errors.seek(0)
+        """Return the complete lines, and the reason of an early end; close the files."""
+        with self.output, self.errors:
+            for file in (self.output, self.errors):
+                file.seek(0)
+            lines = []
+            for line in self.output:
+                with contextlib.suppress(ValueError):  # cut off by the end
+                    lines.append(json.loads(line))
             said = self.errors.read().decode(errors="replace").strip().splitlines()[-1:]
+        if self.ending is None and self.process.returncode:
             self.ending = ": ".join([f"its process ended with status {self.process.returncode}", *said])
         return Outcome(lines, self.ending)
 
