@@ -22,6 +22,7 @@ class Instruction(NamedTuple):
     opcode: str
     conditional: bool  # may fall through
     target: int | None
+    barrier: str | None  # of BSSY, which names where its threads meet, and BSYNC, which goes there
 
 
 class Loop(NamedTuple):
@@ -52,7 +53,8 @@ def functions(sass: str) -> dict[str, list[Instruction]]:
             guard, opcode, operands = re.match(r"(@!?U?P\w+\s+)?(\S+)\s*(.*)", text).groups()
             to = re.search(r"0x([0-9a-f]+)", operands) if opcode.split(".")[0] in ("BRA", "BSSY", "CALL") else None
             conditional = bool(guard) or "," in operands  # "BRA P1, 0x40", "BRA.DIV UR4, 0x40"
-            code.append(Instruction(int(at, 16), opcode, conditional, to and int(to[1], 16)))
+            meeting = re.search(r"\bB\d+", operands) if opcode.split(".")[0] in ("BSSY", "BSYNC") else None
+            code.append(Instruction(int(at, 16), opcode, conditional, to and int(to[1], 16), meeting and meeting[0]))
         found[part.split(None, 1)[0]] = code
     return found
 
@@ -60,10 +62,10 @@ def functions(sass: str) -> dict[str, list[Instruction]]:
 def edges(code: list[Instruction]) -> dict[int, list[int]]:
     """Return the addresses of the blocks of a function, each with those of its successors; calls return."""
     stems = [one.opcode.split(".")[0] for one in code]
-    ends = ("BRA", "EXIT", "RET", "BSYNC", "BRX", "JMP")
+    ends = ("BRA", "EXIT", "RET", "BSYNC", "BRX", "BRXU")
     starts = {code[0].at, *(one.target for one in code if one.target is not None)}
     starts |= {after.at for (_, after), stem in zip(itertools.pairwise(code), stems) if stem in ends}
-    meetings = [(one.at, one.target) for one, stem in zip(code, stems) if stem == "BSSY"]
+    meetings = [one for one, stem in zip(code, stems) if stem == "BSSY"]
     found, indirect, block = {}, set(), None
     for place, (one, stem) in enumerate(zip(code, stems)):
         after = code[place + 1].at if place + 1 < len(code) else None
@@ -72,12 +74,14 @@ def edges(code: list[Instruction]) -> dict[int, list[int]]:
         if after is not None and after not in starts:
             continue
         to = []
-        if stem == "BRX":
+        if stem in ("BRX", "BRXU"):
             indirect.add(block)
         if stem == "BRA":
             to.append(one.target)
-        elif stem == "BSYNC" and all(after != target for _, target in meetings):
-            to += [target for at, target in meetings if at < one.at][-1:]  # a branch of its region, placed elsewhere
+        elif stem == "BSYNC":
+            mine = [other for other in meetings if other.barrier == one.barrier]
+            if all(other.target != after for other in mine):  # a part of its region that is placed elsewhere
+                to += [other.target for other in mine if other.at < one.at][-1:]
         if stem not in ends or one.conditional or (stem == "BSYNC" and not to):
             to += [after] if after is not None else []
         found[block] = to
@@ -220,8 +224,16 @@ def work(kernel: str, rows: list) -> tuple[str, int, int] | None:
         return "step", totals[0] * min(width // 16 * split, 12 if width == 192 else 8), SCHEDULERS
     if re.match(r"Pool\w+: (forward|backward)<", kernel):
         # One warp takes one frame in each turn of the loop with the most floating point, for D up to 1024.
-        return "frame", totals[max(range(len(rows)), key=lambda place: rows[place][2])], SCHEDULERS * MULTIPROCESSORS
+        return "frame", totals[busiest(rows)], SCHEDULERS * MULTIPROCESSORS
+    if found := re.search(r"spectrogram_by_warps<.*WarpSize<\d+, (\d+)", kernel):
+        # A warp takes as many frames in each turn as its 32 lanes hold.
+        return "frame", totals[busiest(rows)] * int(found[1]) // 32, SCHEDULERS * MULTIPROCESSORS
     return None
+
+
+def busiest(rows: list) -> int:
+    """Return the place of the loop with the most floating point."""
+    return max(range(len(rows)), key=lambda place: rows[place][2])
 
 
 def table(budgets: dict) -> str:
@@ -240,9 +252,7 @@ def table(budgets: dict) -> str:
         "|---|" + "--:|" * (len(CLASSES) + 3) + "---|--:|---|",
     ]
     for kernel, archs in sorted(budgets.items()):
-        main = {
-            arch: rows[0] if rows[0][0] else max(rows, key=lambda row: row[2]) for arch, rows in archs.items() if rows
-        }
+        main = {arch: rows[0] if rows[0][0] else rows[busiest(rows)] for arch, rows in archs.items() if rows}
         if "90a" not in main:
             continue
         totals = [str(sum(main[arch])) if arch in main else "–" for arch in ("90a", "80", "120")]

@@ -59,8 +59,9 @@ def test_blocks_placed_after_the_end_belong_to_their_loop():
     assert totals(*lines) == [6]
 
 
-def test_indirect_branches_lead_to_the_blocks_after_them():
-    lines = ("NOP", "BRX R4 -0x20", "BRA 0x50", "FADD R1, R1, R1", "BRA 0x50", "@P0 BRA 0x10", "EXIT", "BRA 0x70")
+@pytest.mark.parametrize("branch", ["BRX R4 -0x20", "BRXU UR6 -0x20"])
+def test_indirect_branches_lead_to_the_blocks_after_them(branch):
+    lines = ("NOP", branch, "BRA 0x50", "FADD R1, R1, R1", "BRA 0x50", "@P0 BRA 0x10", "EXIT", "BRA 0x70")
     assert totals(*lines) == [5]
 
 
@@ -104,4 +105,12 @@ def test_table_gives_the_issue_bound_and_no_time():
     assert work(kernel, [row]) == ("step", 8 * 381, 4)
     shown = table({kernel: {"90a": [row]}}).splitlines()[-1]
     assert shown.endswith("| 381 | – | – | step | 0.38 µs | not measured |"), shown
+    short, long = [0, 0, 1, 0, 0, 999], [0, 0, 100, 50, 0, 50]
+    assert work("Spectrogram: spectrogram_by_warps<float, WarpSize<16, 16, 13>, true>", [short, long]) == (
+        "frame",
+        100,
+        528,
+    )
+    assert work("PoolForward: forward<Half, 2, true>", [long, short]) == ("frame", 200, 528)
+    assert work("PoolForward: merge<Half>", [long]) is None
     assert len(row) == len(CLASSES)
