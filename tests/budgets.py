@@ -95,11 +95,13 @@ def check_instructions(archs: set[str], record: bool) -> int:
     if record and len(archs) < len(BUDGETED):
         print("--record needs an object that is built for 8.0, 9.0a and 12.0")
         return 1
+    if not archs:
+        print("no instructions are counted: the object is built for none of 8.0, 9.0a and 12.0")
+        return 0
     with ProcessPoolExecutor() as pool:
         found = dict(zip(archs, pool.map(counted, archs)))
-    kernels = (
-        {kernel: {arch: found[arch][kernel] for arch in archs} for kernel in sorted(found[archs[0]])} if archs else {}
-    )
+    names = sorted(set().union(*found.values()))
+    kernels = {name: {arch: found[arch][name] for arch in archs if name in found[arch]} for name in names}
     if record:
         lines = (f"{json.dumps(kernel)}: {json.dumps(counts)}" for kernel, counts in kernels.items())
         BUDGETS.write_text("{\n" + ",\n".join(lines) + "\n}\n")

@@ -140,6 +140,7 @@ SPECTROGRAMS = [
     *(((2, 2001, 638, 1600, hop), {"bins": (0, 401), "log": True, "normalized": True, "ragged_rows": True, "center": True}) for hop in (160, 77)),
     ((3, 3000, 400, 512, 160), {"bins": (0, 129), "normalized": True, "ragged_rows": True, "log": True}),
     *(((3, 900, 400, 512, 81), {"bins": (0, 129), "ragged_rows": True, "center": True, "pad_mode": mode}) for mode in power_spectrogram.PAD_MODES),
+    *(((2, 900, window, 512, 100), {"bins": (0, 129), "normalized": True}) for window in (386, 416)),
     ((2, 3000, 640, 1600, 160), {"bins": (1, 402), "ragged_rows": True}),
     ((1, 600, 401, 512, 90), {"bins": (0, 129)}),
     ((2, 60, 100, 128, 30), {"ragged_rows": True, "bins": (3, 50)}),
