@@ -189,6 +189,8 @@ void power_spectrogram_on_cuda(const Tensor& wave, const Tensor& window, int64_t
                  "a product of 2, 3 and 5 whose transform fits in a block's shared memory");
   const auto run = wave.scalar_type() == ScalarType::Short ? run_cuda<int16_t> : run_cuda<float>;
   const Tensor dense_roots = checks.contiguous("roots", roots);
+  checks.require(reinterpret_cast<uintptr_t>(pointer<float>(dense_roots)) % alignof(Root) == 0,
+                 "roots begins between two multiples of 8 bytes", "aligned to them");
   const Launch launch(checks, wave);
   launch.check(run(given, plan, dense_roots, out, launch.stream));
 }

@@ -19,13 +19,17 @@
 #include <cuda_runtime.h>
 #define SER_FAST_KERNEL __global__
 #define SER_FAST_BOUNDS(threads) __launch_bounds__(threads, 1)
+#define SER_FAST_BLOCKS(threads, blocks) __launch_bounds__(threads, blocks)  // blocks at once on a multiprocessor
 #define SER_FAST_DEVICE __device__ __forceinline__
 #define SER_FAST_UNROLL _Pragma("unroll")
+#define SER_FAST_ROLL _Pragma("unroll 1")
 #else
 #define SER_FAST_KERNEL inline
 #define SER_FAST_BOUNDS(threads)
+#define SER_FAST_BLOCKS(threads, blocks)
 #define SER_FAST_DEVICE inline
 #define SER_FAST_UNROLL
+#define SER_FAST_ROLL
 #endif
 
 namespace ser_fast::gpu {
@@ -124,6 +128,13 @@ T shuffle_xor(T x, int bits, int line = __builtin_LINE()) {
   }, line);
   return mine.taken;
 }
+#endif
+
+// Barrier of a warp's lanes, after which each sees what the others stored.
+#ifdef __CUDACC__
+SER_FAST_DEVICE void warp_barrier() { __syncwarp(); }
+#else
+inline void warp_barrier(int line = __builtin_LINE()) { host::together(nullptr, [](void* const*) {}, line); }
 #endif
 
 // Reconverges the lanes of a warp after a branch, as tensor core products require.

@@ -1,84 +1,15 @@
 // Power spectrogram on CUDA: a block windows several frames of a row into shared memory and transforms them there by
-// a mixed-radix FFT in float32. Only the requested bins are written.
+// a mixed-radix FFT in float32. Only the requested bins are written. The models' sizes have kernels of their own.
 #include "power_spectrogram.h"
 
-#include "device.h"
+#include <tuple>
+
+#include "power_spectrogram_warp.h"
 
 namespace ser_fast {
 namespace {
 
 using namespace gpu;
-
-SER_FAST_DEVICE Root operator+(Root a, Root b) { return {a.re + b.re, a.im + b.im}; }
-SER_FAST_DEVICE Root operator-(Root a, Root b) { return {a.re - b.re, a.im - b.im}; }
-SER_FAST_DEVICE Root operator*(Root a, Root b) { return {a.re * b.re - a.im * b.im, a.re * b.im + a.im * b.re}; }
-SER_FAST_DEVICE Root operator*(float s, Root a) { return {s * a.re, s * a.im}; }
-// -i a.
-SER_FAST_DEVICE Root quarter(Root a) { return {a.im, -a.re}; }
-
-// In-place DFT of R points.
-SER_FAST_DEVICE void transform(Root (&)[1]) {}
-
-SER_FAST_DEVICE void transform(Root (&x)[2]) {
-  const Root a = x[0];
-  x[0] = a + x[1];
-  x[1] = a - x[1];
-}
-
-SER_FAST_DEVICE void transform(Root (&x)[3]) {
-  const Root sum = x[1] + x[2], turned = quarter(0.866025404f * (x[1] - x[2]));
-  const Root middle = x[0] - 0.5f * sum;
-  x[0] = x[0] + sum;
-  x[1] = middle + turned;
-  x[2] = middle - turned;
-}
-
-SER_FAST_DEVICE void transform(Root (&x)[4]) {
-  const Root a = x[0] + x[2], b = x[0] - x[2], c = x[1] + x[3], d = quarter(x[1] - x[3]);
-  x[0] = a + c;
-  x[1] = b + d;
-  x[2] = a - c;
-  x[3] = b - d;
-}
-
-SER_FAST_DEVICE void transform(Root (&x)[5]) {
-  const Root a = x[1] + x[4], b = x[2] + x[3], c = x[1] - x[4], d = x[2] - x[3];
-  const Root e = x[0] + 0.309016994f * a - 0.809016994f * b, f = x[0] - 0.809016994f * a + 0.309016994f * b;
-  const Root g = quarter(0.951056516f * c + 0.587785252f * d), h = quarter(0.587785252f * c - 0.951056516f * d);
-  x[0] = x[0] + a + b;
-  x[1] = e + g;
-  x[2] = f + h;
-  x[3] = f - h;
-  x[4] = e - g;
-}
-
-SER_FAST_DEVICE void transform(Root (&x)[8]) {
-  Root even[4] = {x[0], x[2], x[4], x[6]}, odd[4] = {x[1], x[3], x[5], x[7]};
-  transform(even);
-  transform(odd);
-  constexpr float kHalf = 0.707106781f;
-  odd[1] = kHalf * (odd[1] + quarter(odd[1]));
-  odd[2] = quarter(odd[2]);
-  odd[3] = kHalf * (quarter(odd[3]) - odd[3]);
-  SER_FAST_UNROLL
-  for (int k = 0; k < 4; ++k) {
-    x[k] = even[k] + odd[k];
-    x[k + 4] = even[k] - odd[k];
-  }
-}
-
-// Sample `at` of a row, extended beyond its ends by `pad`.
-template <class Sample>
-SER_FAST_DEVICE float sample_at(const Sample* row, int64_t at, int64_t length, Pad pad) {
-  if (at < 0 || at >= length) {
-    if (pad == Pad::kZero) return 0;
-    if (pad == Pad::kCircular) at += at < 0 ? length : -length;
-    if (pad == Pad::kReflect) at = at < 0 ? -at : 2 * (length - 1) - at;
-    // A row too short for its padding gives wrong values but no access out of bounds.
-    at = at < 0 ? 0 : at >= length ? length - 1 : at;
-  }
-  return sizeof(Sample) == 2 ? row[at] * (1.0f / 32768) : row[at];
-}
 
 // The windowed samples of one frame of a row, as the complex points of its transform.
 template <class Sample>
@@ -95,7 +26,7 @@ struct Windowed {
     Root x = {0, 0};
     if (n < width) x.re = window[n] * sample_at(row, at + n, length, pad);
     if (halved && n + 1 < width) x.im = window[n + 1] * sample_at(row, at + n + 1, length, pad);
-    return x;
+    return kScale<Sample> * x;
   }
 };
 
@@ -137,10 +68,8 @@ SER_FAST_DEVICE void pass(const Root* in, Root* out, const Root* roots, const Sp
 SER_FAST_DEVICE float power(const Root* z, int k, int points, bool halved, const Root* roots) {
   const Root a = z[k < points ? k : 0];
   if (!halved) return a.re * a.re + a.im * a.im;
-  const Root other = z[k == 0 || k == points ? 0 : points - k], b = {other.re, -other.im};
-  const Root x = a + b, y = roots[k] * quarter(a - b);
-  const Root sum = 0.5f * (x + y);
-  return sum.re * sum.re + sum.im * sum.im;
+  const Root other = z[k == 0 || k == points ? 0 : points - k];
+  return 0.25f * doubled_power(a, {other.re, -other.im}, roots[k]);
 }
 
 template <class Sample>
@@ -148,9 +77,7 @@ SER_FAST_KERNEL void spectrogram(SpectrogramGpu<Sample> a) {
   const SpectrogramShape& shape = a.shape;
   const SpectrogramPlan& plan = a.plan;
   const int64_t b = block() / plan.tiles, first = block() % plan.tiles * static_cast<int64_t>(plan.frames);
-  int64_t length = a.lengths ? a.lengths[b] : shape.samples;
-  length = length < 0 ? 0 : length < shape.samples ? length : shape.samples;
-  const int64_t count = shape.frame_count(length);
+  const int64_t length = row_length(a, b), count = shape.frame_count(length);
   const bool halved = shape.n_fft % 2 == 0;
   const int step = halved ? 2 : 1, window = static_cast<int>(shape.window_length);
   Root* in = shared<Root>();
@@ -206,6 +133,16 @@ SER_FAST_KERNEL void spectrogram(SpectrogramGpu<Sample> a) {
   if (tail + thread() < whole) to[tail + thread()] = value(tail + thread());
 }
 
+// The sizes with kernels of their own: the papers' and CGRU's.
+using Sizes = std::tuple<WarpSize<25, 32, 10>, WarpSize<16, 16, 13>>;
+
+// Calls with(Size, number) for each size, numbers from 1 on.
+template <class With, size_t... I>
+void for_sizes(const With& with, std::index_sequence<I...>) {
+  (with(std::tuple_element_t<I, Sizes>(), static_cast<int>(I) + 1), ...);
+}
+constexpr auto kSizes = std::make_index_sequence<std::tuple_size_v<Sizes>>();
+
 }  // namespace
 
 SpectrogramPlan spectrogram_plan(const SpectrogramShape& shape) {
@@ -233,13 +170,31 @@ SpectrogramPlan spectrogram_plan(const SpectrogramShape& shape) {
   }
   plan.bins = divisor(shape.bins);
   plan.shared = plan.frames * bytes;
+  for_sizes([&]<class Size>(Size, int number) {
+    if (!Size::fits(shape)) return;
+    // Up to 8 frames for each warp, fewer where a large GPU would have too few blocks.
+    constexpr int64_t kBlocks = 1024, kMost = 8;
+    const int64_t turn = Size::kWarps * Size::kFrames, turns = (shape.frames + turn - 1) / turn;
+    int64_t each = turns < kMost ? turns : kMost;
+    while (each > 1 && shape.batch * ((turns + each - 1) / each) < kBlocks) each /= 2;
+    plan.size = number;
+    plan.frames = static_cast<int>(turn * each);
+    plan.tiles = static_cast<int>((shape.frames + plan.frames - 1) / plan.frames);
+    plan.threads = Size::kThreads;
+    plan.shared = sizeof(WarpMemory<Size>);
+  }, kSizes);
   return plan;
 }
 
 template <class Sample>
 int power_spectrogram_forward_cuda(const SpectrogramGpu<Sample>& args, Stream stream) {
   const int blocks = static_cast<int>(args.shape.batch * args.plan.tiles);
-  return launch(spectrogram<Sample>, blocks, args.plan.threads, args.plan.shared, stream, args);
+  auto kernel = spectrogram<Sample>;
+  for_sizes([&]<class Size>(Size, int number) {
+    if (args.plan.size == number)
+      kernel = args.log ? spectrogram_by_warps<Sample, Size, true> : spectrogram_by_warps<Sample, Size, false>;
+  }, kSizes);
+  return launch(kernel, blocks, args.plan.threads, args.plan.shared, stream, args);
 }
 
 template int power_spectrogram_forward_cuda<float>(const SpectrogramGpu<float>&, Stream);

@@ -70,7 +70,9 @@ struct Divisor {
 };
 
 // On a GPU a block transforms several frames of a row in shared memory; an even n_fft takes n_fft / 2 complex points.
+// The models' sizes have kernels of their own, in which a warp or half of one holds a frame in registers.
 struct SpectrogramPlan {
+  int size;         // 1 + the place of the own kernel's size, or 0
   int points;       // of the complex transform: n_fft / 2, or n_fft if it is odd
   int passes;       // 0 if n_fft has a factor above 5, or does not fit
   int radix[24];    // of each pass: 2, 3, 4, 5 or 8; 1 alone for a single point
@@ -85,7 +87,7 @@ struct SpectrogramPlan {
 
 SpectrogramPlan spectrogram_plan(const SpectrogramShape& shape);
 
-struct Root {
+struct alignas(8) Root {  // read and written in one access
   float re, im;
 };
 

@@ -2,12 +2,14 @@
 
 ``python tests/budgets.py [--op gru] [--arch 90]`` prints registers, local memory and shared memory of each kernel. It
 fails on a spill inside a loop, or on more shared memory than a block of the smallest target may have. ``--built``
-checks the CUDA C++ kernels in the installed object instead, and fails on any local memory.
+checks the CUDA C++ kernels in the installed object instead, and fails on any local memory and on more instructions in
+a loop than budgets.json allows. ``--built --record`` writes the present counts there and into the results' table.
 """
 
 import argparse
 import importlib.util
 import itertools
+import json
 import os
 import re
 import subprocess
@@ -15,6 +17,8 @@ import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+
+import instructions
 
 os.environ["TRITON_INTERPRET"] = "0"  # they are compiled, not interpreted
 import triton
@@ -26,6 +30,9 @@ from ser_fast import backends
 OPS = ("gru", "attention_pool", "power_spectrogram")
 ARCHS = (80, 86, 89, 90, 100, 120)
 SHARED_LIMIT = 99 * 1024  # bytes of one block on 8.6, 8.9 and 12.0
+BUDGETS = Path(__file__).with_name("budgets.json")
+TABLE = Path(__file__).parents[1] / "benchmarks/results/instructions.md"
+BUDGETED = ("80", "90a", "120")  # architectures whose instructions are counted
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
@@ -33,8 +40,8 @@ def configurations(op: str) -> list[dict]:
     return list(importlib.import_module(f"ser_fast.kernels.{op}").configurations())
 
 
-def cuobjdump(option: str, cubin: str) -> str:
-    return subprocess.run([CUOBJDUMP, option, cubin], capture_output=True, text=True, check=True).stdout
+def cuobjdump(*arguments: str) -> str:
+    return subprocess.run([CUOBJDUMP, *arguments], capture_output=True, text=True, check=True).stdout
 
 
 def spills_in_loops(sass: str) -> int:
@@ -75,8 +82,41 @@ def measure(op: str, index: int, arch: int) -> dict:
     }
 
 
-def built() -> int:
-    """Return 1 if a kernel of ser_fast._C uses local memory or an architecture lacks kernels; print the registers.
+def counted(arch: str) -> dict:
+    """Return the instructions of the main loops of each kernel in the installed object."""
+    return instructions.count(
+        cuobjdump("-sass", "-arch", f"sm_{arch}", importlib.util.find_spec("ser_fast._C").origin)
+    )
+
+
+def check_instructions(archs: set[str], record: bool) -> int:
+    """Return how many budgets are exceeded or missing; write the present counts as budgets if they are recorded."""
+    archs = [arch for arch in BUDGETED if arch in archs]
+    if record and len(archs) < len(BUDGETED):
+        print("--record needs an object that is built for 8.0, 9.0a and 12.0")
+        return 1
+    if not archs:
+        print("no instructions are counted: the object is built for none of 8.0, 9.0a and 12.0")
+        return 0
+    with ProcessPoolExecutor() as pool:
+        found = dict(zip(archs, pool.map(counted, archs)))
+    names = sorted(set().union(*found.values()))
+    kernels = {name: {arch: found[arch][name] for arch in archs if name in found[arch]} for name in names}
+    if record:
+        lines = (f"{json.dumps(kernel)}: {json.dumps(counts)}" for kernel, counts in kernels.items())
+        BUDGETS.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+        TABLE.write_text(instructions.table(kernels))
+    wrong = instructions.excess(kernels, json.loads(BUDGETS.read_text()))
+    print(
+        f"{len(kernels)} kernels, instructions counted for {', '.join(archs)}; {len(wrong)} over budget",
+        *wrong,
+        sep="\n",
+    )
+    return len(wrong)
+
+
+def built(record: bool) -> int:
+    """Return 1 if a kernel of ser_fast._C uses local memory, has too many instructions or lacks an architecture.
 
     Shared memory is not checked: it is chosen at run time, by the plans.
     """
@@ -102,7 +142,7 @@ def built() -> int:
     if len({len(found) for found in kernels.values()}) > 1:
         print("architectures differ in their kernels")
         failed += 1
-    return failed > 0
+    return failed + check_instructions(set(kernels), record) > 0
 
 
 def main() -> int:
@@ -110,9 +150,12 @@ def main() -> int:
     parser.add_argument("--op", choices=OPS, action="append")
     parser.add_argument("--arch", type=int, choices=ARCHS, action="append")
     parser.add_argument("--built", action="store_true", help="the CUDA C++ kernels of the installed object")
+    parser.add_argument("--record", action="store_true", help="with --built: record the instructions as budgets")
     options = parser.parse_args()
+    if options.record and not options.built:
+        parser.error("--record needs --built")
     if options.built:
-        return built()
+        return built(options.record)
     jobs = [
         (op, index, arch)
         for op in options.op or OPS

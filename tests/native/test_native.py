@@ -116,7 +116,7 @@ class Divisor(ctypes.Structure):
 
 class SpectrogramPlan(ctypes.Structure):
     _fields_ = [
-        ("points", ctypes.c_int), ("passes", ctypes.c_int), ("radix", ctypes.c_int * 24),
+        ("size", ctypes.c_int), ("points", ctypes.c_int), ("passes", ctypes.c_int), ("radix", ctypes.c_int * 24),
         *((name, ctypes.c_int) for name in ("frames", "tiles", "threads")), ("count", Divisor * 24), ("done", Divisor * 24),
         ("bins", Divisor), ("shared", ctypes.c_size_t),
     ]  # fmt: skip
@@ -137,6 +137,12 @@ SPECTROGRAMS = [
     ((3, 300, 45, 45, 7), {"ragged_rows": True}),
     ((1, 700, 21, 250, 11), {"normalized": True}),
     ((2, 3000, 640, 1600, 160), {"bins": (0, 401), "normalized": True, "ragged_rows": True}),
+    *(((2, 2001, 638, 1600, hop), {"bins": (0, 401), "log": True, "normalized": True, "ragged_rows": True, "center": True}) for hop in (160, 77)),
+    ((3, 3000, 400, 512, 160), {"bins": (0, 129), "normalized": True, "ragged_rows": True, "log": True}),
+    *(((3, 900, 400, 512, 81), {"bins": (0, 129), "ragged_rows": True, "center": True, "pad_mode": mode}) for mode in power_spectrogram.PAD_MODES),
+    *(((2, 900, window, 512, 100), {"bins": (0, 129), "normalized": True}) for window in (386, 416)),
+    ((2, 3000, 640, 1600, 160), {"bins": (1, 402), "ragged_rows": True}),
+    ((1, 600, 401, 512, 90), {"bins": (0, 129)}),
     ((2, 60, 100, 128, 30), {"ragged_rows": True, "bins": (3, 50)}),
     ((3, 90, 16, 16, 8), {"ragged_rows": True, "bins": (2, 3)}),
     *(((3, 200, 60, 96, 25), {"ragged_rows": True, "center": True, "pad_mode": mode}) for mode in power_spectrogram.PAD_MODES),
@@ -167,6 +173,22 @@ def test_cuda_power_spectrogram(native, case, kind):
     assert torch.equal(spectrogram(*strided), spectrogram(*given))
 
 
+@pytest.mark.parametrize("sizes", [(644, 640, 1600, 401), (424, 400, 512, 129)], ids=str)
+def test_cuda_spectrogram_warps_take_several_frames(native, sizes):
+    """Only with many blocks do warps take one frame after the other."""
+    samples, window, n_fft, bins = sizes
+    given = to(
+        spectrogram_arguments(
+            1024, samples, window, n_fft, 1 if n_fft == 1600 else 3, bins=(0, bins), ragged_rows=True
+        ),
+        torch.float32,
+    )
+    exact = (x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in given)
+    seed(native, 5)
+    found = spectrogram(spoilt(given[0], given[6]), *given[1:])
+    assert_as_accurate(found, power_spectrogram.reference(*given), power_spectrogram.reference(*exact))
+
+
 def test_cuda_spectrogram_plans_fit(native):
     for n_fft in range(1, 6500):
         plan = SpectrogramPlan()
@@ -189,6 +211,28 @@ def test_cuda_spectrogram_plans_fit(native):
             for divisor in (*plan.count[: plan.passes], *plan.done[: plan.passes], plan.bins):
                 if divisor.by > 1:
                     assert torch.equal(divided * divisor.reciprocal >> 32, divided // divisor.by)
+
+
+@pytest.mark.parametrize(
+    ("n_fft", "window", "bins", "size"),
+    [
+        (1600, 640, (0, 401), 1), (1600, 578, (0, 401), 1), (1600, 642, (0, 401), 0), (1600, 576, (0, 401), 0),
+        (512, 400, (0, 129), 2), (512, 399, (0, 129), 0), (512, 400, (1, 129), 0), (512, 400, (0, 128), 0),
+    ],
+)  # fmt: skip
+def test_cuda_spectrogram_sizes_have_own_kernels(native, n_fft, window, bins, size):
+    for batch, frames in itertools.product((1, 8, 64, 999), (1, 3, 31, 1000, 100_000)):
+        plan = SpectrogramPlan()
+        shape = SpectrogramShape(
+            batch, 160 * frames, frames, n_fft, window, 160, bins[0], bins[1] - bins[0], False, 0
+        )
+        native.spectrogram_plan(ctypes.byref(shape), ctypes.byref(plan))
+        assert plan.size == size and plan.shared <= 48 * 1024
+        assert plan.frames * (plan.tiles - 1) < frames <= plan.frames * plan.tiles
+        if size:
+            turn = 4 * size  # frames that the four warps of a block take at once
+            assert plan.frames % turn == 0 and plan.frames <= 8 * turn
+            assert plan.frames == turn or batch * plan.tiles >= 1024 or frames <= plan.frames
 
 
 POOL = pool_arguments(3, 4, 8, ragged_rows=False, dtype=torch.float32)
@@ -215,6 +259,7 @@ def change(arguments: tuple, position: int, value) -> tuple:
         ("power_spectrogram", change((*WAVE, *OUT), 1, WAVE[1].double()), "window has dtype float64; it must be float32"),
         ("power_spectrogram", change((*WAVE, *OUT), 8, torch.ones(5)), r"std has shape \[5\]; it must be \[F\] = \[6\]"),
         ("power_spectrogram", change((*WAVE, *OUT), 13, torch.ones(9, 2)), r"roots has shape \[9, 2\]; it must be \[n_fft, 2\] = \[10, 2\]"),
+        ("power_spectrogram", change((*WAVE, *OUT), 13, torch.zeros(21)[1:].view(10, 2)), "roots begins between two multiples of 8 bytes; it must be aligned to them"),
         ("power_spectrogram", change((*WAVE, *OUT), 14, OUT[1][1:]), r"out has shape \[1, 7, 6\]; it must be \[B, T, F\] = \[2, 7, 6\]"),
         ("power_spectrogram", change((*WAVE, *OUT), 14, spread(OUT[1])), "out is strided; it must be contiguous"),
         ("power_spectrogram", (*change(WAVE[:7], 2, 14), None, None, *WAVE[9:], torch.zeros(14, 2), OUT[1]), "n_fft is 14; it must be a product of 2, 3 and 5"),
