@@ -33,9 +33,24 @@ def info() -> dict:
         "SER_FAST_BACKEND": os.environ.get("SER_FAST_BACKEND", "unset (auto)"),
         tuned.VARIABLE: os.environ.get(tuned.VARIABLE, f"unset ({tuned.path()})"),
         **{f"tuned, {device}": tuned.described(device) for device in ["cpu", *map("cuda:{}".format, _gpus())]},
-        "backends": {f"{op} on {device}": dispatch.select(op, device) for op in dispatch.OPS for device in devices},
+        "backends": _selected(devices),
         "measured": measured.described(measured.read(measured.FILE)),
     }
+
+
+def _selected(devices: list[str]) -> dict[str, str]:
+    hinted, state.current.hinted = state.current.hinted, True  # the hint is for calls
+    try:
+        return {f"{op} on {device}": _select(op, device) for op in dispatch.OPS for device in devices}
+    finally:
+        state.current.hinted = hinted
+
+
+def _select(op: str, device: str) -> str:
+    try:
+        return dispatch.select(op, device)
+    except ValueError as error:  # the GPU cannot run the backend that is chosen
+        return f"none: {error}"
 
 
 def what_runs() -> dict[str, str]:

@@ -18,6 +18,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -58,7 +59,7 @@ def key(device: str | torch.device) -> dict:
         "name": gpu.name,
         "multiprocessors": gpu.multi_processor_count,
         "capability": f"{gpu.major}.{gpu.minor}",
-        "driver": build.driver_version(),
+        "driver": _driver(),
         "cudnn": torch.backends.cudnn.version(),
         "triton": _version("triton"),
         **software,
@@ -71,6 +72,13 @@ def processor() -> str:
     lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.exists() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor())
+
+
+def _driver() -> str:
+    """Return the driver's release where the system shows it, and the CUDA version that it supports."""
+    shown = Path("/proc/driver/nvidia/version")
+    release = re.search(r"\d+\.\d+(\.\d+)?", shown.read_text()) if shown.exists() else None
+    return f"{release[0] if release else 'unknown'}, CUDA {build.driver_version()}"
 
 
 def _version(package: str) -> str | None:

@@ -73,7 +73,8 @@ class Worker:
             for line in self.output:
                 with contextlib.suppress(ValueError):  # cut off by the end
                     lines.append(json.loads(line))
-            said = self.errors.read().decode(errors="replace").strip().splitlines()[-1:]
+            said = self.errors.read().decode(errors="replace").split("\n")
+            said = [line.strip() for line in said if line.strip()][-1:]
         if self.ending is None and self.process.returncode:
             self.ending = ": ".join([f"its process ended with status {self.process.returncode}", *said])
         return Outcome(lines, self.ending)

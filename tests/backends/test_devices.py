@@ -171,7 +171,10 @@ def test_info_says_of_each_device_whether_it_is_tuned(asked, monkeypatch):
     from ser_fast.tuning import store
 
     monkeypatch.setattr(info, "_gpus", lambda: range(2))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a GPU of this test")
     file, values = tuned.path(), info.info()
+    assert not state.current.hinted, "info warns of nothing"
     assert values["SER_FAST_TUNED"] == str(file)
     assert values["tuned, cpu"] == values["tuned, cuda:0"] == values["tuned, cuda:1"] == f"no: there is no {file}"
     store.write({"device": "cuda", "name": "another"})

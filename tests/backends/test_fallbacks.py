@@ -100,6 +100,7 @@ def test_first_call_refuses_an_old_gpu(machine):
         assert info.what_runs()["cuda:0"].startswith(
             f"none: the {backend} kernels are chosen, but cuda:0 is Tesla T4"
         )
+        assert f"none: backend is '{backend}', but cuda is Tesla T4" in info.text()
     backends.use("auto")
     assert backends.select("gru", "cuda:0") == "torch"
     assert info.what_runs()["cuda:0"] == (

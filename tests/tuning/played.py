@@ -10,6 +10,7 @@ import os
 import sys
 import time
 import types
+import warnings
 
 os.environ["TRITON_INTERPRET"] = "1"
 
@@ -52,6 +53,7 @@ def captured(call):
 
 def play(library: str) -> None:
     """Let CPU tensors run on the kernels for CUDA tensors, and torch.cuda describe a GPU."""
+    warnings.filterwarnings("ignore", "Warning only once for all operators")  # of the kernels that are replaced
     torch.ops.load_library(library)
     for name, (reference, triton, cuda, *hidden_size) in KERNELS.items():
         op = name.removesuffix("_backward")
