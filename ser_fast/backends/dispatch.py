@@ -277,7 +277,7 @@ def select(
 ) -> str:
     """Return the backend that runs an op: "compiled", "cuda", "triton", "torch" or "reference".
 
-    "torch" is the path of ``nn.GRU``. ``ser_fast.GRU(reset_after=True)`` takes it by ``RULES`` for a single step with
+    "torch" is the path of ``nn.GRU``. ``ser_fast.GRU(reset_after=True)`` takes it by ``RULES`` for few steps with
     a gradient and where no kernel was built; on a GPU also unless our kernels are chosen, or were measured to be
     faster for this precision and hidden size, and W_hh fits on chip. A frame or a transform too large for a block of
     the CUDA kernels runs on the reference even where this returns "cuda".

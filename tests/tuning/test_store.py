@@ -39,12 +39,12 @@ def test_path_follows_the_environment(monkeypatch, tmp_path):
 def test_written_entry_is_read_under_its_key(file):
     assert tuned.read("cpu") == (None, f"there is no {file}")
     here = tuned.key("cpu")
-    assert store.write(here, choices=CHOICES, rules={"single step": 3}, banned={"gru by triton": "it hangs"}) == file
+    assert store.write(here, choices=CHOICES, rules={"frames_per_task": 3}, banned={"gru by triton": "it hangs"}) == file
     entry, why = tuned.read("cpu")
     assert why is None and (entry["choices"], entry["key"]) == (CHOICES, here)
     said = tuned.described("cpu")
     assert said.startswith(
-        f"on {entry['date']}; gru tf32: cuda for H=64; attention_pool float32: torch; single step: 3"
+        f"on {entry['date']}; gru tf32: cuda for H=64; attention_pool float32: torch; frames_per_task: 3"
     )
     assert said.endswith("gru by triton: banned, it hangs")
     assert sorted(path.name for path in file.parent.iterdir()) == ["tuned.json", "tuned.json.lock"]
