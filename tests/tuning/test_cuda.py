@@ -265,7 +265,7 @@ def test_dry_run_starts_no_worker(destination, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--device=mps"], "--device is mps; it must be cuda:NUMBER"),
+        (["--device=mps"], "--device is mps; it must be cuda or cuda:NUMBER"),
         (["--shapes", "1,2,3,4"], "--shapes has 1,2,3,4; it must be T,B,D,H above 0 with D 1 or 2"),
         (["--shapes", *(f"300,32,2,{size}" for size in range(1, 99))], "the shapes give 791 cases to time; it must be at most"),
     ],
