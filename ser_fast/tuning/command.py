@@ -10,7 +10,7 @@ from ser_fast.tuning.cases import Shape
 def main(argv: list[str], about: str) -> int:
     """Run the command; return its exit status."""
     parser = argparse.ArgumentParser("ser-fast tune", description=f"{about[0].upper()}{about[1:]}.")
-    parser.add_argument("--device", default="cuda", help="cpu, cuda or cuda:NUMBER (default: cuda)")
+    parser.add_argument("--device", default="cuda:0", help="cpu, cuda or cuda:NUMBER (default: cuda:0)")
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument("--all", action="store_true", help="time long inputs and large batches too")
     described = "frames, rows, directions and units of the GRUs to tune for, instead of the usual ones"
@@ -26,7 +26,8 @@ def main(argv: list[str], about: str) -> int:
     from ser_fast.tuning import cuda
 
     say = functools.partial(print, flush=True)
-    cuda.tune(options.device, options.shapes, everything=options.all, dry_run=options.dry_run, say=say)
+    device = "cuda:0" if options.device == "cuda" else options.device
+    cuda.tune(device, options.shapes, everything=options.all, dry_run=options.dry_run, say=say)
     return 0
 
 

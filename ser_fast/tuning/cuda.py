@@ -17,7 +17,7 @@ DRIFT = 0.05  # change of a path's time in the first case until the end
 
 
 def tune(
-    device: str = "cuda",
+    device: str = "cuda:0",
     shapes: Sequence[Shape] | None = None,
     *,
     everything: bool = False,
@@ -29,7 +29,7 @@ def tune(
     """Prove the kernels on a GPU, time them against torch, choose, and store the choices.
 
     Args:
-        device: "cuda" or "cuda:NUMBER".
+        device: "cuda:NUMBER".
         shapes: T, B, D and H of GRUs; by default ``cases.USUAL``.
         everything: ``cases.MORE`` too.
         dry_run: only print the schedule.
@@ -113,16 +113,16 @@ class Report:
             bounds = {
                 name: choice.bound(found, name) for name in self.proven[op] if all(name in one for one in found)
             }
-            named = f"choice  {op} {precision}" + (f" H={size}" if size else "")
-            if not all("torch" in one for one in found):
-                self.say(f"{named}: torch, as not every case was timed")
-                continue
-            ahead = [name for name, bound in bounds.items() if bound < choice.FASTER]
-            medians = {name: [statistics.median(one[name]) for one in found] for name in bounds}
-            order = choice.order(medians, ahead)
+            if all("torch" in one for one in found):
+                ahead = [name for name, bound in bounds.items() if bound < choice.FASTER]
+                medians = {name: [statistics.median(one[name]) for one in found] for name in bounds}
+                order = choice.order(medians, ahead)
+                said = ", ".join(f"{name} at most {bound:.2f} of torch's time" for name, bound in bounds.items())
+            else:  # without a row of its own, a size would take that of the next larger one
+                order, said = ["torch"], "not every case was timed"
             choice.nested(self.choices.setdefault(op, {}), precision, size, order)
-            said = ", ".join(f"{name} at most {bound:.2f} of torch's time" for name, bound in bounds.items())
-            self.say(f"{named}: {order[0]}" + (f" ({said})" if said else ""))
+            named = f"{op} {precision}" + (f" H={size}" if size else "")
+            self.say(f"choice  {named}: {order[0]}" + (f" ({said})" if said else ""))
 
 
 def _machine(device: str, worker: Sequence[str], limits: Schedule) -> tuple[dict, list[str]]:
@@ -187,6 +187,8 @@ def _time(report: Report, device: str, todo: Sequence[Case], worker, limits: Sch
             if "failed" in line:
                 failed.add(line["number"])
                 report.say(f"timing  {numbered[line['number']]}: {line['failed']}")
+            elif "left out" in line:
+                report.say(f"timing  {numbered[line['number']]} by {line['left out']}: {line['error']}")
         if not _culprit(report, numbered, outcome, failed) and usable[0] not in failed:
             break
     if usable:

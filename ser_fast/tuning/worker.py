@@ -27,7 +27,7 @@ def main() -> None:
     os.dup2(2, 1)
     run = {"machine": machine, "proof": proofs, "time": times}[job.pop("job")]
     device = torch.device(job.pop("device"))
-    if device.type == "cuda" and torch.cuda.is_available():
+    if device.type == "cuda" and run is not machine:
         torch.cuda.set_device(device)
     torch.manual_seed(0)
     for line in run(device, **job):
@@ -38,7 +38,7 @@ def machine(device: torch.device) -> Iterator[dict]:
     """Yield the key of the device, why it cannot run each backend, and how busy it is in percent, if known."""
     if not torch.cuda.is_available():
         yield {"error": "torch can see no GPU"}
-    elif device.index is not None and device.index >= torch.cuda.device_count():
+    elif device.index >= torch.cuda.device_count():
         yield {"error": f"--device is {device}; torch can see {torch.cuda.device_count()} GPUs"}
     else:
         why = {name: build.missing(name) or build.refused(name, device.index) for name in measured.BACKENDS}

@@ -1,7 +1,7 @@
 """A worker of ``ser-fast tune`` that plays a script: ``python scripted.py SCRIPT``, in JSON.
 
 ``machine`` is what it says of the GPU. "OP by BACKEND" ends a proof by "pass", "none", "fail", "hang", "crash" or
-"silence"; "time OP by PATH" does so to a timing ("fail", "hang" or "crash"). ``seconds`` are those of each path,
+"silence"; "time OP by PATH" does so to a timing ("fail", "left out", "hang" or "crash"). ``seconds`` are those of each path,
 ``drift`` multiplies them in the last case, ``rounds`` multiplies those of torch in each round.
 """
 
@@ -49,6 +49,9 @@ else:
             if deed == "fail":
                 say(number=case["number"], failed="RuntimeError: CUDA out of order")
                 break
+            if deed == "left out":
+                say(number=case["number"], **{"left out": path}, error="OutOfMemoryError: 40 GB")
+                continue
             scale = script["seconds"][path] * (script.get("drift", 1.0) if place == len(job["cases"]) - 1 else 1.0)
             seconds[path] = [scale * (factor if path == "torch" else 1.0) for factor in rounds]
         else:

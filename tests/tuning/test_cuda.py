@@ -131,14 +131,25 @@ def test_timing_that_ends_its_worker_bans_the_backend(file, short, deed):
 @pytest.mark.parametrize("deed", ["fail", "crash"])
 def test_timing_of_torch_that_fails_leaves_torch(file, deed):
     said = tuned_by(**{"time power_spectrogram by torch": deed})
-    assert "choice  power_spectrogram float32: torch, as not every case was timed" in said
-    assert entry(file)["choices"] == {op: WHOLE[op] for op in list(WHOLE)[:2]}
+    assert "choice  power_spectrogram float32: torch (not every case was timed)" in said
+    assert entry(file)["choices"] == WHOLE | {"power_spectrogram": {"float32": ["torch"]}}
 
 
 def test_first_case_that_fails_is_not_the_one_repeated(file):
     said = tuned_by(**{"time gru by torch": "fail"})
     assert "timing  gru float32 T=30 B=2 D=2 H=64, inference: RuntimeError: CUDA out of order" in said
-    assert entry(file)["choices"] == {op: WHOLE[op] for op in list(WHOLE)[1:]}
+    found = entry(file)["choices"]
+    assert found.pop("gru")["tf32"] == {"64": ["torch"], "128": ["torch"]}
+    assert found == {op: WHOLE[op] for op in list(WHOLE)[1:]}
+
+
+def test_path_left_out_of_one_case_is_not_chosen(file):
+    """Out of memory, say: the backend is named, and stays out of that size alone."""
+    said = tuned_by(**{"time attention_pool by cuda": "left out"})
+    assert "timing  attention_pool float32 T=30 B=2 F=256, inference by cuda: OutOfMemoryError: 40 GB" in said
+    assert entry(file)["choices"] == WHOLE | {
+        "attention_pool": {name: ["triton", "torch"] for name in measured.PRECISIONS["attention_pool"]}
+    }
 
 
 @pytest.mark.parametrize(
