@@ -39,7 +39,9 @@ def test_path_follows_the_environment(monkeypatch, tmp_path):
 def test_written_entry_is_read_under_its_key(file):
     assert tuned.read("cpu") == (None, f"there is no {file}")
     here = tuned.key("cpu")
-    assert store.write(here, choices=CHOICES, rules={"frames_per_task": 3}, banned={"gru by triton": "it hangs"}) == file
+    assert (
+        store.write(here, choices=CHOICES, rules={"frames_per_task": 3}, banned={"gru by triton": "it hangs"}) == file
+    )
     entry, why = tuned.read("cpu")
     assert why is None and (entry["choices"], entry["key"]) == (CHOICES, here)
     said = tuned.described("cpu")
