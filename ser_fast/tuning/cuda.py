@@ -195,17 +195,17 @@ def _time(report: Report, device: str, todo: Sequence[Case], worker, limits: Sch
 
 def _culprit(report: Report, numbered: dict[int, Case], outcome: Outcome, failed: set[int]) -> bool:
     """Ban the backend whose call ended a worker early, or drop the case; return whether others can go on."""
-    begun = next((line for line in reversed(outcome.lines) if "begun" in line), None)
+    last = outcome.lines[-1] if outcome.lines else {}
     if outcome.ending is None:
         return False
-    if begun is None:
+    if "begun" not in last:
         report.say(f"timing  its worker failed: {outcome.ending}")
         return False
-    case = numbered[begun["number"]]
-    if begun["begun"] in report.proven[case.op]:
-        report.ban(case.op, begun["begun"], f"{case}: {outcome.ending}")
+    case = numbered[last["number"]]
+    if last["begun"] in report.proven[case.op]:
+        report.ban(case.op, last["begun"], f"{case}: {outcome.ending}")
     else:
-        failed.add(begun["number"])
+        failed.add(last["number"])
         report.say(f"timing  {case} by torch: {outcome.ending}")
     return True
 

@@ -1,7 +1,8 @@
 """A worker of ``ser-fast tune`` that plays a script: ``python scripted.py SCRIPT``, in JSON.
 
 ``machine`` is what it says of the GPU. "OP by BACKEND" ends a proof by "pass", "none", "fail", "hang", "crash" or
-"silence"; "time OP by PATH" does so to a timing ("fail", "left out", "hang" or "crash"), ``time`` to its start.
+"silence"; "time OP by PATH" does so to a timing ("fail", "left out", "hang" or "crash"), ``time`` to its start,
+``end`` to each worker's end.
 ``seconds`` are those of each path, ``drift`` multiplies them in the last case, ``rounds`` those of torch in each round.
 """
 
@@ -57,3 +58,4 @@ else:
             seconds[path] = [scale * (factor if path == "torch" else 1.0) for factor in rounds]
         else:
             say(number=case["number"], seconds=seconds)
+play(script.get("end"))

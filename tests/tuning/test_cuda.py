@@ -194,6 +194,12 @@ def test_run_in_which_everything_hangs_ends_in_time(file, monkeypatch):
     assert not file.exists()
 
 
+def test_worker_that_dies_after_its_work_bans_nothing(file):
+    said = tuned_by(end="crash")
+    assert entry(file)["choices"] == WHOLE and entry(file)["banned"] == {}
+    assert "timing  its worker failed: its process ended with status -6" in said
+
+
 def test_worker_that_cannot_start_timing_is_named(file):
     said: list[str] = []
     script = json.dumps({"machine": MACHINE, "seconds": SECONDS, "time": "crash"})
