@@ -184,6 +184,7 @@ for model in (ser_fast.CGRU(3), ser_fast.BiGRUMHA(3), ser_fast.models.MODELS["fu
     assert model(torch.randn(2, 8000), torch.tensor([8000, 5000])).shape == (2, 3)
 from ser_fast.backends import info
 assert "torch" in info.text()
+from ser_fast.tuning import cuda, worker
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT / "tests")
     assert result.returncode == 0, result.stderr

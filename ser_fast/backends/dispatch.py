@@ -167,7 +167,8 @@ def measured_on(gpu: int | None) -> tuple[dict, tuple[str, ...]]:
     known = state.current.entries
     if gpu not in known:
         entry = {} if os.environ.get("SER_FAST_BACKEND") == "reference" else _entry(gpu)
-        known[gpu] = entry, tuple(name for name in measured.BACKENDS if entry and build.runs(name, gpu))
+        listed = {path for *_, order in measured.orders(entry) for path in order}
+        known[gpu] = entry, tuple(name for name in measured.BACKENDS if name in listed and build.runs(name, gpu))
     return known[gpu]
 
 

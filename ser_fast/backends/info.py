@@ -92,12 +92,17 @@ def _standing(backend: str, gpu: int | None = None) -> str:
     """Return the ops that the backend's kernels were tested for: on every measured GPU, or on GPUs like this one."""
     said = []
     for capability, ops in measured.proven(measured.read(measured.FILE), backend).items():
-        if gpu is not None and capability != build.capability(gpu):
-            continue
-        rest = [op for op in dispatch.CUDA_DTYPES if op not in ops]
-        said.append(f"tested on {capability} for {', '.join(ops)}")
-        said += [f"{UNTESTED} for {', '.join(rest)}"] if rest else []
+        if gpu is None or capability == build.capability(gpu):
+            said.append(_tested(f"tested on {capability}", ops))
+    entry = None if gpu is None else tuned.read(torch.device("cuda", gpu))[0]
+    if entry and (ops := measured.proven({"": entry["choices"]}, backend).get("")):
+        said = [_tested("tested on this GPU", ops)]
     return ", ".join(said) or UNTESTED
+
+
+def _tested(where: str, ops: list[str]) -> str:
+    rest = [op for op in dispatch.CUDA_DTYPES if op not in ops]
+    return f"{where} for {', '.join(ops)}" + (f", {UNTESTED} for {', '.join(rest)}" if rest else "")
 
 
 def _of(built: dict) -> str:

@@ -94,9 +94,10 @@ def _kernels() -> str:
     found = hashlib.sha256()
     if state.current.loaded:
         found.update(Path(importlib.util.find_spec("ser_fast._C").origin).read_bytes())
-    (folder,) = importlib.util.find_spec("ser_fast.kernels").submodule_search_locations
-    for file in sorted(Path(folder).glob("*.py")):
-        found.update(file.read_bytes())
+    package = importlib.util.find_spec("ser_fast.kernels")  # None without an install
+    for folder in package.submodule_search_locations if package else ():
+        for file in sorted(Path(folder).glob("*.py")):
+            found.update(file.read_bytes())
     return found.hexdigest()[:16]
 
 

@@ -54,7 +54,7 @@ def tune(
         end = time.monotonic() + limits.worst
         key, backends = _machine(device, worker, limits)
         say(f"{device} is {key['name']}; {described(limits, todo).splitlines()[0]}")
-        report = Report(key, say)
+        report = Report(say)
         _prove(report, device, backends, shapes, worker, limits)
         _time(report, device, todo, worker, limits, end)
         report.choose(todo)
@@ -80,7 +80,6 @@ class Report:
     """Results of a run, which are printed as they come.
 
     Args:
-        key: key of the device.
         say: receives the lines.
         proven: backends that passed all proofs of an op, by op.
         banned: reasons of those that did not, by "OP by BACKEND".
@@ -88,7 +87,6 @@ class Report:
         choices: as in :mod:`ser_fast.backends.measured`.
     """
 
-    key: dict
     say: Callable[[str], object]
     proven: dict[str, list[str]] = field(default_factory=lambda: {op: [] for op in measured.PRECISIONS})
     banned: dict[str, str] = field(default_factory=dict)
@@ -197,14 +195,17 @@ def _time(report: Report, device: str, todo: Sequence[Case], worker, limits: Sch
 
 def _culprit(report: Report, numbered: dict[int, Case], outcome: Outcome, failed: set[int]) -> bool:
     """Ban the backend whose call ended a worker early, or drop the case; return whether others can go on."""
-    begun = next((line for line in reversed(outcome.lines) if "begun" in line), None)
-    if outcome.ending is None or begun is None:
+    last = outcome.lines[-1] if outcome.lines else {}
+    if outcome.ending is None:
         return False
-    case = numbered[begun["number"]]
-    if begun["begun"] in report.proven[case.op]:
-        report.ban(case.op, begun["begun"], f"{case}: {outcome.ending}")
+    if "begun" not in last:
+        report.say(f"timing  its worker failed: {outcome.ending}")
+        return False
+    case = numbered[last["number"]]
+    if last["begun"] in report.proven[case.op]:
+        report.ban(case.op, last["begun"], f"{case}: {outcome.ending}")
     else:
-        failed.add(begun["number"])
+        failed.add(last["number"])
         report.say(f"timing  {case} by torch: {outcome.ending}")
     return True
 

@@ -187,5 +187,13 @@ def test_info_says_of_each_device_whether_it_is_tuned(asked, monkeypatch):
     assert said.startswith("on 2") and said.endswith(
         "; gru tf32: cuda for H=64, torch for H=128; gru by triton: banned, hangs"
     )
+    state.current.entries.clear()
+    runs = info.what_runs()["cuda:1"]
+    assert runs.startswith("by size what was fastest on a GPU of this test, cuda or torch's operators: ")
+    assert (
+        "SER_FAST_BACKEND=cuda chooses kernels, tested on this GPU for gru, not yet run on a GPU for attention_pool"
+        in runs
+    )
+    assert "SER_FAST_BACKEND=triton chooses kernels, not yet run on a GPU" in runs
     monkeypatch.setenv(tuned.VARIABLE, "0")
     assert info.info()["tuned, cuda:0"] == "no: SER_FAST_TUNED is 0"

@@ -301,3 +301,5 @@ def test_commands_name_the_missing_extra(tmp_path):
     result = ser_fast_command("demo", PYTHONPATH=str(tmp_path))
     assert result.returncode == 1 and "pip install 'ser_fast[train]'" in result.stderr
     assert ser_fast_command("info", PYTHONPATH=str(tmp_path)).returncode == 0
+    dry = ser_fast_command("tune", "--dry_run", PYTHONPATH=str(tmp_path), SER_FAST_TUNED=str(tmp_path / "tuned.json"))
+    assert dry.returncode == 0 and dry.stdout.startswith("at most 120 s in all"), dry.stderr

@@ -1,8 +1,9 @@
 """A worker of ``ser-fast tune`` that plays a script: ``python scripted.py SCRIPT``, in JSON.
 
 ``machine`` is what it says of the GPU. "OP by BACKEND" ends a proof by "pass", "none", "fail", "hang", "crash" or
-"silence"; "time OP by PATH" does so to a timing ("fail", "left out", "hang" or "crash"). ``seconds`` are those of each path,
-``drift`` multiplies them in the last case, ``rounds`` multiplies those of torch in each round.
+"silence"; "time OP by PATH" does so to a timing ("fail", "left out", "hang" or "crash"), ``time`` to its start,
+``end`` to each worker's end.
+``seconds`` are those of each path, ``drift`` multiplies them in the last case, ``rounds`` those of torch in each round.
 """
 
 import json
@@ -39,6 +40,7 @@ elif job["job"] == "proof":
         )
 else:
     assert job["end"] > time.time() and job["slot"] > 0
+    play(script.get("time"))
     rounds = script.get("rounds", [1.0] * 7)
     for place, case in enumerate(job["cases"]):
         seconds = {}
@@ -56,3 +58,4 @@ else:
             seconds[path] = [scale * (factor if path == "torch" else 1.0) for factor in rounds]
         else:
             say(number=case["number"], seconds=seconds)
+play(script.get("end"))

@@ -181,6 +181,36 @@ def test_backend_that_the_gpu_refuses_is_not_tried(file):
     assert entry(file)["choices"]["gru"]["tf32"]["64"] == ["triton", "torch"] and entry(file)["banned"] == {}
 
 
+@pytest.mark.thorough
+def test_run_in_which_everything_hangs_ends_in_time(file, monkeypatch):
+    """Three proofs, and then every timing: each new worker is killed, until no time is left."""
+    limits = Schedule(10.0, 2.0, 6.0, 0.01, 0.7)
+    monkeypatch.setattr(cuda, "schedule", lambda cases, total: limits)
+    hanging = {f"{op} by triton": "hang" for op in WHOLE} | {f"time {op} by torch": "hang" for op in WHOLE}
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match="the first case could not be timed twice, so nothing is stored"):
+        tuned_by(**hanging)
+    assert limits.proof < time.monotonic() - start < limits.worst
+    assert not file.exists()
+
+
+def test_worker_that_dies_after_its_work_bans_nothing(file):
+    said = tuned_by(end="crash")
+    assert entry(file)["choices"] == WHOLE and entry(file)["banned"] == {}
+    assert "timing  its worker failed: its process ended with status -6" in said
+
+
+def test_worker_that_cannot_start_timing_is_named(file):
+    said: list[str] = []
+    script = json.dumps({"machine": MACHINE, "seconds": SECONDS, "time": "crash"})
+    with pytest.raises(RuntimeError, match="the first case could not be timed twice"):
+        cuda.tune("cuda:0", SHAPES, worker=[sys.executable, str(SCRIPT), script], say=said.append)
+    assert (
+        said[-1]
+        == "timing  its worker failed: its process ended with status -6: CUDA error: an illegal memory access"
+    )
+
+
 def test_second_run_on_the_same_gpu_is_refused(file):
     with store.alone("cuda-0"), pytest.raises(RuntimeError, match="another `ser-fast tune` is running on cuda-0"):
         tuned_by()

@@ -23,8 +23,13 @@ def played(monkeypatch, fresh_state):
                         ("stream", lambda stream: contextlib.nullcontext())):  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, value)
 
+    def copied(*_, **__):
+        raise RuntimeError("Cannot copy between CPU and CUDA tensors during CUDA graph capture")
+
     def captured(call):
-        outputs = call()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, "tensor", copied)
+            outputs = call()
 
         def replay():
             for tensor, new in zip(outputs, call()):
@@ -120,6 +125,12 @@ def test_wrong_later_frame_fails_in_the_long_proof(played, monkeypatch):
     monkeypatch.setattr(gru, "gru", call)
     *begun, last = lines("gru")
     assert begun[-1]["begun"].endswith("reset_after=True, long") and "outputs: differs by" in last["failed"]
+
+
+def test_zeros_of_torchs_path_fail(played):
+    """Nothing may pass on a GPU that runs no kernel at all."""
+    with pytest.raises(AssertionError, match="the GPU does not work"):
+        proof.compare(lambda x: x * 0, lambda x: x * 0, (torch.ones(3),), 1e-5)
 
 
 def test_unstable_bits_fail(played):
