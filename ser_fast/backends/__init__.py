@@ -1,8 +1,9 @@
 """Backends: decide which kernel runs an op. This folder knows no op's mathematics and no model.
 
 ``build`` knows what was built and installed, ``gpus`` which GPUs can run it, ``measured`` what was fastest on them,
-``state`` what is loaded and chosen now, ``dispatch`` which backend runs a call, ``registry`` how an op is registered
-with torch, and ``info`` prints all of it. A backend is a function with the op's signature.
+``tuned`` what was fastest on the user's own machine, ``state`` what is loaded and chosen now, ``dispatch`` which
+backend runs a call, ``registry`` how an op is registered with torch, and ``info`` prints all of it. A backend is a
+function with the op's signature.
 """
 
 import sys

@@ -209,7 +209,8 @@ def _path(
 
 def _hint(gpu: int | None, entry: dict) -> None:
     """Name ``ser-fast tune`` once, in the first call on an untuned GPU that could run kernels that are installed."""
-    now, unwanted = state.current, tuned.path() is None or os.environ.get("SER_FAST_BACKEND") == "reference"
+    now, get = state.current, os.environ.get
+    unwanted = tuned.path() is None or get("SER_FAST_BACKEND") == "reference" or get("RANK", "0") != "0"
     if now.hinted or entry or unwanted or now.packaged or _torch_compat.tracing() or not build.capability(gpu):
         return
     if any(build.runs(name, gpu) for name in measured.BACKENDS):

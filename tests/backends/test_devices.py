@@ -122,7 +122,18 @@ def test_first_call_on_an_untuned_gpu_hints_once(asked):
 
 @pytest.mark.parametrize(
     "reason",
-    ["silenced", "tuned", "packaged table", "chosen", "no kernels", "refused", "no gpu", "reference", "tracing"],
+    [
+        "silenced",
+        "tuned",
+        "packaged table",
+        "chosen",
+        "no kernels",
+        "refused",
+        "no gpu",
+        "reference",
+        "tracing",
+        "rank 1",
+    ],
 )
 def test_hint_is_silent_without_a_cause(asked, monkeypatch, tmp_path, reason):
     if reason == "silenced":
@@ -144,6 +155,8 @@ def test_hint_is_silent_without_a_cause(asked, monkeypatch, tmp_path, reason):
         monkeypatch.setattr(build, "capability", lambda gpu: None)
     elif reason == "reference":
         monkeypatch.setenv("SER_FAST_BACKEND", "reference")
+    elif reason == "rank 1":
+        monkeypatch.setenv("RANK", "1")
     elif reason == "tracing":
         monkeypatch.setattr(_torch_compat, "tracing", lambda: True)
     with warnings.catch_warnings():

@@ -67,6 +67,7 @@ subprocess.run([sys.executable, "-c", "import time; time.sleep(600)"])
     assert outcomes == [process.Outcome([{"begun": "a"}], "it did not end within 1 s")] * 3
 
 
+@pytest.mark.thorough
 def test_silent_worker_is_killed_and_a_talking_one_is_not():
     talking = "for number in range(8):\n    time.sleep(0.2)\n    print(json.dumps({'n': number}), flush=True)"
     (outcome,) = process.run([{}], worker(talking), 30.0, quiet=1.2)

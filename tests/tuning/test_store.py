@@ -100,13 +100,13 @@ def test_writers_keep_each_others_entries(file):
     script = """
 import sys
 from ser_fast.tuning import store
-for number in range(9):
+for number in range(5):
     store.write({"device": "cuda", "name": f"{sys.argv[1]} {number}"})
 """
     writers = [subprocess.Popen([sys.executable, "-c", script, name]) for name in "ab"]
     assert [writer.wait() for writer in writers] == [0, 0]
     names = {entry["key"]["name"] for entry in tuned.load(file).values()}
-    assert names == {f"{name} {number}" for name in "ab" for number in range(9)}
+    assert names == {f"{name} {number}" for name in "ab" for number in range(5)}
 
 
 def test_interrupted_write_keeps_the_old_file(file, monkeypatch):
