@@ -4,6 +4,7 @@
 
 #include <exception>
 
+#include "../kernels/gru.h"
 #include "../kernels/parallel.h"
 #include "../kernels/power_spectrogram.h"
 #include "../kernels/simd.h"
@@ -23,8 +24,16 @@ PyObject* set_rules(PyObject*, PyObject* args) {
   Py_RETURN_NONE;
 }
 
+PyObject* set_spared(PyObject*, PyObject* args) {
+  int multiprocessors;
+  if (!PyArg_ParseTuple(args, "i", &multiprocessors)) return nullptr;
+  ser_fast::gru_spare(multiprocessors);
+  Py_RETURN_NONE;
+}
+
 PyMethodDef methods[] = {
     {"set_rules", set_rules, METH_VARARGS, "set_rules(nanoseconds of work per thread, frames per task)"},
+    {"set_spared", set_spared, METH_VARARGS, "set_spared(multiprocessors that plans of the GRU leave free)"},
     {nullptr, nullptr, 0, nullptr},
 };
 

@@ -125,6 +125,9 @@ int gru_limits(GruLimits* limits);
 void gru_restrict(const GruLimits& most);
 GruLimits gru_restricted(const GruLimits& limits);
 
+// Leaves so many multiprocessors to kernels that run beside the GRU, such as NCCL's, in all later plans.
+void gru_spare(int multiprocessors);
+
 GruPlan gru_plan(const GruShape& shape, GruProduct product, bool backward, const GruLimits& limits);
 
 // Bytes of W_hh as the kernels of this width read it.

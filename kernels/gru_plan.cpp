@@ -10,6 +10,7 @@ namespace {
 
 constexpr int64_t kAny = std::numeric_limits<int64_t>::max();
 std::atomic<int64_t> most_shared = kAny, most_active[4] = {kAny, kAny, kAny, kAny};
+std::atomic<int> spared = 0;
 
 // Lower bound on the clock cycles of a step. The constants are estimates, in cycles: issue and latency of a tensor
 // core product, the cell's arithmetic, a barrier, and a store into another block.
@@ -37,6 +38,8 @@ GruLimits gru_restricted(const GruLimits& limits) {
   return found;
 }
 
+void gru_spare(int multiprocessors) { spared = multiprocessors; }
+
 GruPlan gru_plan(const GruShape& shape, GruProduct product, bool backward, const GruLimits& limits) {
   constexpr float kClocks = 1700;  // per microsecond
   const bool half = product == GruProduct::kHalf;
@@ -59,7 +62,9 @@ GruPlan gru_plan(const GruShape& shape, GruProduct product, bool backward, const
       plan.cluster = cluster;
       plan.threads = threads;
       plan.tiles = static_cast<int>((shape.batch + size.rows - 1) / size.rows);
-      plan.waves = static_cast<int>((plan.tiles * shape.directions + limits.active[power] - 1) / limits.active[power]);
+      // A multiprocessor that is spared may break up one cluster.
+      const int64_t active = std::max<int64_t>(1, limits.active[power] - spared);
+      plan.waves = static_cast<int>((plan.tiles * shape.directions + active - 1) / active);
       plan.step = plan.waves * clocks(size, bytes, cluster, backward, shape.reset_after) / kClocks;
       if (!best.width || plan.step < best.step) best = plan;
     }

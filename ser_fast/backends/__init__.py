@@ -11,9 +11,9 @@ from types import ModuleType
 
 from ser_fast.backends import state
 from ser_fast.backends.build import build_info
-from ser_fast.backends.dispatch import BACKENDS, OPS, RULES, load, select, use
+from ser_fast.backends.dispatch import BACKENDS, OPS, RULES, load, select, spare, use
 
-__all__ = ["BACKENDS", "OPS", "RULES", "build_info", "load", "select", "use"]
+__all__ = ["BACKENDS", "OPS", "RULES", "build_info", "load", "select", "spare", "use"]
 
 
 def __getattr__(name: str):

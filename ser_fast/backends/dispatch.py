@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from ser_fast import _torch_compat
+from ser_fast._require import require
 from ser_fast._torch_compat import constant_in_graphs, without_modes
 from ser_fast.backends import build, measured, state, tuned
 from ser_fast.backends.cpu_rules import Rules, parse
@@ -103,6 +104,24 @@ def use(backend: str) -> None:
     if why:
         raise ValueError(f"backend is '{backend}', but {why}")
     state.current.on_cuda = backend
+
+
+def spare(multiprocessors: int) -> None:
+    """Leave multiprocessors to kernels that run beside the GRU's on CUDA, such as NCCL's in data parallel training.
+
+    The GRU's plans then count so many clusters of blocks less that run at once. 0, the default, leaves none.
+
+    Raises:
+        ValueError: the number is negative or no int.
+
+    Example:
+        >>> spare(8)
+        >>> spare(0)
+    """
+    good = type(multiprocessors) is int and 0 <= multiprocessors < 2**31
+    require(good, f"multiprocessors is {multiprocessors!r}", "an int, at least 0")
+    if state.current.loaded:
+        importlib.import_module("ser_fast._C").set_spared(multiprocessors)
 
 
 def reread() -> None:

@@ -168,6 +168,23 @@ def test_gru_plan_reads_strided_and_huge_limits():
     assert op("gru_plan")(torch.full((5,), 2**63 - 1), *sizes)[0] == 128
 
 
+@pytest.mark.usefixtures("needs_kernels")
+def test_gru_plan_leaves_spared_multiprocessors_to_others():
+    """Waves of 32 tiles of 8 rows on clusters of which 33 run at once, and fewer."""
+    limits, sizes = torch.tensor([232448, 0, 0, 33, 0]), (128, 2, 256, True, 0, False)
+    try:
+        for spared, waves in ((0, 1), (1, 1), (2, 2), (17, 2), (18, 3), (33, 32), (1000, 32)):
+            ser_fast.backends.spare(spared)
+            plan = op("gru_plan")(limits, *sizes)
+            assert plan[1] * plan[5] == 128 and plan[6] == -(-2 * plan[5] // max(1, 33 - spared)), (spared, plan)
+            assert plan[1] == 16 or plan[6] == waves
+    finally:
+        ser_fast.backends.spare(0)
+    for bad in (-1, 1.0, True, None):
+        with pytest.raises(ValueError, match=f"multiprocessors is {bad}; it must be an int, at least 0"):
+            ser_fast.backends.spare(bad)
+
+
 @pytest.mark.parametrize("argument", ["wave", "window", "mean", "std", "lengths"])
 @pytest.mark.parametrize("backend", ["op", "reference"])
 def test_out_refuses_to_overlap_an_input(argument, backend):
