@@ -353,10 +353,10 @@ SER_FAST_DEVICE int cluster_rank() {
   asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
 }
-// Relaxed: it only has to order the initialisation of the mbarriers, which has a fence of its own.
-SER_FAST_DEVICE void cluster_barrier() {
-  asm volatile("barrier.cluster.arrive.relaxed;\nbarrier.cluster.wait;" ::: "memory");
-}
+// Releases and acquires the cluster's memory.
+SER_FAST_DEVICE void cluster_barrier() { asm volatile("barrier.cluster.arrive;\nbarrier.cluster.wait;" ::: "memory"); }
+// Orders this thread's accesses to shared memory before later asynchronous ones.
+SER_FAST_DEVICE void async_fence() { asm volatile("fence.proxy.async;" ::: "memory"); }
 SER_FAST_DEVICE void mbarrier_init(Mbarrier* barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\nfence.mbarrier_init.release.cluster;" ::"r"(shared_address(barrier)),
                "r"(arrivals)
@@ -402,6 +402,7 @@ SER_FAST_DEVICE void push(const Pair<T>& value, Pair<T>* where, Mbarrier* counte
 #else
 inline int cluster_rank() { return host::rank(); }
 inline void cluster_barrier(int line = __builtin_LINE()) { host::cluster_barrier(line); }
+inline void async_fence() {}
 inline void mbarrier_init(Mbarrier* barrier, int arrivals) { host::mbarrier_init(barrier, arrivals); }
 // Arrives, and adds `bytes` to those that must arrive before the phase ends.
 inline void mbarrier_expect(Mbarrier* barrier, int bytes) { host::mbarrier_expect(barrier, bytes); }

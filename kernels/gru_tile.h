@@ -268,11 +268,13 @@ struct Exchange {
   SER_FAST_DEVICE bool alone() const { return !kClusters || C::kSize.alone() || blocks == 1; }
   SER_FAST_DEVICE void begin() const {
     if (alone()) return;
-    if (thread() == 0)
+    if (thread() == 0) {
       for (int i = 0; i < 2; ++i) {
         mbarrier_init(&counted[i], 1);
         mbarrier_expect(&counted[i], i ? odd : even);
       }
+      async_fence();
+    }
     cluster_barrier();
   }
   SER_FAST_DEVICE const unsigned char* wait(int e) const {
