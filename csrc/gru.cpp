@@ -252,22 +252,64 @@ STABLE_TORCH_LIBRARY_IMPL(ser_fast, CPU, m) {
 #endif
 #ifdef SER_FAST_WITH_CUDA
 
+// The kernels count pairs of units in 32 bits.
 template <class T>
-GpuFrames<T> gpu_frames(const Tensor& tensor) {
+GpuFrames<T> gpu_frames(const Checks& checks, const char* name, const Tensor& tensor) {
   if (tensor.dim() < 3) return {};
+  const int64_t span = extent(tensor) / static_cast<int64_t>(tensor.element_size()), most = int64_t{1} << 33;
+  checks.require(span <= most, std::string(name) + " spans " + std::to_string(span) + " elements",
+                 "at most " + std::to_string(most));
   return {static_cast<T*>(const_cast<void*>(tensor.const_data_ptr())), tensor.stride(0),
           tensor.dim() == 4 ? tensor.stride(1) : 0};
 }
 
-// True if one access can move two neighbouring units: H, all strides and all addresses are multiples of a pair.
-bool in_pairs(const GruShape& shape, std::initializer_list<Tensor> tensors) {
-  bool good = shape.hidden % 2 == 0;
-  for (const Tensor& tensor : tensors) {
-    good = good && reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % (2 * tensor.element_size()) == 0;
-    for (int64_t axis = 0; axis + 2 < tensor.dim(); ++axis) good = good && tensor.stride(axis) % 2 == 0;
-  }
-  return good;
+// Returns a copy of a [..., parts * from] tensor as [..., parts * to]: each part cut or padded with zeros.
+Tensor resized(const Checks& checks, const char* name, const Tensor& tensor, int64_t parts, int64_t from, int64_t to) {
+  const auto units = [&](const Tensor& whole, int64_t width) {
+    Sizes sizes = sizes_of(whole);
+    sizes.back() = parts;
+    Tensor split = torch::stable::view(whole, with(sizes, width));
+    return torch::stable::narrow(split, split.dim() - 1, 0, std::min(from, to));
+  };
+  Tensor out = empty_frames(checks, name, tensor, parts * to);
+  if (to > from) torch::stable::zero_(out);
+  Tensor target = units(out, to);
+  torch::stable::copy_(target, units(tensor, from));
+  return out;
 }
+
+// The kernels move units in pairs: an odd H is padded by a unit that stays 0, and the results are cut.
+struct Pairs {
+  const Checks& checks;
+  int64_t H, even;
+
+  Pairs(const Checks& checks, Call& call) : checks(checks), H(call.shape.hidden), even(H + H % 2) {
+    call.shape.hidden = even;
+  }
+
+  // A [..., parts * H] tensor whose pairs of units lie at multiples of a pair's size.
+  Tensor in(const char* name, const Tensor& tensor, int64_t parts) const {
+    bool good = H == even && reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % (2 * tensor.element_size()) == 0;
+    for (int64_t axis = 0; axis + 2 < tensor.dim(); ++axis)
+      good = good && (tensor.size(axis) == 1 || tensor.stride(axis) % 2 == 0);
+    return good ? tensor : resized(checks, name, tensor, parts, H, even);
+  }
+  std::optional<Tensor> in(const char* name, const std::optional<Tensor>& tensor, int64_t parts) const {
+    if (!tensor) return std::nullopt;
+    return in(name, *tensor, parts);
+  }
+  // W_hh [D, 3H, H], padded in rows and columns.
+  Tensor weights(const Tensor& w_hh) const {
+    if (H == even) return w_hh;
+    const Tensor wide = resized(checks, "w_hh", w_hh, 1, H, even);
+    const Tensor flat = torch::stable::view(wide, Sizes{w_hh.size(0), 3 * H * even});
+    return resized(checks, "w_hh", flat, 3, H * even, even * even);
+  }
+  // An output of a kernel; one that is not wanted is [0].
+  Tensor out(const char* name, const Tensor& tensor, int64_t parts) const {
+    return H == even || tensor.dim() < 3 ? tensor : resized(checks, name, tensor, parts, even, H);
+  }
+};
 
 GruProduct product_of(ScalarType type, bool tf32) {
   if (type != ScalarType::Float) return GruProduct::kHalf;
@@ -300,23 +342,26 @@ std::tuple<Tensor, Tensor, Tensor> gru_on_cuda(const Tensor& gx, const Tensor& w
                                                bool reset_after, bool save_gates, bool tf32) {
   const Checks checks("gru", "gx", gx, Side::kCuda);
   const Operands given = checked(checks, gx, w_hh, b_hh, h0, lengths, reset_after);
-  const Call& call = given.call;
+  Call call = given.call;
   const Launch launch(checks, gx);
   const GruProduct product = product_of(gx.scalar_type(), tf32);
   const GruPlan plan = plan_of(checks, launch, call.shape, product, false);
+  const Pairs pairs(checks, call);
   const Outputs out = outputs(checks, call, gx, save_gates);
-  const bool packed = gx.dim() == 3, vector = in_pairs(call.shape, {given.gx, out.y, out.gates, out.h_n});
+  const bool packed = gx.dim() == 3;
   if (packed) clear({out.y, out.gates});
+  const Tensor input = pairs.in("gx", given.gx, 3), recurrent = pairs.weights(given.w_hh);
+  const std::optional<Tensor> bias = pairs.in("b_hh", given.b_hh, 3), first = pairs.in("h0", given.h0, 1);
   const Tensor weights = scratch(checks, call.shape, product, plan, gx);
   launch.check(with_cuda_type(gx.scalar_type(), [&](auto type) {
     using S = typename decltype(type)::type;
-    return gru_forward_cuda<S>({call.shape, plan, packed, vector, gpu_frames<const S>(given.gx), pointer<S>(given.w_hh),
-                                mutable_pointer<void>(weights), pointer<S>(given.b_hh), pointer<S>(given.h0),
-                                pointer<int64_t>(call.lengths), gpu_frames<S>(out.y), mutable_pointer<S>(out.h_n),
-                                gpu_frames<S>(out.gates)},
+    return gru_forward_cuda<S>({call.shape, plan, packed, gpu_frames<const S>(checks, "gx", input),
+                                pointer<S>(recurrent), mutable_pointer<void>(weights), pointer<S>(bias), pointer<S>(first),
+                                pointer<int64_t>(call.lengths), gpu_frames<S>(checks, "y", out.y),
+                                mutable_pointer<S>(out.h_n), gpu_frames<S>(checks, "gates", out.gates)},
                                product, launch.stream);
   }));
-  return {out.y, out.h_n, out.gates};
+  return {pairs.out("y", out.y, 1), pairs.out("h_n", out.h_n, 1), pairs.out("gates", out.gates, 4)};
 }
 
 std::tuple<Tensor, Tensor, Tensor> gru_backward_on_cuda(const Tensor& grad_y, const Tensor& grad_h_n, const Tensor& y,
@@ -326,26 +371,30 @@ std::tuple<Tensor, Tensor, Tensor> gru_backward_on_cuda(const Tensor& grad_y, co
                                                         bool tf32) {
   const Checks checks("gru_backward", "y", y, Side::kCuda);
   const BackwardOperands given = checked(checks, grad_y, grad_h_n, y, gates, w_hh, h0, lengths, reset_after);
-  const Call& call = given.call;
+  Call call = given.call;
   const Launch launch(checks, y);
   const GruProduct product = product_of(y.scalar_type(), tf32);
   const GruPlan plan = plan_of(checks, launch, call.shape, product, true);
+  const Pairs pairs(checks, call);
   const Gradients out = gradients(checks, call, y);
   const bool packed = y.dim() == 3;
-  const bool vector = in_pairs(call.shape, {given.grad_y, given.y, given.gates, given.h0.value_or(given.y), out.grad_gx,
-                                            out.grad_q, out.grad_h0});
   if (packed) clear({out.grad_gx, out.grad_q});
+  const Tensor above = pairs.in("grad_y", given.grad_y, 1), last = pairs.in("grad_h_n", given.grad_h_n, 1);
+  const Tensor states = pairs.in("y", given.y, 1), saved = pairs.in("gates", given.gates, 4);
+  const Tensor recurrent = pairs.weights(given.w_hh);
+  const std::optional<Tensor> first = pairs.in("h0", given.h0, 1);
   const Tensor weights = scratch(checks, call.shape, product, plan, y);
   launch.check(with_cuda_type(y.scalar_type(), [&](auto type) {
     using S = typename decltype(type)::type;
-    return gru_backward_cuda<S>({call.shape, plan, packed, vector, gpu_frames<const S>(given.grad_y),
-                                 pointer<S>(given.grad_h_n), gpu_frames<const S>(given.y),
-                                 gpu_frames<const S>(given.gates), pointer<S>(given.w_hh),
-                                 mutable_pointer<void>(weights), pointer<S>(given.h0), pointer<int64_t>(call.lengths),
-                                 gpu_frames<S>(out.grad_gx), gpu_frames<S>(out.grad_q), mutable_pointer<S>(out.grad_h0)},
+    return gru_backward_cuda<S>({call.shape, plan, packed, gpu_frames<const S>(checks, "grad_y", above),
+                                 pointer<S>(last), gpu_frames<const S>(checks, "y", states),
+                                 gpu_frames<const S>(checks, "gates", saved), pointer<S>(recurrent),
+                                 mutable_pointer<void>(weights), pointer<S>(first), pointer<int64_t>(call.lengths),
+                                 gpu_frames<S>(checks, "grad_gx", out.grad_gx),
+                                 gpu_frames<S>(checks, "grad_q", out.grad_q), mutable_pointer<S>(out.grad_h0)},
                                 product, launch.stream);
   }));
-  return {out.grad_gx, out.grad_q, out.grad_h0};
+  return {pairs.out("grad_gx", out.grad_gx, 3), pairs.out("grad_q", out.grad_q, 1), pairs.out("grad_h0", out.grad_h0, 1)};
 }
 
 // Returns the limits of the GPU that a tensor is on, in the form that gru_plan takes.

@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #ifndef __CUDACC__
 #include <functional>
 #endif
@@ -58,7 +59,7 @@ void mbarrier_init(void* barrier, int arrivals);
 void mbarrier_expect(void* barrier, int bytes);
 void mbarrier_wait(void* barrier, int parity, int line);
 void push(const void* value, int bytes, void* where, void* counted, int rank);
-void copy_async(void* to, const void* from, int bytes, bool valid);
+void copy_async(void* to, const void* from, int bytes);
 void copy_commit();
 void copy_wait(int pending);
 // Runs a grid cluster by cluster. Throws std::runtime_error if no thread can continue, with the line each waits at.
@@ -97,6 +98,27 @@ SER_FAST_DEVICE T* shared() {
   return reinterpret_cast<T*>(memory);
 #else
   return static_cast<T*>(host::shared());
+#endif
+}
+
+// Returns x, whose origin is hidden from the compiler, so that it is not computed anew at every use.
+template <class T>
+SER_FAST_DEVICE T kept(T x) {
+#ifdef __CUDACC__
+  if constexpr (std::is_same_v<T, float>) asm volatile("" : "+f"(x));
+  else if constexpr (sizeof(T) == 8) asm volatile("" : "+l"(x));
+  else asm volatile("" : "+r"(x));
+#endif
+  return x;
+}
+
+// The same for a pointer to shared memory, which the compiler still knows to be one.
+template <class T>
+SER_FAST_DEVICE T* kept_shared(T* at) {
+#ifdef __CUDACC__
+  return static_cast<T*>(__cvta_shared_to_generic(kept(static_cast<uint32_t>(__cvta_generic_to_shared(at)))));
+#else
+  return at;
 #endif
 }
 
@@ -168,10 +190,13 @@ SER_FAST_DEVICE float logarithm(float x) {
 #endif
 }
 
-// 1 / (1 + exp(-x)).
+// 1 / (1 + exp(-x)), with an error below 2^-21. Subnormal intermediate results may be 0.
 SER_FAST_DEVICE float sigmoid(float x) {
 #ifdef __CUDACC__
-  return __fdividef(1, 1 + __expf(-x));
+  float power, inverse;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * -1.44269504f));
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(1 + power));
+  return inverse;
 #else
   return 1 / (1 + std::exp(-x));
 #endif
@@ -182,6 +207,22 @@ SER_FAST_DEVICE float tangent(float x) {
   return tanhf(x);
 #else
   return std::tanh(x);
+#endif
+}
+
+// tanh with a relative error of at most 2^-11, in one instruction.
+SER_FAST_DEVICE float rough_tangent(float x) {
+#ifdef __CUDACC__
+  asm("tanh.approx.f32 %0, %0;" : "+f"(x));
+  return x;
+#else
+  // Cut to 11 fraction bits, the error that the device may have.
+  const float exact = std::tanh(x);
+  uint32_t bits;
+  std::memcpy(&bits, &exact, 4);
+  bits &= 0xfffff000;
+  std::memcpy(&x, &bits, 4);
+  return x;
 #endif
 }
 
@@ -237,6 +278,40 @@ template <class T>
 struct alignas(2 * sizeof(T)) Pair {
   T value[2];
 };
+
+// Both elements of a pair, read in one access and rounded in one conversion.
+SER_FAST_DEVICE void widen(const Pair<float>& from, float (&to)[2]) {
+  to[0] = from.value[0];
+  to[1] = from.value[1];
+}
+template <class T>
+SER_FAST_DEVICE void widen(const Pair<T>& from, float (&to)[2]) {
+  uint32_t bits;
+  memcpy(&bits, __builtin_assume_aligned(&from, 4), 4);
+  if constexpr (std::is_same_v<T, Half>) {
+    to[0] = widen(T{static_cast<uint16_t>(bits)});
+    to[1] = widen(T{static_cast<uint16_t>(bits >> 16)});
+  } else {
+    const uint32_t wide[] = {bits << 16, bits & 0xffff0000};
+    memcpy(to, wide, 8);
+  }
+}
+template <class T>
+SER_FAST_DEVICE Pair<T> narrowed(const float (&from)[2]) {
+  Pair<T> to;
+#ifdef __CUDACC__
+  if constexpr (sizeof(T) == 2) {
+    uint32_t bits;
+    if constexpr (std::is_same_v<T, Half>) asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(from[1]), "f"(from[0]));
+    else asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(from[1]), "f"(from[0]));
+    memcpy(&to, &bits, 4);
+    return to;
+  }
+#endif
+  narrow(from[0], &to.value[0]);
+  narrow(from[1], &to.value[1]);
+  return to;
+}
 
 // Rounds to the nearest tf32 number (10 fraction bits), ties away from zero.
 SER_FAST_DEVICE float round_tf32(float x) {
@@ -325,106 +400,24 @@ void multiply(T, float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]
 }
 #endif
 
-// Asynchronous copy from global to shared memory, waited for in groups by the same thread. Invalid copies write 0.
-template <int BYTES>
-SER_FAST_DEVICE void copy_async(void* to, const void* from, bool valid) {
-#ifdef __CUDACC__
-  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))),
-               "l"(from), "n"(BYTES), "r"(valid ? BYTES : 0)
-               : "memory");
-#else
-  host::copy_async(to, from, BYTES, valid);
-#endif
-}
-SER_FAST_DEVICE void copy_commit() {
-#ifdef __CUDACC__
-  asm volatile("cp.async.commit_group;" ::: "memory");
-#else
-  host::copy_commit();
-#endif
-}
-// Waits until at most the PENDING youngest groups are in flight.
-template <int PENDING>
-SER_FAST_DEVICE void copy_wait() {
-#ifdef __CUDACC__
-  asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
-#else
-  host::copy_wait(PENDING);
-#endif
-}
-
-// The blocks of a cluster store into each other's shared memory; an mbarrier there counts the bytes received.
-using Mbarrier = uint64_t;
-
-#ifdef __CUDACC__
-SER_FAST_DEVICE uint32_t shared_address(const void* at) { return static_cast<uint32_t>(__cvta_generic_to_shared(at)); }
-
-SER_FAST_DEVICE int cluster_rank() {
-  uint32_t rank;
-  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
-// Relaxed: it only has to order the initialisation of the mbarriers, which has a fence of its own.
-SER_FAST_DEVICE void cluster_barrier() {
-  asm volatile("barrier.cluster.arrive.relaxed;\nbarrier.cluster.wait;" ::: "memory");
-}
-SER_FAST_DEVICE void mbarrier_init(Mbarrier* barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\nfence.mbarrier_init.release.cluster;" ::"r"(shared_address(barrier)),
-               "r"(arrivals)
-               : "memory");
-}
-SER_FAST_DEVICE void mbarrier_expect(Mbarrier* barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
-               : "memory");
-}
-// Acquires the cluster's shared memory only: a wait that acquires all memory would invalidate the L1 cache.
-#if __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1208
-#define SER_FAST_TRY_WAIT "mbarrier.try_wait.parity.relaxed.cluster.shared::cta.b64"
-#define SER_FAST_ACQUIRE "fence.acquire.sync_restrict::shared::cluster.cluster;"
-#else
-#define SER_FAST_TRY_WAIT "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64"
-#define SER_FAST_ACQUIRE ""
-#endif
-SER_FAST_DEVICE void mbarrier_wait(Mbarrier* barrier, int parity) {
-  uint32_t done = 0;
-  while (!done)
-    asm volatile("{\n.reg .pred done;\n" SER_FAST_TRY_WAIT " done, [%1], %2;\nselp.u32 %0, 1, 0, done;\n}"
-                 : "=r"(done)
-                 : "r"(shared_address(barrier)), "r"(parity)
-                 : "memory");
-  asm volatile(SER_FAST_ACQUIRE ::: "memory");
-}
-// Stores value at the address of `where` in the block of this rank, whose mbarrier `counted` counts the bytes.
+// Stores a pair in global memory if valid. By a predicate: for several stores the compiler would branch.
 template <class T>
-SER_FAST_DEVICE void push(const Pair<T>& value, Pair<T>* where, Mbarrier* counted, int rank) {
-  uint32_t to, barrier;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(to) : "r"(shared_address(where)), "r"(rank));
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(barrier) : "r"(shared_address(counted)), "r"(rank));
-  if constexpr (sizeof(value) == 8) {
-    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b64 [%0], %1, [%2];" ::"r"(to),
-                 "l"(*reinterpret_cast<const uint64_t*>(&value)), "r"(barrier)
+SER_FAST_DEVICE void store(const Pair<T>& pair, Pair<T>* to, bool valid) {
+#ifdef __CUDACC__
+  std::conditional_t<sizeof(pair) == 8, uint64_t, uint32_t> bits;
+  memcpy(&bits, &pair, sizeof(pair));
+  if constexpr (sizeof(pair) == 8)
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %2, 0;\n@p st.global.b64 [%0], %1;\n}" ::"l"(to), "l"(bits),
+                 "r"(static_cast<int>(valid))
                  : "memory");
-  } else {
-    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(to),
-                 "r"(*reinterpret_cast<const uint32_t*>(&value)), "r"(barrier)
+  else
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %2, 0;\n@p st.global.b32 [%0], %1;\n}" ::"l"(to), "r"(bits),
+                 "r"(static_cast<int>(valid))
                  : "memory");
-  }
-}
 #else
-inline int cluster_rank() { return host::rank(); }
-inline void cluster_barrier(int line = __builtin_LINE()) { host::cluster_barrier(line); }
-inline void mbarrier_init(Mbarrier* barrier, int arrivals) { host::mbarrier_init(barrier, arrivals); }
-// Arrives, and adds `bytes` to those that must arrive before the phase ends.
-inline void mbarrier_expect(Mbarrier* barrier, int bytes) { host::mbarrier_expect(barrier, bytes); }
-// Waits until the phase of this parity has ended.
-inline void mbarrier_wait(Mbarrier* barrier, int parity, int line = __builtin_LINE()) {
-  host::mbarrier_wait(barrier, parity, line);
-}
-template <class T>
-void push(const Pair<T>& value, Pair<T>* where, Mbarrier* counted, int rank) {
-  host::push(&value, sizeof(value), where, counted, rank);
-}
+  if (valid) *to = pair;
 #endif
+}
 
 // A cudaStream_t; on the host, the seed of the order in which threads run.
 using Stream = void*;

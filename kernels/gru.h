@@ -140,11 +140,12 @@ struct GpuFrames {
   int64_t frame_stride, row_stride;
 };
 
+// H is even, and in every tensor the pairs of units lie at multiples of a pair's size.
 template <class T>
 struct GruForwardGpu {
   GruShape shape;          // frames: T, or N if packed
   GruPlan plan;
-  bool packed, vector;     // vector: H is even and every pair of units lies at a multiple of its size
+  bool packed;
   GpuFrames<const T> gx;
   const T* w_hh;
   void* weights;           // scratch of gru_packed_bytes
@@ -164,7 +165,7 @@ template <class T>
 struct GruBackwardGpu {
   GruShape shape;
   GruPlan plan;
-  bool packed, vector;
+  bool packed;
   GpuFrames<const T> grad_y;
   const T* grad_h_n;
   GpuFrames<const T> y, gates;

@@ -50,7 +50,7 @@ GruPlan gru_plan(const GruShape& shape, GruProduct product, bool backward, const
     for (int power = 0; power < 4; ++power) {
       const int cluster = 1 << power, groups = size.width / 16, threads = groups * size.split * 32 / cluster;
       if (limits.active[power] < 1 || groups % cluster || threads > size.threads()) continue;
-      if (size.alone() && cluster > 1) continue;
+      if (!size.clusters() && cluster > 1) continue;
       GruPlan plan = {};
       plan.stages = 4;
       const auto end = [&] { return GruMemory(size, bytes, threads, plan.stages, backward, shape.reset_after).end; };

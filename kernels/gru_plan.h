@@ -14,17 +14,18 @@ struct GruSize {
   SER_FAST_BOTH constexpr int spare(bool backward) const { return backward ? spare_backward : spare_forward; }
   // Maximum threads of a block.
   SER_FAST_BOTH constexpr int threads() const { return width == 64 ? 128 : width == 192 ? 384 : 256; }
-  // True if the kernel runs in single blocks only, not in clusters.
-  SER_FAST_BOTH constexpr bool alone() const { return width == 192; }
+  // True if one block has enough threads for a tile, and if a cluster of them may compute one.
+  SER_FAST_BOTH constexpr bool alone() const { return width / 16 * split * 32 <= threads(); }
+  SER_FAST_BOTH constexpr bool clusters() const { return width != 192; }
 };
 
 constexpr GruSize kGruHalf[] = {
-    {64, 1, 8, 1, 0, 0},   {128, 1, 8, 1, 0, 0}, {192, 1, 8, 1, 18, 17},   {256, 2, 8, 1, 0, 0},
-    {256, 2, 16, 1, 0, 0}, {512, 2, 8, 1, 4, 4}, {512, 2, 16, 1, 12, 12},
+    {64, 1, 8, 1, 0, 0},   {128, 1, 8, 1, 0, 0}, {192, 1, 8, 1, 19, 17},   {256, 2, 8, 1, 0, 0},
+    {256, 2, 16, 1, 0, 0}, {512, 2, 8, 1, 5, 4}, {512, 2, 16, 1, 8, 10},
 };
 constexpr GruSize kGruFloat[] = {
-    {64, 1, 8, 1, 0, 0}, {128, 1, 8, 1, 6, 6},   {256, 2, 8, 1, 4, 4},   {256, 2, 16, 1, 12, 12},
-    {64, 1, 8, 2, 0, 0}, {128, 1, 8, 2, 15, 16}, {256, 2, 8, 2, 12, 12}, {256, 2, 16, 2, 22, 20},
+    {64, 1, 8, 1, 0, 0}, {128, 1, 8, 1, 11, 10},  {256, 2, 8, 1, 6, 4},   {256, 2, 16, 1, 10, 14},
+    {64, 1, 8, 2, 6, 1}, {128, 1, 8, 2, 15, 15}, {256, 2, 8, 2, 12, 12}, {256, 2, 16, 2, 22, 20},
 };
 
 // Byte offsets in a block's shared memory. The two exchange buffers, of ``buffer`` bytes each, begin at 0.

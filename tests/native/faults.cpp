@@ -3,7 +3,7 @@
 #include <cstdio>
 #include <stdexcept>
 
-#include "../../kernels/device.h"
+#include "../../kernels/device_async.h"
 
 namespace {
 
@@ -81,7 +81,7 @@ void uninitialised(Args) { mbarrier_wait(counter(), 0); }
 void not_waited_for(Args args) {
   static const float kOne = 1;
   if (thread()) return;
-  copy_async<4>(shared<float>(), &kOne, true);
+  copy_async<4>(shared<float>(), &kOne);
   copy_commit();
   *args.out = *shared<float>();
 }

@@ -30,7 +30,6 @@ struct Copy {
   void* to;
   const void* from;
   int bytes;
-  bool valid;
 };
 
 struct Fiber {
@@ -109,10 +108,7 @@ void settle(Counter& counter) {
   counter.phase ^= 1;
 }
 
-void do_copy(const Copy& copy) {
-  if (copy.valid) std::memcpy(copy.to, copy.from, copy.bytes);
-  else std::memset(copy.to, 0, copy.bytes);
-}
+void do_copy(const Copy& copy) { std::memcpy(copy.to, copy.from, copy.bytes); }
 
 }  // namespace
 
@@ -161,7 +157,7 @@ void push(const void* value, int bytes, void* where, void* counted, int rank) {
   running->stores.push_back({{from, from + bytes}, mapped(where), mapped(counted), rank});
 }
 
-void copy_async(void* to, const void* from, int bytes, bool valid) { self().open.push_back({to, from, bytes, valid}); }
+void copy_async(void* to, const void* from, int bytes) { self().open.push_back({to, from, bytes}); }
 
 void copy_commit() {
   self().groups.push_back(std::move(self().open));
