@@ -12,8 +12,24 @@ constexpr int64_t kAny = std::numeric_limits<int64_t>::max();
 std::atomic<int64_t> most_shared = kAny, most_active[4] = {kAny, kAny, kAny, kAny};
 std::atomic<int> spared = 0;
 
-// Lower bound on the clock cycles of a step. The constants are estimates, in cycles: issue and latency of a tensor
-// core product, the cell's arithmetic, a barrier, and a store into another block.
+// Instructions of a warp in a step besides its tensor core products: those on the way from one exchange to the next,
+// and the stores and fetches that need not be. Fitted to counts of the machine code for 9.0 (benchmarks/NOTES.md).
+struct Instructions {
+  float critical, rest;
+};
+
+Instructions instructions(const GruSize& size, int steps, int tiles, int cluster, bool backward) {
+  const int mine = 2 * tiles / size.split, arrays = backward ? 3 : 1;
+  const float reads = steps * tiles * size.parts * arrays + size.spare(backward);
+  const float sends = cluster == 1 ? 0 : 9 + 4 * arrays * size.parts * mine * (cluster - 1);
+  const float gather = size.split == 2 ? 30 : 0, split_weights = size.parts == 2 ? 3 * steps * 8 : 0;
+  const float cell = size.parts == 2 ? 100 : 0;  // tanhf
+  return {reads + sends + gather + split_weights + cell + 42 + mine * (backward ? 66.0f : 45.0f),
+          mine * (backward ? 30.0f : 25.0f)};
+}
+
+// Estimate of the clock cycles of a step. The constants are cycles: issue and latency of a tensor core product, latency
+// of the cell's arithmetic, a barrier, and a store into another block. A scheduler issues one instruction a cycle.
 float clocks(const GruSize& size, int bytes, int cluster, bool backward, bool reset_after) {
   constexpr float kIssue = 8, kLatency = 24, kCell = 200, kBarrier = 60, kCrossing = 600;
   const int steps = size.width * bytes / 32 / size.split, tiles = size.rows / 8, each = size.parts == 2 ? 3 : 1;
@@ -21,8 +37,13 @@ float clocks(const GruSize& size, int bytes, int cluster, bool backward, bool re
   const float issue = busiest * 3 * steps * tiles * each * kIssue;
   const float chain = steps * (size.parts == 2 ? 2 : 0.5f) * kLatency * (reset_after ? 1 : 2);
   const float read = warps * (size.spare(backward) * 4 + steps * tiles * size.parts * (backward ? 3 : 1) * 2);
-  const float exchange = (cluster == 1 ? kBarrier : kCrossing + 8 * cluster) * (reset_after ? 1 : 2);
-  return (issue > chain ? issue : chain) + read + exchange + kCell;
+  const auto [critical, rest] = instructions(size, steps, tiles, cluster, backward);
+  const float tensor = std::max(issue, chain) + read, cell = std::max(kCell, busiest * critical);
+  const float exchanges = reset_after ? 1 : 2;
+  if (cluster == 1) return tensor + cell + busiest * rest + kBarrier * exchanges;
+  // Stores and fetches go on while an exchange crosses the cluster.
+  const float crossing = kCrossing + 8 * cluster;
+  return tensor + cell + std::max(crossing, busiest * rest) + crossing * (exchanges - 1);
 }
 
 }  // namespace

@@ -236,6 +236,18 @@ def busiest(rows: list) -> int:
     return max(range(len(rows)), key=lambda place: rows[place][2])
 
 
+def readable(kernel: str) -> str:
+    """Return a GRU kernel's label in words, other labels as they are."""
+    pattern = r"Gru\w+: run<GruCase<(\w+), GruSize\{(\d+), \d, (\d+), (\d), .*?\}, \(GruPass\)(\d), (\w+)>, (\w+)>"
+    if not (found := re.fullmatch(pattern, kernel)):
+        return f"`{kernel}`"
+    dtype, width, rows, parts, number, alone, reset_after = found.groups()
+    kind = {"Half": "float16", "Bfloat": "bfloat16", "float": "tf32" if parts == "1" else "float32"}[dtype]
+    step = ("inference", "training", "backward")[int(number)]
+    where = "one block" if alone == "true" else "cluster"
+    return f"GRU {step}, {kind}, H={width}, {rows} rows, {where}, reset_after={reset_after.capitalize()}"
+
+
 def table(budgets: dict) -> str:
     """Return the recorded counts as a Markdown table, with the time that issuing them takes at least."""
     lines = [
@@ -251,7 +263,7 @@ def table(budgets: dict) -> str:
         f"| kernel | {' | '.join(CLASSES)} | all | on 8.0 | on 12.0 | unit | issue bound | time |",
         "|---|" + "--:|" * (len(CLASSES) + 3) + "---|--:|---|",
     ]
-    for kernel, archs in sorted(budgets.items()):
+    for kernel, archs in sorted(budgets.items(), key=lambda item: readable(item[0])):
         main = {arch: rows[0] if rows[0][0] else rows[busiest(rows)] for arch, rows in archs.items() if rows}
         if "90a" not in main:
             continue
@@ -262,5 +274,5 @@ def table(budgets: dict) -> str:
             time = instructions / schedulers / CLOCK
             bound = f"{time * 1e6:.2f} µs" if time > 1e-7 else f"{time * 1e9:.2f} ns"
         shown = " | ".join(map(str, main["90a"]))
-        lines.append(f"| `{kernel}` | {shown} | {' | '.join(totals)} | {unit} | {bound} | not measured |")
+        lines.append(f"| {readable(kernel)} | {shown} | {' | '.join(totals)} | {unit} | {bound} | not measured |")
     return "\n".join(lines) + "\n"

@@ -1,7 +1,7 @@
 """Tests of the instruction counts and budgets on small pieces of machine code."""
 
 import pytest
-from instructions import CLASSES, classify, excess, functions, label, loops, main_loops, table, work
+from instructions import CLASSES, classify, excess, functions, label, loops, main_loops, readable, table, work
 
 
 def code(*lines: str):
@@ -98,6 +98,13 @@ def test_excess_names_what_is_over_budget():
         "b on 80 has no budget",
     ]
     assert excess({}, budgets) == ["a has a budget but is not built"]
+
+
+def test_table_names_gru_kernels_in_words():
+    sizes = "GruSize{256, 2, 16, 2, 22, 20}, (GruPass)1, false"
+    found = readable(f"GruForward: run<GruCase<float, {sizes}>, true>")
+    assert found == "GRU training, float32, H=256, 16 rows, cluster, reset_after=True"
+    assert readable("PoolForward: merge<Half>") == "`PoolForward: merge<Half>`"
 
 
 def test_table_gives_the_issue_bound_and_no_time():
