@@ -125,12 +125,12 @@ struct Walk {
     for (int j = 0; j < C::kMine; ++j)
       if (place.exists(j)) *state(states, j) = narrowed<T>(in[j]);
   }
-  // Stores the parts of a frame for the rows that have one at this step.
+  // Stores the parts of a frame from ``first`` on for the rows that have one at this step.
   template <class... Parts>
-  SER_FAST_DEVICE void store(const Cursor<C, Pair<T>>& cursor, int step, const Parts&... parts) const {
+  SER_FAST_DEVICE void store(const Cursor<C, Pair<T>>& cursor, int step, int first, const Parts&... parts) const {
     SER_FAST_UNROLL
     for (int j = 0; j < C::kMine; ++j) {
-      int part = 0;
+      int part = first;
       (gpu::store(narrowed<T>(parts[j]), cursor.in(j, part++), place.valid(j, step)), ...);
     }
   }
@@ -179,10 +179,10 @@ SER_FAST_DEVICE void walk(const GruForwardGpu<typename C::T>& a) {
     if (C::kSaves) way.clear(a.gates, 4, step);
   };
   const auto store = [&](int step) {
-    way.store(y, step, h);
+    way.store(y, step, 0, h);
     y.advance();
     if (C::kSaves) {
-      way.store(gates, step, r, z, n, q);
+      way.store(gates, step, 0, r, z, n, q);
       gates.advance();
     }
   };
@@ -312,10 +312,10 @@ SER_FAST_DEVICE void walk(const GruBackwardGpu<typename C::T>& a) {
       }
     }
     const auto store = [&] {
-      way.store(grad_gx, step, pre_r, pre_z, pre_n);
+      way.store(grad_gx, step, 0, pre_r, pre_z, pre_n);
       grad_gx.advance();
       if (RESET_AFTER) {
-        way.store(grad_q, step, pre_q);
+        way.store(grad_q, step, 0, pre_q);
         grad_q.advance();
       }
     };
@@ -337,6 +337,7 @@ SER_FAST_DEVICE void walk(const GruBackwardGpu<typename C::T>& a) {
     } else {
       way.exchange.push(e, 0, pre_z);
       way.exchange.push(e, 1, pre_n);
+      if (!C::kLate) way.store(grad_gx, step, 1, pre_z, pre_n);
       if (!C::kLate) fetch(turn + stages - 1);
       float two[2][C::kTiles][4], both[2][kMine][2];  // products of the update gate and of the candidate
       products<C, 1, 2>(way.weights, way.exchange.wait(e), kArray, none, two);
@@ -355,7 +356,8 @@ SER_FAST_DEVICE void walk(const GruBackwardGpu<typename C::T>& a) {
         }
       }
       way.exchange.push(e + 1, 0, pre_r);
-      if (!C::kLate) store();
+      if (!C::kLate) way.store(grad_gx, step, 0, pre_r);
+      if (!C::kLate) grad_gx.advance();
       products<C, 0, 1>(way.weights, way.exchange.wait(e + 1), 0, none, sum);
       way.exchange.renew(e + 1);
       if (C::kLate) store();
