@@ -1,5 +1,6 @@
 """The rules of the CPU's kernels that a measurement on the machine may change: ``ser-fast tune --device cpu``."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
@@ -8,6 +9,7 @@ from ser_fast._require import require
 PRECISIONS = ("float32", "float64", "bfloat16")
 # Of a GRU that records a gradient, by hidden size, measured with AVX-512 on two processors.
 FEWEST_STEPS = {"64": 2, "128": 2, "256": 8, "512": 16}
+MOST = 2**31 - 1  # of a rule
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,10 @@ def parse(found: object) -> Rules:
             require(precision in PRECISIONS, f"a precision is {precision!r}", f"one of {', '.join(PRECISIONS)}")
             require(isinstance(rows, dict), f"{name} of {precision} is {rows!r}", "an object")
             for size, steps in rows.items():
-                require(size.isdecimal(), f"a hidden size is {size!r}", "a positive integer")
+                require(re.fullmatch("[1-9][0-9]{0,8}", size), f"a hidden size is {size!r}", "a positive integer")
                 _positive(f"{name} of {precision} {size}", steps)
     return Rules(**found)
 
 
 def _positive(name: str, value: object) -> None:
-    require(type(value) is int and value > 0, f"{name} is {value!r}", "a positive integer")
+    require(type(value) is int and 0 < value <= MOST, f"{name} is {value!r}", f"an integer in 1..{MOST}")

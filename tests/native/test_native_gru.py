@@ -8,7 +8,7 @@ import ctypes
 import pytest
 import torch
 from host_gpu import assert_near, ops, seed, spoilt
-from samples import gru_arguments, spread, to
+from samples import DEVICE, gru_arguments, spread, to
 from selection import important
 
 from ser_fast import backends
@@ -191,6 +191,25 @@ def test_cuda_gru_refuses_sizes_that_do_not_fit(gpu):
     arguments = gru_arguments(1, 1, 1, 129, ragged_rows=False, reset_after=True, dtype=torch.float32)
     with pytest.raises(RuntimeError, match="gru: H is 129; it must be so small that W_hh fits on this GPU's chip"):
         ops.gru(*arguments, False)
+
+
+@pytest.mark.parametrize("hidden", [2, 3])
+def test_cuda_gru_limits_what_a_tensor_spans(gpu, tmp_path, hidden):
+    """A sparse file holds two frames that are far apart; an odd H is copied, so its span does not matter."""
+    if DEVICE == "cuda":
+        pytest.skip("on a GPU this takes 17 GB")
+    gpu(ALONE)
+    most = 2**33
+    given = gru_arguments(2, 1, 1, hidden, ragged_rows=False, reset_after=True, dtype=torch.float16)
+    file = torch.from_file(str(tmp_path / "sparse"), shared=True, size=most + 2, dtype=torch.float16)
+    for gap in (most - 3 * hidden, most - 3 * hidden + 2):
+        far = file.as_strided(given[0].shape, (gap, 3 * hidden, 3 * hidden, 1)).copy_(given[0])
+        if gap + 3 * hidden > most and hidden % 2 == 0:
+            with pytest.raises(RuntimeError, match=f"gru: gx spans {most + 2} elements; it must be at most {most}"):
+                ops.gru(far, *given[1:], False)
+        else:
+            for one, other in zip(ops.gru(far, *given[1:], False), ops.gru(*given, False)):
+                assert torch.equal(one, other)
 
 
 GPUS = {

@@ -66,6 +66,25 @@ def test_fewest_steps_are_those_that_win_at_every_batch_size(monkeypatch, ratio,
     assert cpu.fewest_of("float32", 64, 0) is None
 
 
+def test_sizes_that_are_not_reached_keep_the_default(monkeypatch):
+    left = iter([1, 1, None])
+    monkeypatch.setattr(cpu, "fewest_of", lambda *case: next(left))
+    said = []
+    assert cpu.fewest_steps(0, said.append) == {"float32": {"32": 1, "64": 1, "128": 2, "256": 8, "512": 16}}
+    assert said == ["fewest steps of a GRU with a gradient, float32 from H=128 on: the time is over"]
+    monkeypatch.setattr(cpu, "fewest_of", lambda *case: None)
+    assert cpu.fewest_steps(0, said.append) == {}
+
+
+def test_drift_is_measured_under_the_same_rules(monkeypatch):
+    """A rule that makes the repeated case faster is no drift."""
+    monkeypatch.setattr(cpu, "rounds", fake_rounds(lambda call, value: 0.5 if value == 25_000 else 1.0))
+    monkeypatch.setattr(cpu, "fewest_steps", lambda end, say: {})
+    monkeypatch.setattr(cpu, "against_torch", lambda *case: [state.current.rules.nanoseconds_per_thread])
+    assert cpu.measure(lambda line: None).nanoseconds_per_thread == 25_000
+    assert state.current.rules == Rules()
+
+
 def test_measurements_are_not_stored_if_the_machine_has_changed_its_speed(monkeypatch, own_file):
     turns = iter(range(1000))
     monkeypatch.setattr(cpu, "rounds", fake_rounds(lambda call, value: 1.0))
@@ -146,13 +165,18 @@ def test_results_do_not_depend_on_the_rules():
     [
         ([], "the rules are []; it must be an object"),
         ({"speed": 1}, "a rule is 'speed'; it must be one of nanoseconds_per_thread, frames_per_task, fewest_steps"),
-        ({"frames_per_task": 0}, "frames_per_task is 0; it must be a positive integer"),
-        ({"frames_per_task": True}, "frames_per_task is True; it must be a positive integer"),
+        ({"frames_per_task": 0}, "frames_per_task is 0; it must be an integer in 1..2147483647"),
+        ({"frames_per_task": True}, "frames_per_task is True; it must be an integer in 1..2147483647"),
         ({"fewest_steps": 2}, "fewest_steps is 2; it must be an object"),
         ({"fewest_steps": {"int8": {}}}, "a precision is 'int8'; it must be one of float32, float64, bfloat16"),
         ({"fewest_steps": {"float32": 2}}, "fewest_steps of float32 is 2; it must be an object"),
         ({"fewest_steps": {"float32": {"a": 2}}}, "a hidden size is 'a'; it must be a positive integer"),
-        ({"fewest_steps": {"float32": {"8": 0}}}, "fewest_steps of float32 8 is 0; it must be a positive integer"),
+        ({"frames_per_task": 2**63}, f"frames_per_task is {2**63}; it must be an integer in 1..2147483647"),
+        ({"fewest_steps": {"float32": {"064": 2}}}, "a hidden size is '064'; it must be a positive integer"),
+        (
+            {"fewest_steps": {"float32": {"8": 0}}},
+            "fewest_steps of float32 8 is 0; it must be an integer in 1..2147483647",
+        ),
     ],
 )
 def test_bad_rules_are_refused(found, sentence):
