@@ -335,10 +335,10 @@ SER_FAST_DEVICE void walk(const GruBackwardGpu<typename C::T>& a) {
       for (int i = 0; i < C::kTiles * 4; ++i)
         sum[0][i / 4][i % 4] = each[0][i / 4][i % 4] + each[1][i / 4][i % 4] + each[2][i / 4][i % 4];
     } else {
+      constexpr bool kEarly = C::kParts == 1 && !C::kLate;  // or two gradients would stay in registers
       way.exchange.push(e, 0, pre_z);
       way.exchange.push(e, 1, pre_n);
-      if (!C::kLate) way.store(grad_gx, step, 1, pre_z, pre_n);
-      if (!C::kLate) fetch(turn + stages - 1);
+      if (kEarly) way.store(grad_gx, step, 1, pre_z, pre_n);
       float two[2][C::kTiles][4], both[2][kMine][2];  // products of the update gate and of the candidate
       products<C, 1, 2>(way.weights, way.exchange.wait(e), kArray, none, two);
       way.exchange.renew(e);
@@ -356,8 +356,13 @@ SER_FAST_DEVICE void walk(const GruBackwardGpu<typename C::T>& a) {
         }
       }
       way.exchange.push(e + 1, 0, pre_r);
-      if (!C::kLate) way.store(grad_gx, step, 0, pre_r);
-      if (!C::kLate) grad_gx.advance();
+      if (kEarly) {
+        way.store(grad_gx, step, 0, pre_r);
+        grad_gx.advance();
+      } else if (!C::kLate) {
+        store();
+      }
+      if (!C::kLate) fetch(turn + stages - 1);
       products<C, 0, 1>(way.weights, way.exchange.wait(e + 1), 0, none, sum);
       way.exchange.renew(e + 1);
       if (C::kLate) store();
