@@ -156,7 +156,7 @@ def check(name: str, entry: dict) -> None:
 
 
 def read(device: str | torch.device) -> tuple[dict | None, str | None]:
-    """Return the entry of a device, or None and the reason. The device is queried only if there is a file."""
+    """Return the entry of a device, or None and the reason. It is queried only if one of its type was tuned."""
     file = path()
     if file is None:
         return None, f"{VARIABLE} is 0"
@@ -166,6 +166,10 @@ def read(device: str | torch.device) -> tuple[dict | None, str | None]:
         entries = load(file)
         if not entries:
             return None, f"there is no {file}" if not file.exists() else f"{file} has no entry"
+        kind = torch.device(device).type
+        entries = {name: entry for name, entry in entries.items() if entry["key"].get("device") == kind}
+        if not entries:  # a key takes time: it hashes the kernels
+            return None, f"no device of type {kind} was tuned"
         here = key(device)
         name = digest(here)
         if entries.get(name, {}).get("key") != here:
@@ -189,11 +193,8 @@ def _warn_once(sentence: str) -> str:
 
 
 def _differing(here: dict, entries: dict[str, dict]) -> str:
-    """Return which fields of the most similar key in the file are others here."""
-    kind = here["device"]
-    known = [entry["key"] for entry in entries.values() if entry["key"].get("device") == kind]
-    if not known:
-        return f"no device of type {kind} was tuned"
+    """Return which fields of the most similar of these keys are others here."""
+    known = [entry["key"] for entry in entries.values()]
     fields = [[name for name in here if other.get(name) != here[name]] for other in known]
     nearest, other = min(zip(fields, known), key=lambda pair: len(pair[0]))
     return "; ".join(f"{name} was {other.get(name)}, is {here[name]}" for name in nearest)

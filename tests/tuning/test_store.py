@@ -97,6 +97,13 @@ def test_damaged_file_warns_once_and_is_replaced(file, text, sentence):
     assert tuned.read("cpu")[0]["choices"] == CHOICES
 
 
+def test_key_is_read_only_if_a_device_of_the_type_was_tuned(file, monkeypatch):
+    """The key of the CPU would hash the kernels in every import."""
+    store.write({"device": "cuda", "name": "NVIDIA H100"}, choices=CHOICES)
+    monkeypatch.setattr(tuned, "key", None)
+    assert tuned.read("cpu") == (None, "no device of type cpu was tuned")
+
+
 def test_entries_of_other_versions_are_ignored_and_kept(file, recwarn):
     """Another version may know other ops, rules and parts; a renamed entry has another key than its digest says."""
     other = {"key": {"device": "cuda"}, "date": 3, "choices": {"lstm": {}}, "rules": {"speed": 1}}
