@@ -37,7 +37,8 @@ RULES = {
     "GRU without a gradient on CPU": "compiled, projection included, in float32, float64 and bfloat16 at every T",
     "GRU with a gradient on CPU": "compiled, projection included in float32 and float64, not in bfloat16",
     "GRU with a gradient and few steps": "torch on CPU for T = 1, from H = 129 on for T < 8, from H = 257 on for "
-    "T < 16, or as `ser-fast tune --device cpu` found: laying out W_hh costs more than so few steps save",
+    "T < 16, or as `ser-fast tune --device cpu` found: laying out W_hh costs more than so few steps save; compiled "
+    "for ragged batches",
     "GRUCell": "compiled without a gradient on CPU; else torch, as the GRU with T = 1",
     "GRU without our kernels": "torch, on CPU if they were not built and on other devices: the reference is slower",
     "GRU by cuda or triton": "torch if W_hh does not fit on chip: nothing was measured there",
@@ -109,17 +110,21 @@ def use(backend: str) -> None:
 def spare(multiprocessors: int) -> None:
     """Leave multiprocessors to kernels that run beside the GRU's on CUDA, such as NCCL's in data parallel training.
 
-    The GRU's plans then count so many clusters of blocks less that run at once. 0, the default, leaves none.
+    The GRU's plans then assume that as many clusters of blocks fewer run at once. Without compiled kernels there are
+    no plans, and nothing changes.
+
+    Args:
+        multiprocessors: their number, 0 by default.
 
     Raises:
-        ValueError: the number is negative or no int.
+        ValueError: the number is no int in 0..2147483647.
 
     Example:
         >>> spare(8)
         >>> spare(0)
     """
     good = type(multiprocessors) is int and 0 <= multiprocessors < 2**31
-    require(good, f"multiprocessors is {multiprocessors!r}", "an int, at least 0")
+    require(good, f"multiprocessors is {multiprocessors!r}", f"an int in 0..{2**31 - 1}")
     if state.current.loaded:
         importlib.import_module("ser_fast._C").set_spared(multiprocessors)
 

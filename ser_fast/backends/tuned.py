@@ -123,33 +123,40 @@ def digest(value: dict | list | None) -> str:
 def load(file: Path) -> dict[str, dict]:
     """Return the entries of a file by the digests of their keys, {} if there is no file.
 
+    The content of an entry is not checked: that of another version may have another form.
+
     Raises:
-        ValueError: the file cannot be read or is not such a file; the message says where.
+        ValueError: the file is not such a file; the message says where.
+        OSError: the file cannot be read.
     """
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))
-        check(entries)
-    except FileNotFoundError:
+        require(isinstance(entries, dict), f"the file is a {type(entries).__name__}", "an object")
+        for name, entry in entries.items():
+            require(isinstance(entry, dict), f"entry {name} is a {type(entry).__name__}", "an object")
+            require(isinstance(entry.get("key"), dict), f"key of entry {name} is {entry.get('key')!r}", "an object")
+    except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} is damaged ({error}); remove it, and type `ser-fast tune` again") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(_damaged(file, error)) from error
     return entries
 
 
-def check(entries: dict) -> None:
-    """Raise ValueError if these are not entries of tuned choices."""
-    require(isinstance(entries, dict), f"the file is a {type(entries).__name__}", "an object")
-    for name, entry in entries.items():
-        require(isinstance(entry, dict), f"entry {name} is a {type(entry).__name__}", "an object")
-        for part, kind in (("key", dict), ("date", str), ("choices", dict), ("rules", dict), ("banned", dict)):
-            found = type(entry.get(part)).__name__
-            require(isinstance(entry.get(part), kind), f"{part} of entry {name} is a {found}", f"a {kind.__name__}")
-        measured.check_choices(entry["choices"], name)
-        cpu_rules.parse(entry["rules"])
+def _damaged(file: Path, error: Exception) -> str:
+    return f"{file} is damaged ({error}); remove it, and type `ser-fast tune` again"
+
+
+def check(name: str, entry: dict) -> None:
+    """Raise ValueError if this is not an entry of tuned choices; ``name`` is its digest."""
+    for part, kind in (("key", dict), ("date", str), ("choices", dict), ("rules", dict), ("banned", dict)):
+        found = type(entry.get(part)).__name__
+        require(isinstance(entry.get(part), kind), f"{part} of entry {name} is a {found}", f"a {kind.__name__}")
+    measured.check_choices(entry["choices"], name)
+    cpu_rules.parse(entry["rules"])
 
 
 def read(device: str | torch.device) -> tuple[dict | None, str | None]:
-    """Return the entry of a device, or None and the reason. The device is queried only if there is a file."""
+    """Return the entry of a device, or None and the reason. It is queried only if one of its type was tuned."""
     file = path()
     if file is None:
         return None, f"{VARIABLE} is 0"
@@ -157,27 +164,37 @@ def read(device: str | torch.device) -> tuple[dict | None, str | None]:
         return None, DIFFER
     try:
         entries = load(file)
+        if not entries:
+            return None, f"there is no {file}" if not file.exists() else f"{file} has no entry"
+        kind = torch.device(device).type
+        entries = {name: entry for name, entry in entries.items() if entry["key"].get("device") == kind}
+        if not entries:  # a key takes time: it hashes the kernels
+            return None, f"no device of type {kind} was tuned"
+        here = key(device)
+        name = digest(here)
+        if entries.get(name, {}).get("key") != here:
+            return None, _differing(here, entries)
     except ValueError as error:
-        _warn_once(str(error))
-        return None, str(error)
-    if not entries:
-        return None, f"there is no {file}" if not file.exists() else f"{file} has no entry"
-    here = key(device)
-    entry = entries.get(digest(here))
-    return (entry, None) if entry else (None, _differing(here, entries))
+        return None, _warn_once(str(error))
+    except OSError as error:
+        why = f"{file} cannot be read ({error.strerror})"
+        return None, _warn_once(why) if os.environ.get(VARIABLE) else why  # a service may not see its user's cache
+    try:
+        check(name, entries[name])
+    except ValueError as error:
+        return None, _warn_once(_damaged(file, error))
+    return entries[name], None
 
 
 @functools.cache
-def _warn_once(sentence: str) -> None:
+def _warn_once(sentence: str) -> str:
     warnings.warn(f"ser_fast: {sentence}", stacklevel=4)
+    return sentence
 
 
 def _differing(here: dict, entries: dict[str, dict]) -> str:
-    """Return which fields of the most similar key in the file are others here."""
-    kind = here["device"]
-    known = [entry["key"] for entry in entries.values() if entry["key"].get("device") == kind]
-    if not known:
-        return f"no device of type {kind} was tuned"
+    """Return which fields of the most similar of these keys are others here."""
+    known = [entry["key"] for entry in entries.values()]
     fields = [[name for name in here if other.get(name) != here[name]] for other in known]
     nearest, other = min(zip(fields, known), key=lambda pair: len(pair[0]))
     return "; ".join(f"{name} was {other.get(name)}, is {here[name]}" for name in nearest)

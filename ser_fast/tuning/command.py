@@ -18,10 +18,13 @@ def main(argv: list[str], about: str) -> int:
     parser.add_argument("--dry_run", action="store_true", help="print the schedule and do nothing")
     options = parser.parse_args(argv)
     if options.device == "cpu":
+        given = "--all" if options.all else options.shapes and "--shapes"
+        if given:
+            raise ValueError(f"{given} is for a GPU; omit it with --device cpu")
         from ser_fast.tuning import cpu
 
-        return cpu.tune()
-    if not re.fullmatch(r"cuda(:\d+)?", options.device):
+        return cpu.tune(dry_run=options.dry_run)
+    if not re.fullmatch(r"cuda(:[0-9]{1,3})?", options.device):
         raise ValueError(f"--device is {options.device}; it must be cpu, cuda or cuda:NUMBER")
     from ser_fast.tuning import cuda
 

@@ -21,6 +21,7 @@ from ser_fast.backends.cpu_rules import FEWEST_STEPS, Rules
 from ser_fast.functional import attention_pool, power_spectrogram
 from ser_fast.tuning import store
 from ser_fast.tuning.choice import FASTER, upper_bound
+from ser_fast.tuning.schedule import TOTAL
 
 SECONDS = 100  # of two minutes; the measurement that has begun may take the rest
 ROUNDS, FEWEST_ROUNDS = 11, 7  # the second is the fewest of which a bound is known
@@ -38,19 +39,37 @@ FIRST = "float32", 16, 8, 128  # the case timed first and last: precision, T, B 
 Say = Callable[[str], None]
 
 
-def tune(say: Say = print) -> int:
+def tune(say: Say = print, *, dry_run: bool = False) -> int:
     """Measure the rules, store them and follow them from now on; return the exit status.
 
+    Args:
+        say: receives the lines of the report.
+        dry_run: only print the schedule.
+
     Raises:
+        ValueError: as :func:`ser_fast.tuning.store.destination`.
         RuntimeError: as :func:`measure`; another process is tuning.
         OSError: the file cannot be written.
     """
+    if dry_run:
+        say(described())
+        say(f"store   the rules in {store.destination()}")
+        return 0
     with store.alone("cpu"):
         chosen = measure(say)
         file = store.write(tuned.key("cpu"), rules=dataclasses.asdict(chosen))
     dispatch.reread()
     say(f"stored in {file}")
     return 0
+
+
+def described() -> str:
+    """Return the schedule as text."""
+    lines = [f"at most {TOTAL:.0f} s in all, {ROUNDS} rounds of each case, fewer if they take over {LONGEST:.0f} s"]
+    lines += [f"rule    {rule}: {', '.join(map(str, values))}" for rule, values in VALUES.items()]
+    sizes = ("H", HIDDEN), ("T", STEPS), ("B", BATCHES)
+    cases = ", ".join(f"{name}={' '.join(map(str, values))}" for name, values in sizes)
+    return "\n".join([*lines, f"rule    fewest_steps: {' and '.join(PRECISIONS)}, {cases}, for {SECONDS} s in all"])
 
 
 def measure(say: Say = print, seconds: float = SECONDS) -> Rules:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from ser_fast._require import require
 from ser_fast.backends import tuned
 from ser_fast.data.files import write_atomically
 
@@ -14,20 +15,20 @@ def write(key: dict, *, choices: dict | None = None, rules: dict | None = None, 
     """Store the entry of a key, in place of an older one, and return the file. A damaged file is replaced.
 
     Raises:
-        ValueError: ``SER_FAST_TUNED=0`` turns the file off.
-        OSError: the file cannot be written.
+        ValueError: as :func:`destination`.
+        OSError: the file cannot be read or written.
     """
     file = destination()
     file.parent.mkdir(parents=True, exist_ok=True)
     entry = {"key": key, "date": datetime.date.today().isoformat()}
     entry |= {"choices": choices or {}, "rules": rules or {}, "banned": banned or {}}
+    tuned.check(tuned.digest(key), entry)
     with locked(file.with_name(f"{file.name}.lock")):
         try:
             entries = tuned.load(file)
         except ValueError:
             entries = {}
         entries[tuned.digest(key)] = entry
-        tuned.check(entries)
         write_atomically(file, f"{json.dumps(entries, indent=1)}\n".encode())
     return file
 
@@ -36,11 +37,13 @@ def destination() -> Path:
     """Return the file of the tuned choices.
 
     Raises:
-        ValueError: ``SER_FAST_TUNED=0`` turns it off.
+        ValueError: ``SER_FAST_TUNED=0`` turns it off, or names a folder or a device, which would be replaced.
     """
     file = tuned.path()
     if file is None:
         raise ValueError(f"{tuned.VARIABLE} is 0, so choices are not read; unset it, or set it to the path of a file")
+    with contextlib.suppress(PermissionError):  # the results will still be printed, and storing them names the error
+        require(file.is_file() or not file.exists(), f"{tuned.VARIABLE} is {file}", "the path of a regular file")
     return file
 
 

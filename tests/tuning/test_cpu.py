@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import ser_fast
+from ser_fast import cli
 from ser_fast.backends import cpu_rules, dispatch, state, tuned
 from ser_fast.backends.cpu_rules import Rules
 from ser_fast.tuning import cpu
@@ -126,6 +127,22 @@ def test_tune_measures_stores_and_follows(monkeypatch, own_file):
         own_file.write_text(json.dumps({tuned.digest(key): entries[tuned.digest(entry["key"])] | {"key": key}}))
         found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ)
         assert found.stdout.strip() == str(followed), found.stderr
+
+
+def test_dry_run_measures_nothing(own_file, monkeypatch, capsys):
+    monkeypatch.setattr(cpu, "measure", None)
+    assert cli.main(["tune", "--device", "cpu", "--dry_run"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("at most 120 s in all") and said[-1] == f"store   the rules in {own_file}"
+    assert [line.split()[1].strip(":") for line in said[1:-1]] == list(dataclasses.asdict(Rules()))
+    assert not list(own_file.parent.iterdir())
+
+
+@pytest.mark.parametrize("options", [["--all"], ["--shapes", "300,64,2,128"]])
+def test_options_of_a_gpu_are_refused(monkeypatch, capsys, options):
+    monkeypatch.setattr(cpu, "measure", None)
+    assert cli.main(["tune", "--device", "cpu", *options]) == 1
+    assert f"{options[0]} is for a GPU; omit it with --device cpu" in capsys.readouterr().err
 
 
 def test_gru_takes_torchs_path_below_the_fewest_steps(monkeypatch):

@@ -74,20 +74,65 @@ def test_foreign_key_names_the_differing_fields(file, changed, sentence):
         ("{", "Expecting property name"),
         ("[]", "the file is a list; it must be an object"),
         ('{"a": 1}', "entry a is a int; it must be an object"),
-        ('{"a": {"key": {}, "date": 3}}', "date of entry a is a int; it must be a str"),
-        (json.dumps({"a": {"key": {}, "date": "", "choices": {"lstm": {}}, "rules": {}, "banned": {}}}), "an op of a is 'lstm'"),
+        ('{"a": {"key": 1}}', "key of entry a is 1; it must be an object"),
+        ('{"DIGEST": {"key": KEY, "date": 3}}', "date of entry DIGEST is a int; it must be a str"),
+        ('{"DIGEST": {"key": KEY, "date": "", "choices": {"lstm": {}}, "rules": {}, "banned": {}}}', "is 'lstm'"),
+        ('{"DIGEST": {"key": KEY, "date": "", "choices": {}, "rules": {"frames_per_task": NaN}, "banned": {}}}', "is nan"),
+        ("[" * 100_000, "maximum recursion depth"),
         (b"\xff\xff", "codec can't decode"),
     ],
 )  # fmt: skip
 def test_damaged_file_warns_once_and_is_replaced(file, text, sentence):
     file.parent.mkdir()
-    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    here = tuned.key("cpu")
+    if isinstance(text, str):
+        text = text.replace("DIGEST", tuned.digest(here)).replace("KEY", json.dumps(here)).encode()
+    sentence = sentence.replace("DIGEST", tuned.digest(here))
+    file.write_bytes(text)
     with pytest.warns(UserWarning) as warned:
         assert tuned.read("cpu")[0] is None and tuned.read("cpu")[0] is None
     (warning,) = warned
     assert f"{file} is damaged" in str(warning.message) and sentence in str(warning.message)
     store.write(tuned.key("cpu"), choices=CHOICES)
     assert tuned.read("cpu")[0]["choices"] == CHOICES
+
+
+def test_key_is_read_only_if_a_device_of_the_type_was_tuned(file, monkeypatch):
+    """The key of the CPU would hash the kernels in every import."""
+    store.write({"device": "cuda", "name": "NVIDIA H100"}, choices=CHOICES)
+    monkeypatch.setattr(tuned, "key", None)
+    assert tuned.read("cpu") == (None, "no device of type cpu was tuned")
+
+
+def test_entries_of_other_versions_are_ignored_and_kept(file, recwarn):
+    """Another version may know other ops, rules and parts; a renamed entry has another key than its digest says."""
+    other = {"key": {"device": "cuda"}, "date": 3, "choices": {"lstm": {}}, "rules": {"speed": 1}}
+    file.parent.mkdir()
+    file.write_text(json.dumps({"a": other, tuned.digest(tuned.key("cpu")): other}))
+    assert tuned.read("cpu") == (None, "no device of type cpu was tuned")
+    store.write(tuned.key("cpu"), choices=CHOICES)
+    assert tuned.read("cpu")[0]["choices"] == CHOICES and tuned.load(file)["a"] == other
+    assert not recwarn
+
+
+def test_unreadable_file_warns_only_if_the_user_names_it(file, monkeypatch, tmp_path, recwarn):
+    tmp_path.joinpath("home/.cache/ser_fast/tuned.json").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv(tuned.VARIABLE)
+    assert tuned.read("cpu")[1].endswith("tuned.json cannot be read (Is a directory)") and not recwarn
+    monkeypatch.setenv("HOME", os.devnull)
+    assert tuned.read("cpu")[1].startswith("there is no /dev/null/.cache") and not recwarn
+    monkeypatch.setenv(tuned.VARIABLE, str(tmp_path))
+    with pytest.warns(UserWarning, match=r"cannot be read \(Is a directory\)"):
+        assert tuned.read("cpu")[0] is None
+
+
+@pytest.mark.parametrize("name", ["/dev/null", "."])
+def test_only_a_regular_file_is_replaced(file, monkeypatch, name):
+    monkeypatch.setenv(tuned.VARIABLE, name)
+    with pytest.raises(ValueError, match=f"SER_FAST_TUNED is {name}; it must be the path of a regular file"):
+        store.write({"device": "cpu"})
 
 
 def test_choices_that_differ_between_processes_are_ignored(file):
