@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field
 from ser_fast._require import require
 
 PRECISIONS = ("float32", "float64", "bfloat16")
-# Of a GRU that records a gradient, by hidden size, measured with AVX-512 on two processors.
+# Fewest steps of a GRU that records a gradient, by hidden size, measured with AVX-512 on two processors.
 FEWEST_STEPS = {"64": 2, "128": 2, "256": 8, "512": 16}
-MOST = 2**31 - 1  # of a rule
+MOST = 2**31 - 1  # the largest value of a rule
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ N_FFT, WINDOW, HOP, BINS = 1600, 640, 160, 401  # of the spectrogram: the models
 
 @dataclass(frozen=True)
 class Case:
-    """What is timed on every path.
+    """A call that is timed on every path.
 
     Args:
         op, precision: as in :mod:`ser_fast.backends.measured`.
@@ -60,7 +60,7 @@ def shapes_of(op: str, shapes: Sequence[Shape]) -> list[tuple[int, ...]]:
         return list(dict.fromkeys(shapes))
     wide = {(frames, batch, directions * hidden) for frames, batch, directions, hidden in shapes}
     sizes = wide if op == "attention_pool" else {sizes[:2] for sizes in wide}
-    # The largest width of each batch: what limits the pooling is the memory that it reads.
+    # The largest width of each batch: the pooling is limited by memory reads.
     return sorted({max(same) for _, same in itertools.groupby(sorted(sizes), key=lambda size: size[:2])})
 
 

@@ -21,7 +21,7 @@ POLL = 0.02  # seconds
 
 
 class Outcome(NamedTuple):
-    """What a worker wrote, and why it ended early; None if it did not."""
+    """Lines that a worker wrote, and why it ended early; None if it did not."""
 
     lines: list[dict]
     ending: str | None

@@ -37,11 +37,14 @@ def destination() -> Path:
     """Return the file of the tuned choices.
 
     Raises:
-        ValueError: ``SER_FAST_TUNED=0`` turns it off, or names a folder or a device, which would be replaced.
+        ValueError: ``SER_FAST_TUNED=0`` turns it off; it names a folder or a device, which would be replaced; or the
+            home folder is unknown.
     """
     file = tuned.path()
     if file is None:
         raise ValueError(f"{tuned.VARIABLE} is 0, so choices are not read; unset it, or set it to the path of a file")
+    if str(file).startswith("~"):  # not expanded
+        raise ValueError(f"{file} has no known home folder; set {tuned.VARIABLE} to the whole path of a file")
     with contextlib.suppress(PermissionError):  # the results will still be printed, and storing them names the error
         require(file.is_file() or not file.exists(), f"{tuned.VARIABLE} is {file}", "the path of a regular file")
     return file

@@ -60,7 +60,7 @@ def play(library: str) -> None:
         call = registry.on_cuda_tensors(op, reference, triton, cuda, *hidden_size)
         registry.library.impl(name, call, "CPU", allow_override=True)
     stream = types.SimpleNamespace(wait_stream=lambda other: None)
-    played = types.SimpleNamespace(name="played on the host", multi_processor_count=132, major=9, minor=0)
+    played = types.SimpleNamespace(name="emulated on the host", multi_processor_count=132, major=9, minor=0)
     for name, value in {
         "is_available": lambda: True,
         "device_count": lambda: 1,

@@ -33,7 +33,7 @@ def tune(native, tmp_path, monkeypatch, fresh_state):
 @pytest.mark.thorough
 def test_tune_proves_times_and_chooses_on_the_host(tune):
     entry, said = tune()
-    assert entry["key"]["name"] == "played on the host" and entry["banned"] == {}, said
+    assert entry["key"]["name"] == "emulated on the host" and entry["banned"] == {}, said
     for op in measured.PRECISIONS:
         for backend in measured.BACKENDS:
             assert f"proof   {op} by {backend}: passed" in said

@@ -135,6 +135,13 @@ def test_only_a_regular_file_is_replaced(file, monkeypatch, name):
         store.write({"device": "cpu"})
 
 
+def test_unknown_home_is_refused(file, monkeypatch):
+    """Instead of a folder named ~ in the working directory."""
+    monkeypatch.setenv(tuned.VARIABLE, "~/tuned.json")
+    with pytest.raises(ValueError, match=r"~/tuned\.json has no known home folder; set SER_FAST_TUNED to"):
+        store.write({"device": "cpu"})
+
+
 def test_choices_that_differ_between_processes_are_ignored(file):
     store.write(tuned.key("cpu"))
     state.current.packaged = True
