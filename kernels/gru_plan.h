@@ -25,7 +25,7 @@ constexpr GruSize kGruHalf[] = {
 };
 constexpr GruSize kGruFloat[] = {
     {64, 1, 8, 1, 0, 0}, {128, 1, 8, 1, 11, 6},  {256, 2, 8, 1, 6, 4},   {256, 2, 16, 1, 10, 14},
-    {64, 1, 8, 2, 6, 1}, {128, 1, 8, 2, 15, 15}, {256, 2, 8, 2, 12, 12}, {256, 2, 16, 2, 22, 20},
+    {64, 1, 8, 2, 6, 1}, {128, 1, 8, 2, 15, 15}, {256, 2, 8, 2, 12, 12}, {256, 2, 16, 2, 25, 20},
 };
 
 // Byte offsets in a block's shared memory. The two exchange buffers, of ``buffer`` bytes each, begin at 0.
