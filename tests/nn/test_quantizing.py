@@ -44,7 +44,7 @@ def test_quantized_gru_errs_as_its_weights_do(hidden, reset_after):
     "options", [{}, {"bias": False}, {"num_layers": 3, "bidirectional": True, "dropout": 0.5}, {"batch_first": True}]
 )
 def test_quantized_gru_takes_what_gru_takes(options, reset_after):
-    """A float32 module with the rounded weights is the truth; rounding the state adds at most 2^-12 in each layer."""
+    """The result is that of a float32 module with the rounded weights, within 2^-12 a layer for the rounded state."""
     module = ser_fast.GRU(7, 19, **options, reset_after=reset_after).eval()
     rounded = copy.deepcopy(module)
     ser_fast.quantize(rounded)

@@ -23,7 +23,7 @@ def test_upper_bound_needs_seven_rounds():
 
 @pytest.mark.parametrize("rounds", [7, 12, 25])
 def test_upper_bound_covers_the_median(rounds):
-    """Of skewed ratios with median 1, at least 99 of 100 times."""
+    """The bound of random ratios whose median is 1 is at least 1 in 99 % of draws; their distribution is skewed."""
     draw = random.Random(1)
     below = sum(choice.upper_bound([math.exp(draw.gauss(0, 1) ** 3) for _ in range(rounds)]) < 1 for _ in range(4000))
     assert below <= 0.01 * 4000 + 3 * math.sqrt(0.01 * 4000)
