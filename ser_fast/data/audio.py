@@ -16,7 +16,7 @@ import torch
 
 from ser_fast._require import require
 from ser_fast.data.extras import import_extra
-from ser_fast.data.failures import summarise
+from ser_fast.data.failures import POINTER, unreadable
 from ser_fast.data.files import AUDIO_SUFFIXES, Found, passed_over, printable, search
 from ser_fast.data.pace import Pace
 from ser_fast.data.utterance import Utterance
@@ -98,8 +98,10 @@ def read_audio(
             raise AudioError(f"{name}: the file is empty (0 bytes)")
         with open(path, "rb") as file:
             if file.read(len(_LFS)) == _LFS:
-                raise AudioError(f"{name}: a Git LFS pointer instead of audio; run `git lfs pull` in its repository")
+                raise AudioError(f"{name}: {POINTER}")
         missing = _missing_bytes(path)
+    except FileNotFoundError as error:
+        raise AudioError(f"{name}: no such file") from error
     except OSError as error:
         raise AudioError(f"{name}: {error.strerror}") from error
     if missing:
@@ -183,8 +185,8 @@ def read_corpus(
         unreadable one.
 
     Raises:
-        AudioError: some cannot be read and ``skip_bad`` is false, or it leaves nothing, or one of several classes;
-            the message lists five and counts the reasons.
+        UnreadableError: some cannot be read and ``skip_bad`` is false, or it leaves nothing, or one of several
+            classes; the message lists five and counts the reasons.
     """
 
     def attempt(utterance: Utterance) -> torch.Tensor | AudioError:
@@ -207,8 +209,7 @@ def read_corpus(
     if skip_bad and len(left) < min(2, len(before)):
         lost = f"; skip_bad leaves those of {', '.join(left)} alone" if left else "; skip_bad leaves none"
     if errors and (lost or not skip_bad):
-        reasons = "".join(f"\n  {line}" for line in summarise(errors))
-        raise AudioError(f"{len(errors)} of {len(results)} utterances cannot be read{lost}:{reasons}")
+        raise unreadable(errors, len(results), lost)
     return [utterance for utterance, _ in good], [samples for _, samples in good], errors
 
 

@@ -20,7 +20,7 @@ import torch
 
 from ser_fast.data.corpora import Corpus, load_corpus
 from ser_fast.data.dataset import Dataset, load_dataset, read_dataset, speakers, split_corpus
-from ser_fast.data.failures import summarise
+from ser_fast.data.failures import LIST, listing, summarise
 from ser_fast.data.pace import Pace
 from ser_fast.data.splits import Split, how_chosen
 from ser_fast.training.checkpoint import blank
@@ -124,6 +124,8 @@ def cross_validate(
     kept = {name: value for name, value in kept.items() if name not in HELD_OUT}
     with run_folder(Path(config.out), kept) as folder:
         folder.begin()
+        if skipped:
+            folder.write(LIST, listing(skipped))
         outcomes: dict[int, Outcome] = {}
         for number, outcome in _outcomes(dataset or corpus, planned, folds, model.spectrogram.sample_rate, report):
             outcomes[number] = outcome

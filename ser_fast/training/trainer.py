@@ -15,6 +15,7 @@ from ser_fast._torch_compat import BatchNorm
 from ser_fast.data.augmentation import Augmentation, Augmenter, SpecAugment
 from ser_fast.data.batches import Batch, LengthSortedBatches
 from ser_fast.data.dataset import Dataset
+from ser_fast.data.failures import LIST, listing
 from ser_fast.data.pace import Pace
 from ser_fast.data.splits import Split
 from ser_fast.models import MODELS
@@ -194,6 +195,8 @@ class Trainer:
             self._resume()
         if distributed.rank() == 0:
             folder.begin()
+            if dataset.skipped:
+                folder.write(LIST, listing(dataset.skipped))
 
     def _cached_features(self) -> dict[str, CachedFeatures]:
         """Return the parts whose features can be cached: noise, masks and mixup differ in every training epoch."""
