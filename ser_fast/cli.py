@@ -156,10 +156,11 @@ def _parse(name: str, argv: list[str]):
     )
     command.add_options(parser)
     options = parser.parse_args(_with_recipe(argv))
-    if name in ("train", "cv"):
+    if name in ("train", "cv", "evaluate"):
         defaults = parser.get_defaults()
         _refuse_null(options, defaults)
-        _refuse_other_models(options, defaults)
+        if name != "evaluate":
+            _refuse_other_models(options, defaults)
     return options
 
 
@@ -238,6 +239,18 @@ def _add_convert(parser) -> None:
     parser.add_argument("--improvised_only", action="store_true", help="IEMOCAP: leave out the scripted dialogs")
 
 
+def _add_evaluate(parser) -> None:
+    from ser_fast.training.evaluation import EvaluateConfig
+
+    flags = {"only_known": "decide only among the classes that occur, for a corpus that lacks some of the model's",
+             "skip_bad": "skip and count unreadable files instead of stopping"}  # fmt: skip
+    # Not the argument of the class, which would be an option.
+    parser.add_argument("checkpoint", type=str, help="a .safetensors file, or a run folder for its best epoch")
+    parser.add_class_arguments(EvaluateConfig, skip={"checkpoint", *flags})
+    for name, described in flags.items():
+        parser.add_argument(f"--{name}", action="store_true", help=described)
+
+
 def _add_predict(parser) -> None:
     from ser_fast.data.flags import FLAGS
 
@@ -307,6 +320,14 @@ def _convert(options) -> int:
     print_table(found.title, found.header, found.rows)
     for note in found.notes:
         say(note)
+    return 0
+
+
+def _evaluate(options) -> int:
+    from ser_fast.reports.evaluation import evaluate
+    from ser_fast.training.evaluation import EvaluateConfig
+
+    evaluate(EvaluateConfig(**options.as_dict()))
     return 0
 
 
@@ -384,6 +405,10 @@ COMMANDS = {
     "convert": Command(
         "write IEMOCAP, CH-SIMS or MOSI as a manifest; reads the files as their owners release them",
         _convert, _add_convert,
+    ),
+    "evaluate": Command(
+        "measure a trained model on any corpus; per class and speaker, with confidence intervals",
+        _evaluate, _add_evaluate,
     ),
     "predict": Command("print the class probabilities of audio files", _predict, _add_predict),
     "info": Command("print what was built, what was loaded and which backend runs", _info),

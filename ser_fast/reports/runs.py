@@ -106,7 +106,7 @@ def cross_validate(config: TrainConfig, options: dict, folds: Folds) -> dict:
         )
         parts += [
             html.per_class(pooled),
-            *_draw(path, CAPTIONS["confusion"],
+            *draw(path, CAPTIONS["confusion"],
                    lambda: figures.confusion(pooled["confusion"], result["classes"], path, title)),
         ]  # fmt: skip
     parts += [html.heading("Options"), html.preformatted((out / "config.json").read_text()), html.machine()]
@@ -214,7 +214,7 @@ def demo(out: Path, epochs: int, seed: int) -> dict[str, dict]:
             html.table(header, rows),
             html.note(sentence),
             html.per_class(summaries["gru"]["best"]),
-            *_draw(loss, CAPTIONS["loss"], lambda: figures.loss_curves(curves, loss)),
+            *draw(loss, CAPTIONS["loss"], lambda: figures.loss_curves(curves, loss)),
             *pictures,
             html.machine(),
         ]
@@ -279,11 +279,11 @@ def _pictures(trainer: Trainer, summary: dict, name: str, skip: str = "") -> lis
     for key, drawing in drawings.items():
         if key != skip:
             path = trainer.folder.path / "figures" / f"{key}.png"
-            parts += _draw(path, captions[key], lambda drawing=drawing, path=path: drawing(path))
+            parts += draw(path, captions[key], lambda drawing=drawing, path=path: drawing(path))
     return parts
 
 
-def _draw(path: Path, caption: str, drawing: Callable[[], Path]) -> list[str]:
+def draw(path: Path, caption: str, drawing: Callable[[], Path]) -> list[str]:
     """Return the picture as HTML, or a note if it cannot be drawn: the report of a finished run is still written."""
     try:
         return [html.picture(drawing(), caption)]
