@@ -38,7 +38,8 @@ def evaluate(config: EvaluateConfig) -> dict:
         html.machine(),
     ]
     page = html.write(config.out / "report.html", f"{result['model']} on {result['data']}", parts)
-    print_table(result["protocol"], header, rows)
+    say(result["protocol"])  # not a title, which would be folded within paths
+    print_table("", header, rows)
     print_table("", *spans)
     if result["notice"]:
         say(f"note: {result['notice']}")

@@ -287,6 +287,6 @@ def _object(config: EvaluateConfig, corpus: Corpus, mapped: dict[str, str | None
     if lost:
         said.append(f"left out {', '.join(f'{label} ({number})' for label, number in sorted(lost.items()))}")
     if absent := [name for number, name in enumerate(classes) if number not in set(labels)]:
-        decided = ", which no utterance is decided for" if config.only_known else ""
-        said.append(f"none is {', '.join(absent)}{decided}")
+        decided = "excluded from the decision: " if config.only_known else ""
+        said.append(f"{decided}no utterance of {', '.join(absent)}")
     return "; ".join(said)
