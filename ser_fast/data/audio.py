@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -25,10 +26,14 @@ from ser_fast.data.wav import RATES, UNKNOWN_SIZE, AudioError, PcmWav, open_pcm,
 if TYPE_CHECKING:
     import soundfile
 
+T = TypeVar("T")
+
 # Annotations are rounded, so an end may lie this far beyond the end of the file.
 _END_SLACK_SECONDS = 0.01
 
 _BLOCK_SAMPLES = 1 << 20
+
+_AHEAD = 8  # utterances that each thread may have read before they are used
 
 # Full scale is 1, or 2^31 in files of floats that were scaled as integers; beyond, spectra overflow.
 _LOUDEST = 2.0**31
@@ -90,6 +95,34 @@ def read_audio(
         ValueError: ``sample_rate`` is out of range.
     """
     _check_sample_rate(sample_rate)
+    name = printable(path)
+    with open_audio(path, start, end) as (file, first, last):
+        rate = file.samplerate
+        # libsndfile cannot seek in GSM 6.10 and other formats, not even to the first frame.
+        skipped = 0 if file.seekable() else first
+        place = file.seek(first) if file.seekable() else 0
+        if place != first - skipped:  # of a damaged MP3
+            raise AudioError(f"{name}: damaged, frame {first} is found at {place}")
+        samples = _read_mono(file, skipped + last - first)[skipped:]
+        # libsndfile estimates the length of an MP3 without a Xing header.
+        estimated = file.format == "MP3" and end is None
+    if len(samples) < last - first and not (estimated and len(samples)):
+        raise AudioError(f"{name}: truncated, has {len(samples)} of {last - first} frames")
+    return _at_rate(name, samples, rate, sample_rate)
+
+
+@contextlib.contextmanager
+def open_audio(
+    path: str | os.PathLike[str], start: float | None = None, end: float | None = None
+) -> Iterator[tuple[soundfile.SoundFile | PcmWav, int, int]]:
+    """Open a file, and yield it with the first frame between ``start`` and ``end`` and the one after the last.
+
+    Args:
+        path, start, end: as in :func:`read_audio`.
+
+    Raises:
+        AudioError: as in :func:`read_audio`, as far as the header and the size of the file show it.
+    """
     path, name = Path(path), printable(path)
     if path.suffix.lower() == ".raw":
         raise AudioError(f"{name}: not readable as audio: a .raw file has no header")
@@ -106,20 +139,8 @@ def read_audio(
         raise AudioError(f"{name}: truncated, {missing} bytes less than its header says")
 
     with _open(path) as file:
-        rate = file.samplerate
-        _check_rate(name, rate)
-        first, last = _span(name, file.frames, rate, start, end)
-        # libsndfile cannot seek in GSM 6.10 and other formats, not even to the first frame.
-        skipped = 0 if file.seekable() else first
-        place = file.seek(first) if file.seekable() else 0
-        if place != first - skipped:  # of a damaged MP3
-            raise AudioError(f"{name}: damaged, frame {first} is found at {place}")
-        samples = _read_mono(file, skipped + last - first)[skipped:]
-        # libsndfile estimates the length of an MP3 without a Xing header.
-        estimated = file.format == "MP3" and end is None
-    if len(samples) < last - first and not (estimated and len(samples)):
-        raise AudioError(f"{name}: truncated, has {len(samples)} of {last - first} frames")
-    return _at_rate(name, samples, rate, sample_rate)
+        _check_rate(name, file.samplerate)
+        yield file, *_span(name, file.frames, file.samplerate, start, end)
 
 
 def loudest(samples: torch.Tensor) -> float:
@@ -187,19 +208,58 @@ def read_corpus(
             the message lists five and counts the reasons.
     """
 
-    def attempt(utterance: Utterance) -> torch.Tensor | AudioError:
+    results = list(read_each(utterances, lambda utterance: read_utterance(utterance, sample_rate), report))
+    return readable(utterances, results, skip_bad)
+
+
+def read_each(
+    utterances: Sequence[Utterance], read: Callable[[Utterance], T], report: Callable[[str], None] = lambda line: None
+) -> Iterator[T | AudioError]:
+    """Yield ``read(utterance)`` for each utterance in order, or its ``AudioError``; one thread per core reads ahead.
+
+    Args:
+        utterances: the utterances.
+        read: called with each of them, in a thread.
+        report: called with a line now and then while a large corpus is read.
+    """
+
+    def attempt(utterance: Utterance) -> T | AudioError:
         try:
-            return read_utterance(utterance, sample_rate)
+            return read(utterance)
         except AudioError as error:
             return error
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results, pace = [], Pace()
-        for result in pool.map(attempt, utterances):
-            results.append(result)
-            if pace.due(len(results) / len(utterances)):
-                report(f"read {len(results)} of {len(utterances)} utterances")
+    pace = Pace()
+    for done, result in enumerate(_map_ahead(attempt, utterances, os.cpu_count() or 1), 1):
+        yield result
+        if pace.due(done / len(utterances)):
+            report(f"read {done} of {len(utterances)} utterances")
 
+
+def _map_ahead(function: Callable, items: Iterable, threads: int) -> Iterator:
+    """Yield ``function(item)`` in order, as ``Executor.map`` but with few results that wait to be used."""
+    waiting: deque[Future] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > _AHEAD * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def readable(
+    utterances: Sequence[Utterance], results: Sequence[T | AudioError], skip_bad: bool
+) -> tuple[list[Utterance], list[T], list[AudioError]]:
+    """Return the utterances that could be read, what was read of each, and the errors of the others.
+
+    Raises:
+        AudioError: as in :func:`read_corpus`.
+    """
     errors = [result for result in results if isinstance(result, AudioError)]
     good = [pair for pair in zip(utterances, results, strict=True) if not isinstance(pair[1], AudioError)]
     before, left = ({utterance.label for utterance in some} for some in (utterances, [one for one, _ in good]))
@@ -209,7 +269,7 @@ def read_corpus(
     if errors and (lost or not skip_bad):
         reasons = "".join(f"\n  {line}" for line in summarise(errors))
         raise AudioError(f"{len(errors)} of {len(results)} utterances cannot be read{lost}:{reasons}")
-    return [utterance for utterance, _ in good], [samples for _, samples in good], errors
+    return [utterance for utterance, _ in good], [result for _, result in good], errors
 
 
 def _missing_bytes(path: Path) -> int:
@@ -283,6 +343,11 @@ def _check_sample_rate(sample_rate: int) -> None:
 def _check_rate(name: str, rate: int | None) -> None:
     """Raise ``AudioError`` for a sample rate, of a header or of samples in memory, that audio cannot have."""
     require(rate in RATES, f"{name}: its sample rate is {rate}", f"{RATES[0]} to {RATES[-1]} hertz", AudioError)
+
+
+def resampled_length(frames: int, rate: int, sample_rate: int) -> int:
+    """Return the length to which soxr resamples so many frames."""
+    return int(frames / (rate / sample_rate) + 0.5)
 
 
 def _at_rate(name: str, samples: torch.Tensor, rate: int, sample_rate: int) -> torch.Tensor:
