@@ -224,13 +224,12 @@ def _write(file: BinaryIO, content: np.ndarray | bytes) -> None:
 def _key(utterances: Sequence[Utterance], sample_rate: int) -> str:
     """Return a SHA-256 of the files' names, sizes and times, as ``make`` compares files: without reading them."""
     versions = [importlib.metadata.version(name) if find_spec(name) else "" for name in ("soundfile", "soxr")]
-    rows = [[*_state(utterance.path), utterance.start, utterance.end] for utterance in utterances]
+    rows = [_state(utterance) for utterance in utterances]
     return hashlib.sha256(json.dumps([_VERSION, sample_rate, versions, rows]).encode()).hexdigest()[:32]
 
 
-def _state(path: Path) -> list:
+def _state(utterance: Utterance) -> tuple:
     try:
-        status = os.stat(path)
+        return utterance.key()
     except OSError:
-        return [os.path.abspath(path)]
-    return [os.path.abspath(path), status.st_size, status.st_mtime_ns]
+        return str(utterance.audio), utterance.start, utterance.end

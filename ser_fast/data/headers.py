@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from ser_fast.data.audio import open_audio, read_utterance, resampled_length
+from ser_fast.data.sources import opened
 from ser_fast.data.utterance import Utterance
 from ser_fast.data.wav import AudioError, PcmWav
 
@@ -30,9 +31,10 @@ def measure(utterance: Utterance, sample_rate: int) -> Measured:
     Raises:
         AudioError: as :func:`ser_fast.data.audio.read_utterance`, as far as the header shows it.
     """
-    if utterance.path is not None and utterance.samples is None:
-        with open_audio(utterance.path, utterance.start, utterance.end) as (file, first, last):
-            exact = file.format != "MP3" and file.frames <= _FRAMES_PER_BYTE * os.path.getsize(utterance.path)
+    audio = utterance.audio
+    if audio is not None and utterance.samples is None:
+        with open_audio(audio, utterance.start, utterance.end) as (file, first, last), opened(audio) as raw:
+            exact = file.format != "MP3" and file.frames <= _FRAMES_PER_BYTE * raw.seek(0, os.SEEK_END)
             samples = last - first
             if file.samplerate != sample_rate:
                 samples = resampled_length(samples, file.samplerate, sample_rate)

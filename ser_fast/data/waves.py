@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ser_fast.data.audio import read_utterance
-from ser_fast.data.files import printable
+from ser_fast.data.sources import shown
 from ser_fast.data.utterance import Utterance
 from ser_fast.data.wav import AudioError
 
@@ -79,7 +80,7 @@ class FileWaves(Waves):
     def stored(self, i: int) -> np.ndarray:
         wave = read_utterance(self.utterances[i], self.sample_rate).numpy()
         if len(wave) != self.lengths[i]:
-            name = printable(self.utterances[i].path or self.names[i])
+            name = shown(self.utterances[i].audio or Path(self.names[i]))
             raise AudioError(f"{name}: has {len(wave)} samples, and had {self.lengths[i]} before; it was changed")
         return wave
 
