@@ -17,7 +17,7 @@ import torch
 
 from ser_fast._require import require
 from ser_fast.data.extras import import_extra
-from ser_fast.data.failures import summarise
+from ser_fast.data.failures import POINTER, unreadable
 from ser_fast.data.files import AUDIO_SUFFIXES, Found, passed_over, printable, search
 from ser_fast.data.pace import Pace
 from ser_fast.data.sources import Source, opened, shown
@@ -132,6 +132,8 @@ def open_audio(
     try:
         with opened(audio) as file:
             _refuse_damage(name, file)
+    except FileNotFoundError as error:
+        raise AudioError(f"{name}: no such file") from error
     except OSError as error:
         raise AudioError(f"{name}: {error.strerror or error}") from error
 
@@ -202,8 +204,8 @@ def read_corpus(
         unreadable one.
 
     Raises:
-        AudioError: some cannot be read and ``skip_bad`` is false, or it leaves nothing, or one of several classes;
-            the message lists five and counts the reasons.
+        UnreadableError: some cannot be read and ``skip_bad`` is false, or it leaves nothing, or one of several
+            classes; the message lists five and counts the reasons.
     """
 
     results = list(read_each(utterances, lambda utterance: read_utterance(utterance, sample_rate), report))
@@ -265,8 +267,7 @@ def readable(
     if skip_bad and len(left) < min(2, len(before)):
         lost = f"; skip_bad leaves those of {', '.join(left)} alone" if left else "; skip_bad leaves none"
     if errors and (lost or not skip_bad):
-        reasons = "".join(f"\n  {line}" for line in summarise(errors))
-        raise AudioError(f"{len(errors)} of {len(results)} utterances cannot be read{lost}:{reasons}")
+        raise unreadable(errors, len(results), lost)
     return [utterance for utterance, _ in good], [result for _, result in good], errors
 
 
@@ -277,7 +278,7 @@ def _refuse_damage(name: str, file: BinaryIO) -> None:
         raise AudioError(f"{name}: the file is empty (0 bytes)")
     file.seek(0)
     if file.read(len(_LFS)) == _LFS:
-        raise AudioError(f"{name}: a Git LFS pointer instead of audio; run `git lfs pull` in its repository")
+        raise AudioError(f"{name}: {POINTER}")
     file.seek(0)
     if missing := _missing_bytes(file, size):
         raise AudioError(f"{name}: truncated, {missing} bytes less than its header says")

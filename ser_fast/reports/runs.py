@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ser_fast.data.corpora import load_corpus
 from ser_fast.data.dataset import Dataset, load_dataset, split_corpus
-from ser_fast.data.failures import summarise
+from ser_fast.data.failures import listed, summarise
 from ser_fast.data.splits import Split
 from ser_fast.reports import figures, html
 from ser_fast.reports.terminal import TrainingDisplay, print_table, say
@@ -54,7 +54,7 @@ def train(config: TrainConfig, options: dict) -> dict:
                 stack.enter_context(folder)
         for line in corpus.summary():
             say(line)
-        with distributed.agreed():
+        with distributed.agreed(), listed(config.out) if distributed.rank() == 0 else contextlib.nullcontext():
             storage = config.storage(distributed.local_world())
             dataset = load_dataset(corpus, model.spectrogram.sample_rate, config.skip_bad, say, storage)
             if dataset.skipped:  # the parts are drawn from the utterances that could be read
@@ -89,8 +89,9 @@ def cross_validate(config: TrainConfig, options: dict, folds: Folds) -> dict:
 
     Args and returns are those of that function.
     """
-    result = cross_validation.cross_validate(config, options, folds, say)
     out = Path(config.out)
+    with listed(out):
+        result = cross_validation.cross_validate(config, options, folds, say)
     described = (
         f"{result['data']}: {result['protocol']}; {len(result['runs'])} runs; {len(result['skipped'])} skipped; "
         f"{result['parameters']:,} parameters"

@@ -18,7 +18,7 @@ import torch
 
 from ser_fast.data.corpora import Corpus, load_corpus
 from ser_fast.data.dataset import Dataset, load_dataset, read_dataset, speakers, split_corpus
-from ser_fast.data.failures import summarise
+from ser_fast.data.failures import LIST, listing, summarise
 from ser_fast.data.pace import Pace
 from ser_fast.data.reading import end_with_parent
 from ser_fast.data.splits import Split, how_chosen
@@ -123,6 +123,8 @@ def cross_validate(
     kept = {name: value for name, value in kept.items() if name not in HELD_OUT}
     with run_folder(Path(config.out), kept) as folder:
         folder.begin()
+        if skipped:
+            folder.write(LIST, listing(skipped))
         outcomes: dict[int, Outcome] = {}
         dataset = dataset or load_dataset(
             corpus, model.spectrogram.sample_rate, report=report, storage=config.storage(folds.jobs)

@@ -123,7 +123,7 @@ def test_cv_tests_every_speaker(voices, tmp_path):
     run = ser_fast_command("train", f"--config={fold / 'config.json'}", f"--out={tmp_path / 'again'}")
     assert run.returncode == 0, run.stderr
     table = (fold / "predictions.csv").read_text()
-    assert table.startswith("name,speaker,truth,predicted\n") and table.count(",01,") == 10
+    assert table.startswith("name,speaker,truth,predicted,p_anger,p_sadness\n") and table.count(",01,") == 10
 
 
 @pytest.mark.thorough
