@@ -55,7 +55,8 @@ def train(config: TrainConfig, options: dict) -> dict:
         for line in corpus.summary():
             say(line)
         with distributed.agreed(), listed(config.out) if distributed.rank() == 0 else contextlib.nullcontext():
-            dataset = load_dataset(corpus, model.spectrogram.sample_rate, config.skip_bad, say)
+            storage = config.storage(distributed.local_world())
+            dataset = load_dataset(corpus, model.spectrogram.sample_rate, config.skip_bad, say, storage)
             if dataset.skipped:  # the parts are drawn from the utterances that could be read
                 split = dataset.split(**config.held_out)
         if dataset.skipped:

@@ -42,7 +42,7 @@ def batch_in_memory(
     model: nn.Module, batches: LengthSortedBatches, batch: Batch
 ) -> contextlib.AbstractContextManager:
     """Return the context that names the batch in an error that says that memory cannot be allocated."""
-    lengths = [len(batches.waves[i]) for i in batch.index]
+    lengths = [batches.lengths[i] for i in batch.index]
     return in_memory(batches.batch_size, lengths, model.spectrogram.sample_rate)
 
 
@@ -114,7 +114,7 @@ def predict(
     """
     model.eval()
     index, rows, total, finite = [], [torch.empty(0, task.outputs)], 0.0, True
-    for batch in batches.epoch(edit=features):
+    for batch in batches.epoch(edit=features, lazy=features is not None):
         if batch.index:
             with batch_in_memory(model, batches, batch):
                 outputs = logits(model, batch.wave.to(device), batch.lengths.to(device), features is not None).cpu()
@@ -140,7 +140,7 @@ class Trainer:
     Args:
         config: options of the run.
         options: keyword arguments of the model.
-        dataset: the corpus in memory.
+        dataset: the corpus.
         split: indices of the utterances to train on, to choose the best epoch by and to test on.
         folder: folder of the run, entered by rank 0.
         reporter: receives the progress; None reports nothing.
@@ -280,7 +280,8 @@ class Trainer:
         self.model.train()
         done, correct, loss_sum, steps = 0, 0, 0.0, len(self.batches["train"])
         start = time.perf_counter()
-        for step, batch in enumerate(self.batches["train"].epoch(generator, self._edit)):
+        batches = self.batches["train"].epoch(generator, self._edit, lazy="train" in self.features)
+        for step, batch in enumerate(batches):
             rate = learning_rate(self.config, (epoch + step / steps) / self.config.epochs)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
@@ -354,7 +355,7 @@ class Trainer:
 
     def _keep_best(self, weights: dict[str, Tensor]) -> None:
         self.progress.best_score, self.progress.best_epoch = self._score(), self.progress.epoch
-        shortest = min(len(self.dataset.waves[i]) for i in self.split.train) / self.model.spectrogram.sample_rate
+        shortest = min(self.batches["train"].lengths) / self.model.spectrogram.sample_rate
         about = {"epoch": self.progress.epoch, "shortest": shortest}  # in seconds
         about |= {"data": self.dataset.name, "corpus": self.progress.corpus}
         self._save(self.best, weights, about, {})

@@ -17,7 +17,7 @@ import pytest
 import soundfile
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 
-from ser_fast.data import audio, pace
+from ser_fast.data import pace, storage
 from ser_fast.data.corpora.synthetic import synthesize
 from ser_fast.reports import runs
 from ser_fast.training import cross_validation
@@ -310,9 +310,9 @@ def test_cross_validation_reads_utterances_once(voices, tmp_path, monkeypatch):
     table = (voices / "classes.csv").read_text() + "bad.wav,s0,anger\n"
     (voices / "some.csv").write_text(table)
     read, lines = [], []
-    original = audio.read_utterance
+    original = storage.read_utterance
     monkeypatch.setattr(
-        audio, "read_utterance", lambda one, *given: (read.append(one.name), original(one, *given))[1]
+        storage, "read_utterance", lambda one, *given: (read.append(one.name), original(one, *given))[1]
     )
     monkeypatch.setattr(pace, "SECONDS", 0.0)
     skipping = config(voices, tmp_path, data=str(voices / "some.csv"), skip_bad=True)
