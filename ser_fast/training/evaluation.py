@@ -42,8 +42,11 @@ class EvaluateConfig:
         test_speakers: speakers to evaluate, separated by commas or as a list; all by default.
         out: folder of the results.
         batch_size: utterances that go through the model together.
-        device: "auto", "cpu" or "cuda".
         skip_bad: skip and count unreadable files instead of stopping.
+        cache: where the decoded corpus is kept, "auto", "memory", "disk" or "none", as in training.
+        cache_dir: folder of the caches on disk, as in training.
+        workers: processes that read audio ahead, as in training.
+        device: "auto", "cpu" or "cuda".
 
     Raises:
         ValueError: a value is out of range.
@@ -62,14 +65,17 @@ class EvaluateConfig:
     test_speakers: str | int | list[str | int] = ""
     out: Path = Path("runs/evaluate")
     batch_size: int = 32
-    device: Literal["auto", "cpu", "cuda"] = "auto"
     skip_bad: bool = False
+    cache: Literal["auto", "memory", "disk", "none"] = "auto"
+    cache_dir: str = ""
+    workers: int = -1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def __post_init__(self):
         # These mean the same as in training, where they are checked.
-        shared = ("out", "test_speakers", "batch_size", "device")
+        shared = ("out", "test_speakers", "batch_size", "cache", "cache_dir", "workers", "device")
         checked = TrainConfig(**{name: getattr(self, name) for name in shared})
-        self.out, self.test_speakers = Path(self.out), checked.test_speakers
+        self.out, self.test_speakers, self.storage = Path(self.out), checked.test_speakers, checked.storage()
 
 
 class Origin(NamedTuple):
@@ -132,11 +138,12 @@ def evaluate(config: EvaluateConfig, report: Callable[[str], None] = lambda line
         found = f"part is {config.part}, but {corpus.name} has no parts of its own, and {path} does not lie"
         raise ValueError(f"{found} in the folder of a run; it must be all")
     device = distributed.device(config.device)
-    options = {name: value for name, value in asdict(config).items() if name not in ("out", "device")}
-    with RunFolder(config.out, options, required=("checkpoint",), free=("batch_size", "skip_bad")) as folder:
+    free = ("batch_size", "skip_bad", "cache", "cache_dir", "workers", "device")
+    with RunFolder(config.out, asdict(config), required=("checkpoint", "only_known"), free=("out", *free)) as folder:
         for line in corpus.summary():
             report(line)
-        corpus, dataset = read_dataset(corpus, model.spectrogram.sample_rate, config.skip_bad, report)
+        rate = model.spectrogram.sample_rate
+        corpus, dataset = read_dataset(corpus, rate, config.skip_bad, report, config.storage)
         for line in summarise(dataset.skipped):
             report(f"skipped: {line}")
         chosen = _chosen(config, checkpoint.classes, origin, corpus, dataset, mapped)

@@ -209,6 +209,13 @@ BAD = {
 }  # fmt: skip
 
 
+def test_evaluate_reads_from_disk_alike(run, tmp_path):
+    memory = evaluate(EvaluateConfig(str(run), part="test", cache="memory", out=tmp_path / "memory"))
+    options = {"cache": "disk", "cache_dir": str(tmp_path / "caches"), "workers": 0}
+    assert evaluate(EvaluateConfig(str(run), part="test", **options, out=tmp_path / "disk")) == memory
+    assert any((tmp_path / "caches").iterdir())
+
+
 @pytest.mark.usefixtures("unread")
 @pytest.mark.parametrize("case", BAD)
 def test_evaluate_refuses_before_it_reads(case, run, voices, tmp_path):
@@ -236,7 +243,7 @@ def test_evaluate_needs_the_folder_of_a_run(run, voices, tmp_path):
 
 @pytest.mark.usefixtures("unread")
 def test_evaluate_keeps_other_results(run, voices, tmp_path):
-    (tmp_path / "config.json").write_text('{"checkpoint": "other", "batch_size": 3}')
+    (tmp_path / "config.json").write_text('{"checkpoint": "other", "only_known": false, "batch_size": 3}')
     with pytest.raises(
         ValueError, match=r"which contains a run with different .*checkpoint.*; it must be a new folder"
     ):
