@@ -181,7 +181,8 @@ def _origin(path: Path, checkpoint: Checkpoint) -> Origin:
             held_out = TrainConfig(**{name: options[name] for name in names}).held_out
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{path.with_name('config.json')} is not of a run: {error}") from error
-    return Origin(options.get("data", ""), known.get("data", ""), known.get("corpus", ""), held_out)
+    texts = (str(found.get(name, "")) for found, name in ((options, "data"), (known, "data"), (known, "corpus")))
+    return Origin(*texts, held_out)
 
 
 def _json(path: Path) -> dict:
