@@ -151,7 +151,7 @@ def _target(rows: list[tuple[str, dict[str, Any]]]) -> str:
 
 def _scale(rows: list[tuple[str, dict[str, Any]]]) -> float:
     """Return the sentiment scale that every row declares, 0 without one."""
-    found = [0.0 if empty(row.get(SCALE)) else _number(row, SCALE, place, 1.0, "1 or 3") for place, row in rows]
+    found = [0.0 if _empty(row.get(SCALE)) else _number(row, SCALE, place, 1.0, "1 or 3") for place, row in rows]
     for (place, _), scale in zip(rows, found):
         good = scale == found[0] and scale in (0, 1, 3)
         require(good, f"{place}: column {SCALE!r} is {scale:g}", "1 in every row, 3 in every row, or left out")
@@ -198,7 +198,7 @@ def _encodes(value: str) -> bool:
 
 
 def _part(row: dict[str, Any], place: str) -> str | None:
-    if empty(row.get("part")):
+    if _empty(row.get("part")):
         return None
     part = _text(row, "part", place)
     require(part in PARTS, f"{place}: column 'part' is {quoted(part)}", f"one of {', '.join(PARTS)}")
@@ -206,11 +206,10 @@ def _part(row: dict[str, Any], place: str) -> str | None:
 
 
 def _optional_seconds(row: dict[str, Any], column: str, place: str) -> float | None:
-    return None if empty(row.get(column)) else _number(row, column, place, 0.0, "a number of seconds >= 0")
+    return None if _empty(row.get(column)) else _number(row, column, place, 0.0, "a number of seconds >= 0")
 
 
-def empty(value: Any) -> bool:
-    """Return whether a cell is empty."""
+def _empty(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
