@@ -48,7 +48,7 @@ class Engine:
     def __init__(self, config: PredictConfig):
         self.config = config
         spans = check(config.files) or config.segment is not None
-        self.predictor = Predictor(config.checkpoint, config.batch_size, config.device)
+        self.predictor = Predictor(config.checkpoint, config.batch_size, config.device, config.threads)
         self.reader = self.predictor.reader(config.segment, config.hop)
         self.columns = Columns(tuple(self.predictor.classes), spans, config.embeddings)
 

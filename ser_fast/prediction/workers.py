@@ -20,14 +20,15 @@ DIED = "the reading process died"
 # Fewer items are read in this process: starting others takes longer.
 FEW = 64
 _CHUNK = 16  # items of a task
-_TASK_SAMPLES = 1 << 22  # after which a task returns, and another one goes on
+_TASK_SAMPLES = 1 << 22  # of a task
 
 
 class _Task(NamedTuple):
-    """Items to read, the first from a block on."""
+    """Items to read, the first from a block on; ended after ``most`` samples, and another task goes on."""
 
     items: list[Item]
     block: int = 0
+    most: int = _TASK_SAMPLES
 
 
 # What a task returns: position of the item, clips, error, more, seconds of each block; and what is left of it.
@@ -119,7 +120,7 @@ def _one_by_one(pool: _Pool, task: _Task) -> Iterator[Read]:
     for item in task.items:
         while rest is not None:
             try:
-                blocks, rest = pool.submit(_Task([item], rest[1])).result()
+                blocks, rest = pool.submit(_Task([item], rest[1], most=0)).result()
             except BrokenProcessPool:
                 pool.renew()
                 blocks, rest = [(0, [], DIED, False, 0.0)], None
@@ -147,8 +148,8 @@ def _begin() -> None:
     threading.Thread(target=lambda: (connection.wait([parent]), os._exit(1)), daemon=True).start()
 
 
-def _read(reader: Reader, items: list[Item], block: int) -> _Done:
-    """Read items, the first from a block on, until they are many samples."""
+def _read(reader: Reader, items: list[Item], block: int, most: int) -> _Done:
+    """Do a :class:`_Task`."""
     blocks: _Blocks = []
     samples = 0
     for index, item in enumerate(items):
@@ -157,6 +158,6 @@ def _read(reader: Reader, items: list[Item], block: int) -> _Done:
             found = read(reader, item, block)
             blocks.append((index, *found[1:]))
             samples, more, block = samples + found.samples, found.more, block + 1 if found.more else 0
-            if samples >= _TASK_SAMPLES and (more or index + 1 < len(items)):
+            if samples >= most and (more or index + 1 < len(items)):
                 return blocks, (index + (not more), block)
     return blocks, None
