@@ -46,6 +46,9 @@ def read_beside(reader: Reader, items: Iterable[Item], processes: int) -> Iterat
         reader: the reader.
         items: the items; the iterator is advanced by some hundred of them at most ahead of what is yielded.
         processes: number of processes; 0 reads in this one, as it is done for few files.
+
+    Raises:
+        RuntimeError: no process can be started.
     """
     items = iter(items)
     first = list(itertools.islice(items, FEW))
@@ -55,6 +58,7 @@ def read_beside(reader: Reader, items: Iterable[Item], processes: int) -> Iterat
         return
     pool = _Pool(reader, processes)
     try:
+        pool.start()
         yield from _ordered(pool, items, 1 if reader.segment else _CHUNK, processes)
     finally:
         pool.close()
@@ -76,6 +80,20 @@ class _Pool:
 
     def renew(self) -> None:
         self.executor = ProcessPoolExecutor(self.processes, self.context, initializer=_begin)
+
+    def start(self) -> None:
+        """Start the processes.
+
+        Raises:
+            RuntimeError: they end at once.
+        """
+        try:
+            self.executor.submit(int).result()
+        except BrokenProcessPool as error:
+            fix = 'a script must call this below `if __name__ == "__main__":`, or set workers to 0'
+            raise RuntimeError(
+                f"workers is {self.processes}, and these processes end at their start; {fix}"
+            ) from error
 
     def submit(self, task: _Task) -> "Future[_Done]":
         try:
