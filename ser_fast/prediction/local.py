@@ -51,6 +51,8 @@ class Engine:
         self.predictor = Predictor(config.checkpoint, config.batch_size, config.device, config.threads)
         self.reader = self.predictor.reader(config.segment, config.hop)
         self.columns = Columns(tuple(self.predictor.classes), spans, config.embeddings)
+        if config.out is not None and config.out.suffix.lower() == ".parquet":
+            self.columns.schema()  # pyarrow may be missing
 
     def results(self, blocks: Iterator[Read], summary: Summary) -> Iterator[Found]:
         """Yield the results of what was read; the summary counts reading and the model."""
