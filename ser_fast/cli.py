@@ -21,7 +21,7 @@ from ser_fast.training import distributed
 
 
 class Command(NamedTuple):
-    """A command: its help, function, options, and what it resumes after. The top-level help shows its help up to ``;``."""
+    """A command: its help, function, options and unit of resuming. The top-level help shows its help up to ``;``."""
 
     about: str
     run: Callable

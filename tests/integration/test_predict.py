@@ -1,6 +1,5 @@
 """``ser-fast predict`` with an output file, as processes that are killed, shared and interrupted."""
 
-import contextlib
 import json
 import os
 import signal
@@ -72,14 +71,12 @@ def started(*command) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, *map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
-def alive(text: str) -> list[int]:
-    """Return the processes whose command line has a text."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if text in path.read_bytes().decode(errors="replace"):
-                found.append(int(path.parent.name))
-    return found
+def running(pid: int) -> bool:
+    """Return whether a process runs; one that ended and was not waited for has no command line."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes() != b""
+    except OSError:
+        return False
 
 
 def wait_for(condition, seconds: float = 60.0) -> None:
@@ -103,14 +100,7 @@ def test_predict_resumes_after_a_kill(checkpoint, files, tmp_path):
         children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
         process.kill()
     assert children and not out.exists()
-    wait_for(
-        lambda: (
-            not any(
-                Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes()
-                for pid in children
-            )
-        )
-    )
+    wait_for(lambda: not any(map(running, children)))
     done = {path.name: path.stat().st_mtime_ns for path in parts.glob("0*.json")}
     assert 3 <= len(done) < 10
     resumed = predict(script(tmp_path), *command[1:])
@@ -121,6 +111,7 @@ def test_predict_resumes_after_a_kill(checkpoint, files, tmp_path):
     assert [row["file"] for row in rows] == [str(files / f"{number:04}.wav") for number in range(200)]
 
 
+@pytest.mark.thorough
 def test_predict_is_interrupted_with_one_line(checkpoint, files, tmp_path):
     out = tmp_path / "out.jsonl"
     with started(script(tmp_path, 0.3), "predict", checkpoint, files, f"--out={out}", "--workers=1") as process:
@@ -139,6 +130,7 @@ def torchrun(path: Path, *arguments) -> subprocess.CompletedProcess:
     return subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
 
 
+@pytest.mark.thorough
 def test_predict_shares_parts_between_two_ranks(checkpoint, files, tmp_path):
     """To the byte what one process writes; also resumed by one after two."""
     one, two = tmp_path / "one.csv", tmp_path / "two.csv"
