@@ -312,8 +312,8 @@ def _convert(options) -> int:
 
 def _predict(options) -> int:
     from ser_fast.data.failures import by_reason
+    from ser_fast.prediction.predictor import Predictor
     from ser_fast.reports.terminal import print_table
-    from ser_fast.training.predictor import Predictor
 
     predictor = Predictor(options.checkpoint, options.batch_size)
     label = ["label"] if predictor.classes else []

@@ -128,10 +128,30 @@ def loudest(samples: torch.Tensor) -> float:
     return max(float(wave.max()), -float(wave.min()))
 
 
-def largest_sample(path: str | os.PathLike[str]) -> float:
-    """Return the largest absolute sample of all channels of a file that :func:`read_audio` can read."""
+def largest_sample(path: str | os.PathLike[str], start: float | None = None, end: float | None = None) -> float:
+    """Return the largest absolute sample of all channels of a part of a file that :func:`read_audio` can read."""
     with _open(Path(path)) as file:
-        return max((float(np.abs(block).max()) for block in _blocks(file, file.frames)), default=0.0)
+        first, last = _span(printable(path), file.frames, file.samplerate, start, end)
+        if file.seekable():
+            file.seek(first)
+        else:
+            first = 0
+        return max((float(np.abs(block).max()) for block in _blocks(file, last - first)), default=0.0)
+
+
+def duration(path: str | os.PathLike[str]) -> float:
+    """Return the seconds of a file by its header.
+
+    Raises:
+        AudioError: the file is not audio or holds no samples.
+    """
+    try:
+        with _open(Path(path)) as file:
+            _check_rate(printable(path), file.samplerate)
+            _span(printable(path), file.frames, file.samplerate, None, None)
+            return file.frames / file.samplerate
+    except OSError as error:
+        raise AudioError(f"{printable(path)}: {error.strerror}") from error
 
 
 def read_utterance(utterance: Utterance, sample_rate: int = 16000) -> torch.Tensor:

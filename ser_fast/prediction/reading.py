@@ -1,0 +1,105 @@
+"""Audio of a listed item as clips: whole, or in segments. No torch operator runs here, so processes may fork."""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ser_fast.data.audio import duration, read_audio
+from ser_fast.data.files import printable
+from ser_fast.data.flags import UNPREDICTED, flags
+from ser_fast.data.wav import AudioError
+from ser_fast.prediction.listing import Item
+
+_BLOCK_SECONDS = 300.0  # of a recording that is read for its segments at a time
+_SCALE = 1 << 15
+
+
+class Clip(NamedTuple):
+    """Audio that is predicted as one.
+
+    Attributes:
+        start: in the file, in seconds; None is the beginning.
+        end: in seconds; None is the end.
+        seconds: length.
+        flag: keys of ``ser_fast.data.flags.FLAGS``.
+        samples: int16 if that loses nothing, else float32 ``[N]``; None if the flag says that there is nothing to
+            predict.
+    """
+
+    start: float | None
+    end: float | None
+    seconds: float
+    flag: str
+    samples: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads items.
+
+    Args:
+        sample_rate: in hertz.
+        frame: samples of one frame of the model.
+        shortest: samples below which a clip is flagged as short.
+        segment: seconds of a segment; None takes each item as one clip.
+        hop: seconds from the start of a segment to that of the next.
+    """
+
+    sample_rate: int
+    frame: int
+    shortest: float = 0.0
+    segment: float | None = None
+    hop: float | None = None
+
+    def read(self, item: Item, block: int = 0) -> tuple[list[Clip], bool]:
+        """Return the clips of a block of an item, and whether a block follows.
+
+        Segments start every ``hop``; the last ones end with the audio, and are left out below half of ``segment``,
+        except the first. A block is the segments of a few minutes; without ``segment`` it is the whole item.
+
+        Args:
+            item: the item.
+            block: number of the block, from 0.
+
+        Raises:
+            AudioError: it cannot be read.
+            MemoryError: it does not fit in memory.
+        """
+        if item.error:
+            raise AudioError(f"{printable(item.file)}: {item.error}")
+        if self.segment is None:
+            wave = read_audio(item.file, self.sample_rate, item.start, item.end)
+            return [self._clip(item.file, wave, item.start, item.end)], False
+        begin, end = item.start or 0.0, duration(item.file) if item.end is None else item.end
+        hop = self.segment if self.hop is None else self.hop
+        count = 1 + max(0, math.floor((end - begin - self.segment / 2) / hop + 1e-6))
+        size = max(1, int(_BLOCK_SECONDS / hop))
+        numbers = range(block * size, min(block * size + size, count))
+        start, stop = begin + numbers[0] * hop, begin + numbers[-1] * hop + self.segment
+        # The end of the file is not named: the length of an MP3 may be an estimate.
+        wave = read_audio(item.file, self.sample_rate, start or None, stop if stop < end else item.end)
+        clips = []
+        for number in numbers:
+            place = begin + number * hop
+            offset = round((place - start) * self.sample_rate)
+            part = wave[offset : offset + round(self.segment * self.sample_rate)]
+            if len(part):
+                clips.append(self._clip(item.file, part, place, place + len(part) / self.sample_rate))
+        return clips, numbers[-1] + 1 < count
+
+    def _clip(self, file: str, wave: torch.Tensor, start: float | None, end: float | None) -> Clip:
+        flag = flags(wave, file, self.frame, self.shortest, start, end)
+        samples = None if UNPREDICTED.intersection(flag.split()) else compact(wave.numpy())
+        return Clip(start, end, len(wave) / self.sample_rate, flag, samples)
+
+
+def compact(samples: np.ndarray) -> np.ndarray:
+    """Return float32 samples as int16 if that loses nothing, else as they are."""
+    scaled = samples * np.float32(_SCALE)
+    if not -_SCALE <= scaled.min() <= scaled.max() < _SCALE:
+        return samples
+    integers = scaled.astype(np.int16)
+    return integers if np.array_equal(integers, scaled) else samples
