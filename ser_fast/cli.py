@@ -6,7 +6,6 @@ Each command builds its own parser and imports what it needs, so that ``--help``
 import argparse
 import contextlib
 import dataclasses
-import json
 import os
 import signal
 import sys
@@ -97,7 +96,7 @@ def _run(argv: list[str]) -> int:
     name = argv[0] if argv else ""
     if name not in COMMANDS:
         return _without_command(argv)
-    if distributed.world() > 1 and name != "train":
+    if distributed.world() > 1 and name not in ("train", "predict"):
         distributed.refuse(ValueError(f"{name} runs in one process; it must be started without torchrun"))
     if name in ("info", "tune"):  # need torch alone, without jsonargparse
         return COMMANDS[name].run(argv[1:])
@@ -240,6 +239,7 @@ def _add_convert(parser) -> None:
 
 def _add_predict(parser) -> None:
     from ser_fast.data.flags import FLAGS
+    from ser_fast.prediction.config import PredictConfig
 
     meanings = "; ".join(f"{name}, {meaning}" for name, meaning in FLAGS.items())
     parser.epilog = (
@@ -248,9 +248,14 @@ def _add_predict(parser) -> None:
     )
     # Not Path, which jsonargparse parses as YAML: that fails for a name that is not UTF-8.
     parser.add_argument("checkpoint", type=str, help="a .safetensors file, or a run folder for its best epoch")
-    parser.add_argument("files", type=str, nargs="+", help="audio files, or folders of audio files")
-    parser.add_argument("--json", action="store_true", help="print one JSON object a line instead of a table")
-    parser.add_argument("--batch_size", type=int, default=32, help="files that go through the model together")
+    described = (
+        "audio files, folders, lists (.txt, .csv, .jsonl, .parquet) of files, or - for a list on standard input"
+    )
+    parser.add_argument("files", type=str, nargs="+", help=described)
+    parser.add_class_arguments(PredictConfig, skip={"checkpoint", "files", "json", "embeddings"})
+    parser.add_argument("--json", action="store_true", help="without --out: one JSON object a line, not a table")
+    described = "also give the input of the model's last layer, in a .parquet, .jsonl or with --json"
+    parser.add_argument("--embeddings", action="store_true", help=described)
 
 
 def _demo(options) -> int:
@@ -311,40 +316,16 @@ def _convert(options) -> int:
 
 
 def _predict(options) -> int:
-    from ser_fast.data.failures import by_reason
-    from ser_fast.prediction.predictor import Predictor
-    from ser_fast.reports.terminal import print_table
+    with distributed.agreed():
+        from ser_fast.prediction.config import PredictConfig
+        from ser_fast.reports.prediction import predict
 
-    predictor = Predictor(options.checkpoint, options.batch_size)
-    label = ["label"] if predictor.classes else []
-    rows, errors, count = [], [], 0
-    for file, result in predictor.files(options.files, _warn):
-        count += 1
-        reason = ""
-        if isinstance(result, Exception):
-            errors.append(str(result))
-            reason = f"error: {str(result).removeprefix(f'{printable(file)}: ')}"
-        if options.json:
-            print(json.dumps({"file": str(file)} | _answer(predictor.classes, result)), flush=True)
-        elif reason:
-            rows.append([str(file), *("-" for _ in [*label, *predictor.names]), reason])
-        else:
-            best = [max(result, key=result.get)] if label else []
-            rows.append([str(file), *best, *(f"{value:.3f}" for value in result.values()), result.flag])
-    if rows:
-        print_table("", ["file", *label, *predictor.names, "flag"], rows)
-    if not errors:
+        config = PredictConfig(**options.as_dict())
+    summary = predict(config, _warn)
+    if not summary.failed:
         return 0
-    reasons = "".join(f"\n  {line}" for line in by_reason(errors))
-    return _complain(f"{len(errors)} of {count} files could not be predicted; their rows say why:{reasons}", 1)
-
-
-def _answer(classes: list[str], result) -> dict:
-    """Return the result of a file as ``--json`` prints it."""
-    if isinstance(result, Exception):
-        return {"error": str(result)}
-    named = {"label": max(result, key=result.get), "probabilities": result} if classes else result
-    return named | {"flag": result.flag}
+    found = f"{summary.failed} of {summary.files} files could not be predicted; their rows say why:"
+    return _complain("\n  ".join([found, *summary.by_reason()]), 1)
 
 
 def _info(argv: list[str]) -> int:
@@ -385,7 +366,10 @@ COMMANDS = {
         "write IEMOCAP, CH-SIMS or MOSI as a manifest; reads the files as their owners release them",
         _convert, _add_convert,
     ),
-    "predict": Command("print the class probabilities of audio files", _predict, _add_predict),
+    "predict": Command(
+        "predict audio files by a checkpoint; with --out the same command resumes an interrupted run",
+        _predict, _add_predict,
+    ),
     "info": Command("print what was built, what was loaded and which backend runs", _info),
     "tune": Command(
         "prove the kernels on this machine's GPU and choose the fastest; takes two minutes at most", _tune

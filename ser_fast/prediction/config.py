@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from ser_fast._require import require
+from ser_fast.prediction.listing import STDIN
 from ser_fast.training import distributed
 
 SUFFIXES = (".parquet", ".jsonl", ".csv")
-STDIN = "-"
 
 
 @dataclass

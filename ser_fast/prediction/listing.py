@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TextIO
 
 from ser_fast._require import require
-from ser_fast.data.corpora.rows import empty
 from ser_fast.data.extras import import_extra
 from ser_fast.data.files import AUDIO_SUFFIXES, Found, passed_over, printable, walk
 from ser_fast.data.tables import from_cell
-from ser_fast.prediction.config import STDIN
 
+STDIN = "-"
 LISTS = (".txt", ".csv", ".jsonl", ".parquet")
 _ROWS_AT_ONCE = 4096  # of a .parquet
 
@@ -204,7 +203,7 @@ def _line(line: str) -> str:
 
 def _seconds(value: Any) -> float | None:
     """Return a number of seconds, None for an empty cell, -1 for anything else."""
-    if empty(value):
+    if value is None or (isinstance(value, str) and not value.strip()):
         return None
     try:
         number = math.nan if isinstance(value, bool) else float(value)

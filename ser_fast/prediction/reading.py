@@ -88,11 +88,11 @@ class Reader:
         wave = read_audio(item.file, self.sample_rate, start or None, stop if stop < end else item.end)
         clips = []
         for number in numbers:
-            place = begin + number * hop
+            place = round(begin + number * hop, 6)
             offset = round((place - start) * self.sample_rate)
             part = wave[offset : offset + round(self.segment * self.sample_rate)]
             if len(part):
-                clips.append(self._clip(item.file, part, place, place + len(part) / self.sample_rate))
+                clips.append(self._clip(item.file, part, place, round(place + len(part) / self.sample_rate, 6)))
         return clips, numbers[-1] + 1 < count
 
     def _clip(self, file: str, wave: torch.Tensor, start: float | None, end: float | None) -> Clip:
