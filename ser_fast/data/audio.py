@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from ser_fast.data.extras import import_extra
 from ser_fast.data.failures import summarise
 from ser_fast.data.files import AUDIO_SUFFIXES, Found, passed_over, printable, search
 from ser_fast.data.pace import Pace
+from ser_fast.data.sources import Source, opened, shown
 from ser_fast.data.utterance import Utterance
 from ser_fast.data.wav import RATES, UNKNOWN_SIZE, AudioError, PcmWav, open_pcm, riff_chunks
 
@@ -64,7 +65,7 @@ def search_audio(path: str | os.PathLike[str]) -> Found:
 
 
 def read_audio(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Source,
     sample_rate: int = 16000,
     start: float | None = None,
     end: float | None = None,
@@ -75,7 +76,8 @@ def read_audio(
     contain its length.
 
     Args:
-        path: a file that libsndfile can read; without soundfile, a PCM WAV file of up to 32 bits.
+        path: a file that libsndfile can read, or one inside another file; without soundfile, a PCM WAV file of up
+            to 32 bits.
         sample_rate: sampling rate of the result, 1000 to 768000 hertz.
         start: in seconds; None is the beginning.
         end: in seconds; None is the end. Up to 10 ms beyond the end of the file are accepted.
@@ -90,22 +92,17 @@ def read_audio(
         ValueError: ``sample_rate`` is out of range.
     """
     _check_sample_rate(sample_rate)
-    path, name = Path(path), printable(path)
-    if path.suffix.lower() == ".raw":
+    audio = path if isinstance(path, Source) else Path(path)
+    name = shown(audio)
+    if name.lower().endswith(".raw"):
         raise AudioError(f"{name}: not readable as audio: a .raw file has no header")
     try:
-        if path.stat().st_size == 0:
-            raise AudioError(f"{name}: the file is empty (0 bytes)")
-        with open(path, "rb") as file:
-            if file.read(len(_LFS)) == _LFS:
-                raise AudioError(f"{name}: a Git LFS pointer instead of audio; run `git lfs pull` in its repository")
-        missing = _missing_bytes(path)
+        with opened(audio) as file:
+            _refuse_damage(name, file)
     except OSError as error:
-        raise AudioError(f"{name}: {error.strerror}") from error
-    if missing:
-        raise AudioError(f"{name}: truncated, {missing} bytes less than its header says")
+        raise AudioError(f"{name}: {error.strerror or error}") from error
 
-    with _open(path) as file:
+    with _open(audio) as file:
         rate = file.samplerate
         _check_rate(name, rate)
         first, last = _span(name, file.frames, rate, start, end)
@@ -161,7 +158,7 @@ def read_utterance(utterance: Utterance, sample_rate: int = 16000) -> torch.Tens
     """Return the samples of an utterance, from its file or from memory.
 
     Args:
-        utterance: the utterance, with a path or with samples.
+        utterance: the utterance, with a path, a source or samples.
         sample_rate: sampling rate of the result, in hertz.
 
     Returns:
@@ -172,10 +169,11 @@ def read_utterance(utterance: Utterance, sample_rate: int = 16000) -> torch.Tens
         ValueError: ``sample_rate`` is out of range.
     """
     _check_sample_rate(sample_rate)
-    name, path, samples, rate = utterance.name, utterance.path, utterance.samples, utterance.sample_rate
+    name, audio, samples, rate = utterance.name, utterance.audio, utterance.samples, utterance.sample_rate
     if samples is None:
-        require(path is not None, f"{name}: has neither path nor samples", "given one of them", AudioError)
-        return read_audio(path, sample_rate, utterance.start, utterance.end)
+        found = f"{name}: has neither path nor samples nor source"
+        require(audio is not None, found, "given one of them", AudioError)
+        return read_audio(audio, sample_rate, utterance.start, utterance.end)
 
     good = samples.dim() == 1 and samples.is_floating_point()
     require(good, f"{name}: samples is {samples.dtype} {list(samples.shape)}", "torch.float32 [N]", AudioError)
@@ -232,36 +230,52 @@ def read_corpus(
     return [utterance for utterance, _ in good], [samples for _, samples in good], errors
 
 
-def _missing_bytes(path: Path) -> int:
-    """Return how many bytes of samples a WAV or AIFF file lacks, which libsndfile does not report."""
-    with open(path, "rb") as file:
-        for name, begin, size in riff_chunks(file):
-            if name in (b"data", b"SSND"):
-                return 0 if size in _STREAMED_SIZES else max(0, begin + size - path.stat().st_size)
+def _refuse_damage(name: str, file: BinaryIO) -> None:
+    """Raise ``AudioError`` for what libsndfile does not report, or not clearly."""
+    size = file.seek(0, os.SEEK_END)
+    if size == 0:
+        raise AudioError(f"{name}: the file is empty (0 bytes)")
+    file.seek(0)
+    if file.read(len(_LFS)) == _LFS:
+        raise AudioError(f"{name}: a Git LFS pointer instead of audio; run `git lfs pull` in its repository")
+    file.seek(0)
+    if missing := _missing_bytes(file, size):
+        raise AudioError(f"{name}: truncated, {missing} bytes less than its header says")
+
+
+def _missing_bytes(file: BinaryIO, size: int) -> int:
+    """Return how many bytes of samples a WAV or AIFF file of this size lacks."""
+    for name, begin, length in riff_chunks(file):
+        if name in (b"data", b"SSND"):
+            return 0 if length in _STREAMED_SIZES else max(0, begin + length - size)
     return 0
 
 
-def _open(path: Path) -> contextlib.AbstractContextManager[soundfile.SoundFile | PcmWav]:
+def _open(audio: Path | Source) -> contextlib.AbstractContextManager[soundfile.SoundFile | PcmWav]:
     """Open the file with soundfile, or with the reader of PCM WAV if soundfile is not installed."""
     try:
         soundfile = import_extra("soundfile", "reading audio")
     except ImportError as error:
-        wav = open_pcm(path)
+        wav = open_pcm(audio)
         if wav is None:
-            raise AudioError(f"{printable(path)}: {error}; without it only PCM WAV can be read") from error
+            raise AudioError(f"{shown(audio)}: {error}; without it only PCM WAV can be read") from error
         return contextlib.nullcontext(wav)
-    return _by_libsndfile(soundfile, path)
+    return _by_libsndfile(soundfile, audio)
 
 
 @contextlib.contextmanager
-def _by_libsndfile(soundfile: ModuleType, path: Path) -> Iterator[soundfile.SoundFile]:
-    # soundfile encodes a str strictly; on Windows it needs one.
-    name = path if os.name == "nt" else os.fsencode(path)
-    try:
-        with soundfile.SoundFile(name) as file:
-            yield file
-    except soundfile.LibsndfileError as error:
-        raise AudioError(f"{printable(path)}: not readable as audio: {error.error_string}") from error
+def _by_libsndfile(soundfile: ModuleType, audio: Path | Source) -> Iterator[soundfile.SoundFile]:
+    with contextlib.ExitStack() as stack:
+        if isinstance(audio, Source):
+            given = stack.enter_context(audio.open())
+        else:
+            # soundfile encodes a str strictly; on Windows it needs one.
+            given = audio if os.name == "nt" else os.fsencode(audio)
+        try:
+            with soundfile.SoundFile(given) as file:
+                yield file
+        except soundfile.LibsndfileError as error:
+            raise AudioError(f"{shown(audio)}: not readable as audio: {error.error_string}") from error
 
 
 def _read_mono(file: soundfile.SoundFile | PcmWav, frames: int) -> torch.Tensor:

@@ -31,6 +31,7 @@ class PredictConfig:
         hop: seconds from the start of a segment to that of the next; by default the segment's length.
         embeddings: also give the input of the model's last layer, in the column embedding of a .parquet or .jsonl.
         engine: "local", or "ray" for Ray Data, which needs the extra "scale".
+        actors: copies of the model in engine "ray"; by default one for each GPU, or half the cores of the cluster.
         json: without out, print one JSON object a line instead of a table.
 
     Raises:
@@ -47,6 +48,7 @@ class PredictConfig:
     hop: float | None = None
     embeddings: bool = False
     engine: Literal["local", "ray"] = "local"
+    actors: int | None = None
     json: bool = False
 
     def __post_init__(self):
@@ -61,6 +63,8 @@ class PredictConfig:
             require(
                 0 < self.hop <= self.segment, f"hop is {self.hop}", f"above 0 and at most segment, {self.segment}"
             )
+        good = self.actors is None or (self.engine == "ray" and self.actors >= 1)
+        require(good, f"actors is {self.actors} in engine {self.engine}", "at least 1, in engine ray")
         suffix = "" if self.out is None else self.out.suffix.lower()
         require(
             self.out is None or suffix in SUFFIXES, f"out is {self.out}", f"a name ending in {', '.join(SUFFIXES)}"

@@ -69,7 +69,7 @@ class Engine:
                 summary.add_read(block)
                 yield block
 
-        return results(timed, counted())
+        return results(timed, counted(), self.reader.chunk)
 
     def read(self, items: Iterator[Item]) -> Iterator[Read]:
         """Yield what reading processes read."""

@@ -104,7 +104,7 @@ class Predictor:
             The path, and a dict of class probabilities or of the ``value``, or the error of a file without a result.
         """
         reader = self.reader()
-        for found in stream.results(self.predict, stream.read_all(reader, listing(paths, report))):
+        for found in stream.results(self.predict, stream.read_all(reader, listing(paths, report)), reader.chunk):
             yield Path(found.item.file), self._result(found)
 
     def predict(

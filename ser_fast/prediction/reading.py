@@ -55,6 +55,11 @@ class Reader:
     hop: float | None = None
     block: float = 300.0
 
+    @property
+    def chunk(self) -> int:
+        """Return the number of items, whole or of many segments each, that are read and predicted apart."""
+        return 512 if self.segment is None else 16
+
     def read(self, item: Item, block: int = 0) -> tuple[list[Clip], bool]:
         """Return the clips of a block of an item, and whether a block follows.
 

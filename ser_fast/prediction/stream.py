@@ -94,28 +94,47 @@ def read_all(reader: Reader, items: Iterable[Item]) -> Iterator[Read]:
 
 
 def results(
-    predict: Callable[[list[np.ndarray]], list[Output | Exception]], blocks: Iterable[Read]
+    predict: Callable[[list[np.ndarray]], list[Output | Exception]],
+    blocks: Iterable[Read],
+    chunk: int = CLIPS_AT_ONCE,
 ) -> Iterator[Found]:
     """Yield the result of each clip, in the order of the blocks, and that of each item that could not be read.
-
-    The windows depend on the blocks alone, so the same blocks give the same batches and the same numbers.
 
     Args:
         predict: :meth:`ser_fast.prediction.predictor.Predictor.predict`.
         blocks: what was read.
+        chunk: as in :func:`windows`.
+    """
+    for window in windows(blocks, chunk):
+        yield from predicted(predict, window)
+
+
+def windows(blocks: Iterable[Read], chunk: int) -> Iterator[list[Read]]:
+    """Yield the blocks in windows, which are predicted together.
+
+    They depend on the blocks alone, and none reaches over a multiple of ``chunk`` items. Chunks that are predicted
+    apart, on any machine, thus give the same batches and the same numbers.
+
+    Args:
+        blocks: all blocks of some items.
+        chunk: number of items.
     """
     window: list[Read] = []
-    clips = samples = 0
+    clips = samples = items = 0
     for block in blocks:
         window.append(block)
         clips, samples = clips + max(1, len(block.clips)), samples + block.samples
-        if clips >= CLIPS_AT_ONCE or samples >= SAMPLES_AT_ONCE:
-            yield from _predicted(predict, window)
+        items += not block.more
+        if clips >= CLIPS_AT_ONCE or samples >= SAMPLES_AT_ONCE or items == chunk:
+            yield window
             window, clips, samples = [], 0, 0
-    yield from _predicted(predict, window)
+            items %= chunk
+    if window:
+        yield window
 
 
-def _predicted(predict: Callable[[list[np.ndarray]], list], window: list[Read]) -> Iterator[Found]:
+def predicted(predict: Callable[[list[np.ndarray]], list], window: list[Read]) -> Iterator[Found]:
+    """Yield the results of one window."""
     waves = [clip.samples for block in window for clip in block.clips if clip.samples is not None]
     outputs = iter(predict(waves) if waves else ())
     for item, clips, error, *_ in window:

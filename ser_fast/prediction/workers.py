@@ -36,7 +36,7 @@ _Blocks = list[tuple[int, list[Clip], str, bool, float]]
 _Done = tuple[_Blocks, tuple[int, int] | None]
 
 
-def read_beside(reader: Reader, items: Iterable[Item], processes: int) -> Iterator[Read]:
+def read_beside(reader: Reader, items: Iterable[Item], processes: int, few: int = FEW) -> Iterator[Read]:
     """Yield the blocks of the items in their order, read ahead by other processes.
 
     A process that dies loses nothing: its items are read one by one, and the one that ends a process again gets an
@@ -45,15 +45,16 @@ def read_beside(reader: Reader, items: Iterable[Item], processes: int) -> Iterat
     Args:
         reader: the reader.
         items: the items; the iterator is advanced by some hundred of them at most ahead of what is yielded.
-        processes: number of processes; 0 reads in this one, as it is done for few files.
+        processes: number of processes; 0 reads in this one.
+        few: fewer items are read in this process too.
 
     Raises:
         RuntimeError: no process can be started.
     """
     items = iter(items)
-    first = list(itertools.islice(items, FEW))
+    first = list(itertools.islice(items, few))
     items = itertools.chain(first, items)
-    if processes == 0 or (len(first) < FEW and reader.segment is None):
+    if processes == 0 or (len(first) < few and reader.segment is None):
         yield from read_all(reader, items)
         return
     pool = _Pool(reader, processes)
