@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         except ImportError as error:
             needed = "this command needs the training extra: type `pip install 'ser_fast[train]'`"
-            return _complain(f"{needed} ({error})", 1)
+            return _complain(str(error) if "pip install" in str(error) else f"{needed} ({error})", 1)
         except argparse.ArgumentError as error:
             found = " ".join(str(error).split())
             return _complain(f"{found}; `ser-fast --help` and `ser-fast COMMAND --help` list the options", 2)

@@ -38,7 +38,7 @@ class Item(NamedTuple):
 def listing(
     names: Iterable[str | os.PathLike[str]],
     report: Callable[[str], None] = lambda line: None,
-    stdin: TextIO | None = None,
+    stdin: Iterable[str | bytes] | None = None,
 ) -> Iterator[Item]:
     """Yield the audio of names in a fixed order, without holding more of it than one folder's names.
 
@@ -56,8 +56,9 @@ def listing(
     for name in names:
         name = os.fspath(name)
         if name == STDIN:
-            lines = sys.stdin if stdin is None else stdin
-            yield from (Item(line) for line in map(_line, lines) if line)
+            # As bytes, where there are some: a name need not be UTF-8.
+            lines = getattr(sys.stdin, "buffer", sys.stdin) if stdin is None else stdin
+            yield from (Item(line) for line in map(_line, map(os.fsdecode, lines or ())) if line)
         elif is_list(name):
             yield from of_list(name)
         elif os.path.isdir(name):

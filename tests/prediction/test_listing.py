@@ -35,6 +35,7 @@ def test_listing_goes_on_after_what_is_missing(tmp_path):
 
 def test_listing_reads_standard_input():
     assert list(listing(["-"], stdin=io.StringIO("a b.wav\r\n\nc.wav"))) == [Item("a b.wav"), Item("c.wav")]
+    assert list(listing(["-"], stdin=io.BytesIO(b"\xd6.wav\n"))) == [Item(os.fsdecode(b"\xd6.wav"))]
 
 
 def rows(*extra):
