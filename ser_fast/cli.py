@@ -252,7 +252,7 @@ def _add_predict(parser) -> None:
 
     meanings = "; ".join(f"{name}, {meaning}" for name, meaning in FLAGS.items())
     parser.epilog = (
-        f"The column `flag` names what makes a prediction doubtful: {meanings}. A file without a prediction has a "
+        f"The column `flag` names what makes a prediction doubtful: {meanings}. A file that cannot be predicted has a "
         "row that says why, and the exit status is then 1."
     )
     # Not Path, which jsonargparse parses as YAML: that fails for a name that is not UTF-8.

@@ -8,10 +8,10 @@ import torch
 from ser_fast.data.audio import largest_sample, loudest
 
 FLAGS = {
-    "silent": "no sample exceeds -80 dB of full scale; not predicted",
-    "constant": "all samples are equal to -80 dB of full scale: an offset without sound; not predicted",
-    "cancelled": "the mean of the channels, which is predicted, is 40 dB or more below the channels; not predicted",
-    "too_short": "shorter than one frame of the model; not predicted",
+    "silent": "no sample exceeds -80 dB of full scale (not predicted)",
+    "constant": "all samples are equal to -80 dB of full scale: an offset without sound (not predicted)",
+    "cancelled": "the mean of the channels, which is predicted, is 40 dB or more below the channels (not predicted)",
+    "too_short": "shorter than one frame of the model (not predicted)",
     "clipped": "1 % or more of the samples are at full scale",
     "short": "shorter than half the shortest training utterance",
 }
