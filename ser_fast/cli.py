@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,12 +21,12 @@ from ser_fast.training import distributed
 
 
 class Command(NamedTuple):
-    """A command: its help, its function and its options. The top-level help shows its help up to ``;``."""
+    """A command: its help, function, options and unit of resuming. The top-level help shows its help up to ``;``."""
 
     about: str
     run: Callable
     add_options: Callable = lambda parser: None
-    resumes: bool = False
+    resumes: str = ""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,12 +39,12 @@ def main(argv: list[str] | None = None) -> int:
         The exit status: 0 on success, 1 after an error, 2 for wrong options, 130 after an interrupt.
     """
     argv = sys.argv[1:] if argv is None else argv
-    resumes = bool(argv) and argv[0] in COMMANDS and COMMANDS[argv[0]].resumes
-    again = "; the same command resumes after the last whole epoch" if resumes else ""
+    again = _again(argv)
     with contextlib.ExitStack() as stack:  # left after the message: torchrun's other processes end then
         try:
             stack.enter_context(_streams())
-            stack.enter_context(distributed.joined())
+            # Processes of predict may end hours apart.
+            stack.enter_context(distributed.joined(timedelta(days=7) if argv[:1] == ["predict"] else None))
             status = _run(argv)
             sys.stdout.flush()
             return status
@@ -64,6 +65,14 @@ def main(argv: list[str] | None = None) -> int:
             if os.environ.get("SER_FAST_TRACEBACK"):
                 raise
             return _complain(_sentence(error), 1)
+
+
+def _again(argv: list[str]) -> str:
+    """Return what a message about an interruption adds."""
+    unit = COMMANDS[argv[0]].resumes if argv and argv[0] in COMMANDS else ""
+    if unit == "part" and not any(word.startswith("--out") for word in argv):  # predictions that were printed
+        unit = ""
+    return f"; the same command resumes after the last whole {unit}" if unit else ""
 
 
 @contextlib.contextmanager
@@ -349,18 +358,18 @@ def _tune(argv: list[str]) -> int:
 COMMANDS = {
     "demo": Command(
         "train CGRU and its LSTM versions on synthetic voices and compare them; takes minutes and needs no data",
-        _demo, _add_demo, resumes=True,
+        _demo, _add_demo, resumes="epoch",
     ),
     "train": Command(
-        "train a model on a corpus; the same command resumes an interrupted run", _train, _add_train, resumes=True
+        "train a model on a corpus; the same command resumes an interrupted run", _train, _add_train, resumes="epoch"
     ),
     "cv": Command(
         "cross-validate a model; the same command resumes at the first fold that is not finished", _cv, _add_cv,
-        resumes=True,
+        resumes="epoch",
     ),
     "experiment": Command(
         "repeat an experiment of the two papers; the same command resumes an interrupted one",
-        _experiment, _add_experiment, resumes=True,
+        _experiment, _add_experiment, resumes="epoch",
     ),
     "convert": Command(
         "write IEMOCAP, CH-SIMS or MOSI as a manifest; reads the files as their owners release them",
@@ -368,7 +377,7 @@ COMMANDS = {
     ),
     "predict": Command(
         "predict audio files by a checkpoint; with --out the same command resumes an interrupted run",
-        _predict, _add_predict,
+        _predict, _add_predict, resumes="part",
     ),
     "info": Command("print what was built, what was loaded and which backend runs", _info),
     "tune": Command(

@@ -84,12 +84,15 @@ class PredictConfig:
             require(STDIN not in self.files, "files has '-' under torchrun", "a list in a .txt")
 
     @property
+    def threads(self) -> int:
+        """Return this process's share of the cores, also the number of batches on a model on the CPU at a time."""
+        several = distributed.world() > 1
+        return max(1, cores() // (int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if several else 1))
+
+    @property
     def reading_processes(self) -> int:
         """Return ``workers``, or its default on this machine."""
-        if self.workers is not None:
-            return self.workers
-        shared = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if distributed.world() > 1 else 1
-        return max(1, cores() // shared - 1)
+        return max(1, self.threads - 1) if self.workers is None else self.workers
 
 
 def cores() -> int:

@@ -77,8 +77,8 @@ class _Csv(_Lines):
 
 class _Parquet:
     def __init__(self, path: Path, columns: Columns):
-        self.arrow = import_extra("pyarrow", "a .parquet")
-        self.parquet = import_extra("pyarrow.parquet", "a .parquet")
+        self.arrow = import_extra("pyarrow", "a .parquet", "scale")
+        self.parquet = import_extra("pyarrow.parquet", "a .parquet", "scale")
         self.schema = columns.schema()
         self.file = self.parquet.ParquetWriter(path, self.schema)
 
@@ -113,9 +113,8 @@ def names(part: Path) -> Iterator[str]:
     """Yield the names of the files of a part's rows."""
     suffix = part.suffix.lower()
     if suffix == ".parquet":
-        yield from (
-            import_extra("pyarrow.parquet", "a .parquet").read_table(part, columns=["file"])["file"].to_pylist()
-        )
+        parquet = import_extra("pyarrow.parquet", "a .parquet", "scale")
+        yield from parquet.read_table(part, columns=["file"])["file"].to_pylist()
         return
     with open(part, encoding="utf-8", newline="") as file:
         if suffix == ".csv":

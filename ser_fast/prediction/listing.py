@@ -173,8 +173,8 @@ def _csv_rows(name: str, file: TextIO) -> Iterator[tuple[str, dict[str, Any] | s
 
 
 def _parquet(name: str):
-    pyarrow = import_extra("pyarrow", "a .parquet")
-    parquet = import_extra("pyarrow.parquet", "a .parquet")
+    pyarrow = import_extra("pyarrow", "a .parquet", "scale")
+    parquet = import_extra("pyarrow.parquet", "a .parquet", "scale")
     try:
         table = parquet.ParquetFile(name)
     except pyarrow.ArrowInvalid as error:

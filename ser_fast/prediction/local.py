@@ -48,9 +48,11 @@ class Engine:
     def __init__(self, config: PredictConfig):
         self.config = config
         spans = check(config.files) or config.segment is not None
-        self.predictor = Predictor(config.checkpoint, config.batch_size, config.device)
+        self.predictor = Predictor(config.checkpoint, config.batch_size, config.device, config.threads)
         self.reader = self.predictor.reader(config.segment, config.hop)
         self.columns = Columns(tuple(self.predictor.classes), spans, config.embeddings)
+        if config.out is not None and config.out.suffix.lower() == ".parquet":
+            self.columns.schema()  # pyarrow may be missing
 
     def results(self, blocks: Iterator[Read], summary: Summary) -> Iterator[Found]:
         """Yield the results of what was read; the summary counts reading and the model."""

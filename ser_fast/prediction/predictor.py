@@ -1,6 +1,8 @@
 """Class probabilities, or values, of audio by a saved checkpoint."""
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +46,8 @@ class Predictor:
         checkpoint: a checkpoint, or a run folder, whose best one is taken.
         batch_size: waves that go through the model together, at least 1.
         device: "auto", "cpu" or "cuda".
+        threads: batches that go through a model on the CPU at a time, one thread each, which needs no waiting between
+            the threads and gives the same numbers for any number of them; None is one batch on torch's threads.
 
     Attributes:
         classes: names of the classes; empty for a regression.
@@ -62,7 +66,9 @@ class Predictor:
             print(path, result)
     """
 
-    def __init__(self, checkpoint: Path | str, batch_size: int = 32, device: str = "auto"):
+    def __init__(
+        self, checkpoint: Path | str, batch_size: int = 32, device: str = "auto", threads: int | None = None
+    ):
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         path = Path(checkpoint)
@@ -74,6 +80,11 @@ class Predictor:
         self.names = loaded.classes or ["value"]
         self.batch_size = batch_size
         self.sample_rate: int = self.model.spectrogram.sample_rate
+        self._pool = None
+        if threads is not None and self.device.type == "cpu":
+            self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+        self._pooled = threading.local()
+        self.model.classifier.register_forward_pre_hook(lambda _, inputs: setattr(self._pooled, "last", inputs[0]))
         self._shortest = _half_the_shortest(loaded, self.sample_rate)
 
     def reader(self, segment: float | None = None, hop: float | None = None) -> Reader:
@@ -109,29 +120,26 @@ class Predictor:
             For each wave its output, or the reason why it has none.
         """
         tensors = [wave if isinstance(wave, Tensor) else torch.from_numpy(wave) for wave in waves]
+        order = sorted(range(len(tensors)), key=lambda i: -len(tensors[i]))  # threads end together: the longest first
+        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        run = map if self._pool is None else self._pool.map
         outputs: dict[int, Output | PredictionError] = {}
-        order = sorted(range(len(tensors)), key=lambda i: len(tensors[i]))
-        for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
-            outputs |= zip(batch, self._outputs([tensors[i] for i in batch], embeddings))
+        results = run(lambda batch: self._outputs([tensors[i] for i in batch], embeddings), batches)
+        for batch, found in zip(batches, results):
+            outputs |= zip(batch, found)
         return [outputs[i] for i in range(len(tensors))]
 
     @torch.inference_mode()
     def _outputs(self, waves: list[Tensor], embeddings: bool) -> list[Output | PredictionError]:
         """Return the outputs for the waves of one batch; if they fail together, each is tried alone."""
-        inputs: list[Tensor] = []
-        hook = self.model.classifier.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
         try:
             logits = self.model(*(tensor.to(self.device) for tensor in self._batch(waves)))
             values = (logits.softmax(1) if self.classes else logits).cpu()
-            pooled = inputs[0].float().cpu().numpy() if embeddings else [None] * len(waves)
+            pooled = self._pooled.last.float().cpu().numpy() if embeddings else [None] * len(waves)
         except (RuntimeError, MemoryError) as error:
             if len(waves) == 1:
                 return [self._failure(waves[0], error)]
-            inputs.clear()
             return [output for wave in waves for output in self._outputs([wave], embeddings)]
-        finally:
-            hook.remove()
         finite = values.isfinite().all(1).tolist()
         return [
             Output(row, vector) if good else PredictionError("the model's outputs are not finite")

@@ -13,7 +13,6 @@ from ser_fast.data.flags import UNPREDICTED, flags
 from ser_fast.data.wav import AudioError
 from ser_fast.prediction.listing import Item
 
-_BLOCK_SECONDS = 300.0  # of a recording that is read for its segments at a time
 _SCALE = 1 << 15
 
 
@@ -46,6 +45,7 @@ class Reader:
         shortest: samples below which a clip is flagged as short.
         segment: seconds of a segment; None takes each item as one clip.
         hop: seconds from the start of a segment to that of the next.
+        block: seconds of a recording that are read for its segments at a time.
     """
 
     sample_rate: int
@@ -53,6 +53,7 @@ class Reader:
     shortest: float = 0.0
     segment: float | None = None
     hop: float | None = None
+    block: float = 300.0
 
     @property
     def chunk(self) -> int:
@@ -63,7 +64,7 @@ class Reader:
         """Return the clips of a block of an item, and whether a block follows.
 
         Segments start every ``hop``; the last ones end with the audio, and are left out below half of ``segment``,
-        except the first. A block is the segments of a few minutes; without ``segment`` it is the whole item.
+        except the first. A block is the segments of some minutes; without ``segment`` it is the whole item.
 
         Args:
             item: the item.
@@ -81,7 +82,7 @@ class Reader:
         begin, end = item.start or 0.0, duration(item.file) if item.end is None else item.end
         hop = self.segment if self.hop is None else self.hop
         count = 1 + max(0, math.floor((end - begin - self.segment / 2) / hop + 1e-6))
-        size = max(1, int(_BLOCK_SECONDS / hop))
+        size = max(1, int(self.block / hop))
         numbers = range(block * size, min(block * size + size, count))
         start, stop = begin + numbers[0] * hop, begin + numbers[-1] * hop + self.segment
         # The end of the file is not named: the length of an MP3 may be an estimate.

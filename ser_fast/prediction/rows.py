@@ -59,7 +59,7 @@ class Columns:
 
     def schema(self) -> pyarrow.Schema:
         """Return the schema of the rows in Arrow and Parquet."""
-        pa = import_extra("pyarrow", "a .parquet")
+        pa = import_extra("pyarrow", "a .parquet", "scale")
         kinds = {"start": pa.float64(), "end": pa.float64(), "seconds": pa.float64()}
         kinds |= dict.fromkeys(self.numbers, pa.float32()) | {"embedding": pa.list_(pa.float32())}
         return pa.schema([(name, kinds.get(name, pa.string())) for name in self.names])

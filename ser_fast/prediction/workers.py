@@ -20,14 +20,15 @@ DIED = "the reading process died"
 # Fewer items are read in this process: starting others takes longer.
 FEW = 64
 _CHUNK = 16  # items of a task
-_TASK_SAMPLES = 1 << 22  # after which a task returns, and another one goes on
+_TASK_SAMPLES = 1 << 22  # of a task
 
 
 class _Task(NamedTuple):
-    """Items to read, the first from a block on."""
+    """Items to read, the first from a block on; ended after ``most`` samples, and another task goes on."""
 
     items: list[Item]
     block: int = 0
+    most: int = _TASK_SAMPLES
 
 
 # What a task returns: position of the item, clips, error, more, seconds of each block; and what is left of it.
@@ -46,6 +47,9 @@ def read_beside(reader: Reader, items: Iterable[Item], processes: int, few: int 
         items: the items; the iterator is advanced by some hundred of them at most ahead of what is yielded.
         processes: number of processes; 0 reads in this one.
         few: fewer items are read in this process too.
+
+    Raises:
+        RuntimeError: no process can be started.
     """
     items = iter(items)
     first = list(itertools.islice(items, few))
@@ -55,6 +59,7 @@ def read_beside(reader: Reader, items: Iterable[Item], processes: int, few: int 
         return
     pool = _Pool(reader, processes)
     try:
+        pool.start()
         yield from _ordered(pool, items, 1 if reader.segment else _CHUNK, processes)
     finally:
         pool.close()
@@ -76,6 +81,20 @@ class _Pool:
 
     def renew(self) -> None:
         self.executor = ProcessPoolExecutor(self.processes, self.context, initializer=_begin)
+
+    def start(self) -> None:
+        """Start the processes.
+
+        Raises:
+            RuntimeError: they end at once.
+        """
+        try:
+            self.executor.submit(int).result()
+        except BrokenProcessPool as error:
+            fix = 'a script must call this below `if __name__ == "__main__":`, or set workers to 0'
+            raise RuntimeError(
+                f"workers is {self.processes}, and these processes end at their start; {fix}"
+            ) from error
 
     def submit(self, task: _Task) -> "Future[_Done]":
         try:
@@ -120,7 +139,7 @@ def _one_by_one(pool: _Pool, task: _Task) -> Iterator[Read]:
     for item in task.items:
         while rest is not None:
             try:
-                blocks, rest = pool.submit(_Task([item], rest[1])).result()
+                blocks, rest = pool.submit(_Task([item], rest[1], most=0)).result()
             except BrokenProcessPool:
                 pool.renew()
                 blocks, rest = [(0, [], DIED, False, 0.0)], None
@@ -148,8 +167,8 @@ def _begin() -> None:
     threading.Thread(target=lambda: (connection.wait([parent]), os._exit(1)), daemon=True).start()
 
 
-def _read(reader: Reader, items: list[Item], block: int) -> _Done:
-    """Read items, the first from a block on, until they are many samples."""
+def _read(reader: Reader, items: list[Item], block: int, most: int) -> _Done:
+    """Do a :class:`_Task`."""
     blocks: _Blocks = []
     samples = 0
     for index, item in enumerate(items):
@@ -158,6 +177,6 @@ def _read(reader: Reader, items: list[Item], block: int) -> _Done:
             found = read(reader, item, block)
             blocks.append((index, *found[1:]))
             samples, more, block = samples + found.samples, found.more, block + 1 if found.more else 0
-            if samples >= _TASK_SAMPLES and (more or index + 1 < len(items)):
+            if samples >= most and (more or index + 1 < len(items)):
                 return blocks, (index + (not more), block)
     return blocks, None

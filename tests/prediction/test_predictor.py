@@ -1,7 +1,6 @@
 """Predictions of files by a checkpoint."""
 
-from pathlib import Path
-
+import numpy as np
 import pytest
 import soundfile
 import torch
@@ -13,24 +12,6 @@ from ser_fast.prediction.predictor import PredictionError, Predictor
 from ser_fast.training.checkpoint import Checkpoint, save_checkpoint
 
 OPTIONS = {"channels": (4, 4), "hidden_size": 8}
-
-
-@pytest.fixture
-def checkpoint(tmp_path) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path / "a.safetensors"
-    weights = MODELS["cgru"](3, **OPTIONS).state_dict()
-    save_checkpoint(path, Checkpoint("cgru", OPTIONS, ["x", "y", "z"], weights, {"shortest": 1.5}))
-    return path
-
-
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    folder = tmp_path / "voices"
-    folder.mkdir()
-    for take in range(5):
-        soundfile.write(folder / f"{take}.wav", 0.1 * torch.randn(6000 * (take + 1)).numpy(), 16000)
-    return folder
 
 
 def test_predictor_flags_files(checkpoint, folder):
@@ -78,3 +59,23 @@ def test_predictor_reports_files_passed_over(checkpoint, folder):
     lines = []
     assert len(list(Predictor(checkpoint).files([folder], lines.append))) == 5
     assert len(lines) == 1 and lines[0].startswith(f"{folder}: passed over 3 of 8 audio files: 3 .wma")
+
+
+def test_predictor_takes_waves_as_they_were_read(checkpoint, folder):
+    """int16 and float32 of the same samples, in any order, on torch's threads or on several batches at a time."""
+    waves = [soundfile.read(path, dtype="int16")[0] for path in sorted(folder.iterdir())]
+    loaded, threaded = (Predictor(checkpoint, batch_size=2, threads=threads) for threads in (None, 2))
+    expected = loaded.predict([torch.from_numpy(wave / np.float32(32768)) for wave in waves])
+    found = threaded.predict([*reversed(waves)], embeddings=True)
+    for output, wanted in zip(reversed(found), expected, strict=True):
+        assert output.values == pytest.approx(wanted.values, abs=1e-6) and wanted.embedding is None
+        logits = loaded.model.classifier(torch.from_numpy(output.embedding))
+        assert logits.softmax(0).tolist() == pytest.approx(output.values, abs=1e-6)
+        assert output.best == max(range(3), key=output.values.__getitem__)
+
+
+def test_predictor_names_outputs_that_are_not_finite(checkpoint, folder):
+    loaded = Predictor(checkpoint)
+    torch.nn.init.constant_(loaded.model.classifier.bias, torch.nan)
+    (path, result), *_ = loaded.files([folder / "0.wav"])
+    assert str(result) == f"{path}: the model's outputs are not finite" and isinstance(result, PredictionError)
