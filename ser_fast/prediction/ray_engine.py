@@ -184,7 +184,7 @@ class _Actor:
 
     def __init__(self, model: _Model):
         self.embeddings = model.embeddings
-        self.predictor = Predictor(model.path, model.batch_size, model.device)
+        self.predictor = Predictor(model.path, model.batch_size, model.device, threads=1)
 
     def __call__(self, row: _Row) -> _Row:
         """Return the results of a window, without samples, and its counts."""

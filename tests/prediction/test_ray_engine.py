@@ -1,13 +1,13 @@
 """The steps that Ray runs, in this process; tests/integration/test_ray.py starts Ray."""
 
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
 import soundfile
 import torch
 
-from ser_fast.models import MODELS
 from ser_fast.prediction import ray_engine, stream
 from ser_fast.prediction.config import PredictConfig
 from ser_fast.prediction.listing import Item
@@ -15,19 +15,12 @@ from ser_fast.prediction.local import Engine
 from ser_fast.prediction.parts import OutputError
 from ser_fast.prediction.summary import Summary
 from ser_fast.prediction.workers import read_beside
-from ser_fast.training.checkpoint import Checkpoint, save_checkpoint
-
-OPTIONS = {"channels": (4, 4), "hidden_size": 8}
 
 
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory) -> Engine:
+@pytest.fixture
+def engine(checkpoint) -> Engine:
     """An engine of segments of 0.3 s, 16 files a chunk."""
-    path = tmp_path_factory.mktemp("ray") / "a.safetensors"
-    torch.manual_seed(0)
-    weights = MODELS["cgru"](3, **OPTIONS).state_dict()
-    save_checkpoint(path, Checkpoint("cgru", OPTIONS, ["x", "y", "z"], weights, {}))
-    return Engine(PredictConfig(str(path), ["-"], segment=0.3, device="cpu"))
+    return Engine(PredictConfig(str(checkpoint), ["-"], segment=0.3, device="cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +115,6 @@ def test_ray_engine_shares_the_cluster(resources, options, expected):
 
 
 def test_ray_engine_names_the_missing_extra(engine, tmp_path, monkeypatch):
-    import sys
-
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.setitem(sys.modules, "ray.data", None)
     config = PredictConfig(str(engine.predictor.path), ["b"], out=tmp_path / "x.csv", engine="ray")
