@@ -6,8 +6,8 @@ import itertools
 import logging
 import os
 import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -67,11 +67,12 @@ def run(config: PredictConfig, report: Report, progress: Progress) -> Outcome:
         first = next(rounds, [])
         with _ray(start=bool(first)):
             for todo in itertools.chain([first], rounds):
-                rows = _rows(config, engine, todo)
-                for number, items in todo:
-                    part = Summary()
-                    folder.write(number, items, _results(rows, items, part, now, progress), part)
-                    now.merge(part)
+                # Closed before Ray is: its thread, which would still run after an error, starts Ray anew otherwise.
+                with closing(_rows(config, engine, todo)) as rows:
+                    for number, items in todo:
+                        part = Summary()
+                        folder.write(number, items, _results(rows, items, part, now, progress), part)
+                        now.merge(part)
         whole = folder.join(count)
     now.wall = perf_counter() - begin
     return Outcome(whole, now)
@@ -107,7 +108,7 @@ def _ray(start: bool) -> Iterator[None]:
         ray.shutdown()
 
 
-def _rows(config: PredictConfig, engine: Engine, todo: list[_Part]) -> Iterator[_Row]:
+def _rows(config: PredictConfig, engine: Engine, todo: list[_Part]) -> Generator[_Row, None, None]:
     """Yield the results of the windows of parts, in their order."""
     import ray
 
@@ -119,7 +120,7 @@ def _rows(config: PredictConfig, engine: Engine, todo: list[_Part]) -> Iterator[
     ]
     if not chunks:
         return
-    actors, processors = _actors(config)
+    actors, processors = _actors(config, ray.cluster_resources())
     model = _Model(str(Path(engine.predictor.path).absolute()), config.batch_size, processors, config.embeddings)
     data = ray.data.from_items(chunks, override_num_blocks=len(chunks))
     data = data.flat_map(
@@ -138,12 +139,9 @@ def _rows(config: PredictConfig, engine: Engine, todo: list[_Part]) -> Iterator[
         raise parts.OutputError(f"Ray: {lines[-1]}; finished parts are safe, and the same command resumes") from error
 
 
-def _actors(config: PredictConfig) -> tuple[int, str]:
-    """Return the number of actors, and their device."""
-    import ray
-
-    found = ray.cluster_resources()
-    cpus, gpus = int(found.get("CPU", 0)), int(found.get("GPU", 0))
+def _actors(config: PredictConfig, resources: dict[str, float]) -> tuple[int, str]:
+    """Return the number of actors on a cluster with these resources, and their device."""
+    cpus, gpus = (int(resources.get(kind, 0)) for kind in ("CPU", "GPU"))
     device = "cuda" if config.device == "cuda" or (config.device == "auto" and gpus) else "cpu"
     require(device == "cpu" or gpus > 0, "device is cuda", "auto or cpu, for Ray has no GPU")
     require(cpus >= 2, f"Ray has {cpus} cores", "a cluster of 2 or more, for reading and the model")
@@ -169,8 +167,8 @@ def _read(chunk: _Row, reader: Reader) -> Iterator[_Row]:
             yield block._replace(item=number)
             number += not block.more
 
-    for window in windows(numbered(), reader.chunk):
-        yield {"window": pickle.dumps(window, protocol=pickle.HIGHEST_PROTOCOL)}
+    for index, window in enumerate(windows(numbered(), reader.chunk)):
+        yield {"offset": chunk["offset"], "number": index, "window": pickle.dumps(window)}
 
 
 @dataclass(frozen=True)
@@ -186,7 +184,7 @@ class _Actor:
 
     def __init__(self, model: _Model):
         self.embeddings = model.embeddings
-        self.predictor = Predictor(model.path, model.batch_size, model.device)
+        self.predictor = Predictor(model.path, model.batch_size, model.device, threads=1)
 
     def __call__(self, row: _Row) -> _Row:
         """Return the results of a window, without samples, and its counts."""
@@ -197,6 +195,8 @@ class _Actor:
             for found in predicted(lambda waves: self.predictor.predict(waves, self.embeddings), window)
         ]
         return {
+            "offset": row["offset"],
+            "number": row["number"],
             "results": pickle.dumps(results),
             "files": sum(not block.more for block in window),
             "reading": sum(block.seconds for block in window),
@@ -219,15 +219,15 @@ def _results(
     Raises:
         OutputError: results are missing or there twice.
     """
-    last = 0
+    place = (0, -1)  # offset of the chunk in the part, and number of the window in the chunk
     while part.files < len(items):
-        row = next(rows, {"results": pickle.dumps([]), "files": len(items)})
-        found: list[Found] = pickle.loads(row["results"])
-        numbers = [last, *(one.item for one in found)]
-        if row["files"] > len(items) - part.files or numbers != sorted(numbers):
-            raise parts.OutputError(f"Ray: results after {part.files} files of a part do not follow in order")
-        last = numbers[-1]
+        row = next(rows, {"offset": None, "number": None})
+        follows = (place[0], place[1] + 1), (part.files, 0)
+        place = row["offset"], row["number"]
+        if place not in follows:
+            raise parts.OutputError(f"Ray: the results after {part.files} files of a part are missing or twice there")
         for name in ("files", "reading", "model"):
             setattr(part, name, getattr(part, name) + row[name])
-        yield from (one._replace(item=items[one.item]) for one in found)
+        for found in pickle.loads(row["results"]):
+            yield found._replace(item=items[found.item])
         progress(before.files + part.files, before.audio + part.audio)
