@@ -164,10 +164,11 @@ def _parse(name: str, argv: list[str]):
     )
     command.add_options(parser)
     options = parser.parse_args(_with_recipe(argv))
-    if name in ("train", "cv"):
+    if name in ("train", "cv", "evaluate"):
         defaults = parser.get_defaults()
         _refuse_null(options, defaults)
-        _refuse_other_models(options, defaults)
+        if name != "evaluate":
+            _refuse_other_models(options, defaults)
     return options
 
 
@@ -246,14 +247,26 @@ def _add_convert(parser) -> None:
     parser.add_argument("--improvised_only", action="store_true", help="IEMOCAP: leave out the scripted dialogs")
 
 
+def _add_evaluate(parser) -> None:
+    from ser_fast.training.evaluation import EvaluateConfig
+
+    flags = {"only_known": "decide only among the classes that occur, for a corpus that lacks some of the model's",
+             "skip_bad": "skip and count unreadable files instead of stopping"}  # fmt: skip
+    # Not the argument of the class, which would be an option.
+    parser.add_argument("checkpoint", type=str, help="a .safetensors file, or a run folder for its best epoch")
+    parser.add_class_arguments(EvaluateConfig, skip={"checkpoint", *flags})
+    for name, described in flags.items():
+        parser.add_argument(f"--{name}", action="store_true", help=described)
+
+
 def _add_predict(parser) -> None:
     from ser_fast.data.flags import FLAGS
     from ser_fast.prediction.config import PredictConfig
 
     meanings = "; ".join(f"{name}, {meaning}" for name, meaning in FLAGS.items())
     parser.epilog = (
-        f"The column `flag` names what makes a prediction doubtful: {meanings}. A file that cannot be predicted has a "
-        "row that says why, and the exit status is then 1."
+        f"The column `flag` names what makes a prediction doubtful: {meanings}. A file that cannot be predicted has "
+        "a row that says why, and the exit status is then 1."
     )
     # Not Path, which jsonargparse parses as YAML: that fails for a name that is not UTF-8.
     parser.add_argument("checkpoint", type=str, help="a .safetensors file, or a run folder for its best epoch")
@@ -324,6 +337,14 @@ def _convert(options) -> int:
     return 0
 
 
+def _evaluate(options) -> int:
+    from ser_fast.reports.evaluation import evaluate
+    from ser_fast.training.evaluation import EvaluateConfig
+
+    evaluate(EvaluateConfig(**options.as_dict()))
+    return 0
+
+
 def _predict(options) -> int:
     with distributed.agreed():
         from ser_fast.prediction.config import PredictConfig
@@ -334,7 +355,8 @@ def _predict(options) -> int:
     if not summary.failed:
         return 0
     found = f"{summary.failed} of {summary.files} files could not be predicted; their rows say why:"
-    return _complain("\n  ".join([found, *summary.by_reason()]), 1)
+    lines = summary.errors.by_reason() if config.out is None else summary.errors.lines()
+    return _complain("\n  ".join([found, *lines]), 1)
 
 
 def _info(argv: list[str]) -> int:
@@ -374,6 +396,10 @@ COMMANDS = {
     "convert": Command(
         "write IEMOCAP, CH-SIMS or MOSI as a manifest; reads the files as their owners release them",
         _convert, _add_convert,
+    ),
+    "evaluate": Command(
+        "measure a trained model on any corpus; per class and speaker, with confidence intervals",
+        _evaluate, _add_evaluate,
     ),
     "predict": Command(
         "predict audio files by a checkpoint; with --out the same command resumes an interrupted run",

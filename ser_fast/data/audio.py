@@ -5,18 +5,19 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import numpy as np
 import torch
 
 from ser_fast._require import require
 from ser_fast.data.extras import import_extra
-from ser_fast.data.failures import summarise
+from ser_fast.data.failures import POINTER, unreadable
 from ser_fast.data.files import AUDIO_SUFFIXES, Found, passed_over, printable, search
 from ser_fast.data.pace import Pace
 from ser_fast.data.sources import Source, opened, shown
@@ -26,10 +27,14 @@ from ser_fast.data.wav import RATES, UNKNOWN_SIZE, AudioError, PcmWav, open_pcm,
 if TYPE_CHECKING:
     import soundfile
 
+T = TypeVar("T")
+
 # Annotations are rounded, so an end may lie this far beyond the end of the file.
 _END_SLACK_SECONDS = 0.01
 
 _BLOCK_SAMPLES = 1 << 20
+
+_AHEAD = 8  # utterances that each thread may have read before they are used
 
 # Full scale is 1, or 2^31 in files of floats that were scaled as integers; beyond, spectra overflow.
 _LOUDEST = 2.0**31
@@ -92,20 +97,9 @@ def read_audio(
         ValueError: ``sample_rate`` is out of range.
     """
     _check_sample_rate(sample_rate)
-    audio = path if isinstance(path, Source) else Path(path)
-    name = shown(audio)
-    if name.lower().endswith(".raw"):
-        raise AudioError(f"{name}: not readable as audio: a .raw file has no header")
-    try:
-        with opened(audio) as file:
-            _refuse_damage(name, file)
-    except OSError as error:
-        raise AudioError(f"{name}: {error.strerror or error}") from error
-
-    with _open(audio) as file:
+    name = shown(path if isinstance(path, Source) else Path(path))
+    with open_audio(path, start, end) as (file, first, last):
         rate = file.samplerate
-        _check_rate(name, rate)
-        first, last = _span(name, file.frames, rate, start, end)
         # libsndfile cannot seek in GSM 6.10 and other formats, not even to the first frame.
         skipped = 0 if file.seekable() else first
         place = file.seek(first) if file.seekable() else 0
@@ -119,6 +113,35 @@ def read_audio(
     return _at_rate(name, samples, rate, sample_rate)
 
 
+@contextlib.contextmanager
+def open_audio(
+    path: str | os.PathLike[str] | Source, start: float | None = None, end: float | None = None
+) -> Iterator[tuple[soundfile.SoundFile | PcmWav, int, int]]:
+    """Open a file, and yield it with the first frame between ``start`` and ``end`` and the one after the last.
+
+    Args:
+        path, start, end: as in :func:`read_audio`.
+
+    Raises:
+        AudioError: as in :func:`read_audio`, as far as the header and the size of the file show it.
+    """
+    audio = path if isinstance(path, Source) else Path(path)
+    name = shown(audio)
+    if name.lower().endswith(".raw"):
+        raise AudioError(f"{name}: not readable as audio: a .raw file has no header")
+    try:
+        with opened(audio) as file:
+            _refuse_damage(name, file)
+    except FileNotFoundError as error:
+        raise AudioError(f"{name}: no such file") from error
+    except OSError as error:
+        raise AudioError(f"{name}: {error.strerror or error}") from error
+
+    with _open(audio) as file:
+        _check_rate(name, file.samplerate)
+        yield file, *_span(name, file.frames, file.samplerate, start, end)
+
+
 def loudest(samples: torch.Tensor) -> float:
     """Return the largest absolute sample of a wave ``[N]``, N at least 1; NaN if it holds one.
 
@@ -130,28 +153,19 @@ def loudest(samples: torch.Tensor) -> float:
 
 def largest_sample(path: str | os.PathLike[str], start: float | None = None, end: float | None = None) -> float:
     """Return the largest absolute sample of all channels of a part of a file that :func:`read_audio` can read."""
-    with _open(Path(path)) as file:
-        first, last = _span(printable(path), file.frames, file.samplerate, start, end)
-        if file.seekable():
-            file.seek(first)
-        else:
-            first = 0
-        return max((float(np.abs(block).max()) for block in _blocks(file, last - first)), default=0.0)
+    with open_audio(path, start, end) as (file, first, last):
+        frames = last - file.seek(first) if file.seekable() else last
+        return max((float(np.abs(block).max()) for block in _blocks(file, frames)), default=0.0)
 
 
 def duration(path: str | os.PathLike[str]) -> float:
     """Return the seconds of a file by its header.
 
     Raises:
-        AudioError: the file is not audio or holds no samples.
+        AudioError: as in :func:`read_audio`, as far as the header and the size of the file show it.
     """
-    try:
-        with _open(Path(path)) as file:
-            _check_rate(printable(path), file.samplerate)
-            _span(printable(path), file.frames, file.samplerate, None, None)
-            return file.frames / file.samplerate
-    except OSError as error:
-        raise AudioError(f"{printable(path)}: {error.strerror}") from error
+    with open_audio(path) as (file, _, last):
+        return last / file.samplerate
 
 
 def read_utterance(utterance: Utterance, sample_rate: int = 16000) -> torch.Tensor:
@@ -201,23 +215,62 @@ def read_corpus(
         unreadable one.
 
     Raises:
-        AudioError: some cannot be read and ``skip_bad`` is false, or it leaves nothing, or one of several classes;
-            the message lists five and counts the reasons.
+        UnreadableError: some cannot be read and ``skip_bad`` is false, or it leaves nothing, or one of several
+            classes; the message lists five and counts the reasons.
     """
 
-    def attempt(utterance: Utterance) -> torch.Tensor | AudioError:
+    results = list(read_each(utterances, lambda utterance: read_utterance(utterance, sample_rate), report))
+    return readable(utterances, results, skip_bad)
+
+
+def read_each(
+    utterances: Sequence[Utterance], read: Callable[[Utterance], T], report: Callable[[str], None] = lambda line: None
+) -> Iterator[T | AudioError]:
+    """Yield ``read(utterance)`` for each utterance in order, or its ``AudioError``; one thread per core reads ahead.
+
+    Args:
+        utterances: the utterances.
+        read: called with each of them, in a thread.
+        report: called with a line now and then while a large corpus is read.
+    """
+
+    def attempt(utterance: Utterance) -> T | AudioError:
         try:
-            return read_utterance(utterance, sample_rate)
+            return read(utterance)
         except AudioError as error:
             return error
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results, pace = [], Pace()
-        for result in pool.map(attempt, utterances):
-            results.append(result)
-            if pace.due(len(results) / len(utterances)):
-                report(f"read {len(results)} of {len(utterances)} utterances")
+    pace = Pace()
+    for done, result in enumerate(_map_ahead(attempt, utterances, os.cpu_count() or 1), 1):
+        yield result
+        if pace.due(done / len(utterances)):
+            report(f"read {done} of {len(utterances)} utterances")
 
+
+def _map_ahead(function: Callable, items: Iterable, threads: int) -> Iterator:
+    """Yield ``function(item)`` in order, as ``Executor.map`` but with few results that wait to be used."""
+    waiting: deque[Future] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > _AHEAD * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def readable(
+    utterances: Sequence[Utterance], results: Sequence[T | AudioError], skip_bad: bool
+) -> tuple[list[Utterance], list[T], list[AudioError]]:
+    """Return the utterances that could be read, what was read of each, and the errors of the others.
+
+    Raises:
+        AudioError: as in :func:`read_corpus`.
+    """
     errors = [result for result in results if isinstance(result, AudioError)]
     good = [pair for pair in zip(utterances, results, strict=True) if not isinstance(pair[1], AudioError)]
     before, left = ({utterance.label for utterance in some} for some in (utterances, [one for one, _ in good]))
@@ -225,9 +278,8 @@ def read_corpus(
     if skip_bad and len(left) < min(2, len(before)):
         lost = f"; skip_bad leaves those of {', '.join(left)} alone" if left else "; skip_bad leaves none"
     if errors and (lost or not skip_bad):
-        reasons = "".join(f"\n  {line}" for line in summarise(errors))
-        raise AudioError(f"{len(errors)} of {len(results)} utterances cannot be read{lost}:{reasons}")
-    return [utterance for utterance, _ in good], [samples for _, samples in good], errors
+        raise unreadable(errors, len(results), lost)
+    return [utterance for utterance, _ in good], [result for _, result in good], errors
 
 
 def _refuse_damage(name: str, file: BinaryIO) -> None:
@@ -237,7 +289,7 @@ def _refuse_damage(name: str, file: BinaryIO) -> None:
         raise AudioError(f"{name}: the file is empty (0 bytes)")
     file.seek(0)
     if file.read(len(_LFS)) == _LFS:
-        raise AudioError(f"{name}: a Git LFS pointer instead of audio; run `git lfs pull` in its repository")
+        raise AudioError(f"{name}: {POINTER}")
     file.seek(0)
     if missing := _missing_bytes(file, size):
         raise AudioError(f"{name}: truncated, {missing} bytes less than its header says")
@@ -317,6 +369,11 @@ def _check_sample_rate(sample_rate: int) -> None:
 def _check_rate(name: str, rate: int | None) -> None:
     """Raise ``AudioError`` for a sample rate, of a header or of samples in memory, that audio cannot have."""
     require(rate in RATES, f"{name}: its sample rate is {rate}", f"{RATES[0]} to {RATES[-1]} hertz", AudioError)
+
+
+def resampled_length(frames: int, rate: int, sample_rate: int) -> int:
+    """Return the length to which soxr resamples so many frames."""
+    return int(frames / (rate / sample_rate) + 0.5)
 
 
 def _at_rate(name: str, samples: torch.Tensor, rate: int, sample_rate: int) -> torch.Tensor:

@@ -11,9 +11,8 @@ from ser_fast.data.audio import duration, read_audio
 from ser_fast.data.files import printable
 from ser_fast.data.flags import UNPREDICTED, flags
 from ser_fast.data.wav import AudioError
+from ser_fast.data.waves import pack
 from ser_fast.prediction.listing import Item
-
-_SCALE = 1 << 15
 
 
 class Clip(NamedTuple):
@@ -98,14 +97,5 @@ class Reader:
 
     def _clip(self, file: str, wave: torch.Tensor, start: float | None, end: float | None) -> Clip:
         flag = flags(wave, file, self.frame, self.shortest, start, end)
-        samples = None if UNPREDICTED.intersection(flag.split()) else compact(wave.numpy())
+        samples = None if UNPREDICTED.intersection(flag.split()) else pack(wave.numpy())
         return Clip(start, end, len(wave) / self.sample_rate, flag, samples)
-
-
-def compact(samples: np.ndarray) -> np.ndarray:
-    """Return float32 samples as int16 if that loses nothing, else as they are."""
-    scaled = samples * np.float32(_SCALE)
-    if not -_SCALE <= scaled.min() <= scaled.max() < _SCALE:
-        return samples
-    integers = scaled.astype(np.int16)
-    return integers if np.array_equal(integers, scaled) else samples

@@ -40,6 +40,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0")) if world() > 1 else 0
 
 
+def local_world() -> int:
+    """Return the number of processes on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world())) if world() > 1 else 1
+
+
 def share() -> slice:
     """Return the slice of each batch that this rank processes; the ranks' slices are alike in number and length."""
     return slice(rank(), None, world())

@@ -123,7 +123,7 @@ def test_cv_tests_every_speaker(voices, tmp_path):
     run = ser_fast_command("train", f"--config={fold / 'config.json'}", f"--out={tmp_path / 'again'}")
     assert run.returncode == 0, run.stderr
     table = (fold / "predictions.csv").read_text()
-    assert table.startswith("name,speaker,truth,predicted\n") and table.count(",01,") == 10
+    assert table.startswith("name,speaker,truth,predicted,p_anger,p_sadness\n") and table.count(",01,") == 10
 
 
 @pytest.mark.thorough
@@ -159,6 +159,25 @@ def test_predict_prints_probabilities(run, voices):
         assert row["label"] == max(row["probabilities"], key=row["probabilities"].get)
     one = ser_fast_command("predict", run / "last.safetensors", rows[7]["file"], "--json")
     assert json.loads(one.stdout)["probabilities"] == pytest.approx(rows[7]["probabilities"], abs=1e-5)
+
+
+def test_evaluate_measures_a_run_on_another_corpus(run, voices, tmp_path, capsys):
+    lines = [line.replace("sadness", "tired") for line in (voices / "all.csv").read_text().splitlines()]
+    (voices / "other.csv").write_text("\n".join(line.replace("tired_", "sadness_") for line in lines) + "\n")
+    (tmp_path / "map.yaml").write_text("tired: sadness\nanger: null\n")
+    options = (f"--data={voices / 'other.csv'}", "--test_speakers=01,02")
+    result = ser_fast_command(
+        "evaluate", run, *options, f"--labels={tmp_path / 'map.yaml'}", f"--out={tmp_path / 'out'}"
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    said = (
+        "on other: 10 of 30 utterances of 2 speakers; counted tired as sadness; left out anger (15); no utterance of"
+    )
+    assert said in result.stdout and f"report: {tmp_path / 'out' / 'report.html'}" in result.stdout
+    assert main(["evaluate", str(run), *options, f"--out={tmp_path / 'none'}"]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "--labels must name a YAML file that maps tired, such as `tired: anger`" in said
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.thorough
@@ -243,6 +262,9 @@ BAD_COMMANDS = {
     "train --data=synthetic --test_speakers=me": "test_speakers names ['me']",
     "train --out=": "out is '.'; it must be a folder of its own",
     "predict": "checkpoint",
+    "evaluate": "checkpoint",
+    "evaluate nowhere --batch_size=0": "batch_size is 0; it must be at least 1",
+    "evaluate nowhere --data=null": "data is null",
     "dance": "dance",
     "": "demo",
 }
@@ -282,12 +304,14 @@ print(sorted({heavy} & sys.modules.keys()), "ser_fast.reports" in sys.modules, "
 """
     result = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
-    for command in ("demo", "train", "cv", "experiment", "convert", "predict", "info", "tune"):
+    for command in ("demo", "train", "cv", "experiment", "convert", "evaluate", "predict", "info", "tune"):
         assert re.search(rf"^    {command}\b", result.stdout, re.MULTILINE)
     assert result.stdout.endswith("[] False False\n")
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "cv", "experiment", "convert", "predict", "info", "tune"])
+@pytest.mark.parametrize(
+    "command", ["demo", "train", "cv", "experiment", "convert", "evaluate", "predict", "info", "tune"]
+)
 def test_help_of_each_command_lists_its_options(command, capsys):
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])

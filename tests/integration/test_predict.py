@@ -105,7 +105,9 @@ def test_predict_resumes_after_a_kill(checkpoint, files, tmp_path):
     assert 3 <= len(done) < 10
     resumed = predict(script(tmp_path), *command[1:])
     assert resumed.returncode == 1 and f"files of interrupted runs: {20 * len(done)}" in resumed.stdout
-    assert resumed.stderr.startswith("ser-fast: 1 of 200 files could not be predicted; their rows say why:\n  1 not ")
+    assert resumed.stderr.startswith(
+        f"ser-fast: 1 of 200 files could not be predicted; their rows say why:\n  {files}/0123.wav: "
+    )
     assert out.read_bytes() == whole.read_bytes() and not parts.exists()
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["file"] for row in rows] == [str(files / f"{number:04}.wav") for number in range(200)]

@@ -10,9 +10,10 @@ import soundfile
 
 from ser_fast.data.audio import read_audio
 from ser_fast.data.wav import AudioError
+from ser_fast.data.waves import pack
 from ser_fast.prediction import reading, workers
 from ser_fast.prediction.listing import Item
-from ser_fast.prediction.reading import Reader, compact
+from ser_fast.prediction.reading import Reader
 from ser_fast.prediction.stream import read, read_all
 
 RATE = 16000
@@ -50,7 +51,7 @@ def test_reader_cuts_segments(segment, hop, item, expected, seconds, noise):
     for block in blocks:
         for clip in block.clips:
             whole = read_audio(noise, RATE, clip.start, clip.end).numpy()
-            assert np.array_equal(clip.samples, compact(whole)) and clip.seconds == len(whole) / RATE
+            assert np.array_equal(clip.samples, pack(whole)) and clip.seconds == len(whole) / RATE
 
 
 def test_reader_gives_nothing_to_predict_for_silence(tmp_path):
@@ -60,14 +61,6 @@ def test_reader_gives_nothing_to_predict_for_silence(tmp_path):
     assert (clip.samples, clip.flag, more) == (None, "silent", False)
     with pytest.raises(AudioError, match="nowhere: gone"):
         READER.read(Item("nowhere", error="gone"))
-
-
-def test_compact_loses_nothing():
-    integers = np.array([-32768, 32767, 1, 0], np.int16)
-    assert compact(integers / np.float32(32768)).dtype == np.int16
-    for others in ([0.5, 1.0], [0.1, 0.2], [2.0, -3.0]):
-        samples = np.array(others, np.float32)
-        assert compact(samples) is samples
 
 
 @dataclass(frozen=True)

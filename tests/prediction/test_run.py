@@ -68,7 +68,7 @@ def test_run_writes_a_row_for_every_file(config):
     assert found[7]["error"] == "no such file or folder"
     whole = outcome.whole
     assert (whole.files, whole.rows, whole.failed, whole.unpredicted) == (8, 8, 2, 1)
-    assert whole.by_reason() == ["1 not readable as audio: Format not recognised.", "1 no such file or folder"]
+    assert whole.errors.by_reason() == ["1 not readable as audio: Format not recognised.", "1 no such file or folder"]
     assert math.isclose(whole.audio, 1.0 + 6000 * 15 / 16000)
     assert not list(config().out.parent.glob("*.parts"))
 
