@@ -151,10 +151,21 @@ def loudest(samples: torch.Tensor) -> float:
     return max(float(wave.max()), -float(wave.min()))
 
 
-def largest_sample(path: str | os.PathLike[str]) -> float:
-    """Return the largest absolute sample of all channels of a file that :func:`read_audio` can read."""
-    with _open(Path(path)) as file:
-        return max((float(np.abs(block).max()) for block in _blocks(file, file.frames)), default=0.0)
+def largest_sample(path: str | os.PathLike[str], start: float | None = None, end: float | None = None) -> float:
+    """Return the largest absolute sample of all channels of a part of a file that :func:`read_audio` can read."""
+    with open_audio(path, start, end) as (file, first, last):
+        frames = last - file.seek(first) if file.seekable() else last
+        return max((float(np.abs(block).max()) for block in _blocks(file, frames)), default=0.0)
+
+
+def duration(path: str | os.PathLike[str]) -> float:
+    """Return the seconds of a file by its header.
+
+    Raises:
+        AudioError: as in :func:`read_audio`, as far as the header and the size of the file show it.
+    """
+    with open_audio(path) as (file, _, last):
+        return last / file.samplerate
 
 
 def read_utterance(utterance: Utterance, sample_rate: int = 16000) -> torch.Tensor:

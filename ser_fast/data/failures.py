@@ -36,10 +36,12 @@ class Tally:
 
     Attributes:
         count: number of errors.
+        first: messages of the first five.
+        reasons: number of errors of each reason.
     """
 
     def __init__(self, errors: Iterable[object] = ()):
-        self.count, self._first, self._reasons = 0, [], Counter()
+        self.count, self.first, self.reasons = 0, [], Counter()
         for error in errors:
             self.add(error)
 
@@ -47,22 +49,28 @@ class Tally:
         """Count an error."""
         message = str(error)
         self.count += 1
-        if len(self._first) < _SHOWN:
-            self._first.append(message)
-        self._reasons[re.sub(r"\d+(\.\d+)?", "N", message.partition(": ")[2] or message)] += 1
+        if len(self.first) < _SHOWN:
+            self.first.append(message)
+        self.reasons[re.sub(r"\d+(\.\d+)?", "N", message.partition(": ")[2] or message)] += 1
+
+    def merge(self, other: "Tally") -> None:
+        """Count the errors of another tally."""
+        self.count += other.count
+        self.first += other.first[: _SHOWN - len(self.first)]
+        self.reasons.update(other.reasons)
 
     def by_reason(self) -> list[str]:
         """Return the number of each reason, the most frequent first."""
-        lines = [f"{count} {reason}" for reason, count in self._reasons.most_common(_SHOWN)]
-        rest = len(self._reasons) - _SHOWN
+        lines = [f"{count} {reason}" for reason, count in self.reasons.most_common(_SHOWN)]
+        rest = len(self.reasons) - _SHOWN
         return lines + ([f"{rest} other reasons"] if rest > 0 else [])
 
     def lines(self) -> list[str]:
         """Return the first five errors and, if there are more, the number of each reason."""
-        more = self.count - len(self._first)
+        more = self.count - len(self.first)
         if not more:
-            return list(self._first)
-        shown = [message.removesuffix(_PULL) for message in self._first]  # the reason says it once
+            return list(self.first)
+        shown = [message.removesuffix(_PULL) for message in self.first]  # the reason says it once
         return [*shown, f"and {more} more; by reason:", *self.by_reason()]
 
 

@@ -5,6 +5,7 @@ import json
 import pickle
 import re
 import struct
+import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -114,6 +115,27 @@ def test_archive_equals_the_folder(folder, tmp_path, made):
         assert all(map(torch.equal, waves, expected))
     assert len({utterance.key() for utterance in corpus.utterances}) == 5
     assert [one.key() for one in copies] == [one.key() for one in corpus.utterances]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("made", [in_tar, in_dataset])
+def test_archive_trains_as_the_folder(folder, tmp_path, made):
+    metrics = []
+    for data in (str(folder), made(folder, tmp_path)):
+        out = tmp_path / f"run{len(metrics)}"
+        command = [sys.executable, "-m", "ser_fast", "train", f"--data={data}", "--test_speakers=eve", f"--out={out}"]
+        options = [
+            "--validation=none",
+            "--epochs=2",
+            "--batch_size=2",
+            "--device=cpu",
+            "--model=cgru",
+            "--cgru.hidden_size=8",
+        ]
+        subprocess.run([*command, *options], check=True, capture_output=True)
+        rows = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+        metrics.append([{key: value for key, value in row.items() if "seconds" not in key} for row in rows])
+    assert metrics[0] == metrics[1] and len(metrics[0]) == 2
 
 
 @pytest.mark.parametrize("made", [in_tar, in_dataset])

@@ -195,7 +195,7 @@ def test_predict_skips_bad_files(run, voices, tmp_path):
     assert (rows["still.wav"]["flag"], rows["anger_0_0.wav"]["flag"]) == ("silent", "")
     table = ser_fast_command("predict", run, tmp_path, "nowhere").stdout
     assert re.search(r"^file +label +anger +sadness +flag$", table, re.MULTILINE), table
-    assert re.search(r"still.wav +(anger|sadness) +0.\d+ +0.\d+ +silent$", table, re.MULTILINE), table
+    assert re.search(r"still.wav +- +- +- +silent$", table, re.MULTILINE), table
     assert re.search(r"\[red\]\\x1b\[31m.wav +- +- +- +error: not readable as audio", table), table
     for checkpoint in (bad, tmp_path / "none"):
         refused = ser_fast_command("predict", checkpoint, voices)

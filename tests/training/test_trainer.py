@@ -22,12 +22,12 @@ from ser_fast.data.batches import LengthSortedBatches, pad
 from ser_fast.data.corpora.synthetic import synthesize
 from ser_fast.data.dataset import Dataset, load_dataset
 from ser_fast.models import CGRU, BiGRUMHA
+from ser_fast.prediction.predictor import Predictor
 from ser_fast.reports import figures, html
 from ser_fast.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ser_fast.training.config import TrainConfig, resumed, run_folder, run_options
 from ser_fast.training.memory import is_out_of_memory
 from ser_fast.training.predictions import read_csv
-from ser_fast.training.predictor import Predictor
 from ser_fast.training.reporter import Reporter
 from ser_fast.training.task import task_of
 from ser_fast.training.trainer import Trainer, fit_statistics, predict
