@@ -6,11 +6,11 @@ Each command builds its own parser and imports what it needs, so that ``--help``
 import argparse
 import contextlib
 import dataclasses
-import json
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,12 +21,12 @@ from ser_fast.training import distributed
 
 
 class Command(NamedTuple):
-    """A command: its help, its function and its options. The top-level help shows its help up to ``;``."""
+    """A command: its help, function, options and unit of resuming. The top-level help shows its help up to ``;``."""
 
     about: str
     run: Callable
     add_options: Callable = lambda parser: None
-    resumes: bool = False
+    resumes: str = ""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,12 +39,12 @@ def main(argv: list[str] | None = None) -> int:
         The exit status: 0 on success, 1 after an error, 2 for wrong options, 130 after an interrupt.
     """
     argv = sys.argv[1:] if argv is None else argv
-    resumes = bool(argv) and argv[0] in COMMANDS and COMMANDS[argv[0]].resumes
-    again = "; the same command resumes after the last whole epoch" if resumes else ""
+    again = _again(argv)
     with contextlib.ExitStack() as stack:  # left after the message: torchrun's other processes end then
         try:
             stack.enter_context(_streams())
-            stack.enter_context(distributed.joined())
+            # Processes of predict may end hours apart.
+            stack.enter_context(distributed.joined(timedelta(days=7) if argv[:1] == ["predict"] else None))
             status = _run(argv)
             sys.stdout.flush()
             return status
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         except ImportError as error:
             needed = "this command needs the training extra: type `pip install 'ser_fast[train]'`"
-            return _complain(f"{needed} ({error})", 1)
+            return _complain(str(error) if "pip install" in str(error) else f"{needed} ({error})", 1)
         except argparse.ArgumentError as error:
             found = " ".join(str(error).split())
             return _complain(f"{found}; `ser-fast --help` and `ser-fast COMMAND --help` list the options", 2)
@@ -65,6 +65,14 @@ def main(argv: list[str] | None = None) -> int:
             if os.environ.get("SER_FAST_TRACEBACK"):
                 raise
             return _complain(_sentence(error), 1)
+
+
+def _again(argv: list[str]) -> str:
+    """Return what a message about an interruption adds."""
+    unit = COMMANDS[argv[0]].resumes if argv and argv[0] in COMMANDS else ""
+    if unit == "part" and not any(word.startswith("--out") for word in argv):  # predictions that were printed
+        unit = ""
+    return f"; the same command resumes after the last whole {unit}" if unit else ""
 
 
 @contextlib.contextmanager
@@ -97,7 +105,7 @@ def _run(argv: list[str]) -> int:
     name = argv[0] if argv else ""
     if name not in COMMANDS:
         return _without_command(argv)
-    if distributed.world() > 1 and name != "train":
+    if distributed.world() > 1 and name not in ("train", "predict"):
         distributed.refuse(ValueError(f"{name} runs in one process; it must be started without torchrun"))
     if name in ("info", "tune"):  # need torch alone, without jsonargparse
         return COMMANDS[name].run(argv[1:])
@@ -156,10 +164,11 @@ def _parse(name: str, argv: list[str]):
     )
     command.add_options(parser)
     options = parser.parse_args(_with_recipe(argv))
-    if name in ("train", "cv"):
+    if name in ("train", "cv", "evaluate"):
         defaults = parser.get_defaults()
         _refuse_null(options, defaults)
-        _refuse_other_models(options, defaults)
+        if name != "evaluate":
+            _refuse_other_models(options, defaults)
     return options
 
 
@@ -238,19 +247,37 @@ def _add_convert(parser) -> None:
     parser.add_argument("--improvised_only", action="store_true", help="IEMOCAP: leave out the scripted dialogs")
 
 
+def _add_evaluate(parser) -> None:
+    from ser_fast.training.evaluation import EvaluateConfig
+
+    flags = {"only_known": "decide only among the classes that occur, for a corpus that lacks some of the model's",
+             "skip_bad": "skip and count unreadable files instead of stopping"}  # fmt: skip
+    # Not the argument of the class, which would be an option.
+    parser.add_argument("checkpoint", type=str, help="a .safetensors file, or a run folder for its best epoch")
+    parser.add_class_arguments(EvaluateConfig, skip={"checkpoint", *flags})
+    for name, described in flags.items():
+        parser.add_argument(f"--{name}", action="store_true", help=described)
+
+
 def _add_predict(parser) -> None:
     from ser_fast.data.flags import FLAGS
+    from ser_fast.prediction.config import PredictConfig
 
     meanings = "; ".join(f"{name}, {meaning}" for name, meaning in FLAGS.items())
     parser.epilog = (
-        f"The column `flag` names what makes a prediction doubtful: {meanings}. A file without a prediction has a "
-        "row that says why, and the exit status is then 1."
+        f"The column `flag` names what makes a prediction doubtful: {meanings}. A file that cannot be predicted has "
+        "a row that says why, and the exit status is then 1."
     )
     # Not Path, which jsonargparse parses as YAML: that fails for a name that is not UTF-8.
     parser.add_argument("checkpoint", type=str, help="a .safetensors file, or a run folder for its best epoch")
-    parser.add_argument("files", type=str, nargs="+", help="audio files, or folders of audio files")
-    parser.add_argument("--json", action="store_true", help="print one JSON object a line instead of a table")
-    parser.add_argument("--batch_size", type=int, default=32, help="files that go through the model together")
+    described = (
+        "audio files, folders, lists (.txt, .csv, .jsonl, .parquet) of files, or - for a list on standard input"
+    )
+    parser.add_argument("files", type=str, nargs="+", help=described)
+    parser.add_class_arguments(PredictConfig, skip={"checkpoint", "files", "json", "embeddings"})
+    parser.add_argument("--json", action="store_true", help="without --out: one JSON object a line, not a table")
+    described = "also give the input of the model's last layer, in a .parquet, .jsonl or with --json"
+    parser.add_argument("--embeddings", action="store_true", help=described)
 
 
 def _demo(options) -> int:
@@ -310,41 +337,26 @@ def _convert(options) -> int:
     return 0
 
 
+def _evaluate(options) -> int:
+    from ser_fast.reports.evaluation import evaluate
+    from ser_fast.training.evaluation import EvaluateConfig
+
+    evaluate(EvaluateConfig(**options.as_dict()))
+    return 0
+
+
 def _predict(options) -> int:
-    from ser_fast.data.failures import by_reason
-    from ser_fast.reports.terminal import print_table
-    from ser_fast.training.predictor import Predictor
+    with distributed.agreed():
+        from ser_fast.prediction.config import PredictConfig
+        from ser_fast.reports.prediction import predict
 
-    predictor = Predictor(options.checkpoint, options.batch_size)
-    label = ["label"] if predictor.classes else []
-    rows, errors, count = [], [], 0
-    for file, result in predictor.files(options.files, _warn):
-        count += 1
-        reason = ""
-        if isinstance(result, Exception):
-            errors.append(str(result))
-            reason = f"error: {str(result).removeprefix(f'{printable(file)}: ')}"
-        if options.json:
-            print(json.dumps({"file": str(file)} | _answer(predictor.classes, result)), flush=True)
-        elif reason:
-            rows.append([str(file), *("-" for _ in [*label, *predictor.names]), reason])
-        else:
-            best = [max(result, key=result.get)] if label else []
-            rows.append([str(file), *best, *(f"{value:.3f}" for value in result.values()), result.flag])
-    if rows:
-        print_table("", ["file", *label, *predictor.names, "flag"], rows)
-    if not errors:
+        config = PredictConfig(**options.as_dict())
+    summary = predict(config, _warn)
+    if not summary.failed:
         return 0
-    reasons = "".join(f"\n  {line}" for line in by_reason(errors))
-    return _complain(f"{len(errors)} of {count} files could not be predicted; their rows say why:{reasons}", 1)
-
-
-def _answer(classes: list[str], result) -> dict:
-    """Return the result of a file as ``--json`` prints it."""
-    if isinstance(result, Exception):
-        return {"error": str(result)}
-    named = {"label": max(result, key=result.get), "probabilities": result} if classes else result
-    return named | {"flag": result.flag}
+    found = f"{summary.failed} of {summary.files} files could not be predicted; their rows say why:"
+    lines = summary.errors.by_reason() if config.out is None else summary.errors.lines()
+    return _complain("\n  ".join([found, *lines]), 1)
 
 
 def _info(argv: list[str]) -> int:
@@ -368,24 +380,31 @@ def _tune(argv: list[str]) -> int:
 COMMANDS = {
     "demo": Command(
         "train CGRU and its LSTM versions on synthetic voices and compare them; takes minutes and needs no data",
-        _demo, _add_demo, resumes=True,
+        _demo, _add_demo, resumes="epoch",
     ),
     "train": Command(
-        "train a model on a corpus; the same command resumes an interrupted run", _train, _add_train, resumes=True
+        "train a model on a corpus; the same command resumes an interrupted run", _train, _add_train, resumes="epoch"
     ),
     "cv": Command(
         "cross-validate a model; the same command resumes at the first fold that is not finished", _cv, _add_cv,
-        resumes=True,
+        resumes="epoch",
     ),
     "experiment": Command(
         "repeat an experiment of the two papers; the same command resumes an interrupted one",
-        _experiment, _add_experiment, resumes=True,
+        _experiment, _add_experiment, resumes="epoch",
     ),
     "convert": Command(
         "write IEMOCAP, CH-SIMS or MOSI as a manifest; reads the files as their owners release them",
         _convert, _add_convert,
     ),
-    "predict": Command("print the class probabilities of audio files", _predict, _add_predict),
+    "evaluate": Command(
+        "measure a trained model on any corpus; per class and speaker, with confidence intervals",
+        _evaluate, _add_evaluate,
+    ),
+    "predict": Command(
+        "predict audio files by a checkpoint; with --out the same command resumes an interrupted run",
+        _predict, _add_predict, resumes="part",
+    ),
     "info": Command("print what was built, what was loaded and which backend runs", _info),
     "tune": Command(
         "prove the kernels on this machine's GPU and choose the fastest; takes two minutes at most", _tune

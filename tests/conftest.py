@@ -69,10 +69,14 @@ def two_threads():
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_measured(tmp_path_factory):
-    """Hide the table of measured GPUs that ships, and what was tuned here; tests of tables bring their own."""
+    """Hide the table of measured GPUs that ships, what was tuned here, and the user's cache.
+
+    Tests of tables bring their own.
+    """
     from ser_fast.backends import measured
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
         patch.setenv("SER_FAST_TUNED", "0")
         patch.setattr(measured, "FILE", tmp_path_factory.getbasetemp() / "measured.json")
         yield

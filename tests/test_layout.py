@@ -24,6 +24,7 @@ FLOORS = (
     ("models", "data"),
     ("ser_fast",),  # the package itself: its public names
     ("training", "tuning"),
+    ("prediction",),
     ("reports",),
     ("experiments",),
     ("cli",),

@@ -5,30 +5,36 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import numpy as np
 import torch
 
 from ser_fast._require import require
 from ser_fast.data.extras import import_extra
-from ser_fast.data.failures import summarise
+from ser_fast.data.failures import POINTER, unreadable
 from ser_fast.data.files import AUDIO_SUFFIXES, Found, passed_over, printable, search
 from ser_fast.data.pace import Pace
+from ser_fast.data.sources import Source, opened, shown
 from ser_fast.data.utterance import Utterance
 from ser_fast.data.wav import RATES, UNKNOWN_SIZE, AudioError, PcmWav, open_pcm, riff_chunks
 
 if TYPE_CHECKING:
     import soundfile
 
+T = TypeVar("T")
+
 # Annotations are rounded, so an end may lie this far beyond the end of the file.
 _END_SLACK_SECONDS = 0.01
 
 _BLOCK_SAMPLES = 1 << 20
+
+_AHEAD = 8  # utterances that each thread may have read before they are used
 
 # Full scale is 1, or 2^31 in files of floats that were scaled as integers; beyond, spectra overflow.
 _LOUDEST = 2.0**31
@@ -64,7 +70,7 @@ def search_audio(path: str | os.PathLike[str]) -> Found:
 
 
 def read_audio(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Source,
     sample_rate: int = 16000,
     start: float | None = None,
     end: float | None = None,
@@ -75,7 +81,8 @@ def read_audio(
     contain its length.
 
     Args:
-        path: a file that libsndfile can read; without soundfile, a PCM WAV file of up to 32 bits.
+        path: a file that libsndfile can read, or one inside another file; without soundfile, a PCM WAV file of up
+            to 32 bits.
         sample_rate: sampling rate of the result, 1000 to 768000 hertz.
         start: in seconds; None is the beginning.
         end: in seconds; None is the end. Up to 10 ms beyond the end of the file are accepted.
@@ -90,25 +97,9 @@ def read_audio(
         ValueError: ``sample_rate`` is out of range.
     """
     _check_sample_rate(sample_rate)
-    path, name = Path(path), printable(path)
-    if path.suffix.lower() == ".raw":
-        raise AudioError(f"{name}: not readable as audio: a .raw file has no header")
-    try:
-        if path.stat().st_size == 0:
-            raise AudioError(f"{name}: the file is empty (0 bytes)")
-        with open(path, "rb") as file:
-            if file.read(len(_LFS)) == _LFS:
-                raise AudioError(f"{name}: a Git LFS pointer instead of audio; run `git lfs pull` in its repository")
-        missing = _missing_bytes(path)
-    except OSError as error:
-        raise AudioError(f"{name}: {error.strerror}") from error
-    if missing:
-        raise AudioError(f"{name}: truncated, {missing} bytes less than its header says")
-
-    with _open(path) as file:
+    name = shown(path if isinstance(path, Source) else Path(path))
+    with open_audio(path, start, end) as (file, first, last):
         rate = file.samplerate
-        _check_rate(name, rate)
-        first, last = _span(name, file.frames, rate, start, end)
         # libsndfile cannot seek in GSM 6.10 and other formats, not even to the first frame.
         skipped = 0 if file.seekable() else first
         place = file.seek(first) if file.seekable() else 0
@@ -122,6 +113,35 @@ def read_audio(
     return _at_rate(name, samples, rate, sample_rate)
 
 
+@contextlib.contextmanager
+def open_audio(
+    path: str | os.PathLike[str] | Source, start: float | None = None, end: float | None = None
+) -> Iterator[tuple[soundfile.SoundFile | PcmWav, int, int]]:
+    """Open a file, and yield it with the first frame between ``start`` and ``end`` and the one after the last.
+
+    Args:
+        path, start, end: as in :func:`read_audio`.
+
+    Raises:
+        AudioError: as in :func:`read_audio`, as far as the header and the size of the file show it.
+    """
+    audio = path if isinstance(path, Source) else Path(path)
+    name = shown(audio)
+    if name.lower().endswith(".raw"):
+        raise AudioError(f"{name}: not readable as audio: a .raw file has no header")
+    try:
+        with opened(audio) as file:
+            _refuse_damage(name, file)
+    except FileNotFoundError as error:
+        raise AudioError(f"{name}: no such file") from error
+    except OSError as error:
+        raise AudioError(f"{name}: {error.strerror or error}") from error
+
+    with _open(audio) as file:
+        _check_rate(name, file.samplerate)
+        yield file, *_span(name, file.frames, file.samplerate, start, end)
+
+
 def loudest(samples: torch.Tensor) -> float:
     """Return the largest absolute sample of a wave ``[N]``, N at least 1; NaN if it holds one.
 
@@ -131,17 +151,28 @@ def loudest(samples: torch.Tensor) -> float:
     return max(float(wave.max()), -float(wave.min()))
 
 
-def largest_sample(path: str | os.PathLike[str]) -> float:
-    """Return the largest absolute sample of all channels of a file that :func:`read_audio` can read."""
-    with _open(Path(path)) as file:
-        return max((float(np.abs(block).max()) for block in _blocks(file, file.frames)), default=0.0)
+def largest_sample(path: str | os.PathLike[str], start: float | None = None, end: float | None = None) -> float:
+    """Return the largest absolute sample of all channels of a part of a file that :func:`read_audio` can read."""
+    with open_audio(path, start, end) as (file, first, last):
+        frames = last - file.seek(first) if file.seekable() else last
+        return max((float(np.abs(block).max()) for block in _blocks(file, frames)), default=0.0)
+
+
+def duration(path: str | os.PathLike[str]) -> float:
+    """Return the seconds of a file by its header.
+
+    Raises:
+        AudioError: as in :func:`read_audio`, as far as the header and the size of the file show it.
+    """
+    with open_audio(path) as (file, _, last):
+        return last / file.samplerate
 
 
 def read_utterance(utterance: Utterance, sample_rate: int = 16000) -> torch.Tensor:
     """Return the samples of an utterance, from its file or from memory.
 
     Args:
-        utterance: the utterance, with a path or with samples.
+        utterance: the utterance, with a path, a source or samples.
         sample_rate: sampling rate of the result, in hertz.
 
     Returns:
@@ -152,10 +183,11 @@ def read_utterance(utterance: Utterance, sample_rate: int = 16000) -> torch.Tens
         ValueError: ``sample_rate`` is out of range.
     """
     _check_sample_rate(sample_rate)
-    name, path, samples, rate = utterance.name, utterance.path, utterance.samples, utterance.sample_rate
+    name, audio, samples, rate = utterance.name, utterance.audio, utterance.samples, utterance.sample_rate
     if samples is None:
-        require(path is not None, f"{name}: has neither path nor samples", "given one of them", AudioError)
-        return read_audio(path, sample_rate, utterance.start, utterance.end)
+        found = f"{name}: has neither path nor samples nor source"
+        require(audio is not None, found, "given one of them", AudioError)
+        return read_audio(audio, sample_rate, utterance.start, utterance.end)
 
     good = samples.dim() == 1 and samples.is_floating_point()
     require(good, f"{name}: samples is {samples.dtype} {list(samples.shape)}", "torch.float32 [N]", AudioError)
@@ -183,23 +215,62 @@ def read_corpus(
         unreadable one.
 
     Raises:
-        AudioError: some cannot be read and ``skip_bad`` is false, or it leaves nothing, or one of several classes;
-            the message lists five and counts the reasons.
+        UnreadableError: some cannot be read and ``skip_bad`` is false, or it leaves nothing, or one of several
+            classes; the message lists five and counts the reasons.
     """
 
-    def attempt(utterance: Utterance) -> torch.Tensor | AudioError:
+    results = list(read_each(utterances, lambda utterance: read_utterance(utterance, sample_rate), report))
+    return readable(utterances, results, skip_bad)
+
+
+def read_each(
+    utterances: Sequence[Utterance], read: Callable[[Utterance], T], report: Callable[[str], None] = lambda line: None
+) -> Iterator[T | AudioError]:
+    """Yield ``read(utterance)`` for each utterance in order, or its ``AudioError``; one thread per core reads ahead.
+
+    Args:
+        utterances: the utterances.
+        read: called with each of them, in a thread.
+        report: called with a line now and then while a large corpus is read.
+    """
+
+    def attempt(utterance: Utterance) -> T | AudioError:
         try:
-            return read_utterance(utterance, sample_rate)
+            return read(utterance)
         except AudioError as error:
             return error
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results, pace = [], Pace()
-        for result in pool.map(attempt, utterances):
-            results.append(result)
-            if pace.due(len(results) / len(utterances)):
-                report(f"read {len(results)} of {len(utterances)} utterances")
+    pace = Pace()
+    for done, result in enumerate(_map_ahead(attempt, utterances, os.cpu_count() or 1), 1):
+        yield result
+        if pace.due(done / len(utterances)):
+            report(f"read {done} of {len(utterances)} utterances")
 
+
+def _map_ahead(function: Callable, items: Iterable, threads: int) -> Iterator:
+    """Yield ``function(item)`` in order, as ``Executor.map`` but with few results that wait to be used."""
+    waiting: deque[Future] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > _AHEAD * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def readable(
+    utterances: Sequence[Utterance], results: Sequence[T | AudioError], skip_bad: bool
+) -> tuple[list[Utterance], list[T], list[AudioError]]:
+    """Return the utterances that could be read, what was read of each, and the errors of the others.
+
+    Raises:
+        AudioError: as in :func:`read_corpus`.
+    """
     errors = [result for result in results if isinstance(result, AudioError)]
     good = [pair for pair in zip(utterances, results, strict=True) if not isinstance(pair[1], AudioError)]
     before, left = ({utterance.label for utterance in some} for some in (utterances, [one for one, _ in good]))
@@ -207,41 +278,56 @@ def read_corpus(
     if skip_bad and len(left) < min(2, len(before)):
         lost = f"; skip_bad leaves those of {', '.join(left)} alone" if left else "; skip_bad leaves none"
     if errors and (lost or not skip_bad):
-        reasons = "".join(f"\n  {line}" for line in summarise(errors))
-        raise AudioError(f"{len(errors)} of {len(results)} utterances cannot be read{lost}:{reasons}")
-    return [utterance for utterance, _ in good], [samples for _, samples in good], errors
+        raise unreadable(errors, len(results), lost)
+    return [utterance for utterance, _ in good], [result for _, result in good], errors
 
 
-def _missing_bytes(path: Path) -> int:
-    """Return how many bytes of samples a WAV or AIFF file lacks, which libsndfile does not report."""
-    with open(path, "rb") as file:
-        for name, begin, size in riff_chunks(file):
-            if name in (b"data", b"SSND"):
-                return 0 if size in _STREAMED_SIZES else max(0, begin + size - path.stat().st_size)
+def _refuse_damage(name: str, file: BinaryIO) -> None:
+    """Raise ``AudioError`` for what libsndfile does not report, or not clearly."""
+    size = file.seek(0, os.SEEK_END)
+    if size == 0:
+        raise AudioError(f"{name}: the file is empty (0 bytes)")
+    file.seek(0)
+    if file.read(len(_LFS)) == _LFS:
+        raise AudioError(f"{name}: {POINTER}")
+    file.seek(0)
+    if missing := _missing_bytes(file, size):
+        raise AudioError(f"{name}: truncated, {missing} bytes less than its header says")
+
+
+def _missing_bytes(file: BinaryIO, size: int) -> int:
+    """Return how many bytes of samples a WAV or AIFF file of this size lacks."""
+    for name, begin, length in riff_chunks(file):
+        if name in (b"data", b"SSND"):
+            return 0 if length in _STREAMED_SIZES else max(0, begin + length - size)
     return 0
 
 
-def _open(path: Path) -> contextlib.AbstractContextManager[soundfile.SoundFile | PcmWav]:
+def _open(audio: Path | Source) -> contextlib.AbstractContextManager[soundfile.SoundFile | PcmWav]:
     """Open the file with soundfile, or with the reader of PCM WAV if soundfile is not installed."""
     try:
         soundfile = import_extra("soundfile", "reading audio")
     except ImportError as error:
-        wav = open_pcm(path)
+        wav = open_pcm(audio)
         if wav is None:
-            raise AudioError(f"{printable(path)}: {error}; without it only PCM WAV can be read") from error
+            raise AudioError(f"{shown(audio)}: {error}; without it only PCM WAV can be read") from error
         return contextlib.nullcontext(wav)
-    return _by_libsndfile(soundfile, path)
+    return _by_libsndfile(soundfile, audio)
 
 
 @contextlib.contextmanager
-def _by_libsndfile(soundfile: ModuleType, path: Path) -> Iterator[soundfile.SoundFile]:
-    # soundfile encodes a str strictly; on Windows it needs one.
-    name = path if os.name == "nt" else os.fsencode(path)
-    try:
-        with soundfile.SoundFile(name) as file:
-            yield file
-    except soundfile.LibsndfileError as error:
-        raise AudioError(f"{printable(path)}: not readable as audio: {error.error_string}") from error
+def _by_libsndfile(soundfile: ModuleType, audio: Path | Source) -> Iterator[soundfile.SoundFile]:
+    with contextlib.ExitStack() as stack:
+        if isinstance(audio, Source):
+            given = stack.enter_context(audio.open())
+        else:
+            # soundfile encodes a str strictly; on Windows it needs one.
+            given = audio if os.name == "nt" else os.fsencode(audio)
+        try:
+            with soundfile.SoundFile(given) as file:
+                yield file
+        except soundfile.LibsndfileError as error:
+            raise AudioError(f"{shown(audio)}: not readable as audio: {error.error_string}") from error
 
 
 def _read_mono(file: soundfile.SoundFile | PcmWav, frames: int) -> torch.Tensor:
@@ -283,6 +369,11 @@ def _check_sample_rate(sample_rate: int) -> None:
 def _check_rate(name: str, rate: int | None) -> None:
     """Raise ``AudioError`` for a sample rate, of a header or of samples in memory, that audio cannot have."""
     require(rate in RATES, f"{name}: its sample rate is {rate}", f"{RATES[0]} to {RATES[-1]} hertz", AudioError)
+
+
+def resampled_length(frames: int, rate: int, sample_rate: int) -> int:
+    """Return the length to which soxr resamples so many frames."""
+    return int(frames / (rate / sample_rate) + 0.5)
 
 
 def _at_rate(name: str, samples: torch.Tensor, rate: int, sample_rate: int) -> torch.Tensor:

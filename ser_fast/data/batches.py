@@ -8,6 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ser_fast.data.reading import read_groups
+from ser_fast.data.waves import Selected
+from ser_fast.data.waves import lengths as lengths_of
+
 
 class Batch(NamedTuple):
     """A padded batch, or a rank's share of one.
@@ -27,7 +31,11 @@ class Batch(NamedTuple):
     size: int
 
     def to(self, device: torch.device) -> "Batch":
-        return self._replace(wave=self.wave.to(device), lengths=self.lengths.to(device))
+        """Return the batch on a device; copies to a GPU are asynchronous."""
+        if device.type != "cuda":
+            return self._replace(wave=self.wave.to(device), lengths=self.lengths.to(device))
+        wave, lengths = (values.pin_memory().to(device, non_blocking=True) for values in (self.wave, self.lengths))
+        return self._replace(wave=wave, lengths=lengths)
 
 
 def pad(waves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -42,7 +50,7 @@ class LengthSortedBatches:
     """Batches of utterances of similar length, each padded to its longest, shuffled each epoch.
 
     Args:
-        waves: float32 ``[n]`` each.
+        waves: float32 ``[n]`` each; a list, or :class:`ser_fast.data.waves.Waves`, whose workers then read them.
         labels: a class index, or a value, each.
         batch_size: utterances of a batch; the last one may have fewer.
         share: slice of each batch, sorted by length, that this rank receives; all of it by default.
@@ -68,6 +76,7 @@ class LengthSortedBatches:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         self.waves, self.labels, self.batch_size, self.share = waves, labels, batch_size, share
         self.bucket, self.balance = bucket, balance
+        self.lengths = lengths_of(waves)
         self.groups = self._grouped(range(len(waves)))
 
     def __len__(self) -> int:
@@ -76,13 +85,14 @@ class LengthSortedBatches:
         size = len(counts) * max(counts) if counts else len(self.waves)
         return math.ceil(size / self.batch_size)
 
-    def epoch(self, generator: torch.Generator | None = None, edit: Callable | None = None):
+    def epoch(self, generator: torch.Generator | None = None, edit: Callable | None = None, lazy: bool = False):
         """Yield every batch once.
 
         Args:
             generator: draws the order of the batches, and with ``bucket`` and ``balance`` their utterances; without
                 one the batches come from the shortest to the longest, not balanced.
             edit: called with the waves of a batch and their index; returns tensors ``[n]`` that take their place.
+            lazy: ``edit`` uses few of the waves, so that each is read, by this process, when it does.
 
         Yields:
             :class:`Batch`.
@@ -91,14 +101,14 @@ class LengthSortedBatches:
         if generator is not None:
             groups = self._drawn(generator)
             groups = [groups[position] for position in torch.randperm(len(groups), generator=generator).tolist()]
-        for group in groups:
-            index = group[self.share]
-            waves = [self.waves[i] for i in index]
+        own = [group[self.share] for group in groups]
+        read = (Selected(self.waves, index) for index in own) if lazy else read_groups(self.waves, own)
+        for group, index, waves in zip(groups, own, read):
             wave, lengths = pad(waves if edit is None else edit(waves, index))
             yield Batch(wave, lengths, [self.labels[i] for i in index], index, len(group))
 
     def _grouped(self, index: Iterable[int]) -> list[list[int]]:
-        order = sorted(index, key=lambda i: len(self.waves[i]))
+        order = sorted(index, key=self.lengths.__getitem__)
         return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
 
     def _drawn(self, generator: torch.Generator) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""A corpus in memory: waveforms, labels and speakers."""
+"""A corpus: waveforms, labels and speakers."""
 
 import hashlib
 import json
@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from ser_fast.data.audio import read_corpus
 from ser_fast.data.batches import LengthSortedBatches
 from ser_fast.data.corpora import Corpus, load_corpus
 from ser_fast.data.features import FeatureCache
 from ser_fast.data.splits import Split, split
+from ser_fast.data.storage import Storage, open_waves
+from ser_fast.data.waves import Selected
+from ser_fast.data.waves import lengths as lengths_of
 
 
 @dataclass
@@ -20,7 +22,7 @@ class Dataset:
 
     Args:
         name: name of the corpus.
-        waves: float32 ``[n]`` each, at one sampling rate.
+        waves: float32 ``[n]`` each, at one sampling rate; a list, or :class:`ser_fast.data.waves.Waves`.
         labels: an index into ``classes`` each, or a value each without classes.
         speakers: a name each.
         names: names of the utterances.
@@ -36,7 +38,7 @@ class Dataset:
     """
 
     name: str
-    waves: list[Tensor]
+    waves: Sequence[Tensor]
     labels: list[float]
     speakers: list[str]
     names: list[str]
@@ -51,17 +53,22 @@ class Dataset:
     def __post_init__(self):
         self.numbers = list(range(len(self.waves)))
 
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Return the number of samples of each utterance; no audio is read."""
+        return lengths_of(self.waves)
+
     def batches(
         self, index: Sequence[int], batch_size: int, share: slice = slice(None), **drawing
     ) -> LengthSortedBatches:
         """Return batches of these utterances; the other arguments are :class:`LengthSortedBatches`'s."""
-        waves, labels = [self.waves[i] for i in index], [self.labels[i] for i in index]
-        return LengthSortedBatches(waves, labels, batch_size, share, **drawing)
+        labels = [self.labels[i] for i in index]
+        return LengthSortedBatches(Selected(self.waves, index), labels, batch_size, share, **drawing)
 
     def part(self, index: Sequence[int]) -> "Dataset":
         """Return the dataset of these utterances, without the corpus's own division, which does not divide them."""
-        lists = {name: [getattr(self, name)[i] for i in index] for name in ("waves", "labels", "speakers", "names")}
-        found = replace(self, **lists, parts=[])
+        lists = {name: [getattr(self, name)[i] for i in index] for name in ("labels", "speakers", "names")}
+        found = replace(self, waves=Selected(self.waves, index), **lists, parts=[])
         found.numbers, found.features = [self.numbers[i] for i in index], self.features
         return found
 
@@ -71,33 +78,39 @@ class Dataset:
 
     def digest(self) -> str:
         """Return a SHA-256 of names, speakers, labels and lengths in order and of the classes."""
-        rows = [*zip(self.names, self.speakers, self.labels, map(len, self.waves))]
+        rows = [*zip(self.names, self.speakers, self.labels, self.lengths)]
         return hashlib.sha256(json.dumps([self.classes, rows]).encode()).hexdigest()
 
 
 def load_dataset(
-    corpus: Corpus | str, sample_rate: int, skip_bad: bool = False, report: Callable[[str], None] = lambda line: None
+    corpus: Corpus | str,
+    sample_rate: int,
+    skip_bad: bool = False,
+    report: Callable[[str], None] = lambda line: None,
+    storage: Storage = Storage(),  # noqa: B008 (frozen)
 ) -> Dataset:
-    """Read a corpus into memory.
+    """Open a corpus: in memory, in a cache on disk, or as the files that it is.
 
     Args:
         corpus: the corpus, or its name as in :func:`ser_fast.data.corpora.load_corpus`.
         sample_rate: sampling rate of the waves, in hertz.
         skip_bad: leave out utterances that cannot be read instead of raising an error.
-        report: called with a line now and then while a large corpus is read.
+        report: called with a line that says what the corpus takes, and now and then while a large one is read.
+        storage: where the waves are kept; in memory if they fit well, by default.
 
     Raises:
         AudioError: an utterance cannot be read and ``skip_bad`` is false.
+        ValueError: the corpus does not fit where ``storage`` says.
     """
     corpus = load_corpus(corpus) if isinstance(corpus, str) else corpus
-    return read_dataset(corpus, sample_rate, skip_bad, report)[1]
+    return read_dataset(corpus, sample_rate, skip_bad, report, storage)[1]
 
 
 def read_dataset(
-    corpus: Corpus, sample_rate: int, skip_bad: bool, report: Callable[[str], None]
+    corpus: Corpus, sample_rate: int, skip_bad: bool, report: Callable[[str], None], storage: Storage
 ) -> tuple[Corpus, Dataset]:
-    """Return the utterances that could be read, as a corpus and in memory; see :func:`load_dataset`."""
-    utterances, waves, errors = read_corpus(corpus.utterances, sample_rate, skip_bad, report)
+    """Return the utterances that could be read, as a corpus and as a dataset; see :func:`load_dataset`."""
+    utterances, waves, errors = open_waves(corpus.utterances, sample_rate, skip_bad, storage, report)
     kept = replace(corpus, utterances=utterances)
     dataset = Dataset(
         kept.name,

@@ -3,6 +3,7 @@
 import os
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,38 +60,65 @@ class Found:
 
 
 def search(folder: str | os.PathLike[str]) -> Found:
-    """Return the files below a folder.
-
-    Hidden files and folders are skipped. Linked folders are followed, after all others; a folder that was visited
-    under another name is not visited again, so a link to a folder above it ends.
-    """
+    """Return the files below a folder, as :func:`walk` finds them."""
     found = Found([])
-    visited = set()
-    starts = [Path(folder)]
-    for start in starts:
-        for here, folders, names in os.walk(start, onerror=lambda error: found.closed.append(Path(error.filename))):
-            status = os.stat(here)
-            identity = status.st_dev, status.st_ino
-            if identity in visited:
-                folders.clear()
-                continue
-            visited.add(identity)
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            # os.walk does not enter linked folders.
-            starts += [path for path in (Path(here, name) for name in folders) if path.is_symlink()]
-            for name in names:
-                if name.startswith("."):
-                    continue
-                if name.lower().endswith(AUDIO_SUFFIXES):
-                    found.audio.append(Path(here, name))
-                else:
-                    found.others[os.path.splitext(name)[1].lower()] += 1
-    found.audio.sort()
+    found.audio.extend(sorted(map(Path, walk(folder, found))))
     return found
 
 
-def passed_over(found: Found) -> str:
+def walk(folder: str | os.PathLike[str], found: Found) -> Iterator[str]:
+    """Yield the audio files below a folder in sorted order, holding the names of one branch of folders at a time.
+
+    Hidden files and folders are skipped. Linked folders are followed, after all others; a folder that was visited
+    under another name is not visited again, so a link to a folder above it ends.
+
+    Args:
+        folder: the folder.
+        found: ``others`` and ``closed`` are filled while the walk goes on.
+    """
+    visited: set[tuple[int, int]] = set()
+    starts = [str(Path(folder))]
+    for start in starts:
+        branch = [(start, True)]
+        while branch:
+            path, is_folder = branch.pop()
+            if is_folder and path != start and os.path.islink(path):
+                starts.append(path)
+            elif is_folder:
+                branch += reversed(_entries(path, found, visited))
+            elif path.lower().endswith(AUDIO_SUFFIXES):
+                yield path
+            else:
+                found.others[os.path.splitext(path)[1].lower()] += 1
+
+
+def _entries(folder: str, found: Found, visited: set[tuple[int, int]]) -> list[tuple[str, bool]]:
+    """Return the sorted paths in a folder that was not visited, each with whether it is a folder itself."""
+    try:
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in visited:
+            return []
+        visited.add((status.st_dev, status.st_ino))
+        with os.scandir(folder) as entries:
+            return sorted((entry.path, _is_folder(entry)) for entry in entries if not entry.name.startswith("."))
+    except OSError as error:
+        found.closed.append(Path(error.filename))
+        return []
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def passed_over(found: Found, audio: int | None = None) -> str:
     """Return a sentence about what a search passed over, or ``""``; texts and pictures do not count.
+
+    Args:
+        found: the search.
+        audio: number of audio files; by default that of ``found.audio``.
 
     Example:
         >>> passed_over(Found([Path("a.wav")] * 27, Counter({".wma": 18, ".txt": 45, ".bak": 1})))
@@ -102,7 +130,7 @@ def passed_over(found: Found) -> str:
     clauses = []
     if lost:
         readable = ", ".join(AUDIO_SUFFIXES)
-        total = lost.total() + len(found.audio)
+        total = lost.total() + (len(found.audio) if audio is None else audio)
         clauses.append(f"{lost.total()} of {total} audio files: {_counts(lost)} (not read; readable: {readable})")
     if rest:
         clauses.append(f"{rest.total()} other file{'s' * (rest.total() > 1)}: {_counts(rest)}")

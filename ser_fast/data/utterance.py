@@ -1,7 +1,7 @@
 """Utterances with a speaker and a label or a value, and corpora of them."""
 
+import hashlib
 import math
-import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ import torch
 
 from ser_fast._require import require
 from ser_fast.data.files import printable
+from ser_fast.data.sources import Source, identity, state
 
 PARTS = ("train", "valid", "test")
 _SHOWN = 20
@@ -17,7 +18,7 @@ _SHOWN = 20
 
 @dataclass(frozen=True)
 class Utterance:
-    """One labelled utterance, on disk (``path``) or in memory (``samples``).
+    """One labelled utterance: a file (``path``), a part of one (``source``) or in memory (``samples``).
 
     Name, speaker and label, which are often parts of a path, are stored ``ser_fast.data.files.printable``.
 
@@ -31,6 +32,7 @@ class Utterance:
         sample_rate: sample rate, in hertz.
         value: the target of a regression.
         part: "train", "valid" or "test" in the corpus's own division.
+        source: audio inside another file, such as a member of a tar archive, instead of a file.
     """
 
     name: str
@@ -43,10 +45,31 @@ class Utterance:
     sample_rate: int | None = None
     value: float | None = None
     part: str | None = None
+    source: Source | None = None
 
     def __post_init__(self):
         for name in ("name", "speaker", "label"):
             object.__setattr__(self, name, printable(getattr(self, name)))
+
+    @property
+    def audio(self) -> Path | Source | None:
+        """Return what :func:`ser_fast.data.audio.read_audio` reads; None for samples in memory."""
+        return self.path if self.source is None else self.source
+
+    def key(self) -> tuple[str, int, int, float | None, float | None]:
+        """Return a key for caches: identity, size and time of change of the audio, start and end.
+
+        Samples in memory are identified by their SHA-256.
+
+        Raises:
+            OSError: the file does not exist.
+        """
+        if self.samples is not None:
+            wave = self.samples.detach().cpu().contiguous().numpy()
+            what = hashlib.sha256(wave.tobytes()).hexdigest(), len(wave), self.sample_rate or 0
+        else:
+            what = state(self.audio)
+        return *what, self.start, self.end
 
 
 @dataclass(frozen=True)
@@ -85,9 +108,9 @@ class Corpus:
         seen: dict[tuple, str] = {}
         for utterance in self.utterances:
             self._check(utterance)
-            if utterance.path is None:
+            if utterance.audio is None:
                 continue
-            key = (os.path.realpath(utterance.path), utterance.start, utterance.end)
+            key = (identity(utterance.audio), utterance.start, utterance.end)
             found = f"corpus {self.name!r} lists {utterance.name} and {seen.get(key)}, the same audio"
             require(key not in seen, found, "listed once")
             seen[key] = utterance.name

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from ser_fast.data.files import printable
+from ser_fast.data.sources import Source, opened, shown
 
 # Sample rates that are accepted, in hertz. A damaged header may say 1 Hz, and resampling would fill the memory.
 RATES = range(1000, 768_001)
@@ -53,7 +53,7 @@ class PcmWav:
     """A PCM WAV file with the part of the interface of ``soundfile.SoundFile`` that ``read_audio`` uses.
 
     Args:
-        path: the file.
+        audio: the file, or the one inside another.
         begin: offset of its samples, in bytes.
         frames: number of frames, which have one sample per channel.
         samplerate: in hertz.
@@ -61,7 +61,7 @@ class PcmWav:
         width: bytes of a sample, 1 to 4.
     """
 
-    path: Path
+    audio: Path | Source
     begin: int
     frames: int
     samplerate: int
@@ -83,7 +83,9 @@ class PcmWav:
         """Return at most the next ``frames`` frames: float32 ``[frames, channels]`` in [-1, 1)."""
         size = self.channels * self.width
         count = min(frames, self.frames - self._position) * size
-        raw = np.fromfile(self.path, np.uint8, count, offset=self.begin + self._position * size)
+        with opened(self.audio) as file:
+            file.seek(self.begin + self._position * size)
+            raw = np.frombuffer(file.read(count), np.uint8)
         self._position += len(raw) // size
         # Samples are the top bytes of 32-bit integers, so that one scale fits every width.
         samples = np.zeros((len(raw) // self.width, 4), np.uint8)
@@ -94,7 +96,7 @@ class PcmWav:
         return scaled.reshape(-1, self.channels)
 
 
-def open_pcm(path: Path) -> PcmWav | None:
+def open_pcm(audio: Path | Source) -> PcmWav | None:
     """Open a PCM WAV file of up to 32 bits; return None for other formats.
 
     Python's ``wave`` does not suffice: before 3.12 it refuses WAVE_FORMAT_EXTENSIBLE, and it trusts the file size in
@@ -103,11 +105,12 @@ def open_pcm(path: Path) -> PcmWav | None:
     Raises:
         AudioError: the suffix is ``.wav`` but the file is no WAV file, or its header is damaged.
     """
-    refused = f"{printable(path)}: not readable as audio"
-    with open(path, "rb") as file:
+    name = shown(audio)
+    refused = f"{name}: not readable as audio"
+    with opened(audio) as file:
         head = file.read(12)
         if head[:4] not in (b"RIFF", b"RIFX", b"RF64") or head[8:] != b"WAVE":
-            if path.suffix.lower() == ".wav":
+            if name.lower().endswith(".wav"):
                 raise AudioError(f"{refused}: not a WAV file")
             return None
         file.seek(0)
@@ -122,7 +125,7 @@ def open_pcm(path: Path) -> PcmWav | None:
     if not 1 <= channels <= _MOST_CHANNELS or rate == 0:
         raise AudioError(f"{refused}: {channels} channels at {rate} Hz")
     width = (bits + 7) // 8
-    return PcmWav(path, begin, size // (channels * width), rate, channels, width)
+    return PcmWav(audio, begin, size // (channels * width), rate, channels, width)
 
 
 def _header(file: BinaryIO) -> tuple[bytes, int, int]:

@@ -208,7 +208,8 @@ class Runner:
             config = cross_validation.plan(config, self.folds, speakers(self.corpus))[0][0].config
         config = replace(config, out=out)
         split = split_corpus(self.corpus, **config.held_out)
-        dataset = load_dataset(self.corpus, blank(config.model, 2, options).spectrogram.sample_rate, config.skip_bad)
+        rate = blank(config.model, 2, options).spectrogram.sample_rate
+        dataset = load_dataset(self.corpus, rate, config.skip_bad, storage=config.storage())
         if dataset.skipped:  # the parts are drawn from the utterances that could be read
             split = dataset.split(**config.held_out)
         with run_folder(out, run_options(config, options)) as folder:

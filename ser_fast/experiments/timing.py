@@ -88,7 +88,7 @@ def measure(name: str, runner: Runner) -> tuple[dict[str, list[float]], float, s
     task = task_of(runner.corpus.classes, config.loss)
     torch.manual_seed(config.seed)
     model, after = (build(task.outputs, **options | {"reset_after": form}) for form in (False, True))
-    dataset = load_dataset(runner.corpus, model.spectrogram.sample_rate, config.skip_bad)
+    dataset = load_dataset(runner.corpus, model.spectrogram.sample_rate, config.skip_bad, storage=config.storage())
     split = dataset.split(**config.held_out)
     batches = dataset.batches(split.train, config.batch_size)
     if model.corpus_statistics:

@@ -27,17 +27,26 @@ def find(name: str) -> Path | None:
         'paper1.yaml'
     """
     found = next((path for path in (Path(name), _FOLDER / f"{name}.yaml") if path.is_file()), None)
-    if found is None:
-        return None
-    if found.stat().st_size > LARGEST:
-        raise ValueError(f"{found} has {found.stat().st_size} bytes; a file of options must have at most {LARGEST}")
+    if found is not None:
+        read(found)
+    return found
+
+
+def read(path: Path) -> str:
+    """Return the text of a file of options.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is too large for one of options, or no UTF-8.
+    """
+    if path.stat().st_size > LARGEST:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes; a file of options must have at most {LARGEST}")
     try:
-        found.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{found} has the byte {error.object[error.start]:#x} at {error.start}; it must be UTF-8"
+            f"{path} has the byte {error.object[error.start]:#x} at {error.start}; it must be UTF-8"
         ) from error
-    return found
 
 
 def check(text: str) -> None:

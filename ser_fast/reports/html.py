@@ -64,6 +64,36 @@ def per_class(metrics: dict) -> str:
     return table(["class", "recall %", "precision %", "F1 %", "utterances"], rows)
 
 
+def intervals(result: dict) -> tuple[list[str], list[list[str]]]:
+    """Return the header of a table of intervals over speakers and a row for each.
+
+    Args:
+        result: what :func:`ser_fast.training.speakers.by_speaker` returns.
+    """
+    shown = measures(result["metrics"])
+    pooled = f"all utterances, bootstrap over speakers, {result['bootstrap']['draws']} draws"
+
+    def row(key: str, words: str, *values: float | None) -> list[str]:
+        return [f"{shown[key]}: {words}", *("-" if value is None else number(key, value) for value in values)]
+
+    rows = []
+    for key, found in result["intervals"].items():
+        rows.append(row(key, pooled, *found["pooled"].values()))
+        rows.append(row(key, "mean of the speakers, t interval", *found["speakers"].values()))
+    return ["", "value", "95 % from", "to"], rows
+
+
+def per_speaker(result: dict) -> tuple[list[str], list[list[str]]]:
+    """Return the header of a table of the speakers and a row for each; arguments as in :func:`intervals`."""
+    keys = list(result["intervals"])
+    shown = measures(result["metrics"])
+    rows = [
+        [name, str(found["utterances"]), *(number(key, found[key]) for key in keys)]
+        for name, found in result["per_speaker"].items()
+    ]
+    return ["speaker", "utterances", *(shown[key] for key in keys)], rows
+
+
 def picture(path: Path, caption: str) -> str:
     """Return an HTML figure with the PNG file inside."""
     data = base64.b64encode(path.read_bytes()).decode()

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ser_fast.data.corpora import load_corpus
 from ser_fast.data.dataset import Dataset, load_dataset, split_corpus
-from ser_fast.data.failures import summarise
+from ser_fast.data.failures import listed, summarise
 from ser_fast.data.splits import Split
 from ser_fast.reports import figures, html
 from ser_fast.reports.terminal import TrainingDisplay, print_table, say
@@ -54,8 +54,9 @@ def train(config: TrainConfig, options: dict) -> dict:
                 stack.enter_context(folder)
         for line in corpus.summary():
             say(line)
-        with distributed.agreed():
-            dataset = load_dataset(corpus, model.spectrogram.sample_rate, config.skip_bad, say)
+        with distributed.agreed(), listed(config.out) if distributed.rank() == 0 else contextlib.nullcontext():
+            storage = config.storage(distributed.local_world())
+            dataset = load_dataset(corpus, model.spectrogram.sample_rate, config.skip_bad, say, storage)
             if dataset.skipped:  # the parts are drawn from the utterances that could be read
                 split = dataset.split(**config.held_out)
         if dataset.skipped:
@@ -88,8 +89,9 @@ def cross_validate(config: TrainConfig, options: dict, folds: Folds) -> dict:
 
     Args and returns are those of that function.
     """
-    result = cross_validation.cross_validate(config, options, folds, say)
     out = Path(config.out)
+    with listed(out):
+        result = cross_validation.cross_validate(config, options, folds, say)
     described = (
         f"{result['data']}: {result['protocol']}; {len(result['runs'])} runs; {len(result['skipped'])} skipped; "
         f"{result['parameters']:,} parameters"
@@ -105,7 +107,7 @@ def cross_validate(config: TrainConfig, options: dict, folds: Folds) -> dict:
         )
         parts += [
             html.per_class(pooled),
-            *_draw(path, CAPTIONS["confusion"],
+            *draw(path, CAPTIONS["confusion"],
                    lambda: figures.confusion(pooled["confusion"], result["classes"], path, title)),
         ]  # fmt: skip
     parts += [html.heading("Options"), html.preformatted((out / "config.json").read_text()), html.machine()]
@@ -213,7 +215,7 @@ def demo(out: Path, epochs: int, seed: int) -> dict[str, dict]:
             html.table(header, rows),
             html.note(sentence),
             html.per_class(summaries["gru"]["best"]),
-            *_draw(loss, CAPTIONS["loss"], lambda: figures.loss_curves(curves, loss)),
+            *draw(loss, CAPTIONS["loss"], lambda: figures.loss_curves(curves, loss)),
             *pictures,
             html.machine(),
         ]
@@ -278,11 +280,11 @@ def _pictures(trainer: Trainer, summary: dict, name: str, skip: str = "") -> lis
     for key, drawing in drawings.items():
         if key != skip:
             path = trainer.folder.path / "figures" / f"{key}.png"
-            parts += _draw(path, captions[key], lambda drawing=drawing, path=path: drawing(path))
+            parts += draw(path, captions[key], lambda drawing=drawing, path=path: drawing(path))
     return parts
 
 
-def _draw(path: Path, caption: str, drawing: Callable[[], Path]) -> list[str]:
+def draw(path: Path, caption: str, drawing: Callable[[], Path]) -> list[str]:
     """Return the picture as HTML, or a note if it cannot be drawn: the report of a finished run is still written."""
     try:
         return [html.picture(drawing(), caption)]

@@ -109,6 +109,22 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     write_atomically(path, save(tensors, metadata))
 
 
+def find_checkpoint(path: Path | str) -> Path:
+    """Return the checkpoint itself, or the best one of a run folder.
+
+    Raises:
+        CheckpointError: the folder contains runs but is none itself.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    best = path / "best.safetensors"
+    runs = sorted(str(found.parent) for found in path.glob("**/best.safetensors"))
+    if not best.is_file() and runs:
+        raise CheckpointError(f"{path} is no run folder itself; it holds {', '.join(runs)}")
+    return best
+
+
 def load_checkpoint(path: Path | str) -> Checkpoint:
     """Read and check a checkpoint.
 

@@ -12,6 +12,7 @@ import torch
 from ser_fast._require import require
 from ser_fast.data.augmentation import Augmentation
 from ser_fast.data.splits import parse_fold
+from ser_fast.data.storage import Storage
 from ser_fast.training import distributed
 from ser_fast.training.run_folder import RunFolder
 from ser_fast.training.task import LOSSES
@@ -54,6 +55,12 @@ class TrainConfig:
         augment: augmentation of the training utterances.
         seed: seed of the splits, the initial weights, the batch order and the dropout.
         skip_bad: skip and count unreadable files instead of stopping.
+        cache: where the decoded corpus is kept: "memory"; "disk", a file that later runs use again; "none", which
+            decodes the audio files in every epoch; or "auto", the first of these that fits. Results do not depend on
+            it. Several processes share one copy on disk.
+        cache_dir: folder of the caches on disk; "" is ser_fast/corpora in $XDG_CACHE_HOME or ~/.cache.
+        workers: processes that read audio ahead under "disk" and "none"; -1 is 0 for "disk", and for "none" one for
+            each core but one.
         device: "auto", "cpu" or "cuda"; under torchrun each process takes its own GPU.
 
     Raises:
@@ -88,6 +95,9 @@ class TrainConfig:
     augment: Augmentation = field(default_factory=Augmentation)
     seed: int = 0
     skip_bad: bool = False
+    cache: Literal["auto", "memory", "disk", "none"] = "auto"
+    cache_dir: str = ""
+    workers: int = -1
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def __post_init__(self):
@@ -120,6 +130,12 @@ class TrainConfig:
             parse_fold(self.test_fold)
             if self.test_speakers:
                 raise ValueError(f"test_fold is {self.test_fold}, but test_speakers are given; omit one of them")
+
+        self.storage()
+
+    def storage(self, processes: int = 1) -> Storage:
+        """Return how the corpus is kept for so many processes of this machine."""
+        return Storage(self.cache, self.cache_dir, self.workers, processes)
 
     @property
     def held_out(self) -> dict:
@@ -156,7 +172,8 @@ def run_folder(path: Path, options: dict) -> RunFolder:
     """
     fixed = options.get("schedule", "constant") != "constant" or options.get("choose")
     return RunFolder(
-        path, options, required=("epochs", "seed"), free=("data", "out", "device", "skip_bad"),
+        path, options, required=("epochs", "seed"), 
+        free=("data", "out", "device", "skip_bad", "cache", "cache_dir", "workers"),
         may_grow=("seeds",) if fixed else ("seeds", "epochs"),
     )  # fmt: skip
 

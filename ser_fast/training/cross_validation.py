@@ -1,13 +1,11 @@
 """Cross-validation: one run for every fold and seed, and their combined results."""
 
-import functools
 import json
 import math
 import multiprocessing
 import os
 import statistics
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -20,8 +18,9 @@ import torch
 
 from ser_fast.data.corpora import Corpus, load_corpus
 from ser_fast.data.dataset import Dataset, load_dataset, read_dataset, speakers, split_corpus
-from ser_fast.data.failures import summarise
+from ser_fast.data.failures import LIST, listing, summarise
 from ser_fast.data.pace import Pace
+from ser_fast.data.reading import end_with_parent
 from ser_fast.data.splits import Split, how_chosen
 from ser_fast.training.checkpoint import blank
 from ser_fast.training.config import TrainConfig, resumed, run_folder, run_options
@@ -106,10 +105,10 @@ def cross_validate(
     model = blank(config.model, 2, options)
     dataset, skipped = None, []
     if config.skip_bad:  # the folds depend on which utterances can be read
-        corpus, dataset = read_dataset(corpus, model.spectrogram.sample_rate, True, report)
+        corpus, dataset = read_dataset(
+            corpus, model.spectrogram.sample_rate, True, report, config.storage(folds.jobs)
+        )
         skipped = dataset.skipped
-        if folds.jobs > 1:  # each process reads its own
-            dataset = None
     if skipped:
         report(f"skipped {len(skipped)} unreadable utterances:")
         for line in summarise(skipped):
@@ -124,8 +123,13 @@ def cross_validate(
     kept = {name: value for name, value in kept.items() if name not in HELD_OUT}
     with run_folder(Path(config.out), kept) as folder:
         folder.begin()
+        if skipped:
+            folder.write(LIST, listing(skipped))
         outcomes: dict[int, Outcome] = {}
-        for number, outcome in _outcomes(dataset or corpus, planned, folds, model.spectrogram.sample_rate, report):
+        dataset = dataset or load_dataset(
+            corpus, model.spectrogram.sample_rate, report=report, storage=config.storage(folds.jobs)
+        )
+        for number, outcome in _outcomes(dataset, planned, folds, report):
             outcomes[number] = outcome
             measure = "MAE {mae:.3f}" if not corpus.classes else "UA {recall:.1%}"
             report(
@@ -184,25 +188,19 @@ def _inner(config: TrainConfig, folds: Folds, there: list[str]) -> list[Fold]:
 
 
 def _outcomes(
-    corpus: Corpus | Dataset,
-    planned: list[list[Candidate]],
-    folds: Folds,
-    sample_rate: int,
-    report: Callable[[str], None],
+    dataset: Dataset, planned: list[list[Candidate]], folds: Folds, report: Callable[[str], None]
 ) -> Iterator[tuple[int, Outcome]]:
     """Yield the number and the outcome of each fold in the order in which they finish."""
     if folds.jobs == 1:
-        dataset = corpus if isinstance(corpus, Dataset) else load_dataset(corpus, sample_rate, report=report)
         for number, candidates in enumerate(planned):
             yield number, _best(candidates, dataset, folds, report)
         return
     threads = max(1, (os.cpu_count() or 1) // folds.jobs)
     spawn = multiprocessing.get_context("spawn")  # a forked process has only one of torch's threads
     started = spawn.Event()
-    with ProcessPoolExecutor(folds.jobs, spawn, _start_worker, (threads, started)) as pool:
+    with ProcessPoolExecutor(folds.jobs, spawn, _start_worker, (threads, started, dataset)) as pool:
         futures = {
-            pool.submit(_best_in_worker, candidates, sample_rate, folds): number
-            for number, candidates in enumerate(planned)
+            pool.submit(_best_in_worker, candidates, folds): number for number, candidates in enumerate(planned)
         }
         try:
             left = set(futures)
@@ -223,27 +221,19 @@ def _outcomes(
             raise
 
 
-def _start_worker(threads: int, started: Event) -> None:
-    """Set the number of threads, and end this process when its parent ends."""
+_of_worker: dict[str, Dataset] = {}  # the corpus, under "dataset", in a process of a pool
+
+
+def _start_worker(threads: int, started: Event, dataset: Dataset) -> None:
+    """Set the number of threads, keep the corpus, and end this process when its parent ends."""
     started.set()
     torch.set_num_threads(threads)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _of_worker["dataset"] = dataset
+    end_with_parent()
 
 
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-def _best_in_worker(candidates: list[Candidate], sample_rate: int, folds: Folds) -> Outcome:
-    config = candidates[0].run.config
-    return _best(candidates, _dataset(config.data, sample_rate, config.skip_bad), folds)
-
-
-@functools.cache
-def _dataset(data: str, sample_rate: int, skip_bad: bool) -> Dataset:
-    """Return the corpus, which each worker reads once."""
-    return load_dataset(data, sample_rate, skip_bad)
+def _best_in_worker(candidates: list[Candidate], folds: Folds) -> Outcome:
+    return _best(candidates, _of_worker["dataset"], folds)
 
 
 def _best(

@@ -8,6 +8,7 @@ import os
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from typing import NoReturn, TypeVar
 
 import torch
@@ -37,6 +38,11 @@ def rank() -> int:
 def local_rank() -> int:
     """Return the number of this process on its machine, which is also that of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0")) if world() > 1 else 0
+
+
+def local_world() -> int:
+    """Return the number of processes on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world())) if world() > 1 else 1
 
 
 def share() -> slice:
@@ -71,10 +77,13 @@ def agree_on_choices(device: torch.device) -> None:
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[None]:
+def joined(timeout: timedelta | None = None) -> Iterator[None]:
     """Join the process group of torchrun while the context lasts: gloo for the CPU, NCCL for GPUs.
 
     Does nothing unless the environment variable ``WORLD_SIZE`` is above 1.
+
+    Args:
+        timeout: longest time that a process waits for another; None is torch's default, half an hour on the CPU.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or not dist.is_available():
         yield
@@ -82,7 +91,7 @@ def joined() -> Iterator[None]:
     import_compiler()
 
     nccl = torch.cuda.is_available() and dist.is_nccl_available()
-    dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", timeout=timeout)
     with contextlib.ExitStack() as stack:
         stack.callback(dist.destroy_process_group)
         gather(None)  # no process may leave before all have joined

@@ -13,6 +13,7 @@ from ser_fast.training.config import TrainConfig
 
 HELD_OUT = ("test_speakers", "test_fold", "test_fraction")
 PROTOCOLS = ("loso", "speakers", "random")
+_NOT_CHOSEN = ("data", "out", "model", "seed", "cache", "cache_dir", "workers")
 
 
 @dataclass
@@ -111,7 +112,7 @@ def changed(config: TrainConfig, options: dict, candidate: dict[str, Any]) -> tu
     Raises:
         ValueError: a name is unknown or cannot be chosen, or a value is out of range or of another type.
     """
-    known = {entry.name for entry in fields(TrainConfig)} - {"data", "out", "model", "seed"} - set(HELD_OUT)
+    known = {entry.name for entry in fields(TrainConfig)} - {*_NOT_CHOSEN, *HELD_OUT}
     of_model = set(inspect.signature(MODELS[config.model].__init__).parameters) - {"self", "num_classes"}
     training, model = {}, {}
     for name, value in candidate.items():

@@ -50,6 +50,10 @@ class Classification:
         """Return the predicted class indices."""
         return logits.argmax(1).tolist()
 
+    def probabilities(self, logits: Tensor) -> list[tuple[float, ...]]:
+        """Return the probabilities of the classes for each row of logits."""
+        return list(map(tuple, logits.softmax(1).tolist()))
+
     def begin(self, model: nn.Module, labels: Sequence[int]) -> None:
         """Prepare an untrained model for these training labels; does nothing."""
 
@@ -98,6 +102,10 @@ class Regression:
     def predict(self, outputs: Tensor) -> list[float]:
         """Return the predicted values."""
         return outputs[:, 0].tolist()
+
+    def probabilities(self, outputs: Tensor) -> list[tuple[float, ...]]:
+        """Return an empty tuple for each output: values have no probabilities."""
+        return [()] * len(outputs)
 
     def metrics(self, truth: Sequence[float], predicted: Sequence[float]) -> dict:
         """Return :func:`ser_fast.training.metrics.regression`."""

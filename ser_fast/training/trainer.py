@@ -15,6 +15,7 @@ from ser_fast._torch_compat import BatchNorm
 from ser_fast.data.augmentation import Augmentation, Augmenter, SpecAugment
 from ser_fast.data.batches import Batch, LengthSortedBatches
 from ser_fast.data.dataset import Dataset
+from ser_fast.data.failures import LIST, listing
 from ser_fast.data.pace import Pace
 from ser_fast.data.splits import Split
 from ser_fast.models import MODELS
@@ -30,7 +31,7 @@ from ser_fast.training.checkpoint import (
 from ser_fast.training.config import OPTIMIZERS, TrainConfig, learning_rate
 from ser_fast.training.features import CachedFeatures
 from ser_fast.training.memory import in_memory
-from ser_fast.training.predictions import Prediction, to_csv
+from ser_fast.training.predictions import Prediction, described, to_csv
 from ser_fast.training.progress import Progress, read_progress
 from ser_fast.training.reporter import Reporter
 from ser_fast.training.run_folder import RunFolder
@@ -41,7 +42,7 @@ def batch_in_memory(
     model: nn.Module, batches: LengthSortedBatches, batch: Batch
 ) -> contextlib.AbstractContextManager:
     """Return the context that names the batch in an error that says that memory cannot be allocated."""
-    lengths = [len(batches.waves[i]) for i in batch.index]
+    lengths = [batches.lengths[i] for i in batch.index]
     return in_memory(batches.batch_size, lengths, model.spectrogram.sample_rate)
 
 
@@ -98,13 +99,13 @@ def predict(
     task: Task,
     device: torch.device,
     features: CachedFeatures | None = None,
-) -> tuple[list, float]:
-    """Return a prediction for every utterance of a part, in its order, and the mean loss, equal in all processes.
+) -> tuple[Tensor, float]:
+    """Return the outputs ``[N, outputs]`` for a part, in its order, and the mean loss, equal in all processes.
 
     Args:
         model: the model; it is set to evaluation mode.
         batches: the part.
-        task: defines the loss and the prediction.
+        task: defines the loss.
         device: device of the model.
         features: features that take the place of the waves, for a model that has some.
 
@@ -112,19 +113,20 @@ def predict(
         FloatingPointError: an output of the model is not finite.
     """
     model.eval()
-    rows, total, finite = [], 0.0, True
-    for batch in batches.epoch(edit=features):
+    index, rows, total, finite = [], [torch.empty(0, task.outputs)], 0.0, True
+    for batch in batches.epoch(edit=features, lazy=features is not None):
         if batch.index:
             with batch_in_memory(model, batches, batch):
                 outputs = logits(model, batch.wave.to(device), batch.lengths.to(device), features is not None).cpu()
             finite = finite and bool(torch.isfinite(outputs).all())
             total += float(task.loss(outputs, task.targets(batch.labels))) * len(batch.index)
-            rows += zip(batch.index, task.predict(outputs))
-    shares, totals, all_finite = zip(*distributed.gather((rows, total, finite)))
+            index += batch.index
+            rows.append(outputs)
+    indices, shares, totals, all_finite = zip(*distributed.gather((index, torch.cat(rows), total, finite)))
     if not all(all_finite):
         distributed.refuse(FloatingPointError("the model's logits are not finite; a smaller learning_rate may help"))
-    predicted = [value for _, value in sorted(row for share in shares for row in share)]
-    return predicted, sum(totals) / len(predicted)
+    order = torch.tensor([i for index in indices for i in index]).argsort()
+    return torch.cat(shares)[order], sum(totals) / len(order)
 
 
 class Trainer:
@@ -138,7 +140,7 @@ class Trainer:
     Args:
         config: options of the run.
         options: keyword arguments of the model.
-        dataset: the corpus in memory.
+        dataset: the corpus.
         split: indices of the utterances to train on, to choose the best epoch by and to test on.
         folder: folder of the run, entered by rank 0.
         reporter: receives the progress; None reports nothing.
@@ -193,6 +195,8 @@ class Trainer:
             self._resume()
         if distributed.rank() == 0:
             folder.begin()
+            if dataset.skipped:
+                folder.write(LIST, listing(dataset.skipped))
 
     def _cached_features(self) -> dict[str, CachedFeatures]:
         """Return the parts whose features can be cached: noise, masks and mixup differ in every training epoch."""
@@ -276,7 +280,8 @@ class Trainer:
         self.model.train()
         done, correct, loss_sum, steps = 0, 0, 0.0, len(self.batches["train"])
         start = time.perf_counter()
-        for step, batch in enumerate(self.batches["train"].epoch(generator, self._edit)):
+        batches = self.batches["train"].epoch(generator, self._edit, lazy="train" in self.features)
+        for step, batch in enumerate(batches):
             rate = learning_rate(self.config, (epoch + step / steps) / self.config.epochs)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
@@ -334,10 +339,11 @@ class Trainer:
         loss.backward()
         numbers[0], numbers[1] = loss.detach(), self.task.hits(outputs, targets)
 
-    def _evaluate(self, part: str) -> tuple[dict, list]:
-        """Return the metrics of a part, including its mean loss, and its predictions."""
-        predicted, loss = predict(self.model, self.batches[part], self.task, self.device, self.features.get(part))
-        return self.task.metrics(self.batches[part].labels, predicted) | {"loss": loss}, predicted
+    def _evaluate(self, part: str) -> tuple[dict, Tensor]:
+        """Return the metrics of a part, including its mean loss, and the outputs."""
+        outputs, loss = predict(self.model, self.batches[part], self.task, self.device, self.features.get(part))
+        predicted = self.task.predict(outputs)
+        return self.task.metrics(self.batches[part].labels, predicted) | {"loss": loss}, outputs
 
     def _keep(self) -> None:
         """Write the epoch; last.safetensors comes last, since a resumed run repeats the epoch until it is written."""
@@ -349,8 +355,10 @@ class Trainer:
 
     def _keep_best(self, weights: dict[str, Tensor]) -> None:
         self.progress.best_score, self.progress.best_epoch = self._score(), self.progress.epoch
-        shortest = min(len(self.dataset.waves[i]) for i in self.split.train) / self.model.spectrogram.sample_rate
-        self._save(self.best, weights, {"epoch": self.progress.epoch, "shortest": shortest}, {})  # in seconds
+        shortest = min(self.batches["train"].lengths) / self.model.spectrogram.sample_rate
+        about = {"epoch": self.progress.epoch, "shortest": shortest}  # in seconds
+        about |= {"data": self.dataset.name, "corpus": self.progress.corpus}
+        self._save(self.best, weights, about, {})
 
     def _score(self) -> float:
         """Return the score of the last epoch, higher is better; without a validation part it is the epoch."""
@@ -381,16 +389,8 @@ class Trainer:
             "last": self._evaluate("test")[0],
         }
         self.model.load_state_dict(distributed.from_rank_0(lambda: load_checkpoint(self.best)).weights)
-        summary["best"], predicted = self._evaluate("test")
-        self.predictions = self._described(predicted)
-        self._write("predictions.csv", to_csv(self.predictions))
+        summary["best"], outputs = self._evaluate("test")
+        self.predictions = described(self.dataset, self.split.test, self.task, outputs)
+        self._write("predictions.csv", to_csv(self.predictions, self.dataset.classes))
         self._write("summary.json", json.dumps(summary, indent=1) + "\n")
         return summary
-
-    def _described(self, predicted: list) -> list[Prediction]:
-        """Return the predictions of the test part with names, speakers and labels."""
-        data, shown = self.dataset, self.task.shown
-        return [
-            Prediction(data.names[index], data.speakers[index], shown(data.labels[index]), shown(value))
-            for index, value in zip(self.split.test, predicted)
-        ]

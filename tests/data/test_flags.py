@@ -23,8 +23,9 @@ WAVES = {
     "nearly_opposite": (np.stack([TONE, -0.99 * TONE], 1), "cancelled"),
     "square": (np.clip(20 * TONE, -1, 1), "clipped"),
     "integers": (TONE * 2**15, "clipped"),
-    "tiny": (TONE[:100], "short"),
-    "tiny_silence": (0 * TONE[:100], "silent short"),
+    "tiny": (TONE[:100], "too_short"),
+    "tiny_silence": (0 * TONE[:100], "silent too_short"),
+    "brief": (TONE[:1000], "short"),
 }
 
 
@@ -34,5 +35,5 @@ def test_flags_name_what_is_wrong(name, rate, tmp_path):
     samples, wanted = WAVES[name]
     path = tmp_path / "a.wav"
     soundfile.write(path, samples, RATE, "FLOAT")
-    found = flags(read_audio(path, rate), path, shortest=0.02 * rate)
+    found = flags(read_audio(path, rate), path, frame=0.02 * rate, shortest=0.5 * rate)
     assert found == wanted and set(found.split()) <= FLAGS.keys()

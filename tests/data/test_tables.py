@@ -51,8 +51,8 @@ def test_csv_cell_has_no_control_characters(text):
 
 def test_predictions_and_manifests_escape_formulas(tmp_path):
     path = tmp_path / "predictions.csv"
-    rows = [Prediction(f"{name}.wav", name, "=a", "@b") for name in FORMULAS]
-    path.write_text(predictions_to_csv(rows), encoding="utf-8")
+    rows = [Prediction(f"{name}.wav", name, "=a", "@b", (0.25, 0.75)) for name in FORMULAS]
+    path.write_text(predictions_to_csv(rows, ["=a", "@b"]), encoding="utf-8")
     assert read_csv(path, ["=a", "@b"]) == rows
     assert "\n=" not in path.read_text() and ",=" not in path.read_text() and ",@" not in path.read_text()
     utterances = [Utterance(f"{name[:2]}.wav", name, "=a", tmp_path / f"{number}{name[:2]}.wav")

@@ -211,7 +211,7 @@ def test_errors_are_shown_by_rank_0_alone(tmp_path):
     two_ranks(tmp_path, fail_alone, read_another_corpus, refuse_an_option)
 
 
-@pytest.mark.parametrize("command", ["demo", "predict", "info"])
+@pytest.mark.parametrize("command", ["demo", "cv", "info"])
 def test_other_commands_refuse_torchrun(command, monkeypatch, capsys):
     monkeypatch.setattr(distributed, "world", lambda: 2)
     monkeypatch.setattr(distributed, "rank", lambda: 0)

@@ -17,7 +17,7 @@ import pytest
 import soundfile
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 
-from ser_fast.data import audio, pace
+from ser_fast.data import pace, storage
 from ser_fast.data.corpora.synthetic import synthesize
 from ser_fast.reports import runs
 from ser_fast.training import cross_validation
@@ -275,6 +275,12 @@ def finished(voices, tmp_path_factory) -> Path:
             lambda text: "name,speaker,truth,predicted\na,s0,anger\n",
             "predicted of row 1 is '', which must be one of anger, sadness",
         ),
+        ("predictions.csv", lambda text: text.replace(",p_sadness", ",p_sad", 1), "column 'p_sadness' is missing"),
+        (
+            "predictions.csv",
+            lambda text: "name,speaker,truth,predicted,p_anger,p_sadness\na,s0,anger,anger,0.7,nan\n",
+            "p_sadness of row 1 is 'nan', which must be in 0..1",
+        ),
         ("summary.json", lambda text: text[: len(text) // 2], "it is not readable JSON"),
         ("summary.json", lambda text: "[]", "it is not the summary of a run"),
     ],
@@ -292,7 +298,7 @@ def test_cross_validation_names_a_damaged_file(voices, finished, tmp_path, name,
 def test_predictions_of_values_must_be_numbers(tmp_path):
     path = tmp_path / "predictions.csv"
     path.write_text("name,speaker,truth,predicted\na,s0,0.5,-1e-3\n")
-    assert read_csv(path, []) == [("a", "s0", "0.5", "-1e-3")]
+    assert read_csv(path, []) == [("a", "s0", "0.5", "-1e-3", ())]
     path.write_text("name,speaker,truth,predicted\na,s0,half,0.5\n")
     with pytest.raises(ValueError, match="truth of row 1 is 'half', which must be a number; remove"):
         read_csv(path, [])
@@ -304,15 +310,17 @@ def test_cross_validation_reads_utterances_once(voices, tmp_path, monkeypatch):
     table = (voices / "classes.csv").read_text() + "bad.wav,s0,anger\n"
     (voices / "some.csv").write_text(table)
     read, lines = [], []
-    original = audio.read_utterance
+    original = storage.read_utterance
     monkeypatch.setattr(
-        audio, "read_utterance", lambda one, *given: (read.append(one.name), original(one, *given))[1]
+        storage, "read_utterance", lambda one, *given: (read.append(one.name), original(one, *given))[1]
     )
     monkeypatch.setattr(pace, "SECONDS", 0.0)
     skipping = config(voices, tmp_path, data=str(voices / "some.csv"), skip_bad=True)
     result = cross_validate(skipping, TINY, Folds("speakers", 2), lines.append)
     assert len(read) == len(set(read)) == 31
     assert len(result["skipped"]) == 1 and "bad.wav" in result["skipped"][0]
+    for folder in (tmp_path, tmp_path / "seed0" / "fold02"):
+        assert (folder / "unreadable.txt").read_text() == f"{result['skipped'][0]}\n"
     for fold in ("fold01", "fold02"):
         assert json.loads((tmp_path / "seed0" / fold / "summary.json").read_text())["skipped"] == result["skipped"]
     assert any(re.fullmatch(r"read \d+ of 31 utterances", line) for line in lines)

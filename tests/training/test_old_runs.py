@@ -20,7 +20,7 @@ from selection import important
 
 from ser_fast import backends
 from ser_fast.cli import main
-from ser_fast.training.predictor import Predictor
+from ser_fast.prediction.predictor import Predictor
 
 FOLDERS = Path(__file__).parent / "old_runs"
 MODELS = ("cgru", "bigru_mha", "functionals")

@@ -18,15 +18,16 @@ import torch
 from safetensors.torch import load_file
 from selection import important
 
-from ser_fast.data.batches import LengthSortedBatches
+from ser_fast.data.batches import LengthSortedBatches, pad
 from ser_fast.data.corpora.synthetic import synthesize
 from ser_fast.data.dataset import Dataset, load_dataset
 from ser_fast.models import CGRU, BiGRUMHA
+from ser_fast.prediction.predictor import Predictor
 from ser_fast.reports import figures, html
 from ser_fast.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ser_fast.training.config import TrainConfig, resumed, run_folder, run_options
 from ser_fast.training.memory import is_out_of_memory
-from ser_fast.training.predictor import Predictor
+from ser_fast.training.predictions import read_csv
 from ser_fast.training.reporter import Reporter
 from ser_fast.training.task import task_of
 from ser_fast.training.trainer import Trainer, fit_statistics, predict
@@ -420,6 +421,21 @@ def test_run_keeps_predictions_by_name(dataset, tmp_path):
     right = sum(row["truth"] == row["predicted"] for row in rows)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert right / len(rows) == pytest.approx(summary["best"]["accuracy"])
+    loaded = load_checkpoint(tmp_path / "best.safetensors")
+    assert (loaded.progress["data"], loaded.progress["corpus"]) == (dataset.name, dataset.digest())
+    model, batch = loaded.build(), [dataset.waves[i] for i in trainer.split.test]
+    with torch.no_grad():
+        probabilities = model(*pad(batch)).softmax(1)
+    written = [[float(row[f"p_{name}"]) for name in dataset.classes] for row in rows]
+    torch.testing.assert_close(torch.tensor(written), probabilities, rtol=1e-4, atol=1e-6)
+    assert [row["predicted"] for row in rows] == [dataset.classes[max(range(3), key=p.__getitem__)] for p in written]
+    kept = read_csv(tmp_path / "predictions.csv", dataset.classes)
+    assert [row[:4] for row in kept] == [row[:4] for row in trainer.predictions]
+
+
+def test_predictions_of_an_older_version_are_read(tmp_path):
+    (tmp_path / "predictions.csv").write_text("name,speaker,truth,predicted\na,s0,anger,sadness\n")
+    assert read_csv(tmp_path / "predictions.csv", list(EMOTIONS)) == [("a", "s0", "anger", "sadness", ())]
 
 
 def test_run_learns_and_predicts_values(dataset, tmp_path):

@@ -9,9 +9,11 @@ from ser_fast.data.corpora.emodb import emodb as _read_emodb
 from ser_fast.data.corpora.folders import RECOGNISED as _RECOGNISED
 from ser_fast.data.corpora.folders import folders as _read_folders
 from ser_fast.data.corpora.folders import speakers as _read_speakers
+from ser_fast.data.corpora.hugging_face import hugging_face as _read_hugging_face
 from ser_fast.data.corpora.manifest import SUFFIXES as _MANIFEST_SUFFIXES
 from ser_fast.data.corpora.manifest import manifest as _read_manifest
 from ser_fast.data.corpora.ravdess import ravdess as _read_ravdess
+from ser_fast.data.corpora.tar import tar as _read_tar
 from ser_fast.data.utterance import Corpus, Utterance
 
 __all__ = ["Corpus", "Utterance", "load_corpus"]
@@ -20,13 +22,15 @@ _READERS = {
     "casia": _read_casia,
     "emodb": _read_emodb,
     "folders": _read_folders,
+    "hf": _read_hugging_face,
     "manifest": _read_manifest,
     "ravdess": _read_ravdess,
     "speakers": _read_speakers,
+    "tar": _read_tar,
 }
 _FORMS = (
     "synthetic, synthetic-sentiment, casia:FOLDER, emodb:FOLDER, ravdess:FOLDER, folders:FOLDER, "
-    "speakers:FOLDER, manifest:FILE, a .csv or .jsonl file, or a folder"
+    "speakers:FOLDER, manifest:FILE, hf:FOLDER, tar:PATTERN, a .csv or .jsonl file, or a folder"
 )
 
 
@@ -35,8 +39,9 @@ def load_corpus(spec: str) -> Corpus:
 
     Args:
         spec: ``synthetic``, ``synthetic-sentiment``, ``casia:FOLDER``, ``emodb:FOLDER``, ``ravdess:FOLDER``,
-            ``folders:FOLDER`` (a folder per class), ``speakers:FOLDER`` (a folder per speaker, in it one per class)
-            or ``manifest:FILE``; or a path: a ``.csv`` or ``.jsonl`` file is a manifest, a folder is Emo-DB, RAVDESS
+            ``folders:FOLDER`` (a folder per class), ``speakers:FOLDER`` (a folder per speaker, in it one per class),
+            ``manifest:FILE``, ``hf:FOLDER`` (a dataset that Hugging Face ``datasets`` saved) or ``tar:PATTERN``
+            (WebDataset shards); or a path: a ``.csv`` or ``.jsonl`` file is a manifest, a folder is Emo-DB, RAVDESS
             or CASIA if all its audio files are named as in that corpus, else it has a folder per class.
 
     Raises:

@@ -1,11 +1,14 @@
-"""Names of classes: their spelling, and names that are speakers or the parts of a division instead."""
+"""Names of classes: their spelling, their map to other classes, and names that are speakers or parts instead."""
 
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
+from ser_fast import recipes
+from ser_fast._require import require
 from ser_fast.data.utterance import Utterance
 
 # Letters only, in lower case; English, German, Chinese and Pinyin words, and common abbreviations.
@@ -89,6 +92,65 @@ def merge_spellings(utterances: list[Utterance]) -> tuple[list[Utterance], tuple
             others = ", ".join(f"{name!r} ({counts[name]})" for name in sorted(counts) if name != most)
             notes.append(f"class {chosen[key]!r} ({counts.total()} utterances) includes the spellings {others}")
     return [replace(one, label=chosen[_key(one.label)]) for one in utterances], tuple(notes)
+
+
+def read_map(path: Path) -> dict[str, str | None]:
+    """Return the map of labels that a YAML file holds; ``null`` is None, every other scalar its text.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no YAML map of labels to classes.
+
+    Example::
+
+        angry: anger  # label of the corpus: class of the model
+        calm: neutral
+        surprised: null  # left out
+    """
+    import yaml
+
+    text = recipes.read(path)
+    try:
+        recipes.check(text)
+        root = yaml.compose(text, yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML of options: {' '.join(str(error).split())}") from error
+    pairs = root.value if isinstance(root, yaml.MappingNode) else []
+    flat = pairs and all(isinstance(node, yaml.ScalarNode) for pair in pairs for node in pair)
+    require(flat, f"{path} is {'empty' if root is None else 'nested or no map'}", "lines such as `angry: anger`")
+    # The text of a scalar, not its value: a class may be named no, on or 1.
+    return {label.value: None if name.tag.endswith(":null") else name.value for label, name in pairs}
+
+
+def map_labels(
+    labels: Iterable[str], classes: Sequence[str], given: Mapping[str, str | None] | None = None
+) -> dict[str, str | None]:
+    """Return the class of each label of a corpus among other classes; None leaves its utterances out.
+
+    Args:
+        labels: the labels.
+        classes: the other classes, such as those of a model.
+        given: the classes of labels, or None, as :func:`read_map` returns them; other labels keep their names.
+
+    Raises:
+        ValueError: ``given`` has a label that the corpus lacks or an unknown class, or a label has no class.
+
+    Example:
+        >>> map_labels(["angry", "calm", "sad"], ["anger", "sad"], {"angry": "anger", "calm": None})
+        {'angry': 'anger', 'calm': None, 'sad': 'sad'}
+    """
+    found, known, given = sorted(set(labels)), ", ".join(classes), given or {}
+    for label, name in given.items():
+        require(label in found, f"labels maps {label!r}", f"a label of the corpus: {', '.join(found)}")
+        allowed = f"a class of the model, {known}, or null"
+        require(name in (None, *classes), f"labels maps {label!r} to {name!r}", allowed)
+    mapped = {label: given.get(label, label) for label in found}
+    lost = [label for label, name in mapped.items() if name not in (None, *classes)]
+    if lost:
+        found = f"data has the labels {', '.join(found)}, but the model has the classes {known}"
+        fix = f"such as `{lost[0]}: {classes[0]}`, or `{lost[0]}: null` to leave it out"
+        raise ValueError(f"{found}; --labels must name a YAML file that maps {', '.join(lost)}, {fix}")
+    return mapped
 
 
 def _key(name: str) -> str:

@@ -1,36 +1,17 @@
 """Predictions of files by a checkpoint."""
 
-from pathlib import Path
-
+import numpy as np
 import pytest
 import soundfile
 import torch
 
 from ser_fast.data.wav import AudioError
 from ser_fast.models import MODELS
-from ser_fast.training import predictor
+from ser_fast.prediction import stream
+from ser_fast.prediction.predictor import PredictionError, Predictor
 from ser_fast.training.checkpoint import Checkpoint, save_checkpoint
-from ser_fast.training.predictor import PredictionError, Predictor
 
 OPTIONS = {"channels": (4, 4), "hidden_size": 8}
-
-
-@pytest.fixture
-def checkpoint(tmp_path) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path / "a.safetensors"
-    weights = MODELS["cgru"](3, **OPTIONS).state_dict()
-    save_checkpoint(path, Checkpoint("cgru", OPTIONS, ["x", "y", "z"], weights, {"shortest": 1.5}))
-    return path
-
-
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    folder = tmp_path / "voices"
-    folder.mkdir()
-    for take in range(5):
-        soundfile.write(folder / f"{take}.wav", 0.1 * torch.randn(6000 * (take + 1)).numpy(), 16000)
-    return folder
 
 
 def test_predictor_flags_files(checkpoint, folder):
@@ -39,7 +20,7 @@ def test_predictor_flags_files(checkpoint, folder):
     assert {name: result.flag for name, result in found.items()} == {
         "0": "short", "1": "", "2": "", "3": "", "4": "", "silence": "silent",
     }  # fmt: skip
-    assert sum(found["silence"].values()) == pytest.approx(1, abs=1e-6)
+    assert found["silence"] == {} and sum(found["0"].values()) == pytest.approx(1, abs=1e-6)
 
 
 @pytest.mark.parametrize("shortest", [None, "1", -1, 1e300, [2]])
@@ -62,7 +43,7 @@ def test_predictor_goes_on_after_bad_files(checkpoint, folder, monkeypatch):
         return forward(wave, lengths)
 
     monkeypatch.setattr(loaded.model, "forward", limited)
-    monkeypatch.setattr(predictor, "SAMPLES_AT_ONCE", 20000)
+    monkeypatch.setattr(stream, "SAMPLES_AT_ONCE", 20000)
     found = dict(loaded.files([folder]))
     assert list(found) == list(expected)
     failed = {path.name: type(result) for path, result in found.items() if isinstance(result, Exception)}
@@ -78,3 +59,23 @@ def test_predictor_reports_files_passed_over(checkpoint, folder):
     lines = []
     assert len(list(Predictor(checkpoint).files([folder], lines.append))) == 5
     assert len(lines) == 1 and lines[0].startswith(f"{folder}: passed over 3 of 8 audio files: 3 .wma")
+
+
+def test_predictor_takes_waves_as_they_were_read(checkpoint, folder):
+    """int16 and float32 of the same samples, in any order, on torch's threads or on several batches at a time."""
+    waves = [soundfile.read(path, dtype="int16")[0] for path in sorted(folder.iterdir())]
+    loaded, threaded = (Predictor(checkpoint, batch_size=2, threads=threads) for threads in (None, 2))
+    expected = loaded.predict([torch.from_numpy(wave / np.float32(32768)) for wave in waves])
+    found = threaded.predict([*reversed(waves)], embeddings=True)
+    for output, wanted in zip(reversed(found), expected, strict=True):
+        assert output.values == pytest.approx(wanted.values, abs=1e-6) and wanted.embedding is None
+        logits = loaded.model.classifier(torch.from_numpy(output.embedding))
+        assert logits.softmax(0).tolist() == pytest.approx(output.values, abs=1e-6)
+        assert output.best == max(range(3), key=output.values.__getitem__)
+
+
+def test_predictor_names_outputs_that_are_not_finite(checkpoint, folder):
+    loaded = Predictor(checkpoint)
+    torch.nn.init.constant_(loaded.model.classifier.bias, torch.nan)
+    (path, result), *_ = loaded.files([folder / "0.wav"])
+    assert str(result) == f"{path}: the model's outputs are not finite" and isinstance(result, PredictionError)

@@ -1,0 +1,162 @@
+"""Rows of a table of utterances: a label or a value, a speaker, and optional columns."""
+
+import difflib
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ser_fast._require import require
+from ser_fast.data.corpora.labels import merge_spellings
+from ser_fast.data.corpora.trees import quoted
+from ser_fast.data.sources import Source
+from ser_fast.data.utterance import PARTS, Corpus, Utterance
+
+SPEAKER = "speaker"
+TARGETS = ("label", "value")
+OPTIONAL = ("start", "end", "part")
+SCALE = "sentiment_scale"
+_LONGEST = 4096  # characters of a name; of a path on Linux
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table.
+
+    Args:
+        place: table and line, for messages.
+        cells: the value of each column, a text or a JSON value.
+        name: name of the file, from which that of the utterance is made.
+        path, source: the audio, as in :class:`ser_fast.data.utterance.Utterance`.
+    """
+
+    place: str
+    cells: dict[str, Any]
+    name: str
+    path: Path | None = None
+    source: Source | None = None
+
+
+def to_corpus(name: str, table: str, rows: Sequence[Row]) -> Corpus:
+    """Return the corpus of a table; its classes are sorted, and those that differ in case only are merged.
+
+    Args:
+        name: name of the corpus.
+        table: the table, for messages.
+        rows: its rows, with the columns ``speaker`` and ``label`` or ``value``, and ``start``, ``end``, ``part``
+            and ``sentiment_scale`` as in :func:`ser_fast.data.corpora.manifest.manifest`.
+
+    Raises:
+        ValueError: a cell is malformed; the message names the row, the column, the value and the constraint.
+    """
+    target = _target(rows)
+    utterances = [_utterance(row, target) for row in rows]
+    more = {SCALE: _scale(rows)} if target == "value" else {}
+    if target == "label":
+        utterances, more["notes"] = merge_spellings(utterances)
+    classes = sorted({utterance.label for utterance in utterances}) if target == "label" else []
+    try:
+        return Corpus(name, utterances, classes, **more)
+    except ValueError as error:
+        raise ValueError(f"{table}: {error}") from error
+
+
+def _utterance(row: Row, target: str) -> Utterance:
+    cells, place = row.cells, row.place
+    speaker, label, value = text(cells, SPEAKER, place), "", None
+    if target == "label":
+        label = text(cells, "label", place)
+    else:
+        value = _number(cells, "value", place, -math.inf, "a finite number")
+    start, end = (_optional_seconds(cells, column, place) for column in ("start", "end"))
+    least = start or 0.0
+    require(end is None or end > least, f"{place}: column 'end' is {end}", f"more than start, {least}")
+    whole = start is None and end is None
+    name = row.name if whole else f"{row.name}[{'' if start is None else start}:{'' if end is None else end}]"
+    part = _part(cells, place)
+    return Utterance(name, speaker, label, row.path, start, end, value=value, part=part, source=row.source)
+
+
+def _target(rows: Sequence[Row]) -> str:
+    """Return ``"label"`` or ``"value"``, whichever column the table has."""
+    target, other = ("value", "label") if "value" in rows[0].cells else ("label", "value")
+    for row in rows:
+        found = f"{row.place}: has {other!r} in a table of {target!r}"
+        require(other not in row.cells, found, "one of the two in the whole table")
+    return target
+
+
+def _scale(rows: Sequence[Row]) -> float:
+    """Return the sentiment scale that every row declares, 0 without one."""
+    found = [
+        0.0 if empty(row.cells.get(SCALE)) else _number(row.cells, SCALE, row.place, 1.0, "1 or 3") for row in rows
+    ]
+    for row, scale in zip(rows, found):
+        good = scale == found[0] and scale in (0, 1, 3)
+        require(good, f"{row.place}: column {SCALE!r} is {scale:g}", "1 in every row, 3 in every row, or left out")
+    return found[0]
+
+
+def closest(column: str, columns: Iterable[str]) -> str:
+    """Return `` (the closest is 'lable')``, or ``""`` if no column has a similar name."""
+    names = {name.lower(): name for name in columns}
+    return "".join(f" (the closest is {names[one]!r})" for one in difflib.get_close_matches(column, names, 1))
+
+
+def text(row: dict[str, Any], column: str, place: str) -> str:
+    """Return the text of a cell.
+
+    Raises:
+        ValueError: it is missing, empty, not a text or a whole number, or longer than the name of a file.
+    """
+    value = row.get(column)
+    # JSON speakers and labels are often numbers.
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    found = f"missing{closest(column, row)}" if value is None else quoted(value)
+    good = isinstance(value, str) and value.strip() != ""
+    require(good, f"{place}: column {column!r} is {found}", "a text that is not empty")
+    possible = len(value) <= _LONGEST and "\0" not in value and _encodes(value)
+    require(
+        possible, f"{place}: column {column!r} is {found}", f"at most {_LONGEST} characters that a file name can have"
+    )
+    return value.strip()
+
+
+def _encodes(value: str) -> bool:
+    """Return whether a text can be a file name; JSON may hold surrogates that no name has."""
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _part(row: dict[str, Any], place: str) -> str | None:
+    if empty(row.get("part")):
+        return None
+    part = text(row, "part", place)
+    require(part in PARTS, f"{place}: column 'part' is {quoted(part)}", f"one of {', '.join(PARTS)}")
+    return part
+
+
+def _optional_seconds(row: dict[str, Any], column: str, place: str) -> float | None:
+    return None if empty(row.get(column)) else _number(row, column, place, 0.0, "a number of seconds >= 0")
+
+
+def empty(value: Any) -> bool:
+    """Return whether a cell is empty."""
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _number(row: dict[str, Any], column: str, place: str, least: float, wanted: str) -> float:
+    value = row.get(column)
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    found = "missing" if value is None else quoted(value)
+    require(math.isfinite(number) and number >= least, f"{place}: column {column!r} is {found}", wanted)
+    return number

@@ -1,0 +1,183 @@
+"""Class probabilities, or values, of audio by a saved checkpoint."""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ser_fast.data.batches import pad
+from ser_fast.data.files import printable
+from ser_fast.data.wav import AudioError
+from ser_fast.prediction import stream
+from ser_fast.prediction.listing import listing
+from ser_fast.prediction.reading import Reader
+from ser_fast.prediction.stream import Found, Output
+from ser_fast.training import distributed
+from ser_fast.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from ser_fast.training.memory import is_out_of_memory
+
+
+class PredictionError(ValueError):
+    """The model has no finite output for audio, or it does not fit in memory."""
+
+
+class Scores(dict[str, float]):
+    """Class probabilities, or the ``value``, of a file; empty if the flag says that it holds nothing to predict.
+
+    Attributes:
+        flag: keys of ``ser_fast.data.flags.FLAGS``, such as "silent", separated by spaces: signs that the numbers
+            mean little; ``""`` for ordinary audio.
+    """
+
+    flag = ""
+
+
+Result = Scores | AudioError | PredictionError
+
+
+class Predictor:
+    """Predicts audio with a saved model.
+
+    Args:
+        checkpoint: a checkpoint, or a run folder, whose best one is taken.
+        batch_size: waves that go through the model together, at least 1.
+        device: "auto", "cpu" or "cuda".
+        threads: batches that go through a model on the CPU at a time, one thread each, which needs no waiting between
+            the threads and gives the same numbers for any number of them; None is one batch on torch's threads.
+
+    Attributes:
+        classes: names of the classes; empty for a regression.
+        names: names of the numbers of a result: the classes, or "value".
+        sample_rate: sampling rate of the waves, in hertz.
+        path: the checkpoint's file.
+
+    Raises:
+        CheckpointError: the file is no checkpoint, or the folder contains several runs.
+        ValueError: ``batch_size`` is below 1.
+
+    Example::
+
+        predictor = Predictor("runs/train")
+        for path, result in predictor.files(["speech.wav", "folder"]):
+            print(path, result)
+    """
+
+    def __init__(
+        self, checkpoint: Path | str, batch_size: int = 32, device: str = "auto", threads: int | None = None
+    ):
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        path = Path(checkpoint)
+        self.path = _best(path) if path.is_dir() else path
+        loaded = load_checkpoint(self.path)
+        self.device = distributed.device(device)
+        self.model: nn.Module = loaded.build(self.path).to(self.device)
+        self.classes = loaded.classes
+        self.names = loaded.classes or ["value"]
+        self.batch_size = batch_size
+        self.sample_rate: int = self.model.spectrogram.sample_rate
+        self._pool = None
+        if threads is not None and self.device.type == "cpu":
+            self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+        self._pooled = threading.local()
+        self.model.classifier.register_forward_pre_hook(lambda _, inputs: setattr(self._pooled, "last", inputs[0]))
+        self._shortest = _half_the_shortest(loaded, self.sample_rate)
+
+    def reader(self, segment: float | None = None, hop: float | None = None) -> Reader:
+        """Return a reader of audio for this model; see :class:`ser_fast.prediction.reading.Reader`."""
+        return Reader(self.sample_rate, self.model.spectrogram.win_length, self._shortest, segment, hop)
+
+    def files(
+        self, paths: Iterable[Path | str], report: Callable[[str], None] = lambda line: None
+    ) -> Iterator[tuple[Path, Result]]:
+        """Yield each file with its result.
+
+        Args:
+            paths: audio files, folders whose audio files are taken, or lists of files.
+            report: called with a sentence about the files of a folder that are passed over.
+
+        Yields:
+            The path, and a dict of class probabilities or of the ``value``, or the error of a file without a result.
+        """
+        reader = self.reader()
+        for found in stream.results(self.predict, stream.read_all(reader, listing(paths, report)), reader.chunk):
+            yield Path(found.item.file), self._result(found)
+
+    def predict(
+        self, waves: Sequence[Tensor | np.ndarray], embeddings: bool = False
+    ) -> list[Output | PredictionError]:
+        """Return the outputs for waves, which go through the model in batches of similar length.
+
+        Args:
+            waves: float32, or int16 with full scale 2^15, ``[N]`` each, at the model's sample rate.
+            embeddings: also return the input of the model's last layer.
+
+        Returns:
+            For each wave its output, or the reason why it has none.
+        """
+        tensors = [wave if isinstance(wave, Tensor) else torch.from_numpy(wave) for wave in waves]
+        order = sorted(range(len(tensors)), key=lambda i: -len(tensors[i]))  # threads end together: the longest first
+        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        run = map if self._pool is None else self._pool.map
+        outputs: dict[int, Output | PredictionError] = {}
+        results = run(lambda batch: self._outputs([tensors[i] for i in batch], embeddings), batches)
+        for batch, found in zip(batches, results):
+            outputs |= zip(batch, found)
+        return [outputs[i] for i in range(len(tensors))]
+
+    @torch.inference_mode()
+    def _outputs(self, waves: list[Tensor], embeddings: bool) -> list[Output | PredictionError]:
+        """Return the outputs for the waves of one batch; if they fail together, each is tried alone."""
+        try:
+            logits = self.model(*(tensor.to(self.device) for tensor in self._batch(waves)))
+            values = (logits.softmax(1) if self.classes else logits).cpu()
+            pooled = self._pooled.last.float().cpu().numpy() if embeddings else [None] * len(waves)
+        except (RuntimeError, MemoryError) as error:
+            if len(waves) == 1:
+                return [self._failure(waves[0], error)]
+            return [output for wave in waves for output in self._outputs([wave], embeddings)]
+        finite = values.isfinite().all(1).tolist()
+        return [
+            Output(row, vector) if good else PredictionError("the model's outputs are not finite")
+            for row, vector, good in zip(values.tolist(), pooled, finite)
+        ]
+
+    def _batch(self, waves: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return one padded batch, moved as int16 where all waves are."""
+        if all(wave.dtype == torch.int16 for wave in waves):
+            wave, lengths = pad(waves)
+            return wave.to(self.device).float().mul_(2.0**-15), lengths
+        return pad([wave.float() * 2.0**-15 if wave.dtype == torch.int16 else wave for wave in waves])
+
+    def _failure(self, wave: Tensor, error: Exception) -> PredictionError:
+        reason = (str(error) or "out of memory").splitlines()[0]
+        if is_out_of_memory(error):
+            reason = f"it does not fit in memory; cut the file into shorter ones ({reason})"
+        return PredictionError(f"{len(wave) / self.sample_rate:.1f} s cannot be predicted: {reason}")
+
+    def _result(self, found: Found) -> Result:
+        if found.error:
+            kind = AudioError if found.clip is None else PredictionError
+            return kind(f"{printable(found.item.file)}: {found.error}")
+        scores = Scores(zip(self.names, found.output.values)) if found.output else Scores()
+        scores.flag = found.clip.flag
+        return scores
+
+
+def _half_the_shortest(loaded: Checkpoint, sample_rate: int) -> float:
+    """Return half the samples of the shortest training utterance; 0 if the checkpoint, of any origin, lacks it."""
+    seconds = loaded.progress.get("shortest")
+    return seconds / 2 * sample_rate if isinstance(seconds, (int, float)) and 0 < seconds < 1e6 else 0.0
+
+
+def _best(folder: Path) -> Path:
+    """Return the best checkpoint of a run folder."""
+    best = folder / "best.safetensors"
+    runs = sorted(str(path.parent) for path in folder.glob("**/best.safetensors"))
+    if not best.is_file() and runs:
+        raise CheckpointError(f"{folder} is no run folder itself; it holds {', '.join(runs)}")
+    return best
