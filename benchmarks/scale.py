@@ -52,7 +52,7 @@ MODELS = {
     "BiGRU-MHA": lambda: ser_fast.BiGRUMHA(7),
 }
 
-# Of an H100, by its data sheet: multiprocessors, clock in hertz, float32 FLOP/s without tensor cores, bytes/s of PCIe 5.
+# An H100 by its data sheet: multiprocessors, clock in hertz, float32 FLOP/s without tensor cores, bytes/s of PCIe.
 MULTIPROCESSORS, CLOCK, FLOPS, PCIE = 132, 1.98e9, 67e12, 55e9
 
 
