@@ -127,9 +127,11 @@ def _write_parts(engine: Engine, folder: parts.Parts, report: Report, progress: 
                 yield from items
 
     def shown(results: Iterator[Found], part: Summary) -> Iterator[Found]:
+        files, last = now.files, None
         for found in results:
             yield found
-            progress(now.files + part.files, now.audio + part.audio)
+            files, last = files + (found.item is not last), found.item
+            progress(files, now.audio + part.audio)
 
     blocks = engine.read(missing())
     for first in blocks:

@@ -1,5 +1,6 @@
 """Ray on this machine: the same output as in one process, also if one of its processes is killed."""
 
+import json
 import os
 import signal
 import subprocess
@@ -165,3 +166,23 @@ def test_ray_stops_on_a_full_disk(checkpoint, listing, expected, tmp_path):
     _, error = run.process.communicate(timeout=120)
     assert run.process.returncode == 1 and "No space left on device; the 64 files of 1 finished part" in error
     assert "Started a local Ray" not in error
+
+
+def test_ray_command_of_the_docs(checkpoint, listing, tmp_path):
+    """A list in Parquet with names relative to its folder, which is not that of the processes of Ray."""
+    page = (Path(__file__).parents[2] / "docs/prediction.md").read_text()
+    (command,) = (
+        line for line in page.splitlines() if line.startswith("ser-fast predict") and "--engine=ray" in line
+    )
+    arrow = pytest.importorskip("pyarrow")
+    names = [name for name in listing.read_text().split() if name != "100.wav" and name != "199.wav"]
+    parquet.write_table(arrow.table({"path": names}), listing.with_name("list.parquet"))
+    words = (
+        command.replace("runs/emodb", str(checkpoint)).replace("results.parquet", str(tmp_path / "a.jsonl")).split()
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    run = [sys.executable, "-m", "ser_fast", *words[1:]]
+    subprocess.run(run, cwd=listing.parent, env=environment, check=True, capture_output=True)
+    rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert [row["file"] for row in rows] == names and not any(row["error"] for row in rows)
+    assert rows[0].keys() >= {"label", "p_x", "p_y", "p_z"}
