@@ -88,11 +88,15 @@ def test_storage_refuses_what_does_not_fit(utterances, tmp_path, monkeypatch):
     needs = r"cache is memory, but the corpus needs 1 MB and 1 MB are available; it must be disk or none"
     with pytest.raises(ValueError, match=needs):
         opened(utterances, "memory", tmp_path)
-    with pytest.raises(ValueError, match=r"cache_dir is .*/cache, where 1 MB are free and the corpus needs 1 MB; it"):
+    with pytest.raises(
+        ValueError, match=r"cache_dir is .*/cache, where 1 MB can be written and the corpus needs 1 MB; it"
+    ):
         opened(utterances, "disk", tmp_path)
     with pytest.raises(ValueError, match="cache_dir is"):
         opened(utterances, "memory", tmp_path, processes=2)
-    assert isinstance(opened(utterances, "auto", tmp_path)[1], FileWaves) and not (tmp_path / "cache").exists()
+    _, waves, _, lines = opened(utterances, "auto", tmp_path)
+    assert isinstance(waves, FileWaves) and not (tmp_path / "cache").exists()
+    assert lines[0].endswith("read from the files in every epoch; 1 MB fit neither in memory nor on disk")
 
 
 def test_storage_auto_takes_a_finished_cache(utterances, tmp_path, monkeypatch):
@@ -139,6 +143,8 @@ def test_storage_chooses_workers(monkeypatch):
     assert [Storage(workers=-1).readers(kind) for kind in ("disk", "none")] == [0, 7]
     assert [Storage(workers=3).readers(kind) for kind in ("disk", "none")] == [3, 3]
     assert [Storage(processes=count).readers("none") for count in (2, 4, 8)] == [3, 1, 1]
+    monkeypatch.setattr(storage.os, "cpu_count", lambda: 64)
+    assert Storage().readers("none") == 8
 
 
 def test_default_cache_dir_is_the_users(monkeypatch):
