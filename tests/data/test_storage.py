@@ -51,6 +51,13 @@ def test_storage_gives_the_waves_that_are_read(utterances, tmp_path, kind):
     assert re.fullmatch(rf"9 utterances, 0\.0 min: {where[kind]}", lines[0]) and len(lines) == 1
 
 
+def test_storage_in_memory_is_int16_where_it_can(utterances, tmp_path):
+    """The line before the reading says what the waves then take."""
+    waves = opened(utterances, "memory", tmp_path)[1].waves
+    assert [wave.itemsize for wave in waves] == [2, 2, 4, 4, 2, 2, 4, 4, 2]
+    assert sum(wave.nbytes for wave in waves) == sum(one.bytes for one in storage.scan(utterances, 16000))
+
+
 @pytest.mark.parametrize("kind", ["memory", "disk", "none"])
 def test_storage_skips_unreadable_files(utterances, tmp_path, kind):
     (tmp_path / "0.wav").write_text("no audio")
