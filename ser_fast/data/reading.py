@@ -116,12 +116,26 @@ def _unchanged(item: object) -> object:
 
 @contextlib.contextmanager
 def _own_signals() -> Iterator[None]:
-    """Keep the handler of SIGCHLD: the loader's raises an error wherever the main thread is when a worker ends."""
-    main = threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD")
-    before = signal.getsignal(signal.SIGCHLD) if main else None
+    """Start workers without the loader's handler of SIGCHLD, and without losing an interrupt.
+
+    That handler raises an error wherever the main thread is when a worker ends. An interrupt between a fork and its
+    hooks would be raised inside these, which ignore errors; it comes after the context instead. Workers ignore it.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # that a process with threads forks; see above
+        warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)  # the same, by JAX
         warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # more workers than cores
-        yield
-    if main:
-        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        interrupts: list[int] = []
+        kept = {signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: interrupts.append(1))}
+        if hasattr(signal, "SIGCHLD"):
+            kept[signal.SIGCHLD] = signal.getsignal(signal.SIGCHLD)
+        try:
+            yield
+        finally:
+            for number, handler in kept.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    if interrupts:
+        signal.raise_signal(signal.SIGINT)

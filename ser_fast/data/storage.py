@@ -20,6 +20,7 @@ from ser_fast.data.waves import FileWaves, MemoryWaves, Waves, pack
 
 CACHES = ("auto", "memory", "disk", "none")
 _SHARE = 0.25  # of the available memory, which a corpus may take under "auto"
+_MOST_WORKERS = 8  # that are started unasked
 _SPARE = 1 << 30  # of the disk, which a cache leaves free under "auto"
 
 
@@ -57,7 +58,7 @@ class Storage:
         """Return the number of processes that read for this one."""
         if self.workers >= 0 or cache != "none":  # a read of the page cache is faster than its way between processes
             return max(self.workers, 0)
-        return max(1, (os.cpu_count() or 1) // self.processes - 1)
+        return min(max(1, (os.cpu_count() or 1) // self.processes - 1), _MOST_WORKERS)
 
     def budget(self, memory: float) -> float:
         """Return the bytes that a corpus may take of so many that are available."""
@@ -85,9 +86,8 @@ class Storage:
             if needed <= self.budget(memory) and not together:
                 return "memory"
             return "disk" if needed + _SPARE <= disk else "none"
-        found = (
-            f"cache_dir is {printable(self.folder)}, where {size(disk)} are free and the corpus needs {size(needed)}"
-        )
+        found = f"cache_dir is {printable(self.folder)}, where {size(disk)} can be written"
+        found += f" and the corpus needs {size(needed)}"
         require(needed <= disk, found, "a folder on another disk, or cache must be none")
         return "disk"
 
@@ -134,13 +134,15 @@ def open_waves(
         samples, needed = sum(one.samples for one in known), sum(one.bytes for one in known)
         memory, disk = available_memory(), free_disk(storage.folder) + (cache.written() if cache else 0)
         chosen = storage.choose(needed, memory, disk)
-    where = {
-        "memory": f"{size(needed)} in memory (budget {size(storage.budget(memory))})" if chosen == "memory" else "",
-        "disk": f"{size(needed)} on disk in {printable(storage.folder)}",
-        "none": "read from the files in every epoch",
-    }
-    shared = f", one copy for {storage.processes} processes" if chosen == "disk" and storage.processes > 1 else ""
-    report(f"{len(utterances)} utterances, {_duration(samples / sample_rate)}: {where[chosen]}{shared}")
+    if chosen == "memory":
+        where = f"{size(needed)} in memory (budget {size(storage.budget(memory))})"
+    elif chosen == "disk":
+        shared = f", one copy for {storage.processes} processes" if storage.processes > 1 else ""
+        where = f"{size(needed)} on disk in {printable(storage.folder)}{shared}"
+    else:
+        reason = f"; {size(needed)} fit neither in memory nor on disk" if storage.cache == "auto" else ""
+        where = f"read from the files in every epoch{reason}"
+    report(f"{len(utterances)} utterances, {_duration(samples / sample_rate)}: {where}")
     if chosen == "memory":
         return _in_memory(utterances, sample_rate, skip_bad, needed, report)
     if chosen == "none":

@@ -60,7 +60,7 @@ class TrainConfig:
             it. Several processes share one copy on disk.
         cache_dir: folder of the caches on disk; "" is ser_fast/corpora in $XDG_CACHE_HOME or ~/.cache.
         workers: processes that read audio ahead under "disk" and "none"; -1 is 0 for "disk", and for "none" one for
-            each core but one.
+            each core but one, at most 8.
         device: "auto", "cpu" or "cuda"; under torchrun each process takes its own GPU.
 
     Raises:

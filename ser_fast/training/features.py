@@ -31,18 +31,18 @@ class CachedFeatures:
         """Return the features ``[D]`` of some utterances.
 
         Args:
-            waves: float32 ``[n]`` each, on the CPU.
+            waves: float32 ``[n]`` each, on the CPU; only those without cached features are read.
             index: position of each utterance in the part.
             speeds: speed factor of each utterance; 1 by default.
         """
         speeds = speeds or [1.0] * len(index)
-        return [self._row(wave, self.numbers[i], speed) for wave, i, speed in zip(waves, index, speeds)]
+        return [self._row(waves, place, self.numbers[i], speeds[place]) for place, i in enumerate(index)]
 
-    def _row(self, wave: Tensor, number: int, speed: float) -> Tensor:
+    def _row(self, waves: Sequence[Tensor], place: int, number: int, speed: float) -> Tensor:
         def compute(names: list[str]) -> dict[str, Tensor]:
             device = next(self.model.parameters()).device
             with torch.no_grad():
-                found = self.model.utterance_features(change_speed(wave, speed).to(device), names)
+                found = self.model.utterance_features(change_speed(waves[place], speed).to(device), names)
             return {name: values.cpu() for name, values in found.items()}
 
         key = number, speed, self.model.front_end

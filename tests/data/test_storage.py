@@ -51,6 +51,13 @@ def test_storage_gives_the_waves_that_are_read(utterances, tmp_path, kind):
     assert re.fullmatch(rf"9 utterances, 0\.0 min: {where[kind]}", lines[0]) and len(lines) == 1
 
 
+def test_storage_in_memory_is_int16_where_it_can(utterances, tmp_path):
+    """The line before the reading says what the waves then take."""
+    waves = opened(utterances, "memory", tmp_path)[1].waves
+    assert [wave.itemsize for wave in waves] == [2, 2, 4, 4, 2, 2, 4, 4, 2]
+    assert sum(wave.nbytes for wave in waves) == sum(one.bytes for one in storage.scan(utterances, 16000))
+
+
 @pytest.mark.parametrize("kind", ["memory", "disk", "none"])
 def test_storage_skips_unreadable_files(utterances, tmp_path, kind):
     (tmp_path / "0.wav").write_text("no audio")
@@ -88,11 +95,15 @@ def test_storage_refuses_what_does_not_fit(utterances, tmp_path, monkeypatch):
     needs = r"cache is memory, but the corpus needs 1 MB and 1 MB are available; it must be disk or none"
     with pytest.raises(ValueError, match=needs):
         opened(utterances, "memory", tmp_path)
-    with pytest.raises(ValueError, match=r"cache_dir is .*/cache, where 1 MB are free and the corpus needs 1 MB; it"):
+    with pytest.raises(
+        ValueError, match=r"cache_dir is .*/cache, where 1 MB can be written and the corpus needs 1 MB; it"
+    ):
         opened(utterances, "disk", tmp_path)
     with pytest.raises(ValueError, match="cache_dir is"):
         opened(utterances, "memory", tmp_path, processes=2)
-    assert isinstance(opened(utterances, "auto", tmp_path)[1], FileWaves) and not (tmp_path / "cache").exists()
+    _, waves, _, lines = opened(utterances, "auto", tmp_path)
+    assert isinstance(waves, FileWaves) and not (tmp_path / "cache").exists()
+    assert lines[0].endswith("read from the files in every epoch; 1 MB fit neither in memory nor on disk")
 
 
 def test_storage_auto_takes_a_finished_cache(utterances, tmp_path, monkeypatch):
@@ -139,6 +150,8 @@ def test_storage_chooses_workers(monkeypatch):
     assert [Storage(workers=-1).readers(kind) for kind in ("disk", "none")] == [0, 7]
     assert [Storage(workers=3).readers(kind) for kind in ("disk", "none")] == [3, 3]
     assert [Storage(processes=count).readers("none") for count in (2, 4, 8)] == [3, 1, 1]
+    monkeypatch.setattr(storage.os, "cpu_count", lambda: 64)
+    assert Storage().readers("none") == 8
 
 
 def test_default_cache_dir_is_the_users(monkeypatch):

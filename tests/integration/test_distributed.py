@@ -286,7 +286,7 @@ def test_killed_process_ends_all_and_run_resumes(corpus, tmp_path):
     script.write_text(SCRIPT)
     done = torchrun(script, *options(corpus, whole))
     assert (done.returncode, done.stderr) == (0, "")
-    for line in ("cgru epoch   1/3", "cgru epoch   3/3", "report: "):
+    for line in ("on disk in", "one copy for 2 processes", "cgru epoch   1/3", "cgru epoch   3/3", "report: "):
         assert done.stdout.count(line) == 1, done.stdout
     killed = torchrun(script, *options(corpus, parts), KILLED="1")
     # torchrun's own signal may come first.

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 from safetensors.torch import load_file
 
-from ser_fast.data import cache
+from ser_fast.data import cache, waves
 from ser_fast.data.dataset import load_dataset
 from ser_fast.training import cross_validation
 from ser_fast.training.config import TrainConfig, run_folder, run_options
@@ -68,6 +68,13 @@ def test_training_is_the_same_from_every_cache(voices, tmp_path, model, augment,
         for kind, workers in kinds
     ]
     assert all(one == found[0] for one in found)
+
+
+def test_cached_features_read_no_waves(voices, tmp_path, monkeypatch):
+    read, original = [], waves.read_utterance
+    monkeypatch.setattr(waves, "read_utterance", lambda one, rate: (read.append(one.path), original(one, rate))[1])
+    train(config(tmp_path / "run", voices, model="functionals", cache="none", workers=2))
+    assert len(read) == len(set(read)) == 30
 
 
 def test_interrupted_run_resumes_from_another_cache(voices, tmp_path):
