@@ -91,11 +91,6 @@ def summarise(errors: Iterable[object]) -> list[str]:
     return Tally(errors).lines()
 
 
-def by_reason(messages: Iterable[str]) -> list[str]:
-    """Return :meth:`Tally.by_reason` of errors."""
-    return Tally(messages).by_reason()
-
-
 def unreadable(errors: Iterable[AudioError], total: int, left: str = "") -> UnreadableError:
     """Return the error for a corpus with unreadable utterances.
 

@@ -38,19 +38,18 @@ def read_groups(waves: Sequence[Tensor], groups: Sequence[Sequence[int]]) -> Ite
             yield [waves[i] for i in group]
         return
     reader = _Reader(waves, workers)
-    loader = DataLoader(
-        reader,
-        batch_size=None,
-        sampler=groups,
-        num_workers=workers,
-        collate_fn=_unchanged,
-        prefetch_factor=_AHEAD,
-        multiprocessing_context=_START,
-        worker_init_fn=_begin,
-        generator=torch.Generator(),  # for seeds that the workers do not use; the default would change later draws
-    )
     with _own_signals():
-        batches = iter(loader)
+        batches = iter(DataLoader(
+            reader,
+            batch_size=None,
+            sampler=groups,
+            num_workers=workers,
+            collate_fn=_unchanged,
+            prefetch_factor=_AHEAD,
+            multiprocessing_context=_START,
+            worker_init_fn=_begin,
+            generator=torch.Generator(),  # for the workers' seeds; by default it would change the numbers of the run
+        ))  # fmt: skip
     for _ in groups:
         try:
             found = next(batches)
@@ -122,6 +121,7 @@ def _own_signals() -> Iterator[None]:
     before = signal.getsignal(signal.SIGCHLD) if main else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # that a process with threads forks; see above
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # more workers than cores
         yield
     if main:
         signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)

@@ -17,7 +17,7 @@ from ser_fast.prediction.listing import listing
 from ser_fast.prediction.reading import Reader
 from ser_fast.prediction.stream import Found, Output
 from ser_fast.training import distributed
-from ser_fast.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from ser_fast.training.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from ser_fast.training.memory import is_out_of_memory
 
 
@@ -71,8 +71,7 @@ class Predictor:
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-        path = Path(checkpoint)
-        self.path = _best(path) if path.is_dir() else path
+        self.path = find_checkpoint(checkpoint)
         loaded = load_checkpoint(self.path)
         self.device = distributed.device(device)
         self.model: nn.Module = loaded.build(self.path).to(self.device)
@@ -172,12 +171,3 @@ def _half_the_shortest(loaded: Checkpoint, sample_rate: int) -> float:
     """Return half the samples of the shortest training utterance; 0 if the checkpoint, of any origin, lacks it."""
     seconds = loaded.progress.get("shortest")
     return seconds / 2 * sample_rate if isinstance(seconds, (int, float)) and 0 < seconds < 1e6 else 0.0
-
-
-def _best(folder: Path) -> Path:
-    """Return the best checkpoint of a run folder."""
-    best = folder / "best.safetensors"
-    runs = sorted(str(path.parent) for path in folder.glob("**/best.safetensors"))
-    if not best.is_file() and runs:
-        raise CheckpointError(f"{folder} is no run folder itself; it holds {', '.join(runs)}")
-    return best

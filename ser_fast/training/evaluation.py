@@ -154,8 +154,9 @@ def evaluate(config: EvaluateConfig, report: Callable[[str], None] = lambda line
         outputs = _outputs(model.to(device), task, chosen.dataset, config, device)
         labels, index = chosen.dataset.labels, range(len(chosen.dataset.labels))
         folder.write("predictions.csv", to_csv(described(chosen.dataset, index, task, outputs), checkpoint.classes))
+        trained = f" (trained on {origin.name})" if origin.name else ""
         summary = {
-            "protocol": f"{_subject(path, checkpoint, origin)} on {_object(config, corpus, mapped, chosen)}",
+            "protocol": f"{checkpoint.model} of {path}{trained} on {_evaluated(config, corpus, mapped, chosen)}",
             "notice": chosen.notice,
             "data": corpus.name,
             "model": checkpoint.model,
@@ -275,12 +276,7 @@ def _outputs(model: nn.Module, task: Task, dataset: Dataset, config: EvaluateCon
     return outputs
 
 
-def _subject(path: Path, checkpoint: Checkpoint, origin: Origin) -> str:
-    """Return ``cgru of runs/emodb/best.safetensors (trained on emodb)``."""
-    return f"{checkpoint.model} of {path}" + (f" (trained on {origin.name})" if origin.name else "")
-
-
-def _object(config: EvaluateConfig, corpus: Corpus, mapped: dict[str, str | None], chosen: Chosen) -> str:
+def _evaluated(config: EvaluateConfig, corpus: Corpus, mapped: dict[str, str | None], chosen: Chosen) -> str:
     """Return the corpus, its utterances, and how they were chosen and decided, as a phrase."""
     labels, classes, count = chosen.dataset.labels, chosen.dataset.classes, len(set(chosen.dataset.speakers))
     said = [

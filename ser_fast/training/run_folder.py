@@ -86,7 +86,7 @@ class RunFolder:
         except (ValueError, RecursionError, OSError) as error:
             self._refuse(f", whose config.json is not readable JSON ({error})")
         if not isinstance(before, dict) or not self.required <= before.keys():
-            self._refuse(", whose config.json is not of a run")
+            self._refuse(", whose config.json is not of such a run")
         changed = {name for name in before.keys() | self.options.keys() if before.get(name) != self.options.get(name)}
         changed -= self.free
         changed -= {name for name in changed & self.may_grow if _grew(before.get(name), self.options.get(name))}

@@ -245,7 +245,8 @@ def test_train_stops_at_bad_files_or_skips_them(voices, tmp_path):
     assert not (tmp_path / "out").exists()
     skipped = ser_fast_command(*options, "--skip_bad")
     assert skipped.returncode == 0 and "skipped 2 unreadable utterances" in skipped.stdout
-    assert len(json.loads((tmp_path / "out" / "summary.json").read_text())["skipped"]) == 2
+    left_out = json.loads((tmp_path / "out" / "summary.json").read_text())["skipped"]
+    assert len(left_out) == 2 and (tmp_path / "out" / "unreadable.txt").read_text().splitlines() == left_out
 
 
 BAD_COMMANDS = {

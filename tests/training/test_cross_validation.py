@@ -319,6 +319,8 @@ def test_cross_validation_reads_utterances_once(voices, tmp_path, monkeypatch):
     result = cross_validate(skipping, TINY, Folds("speakers", 2), lines.append)
     assert len(read) == len(set(read)) == 31
     assert len(result["skipped"]) == 1 and "bad.wav" in result["skipped"][0]
+    for folder in (tmp_path, tmp_path / "seed0" / "fold02"):
+        assert (folder / "unreadable.txt").read_text() == f"{result['skipped'][0]}\n"
     for fold in ("fold01", "fold02"):
         assert json.loads((tmp_path / "seed0" / fold / "summary.json").read_text())["skipped"] == result["skipped"]
     assert any(re.fullmatch(r"read \d+ of 31 utterances", line) for line in lines)

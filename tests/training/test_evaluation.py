@@ -248,7 +248,7 @@ def test_evaluate_keeps_other_results(run, voices, tmp_path):
         ValueError, match=r"which contains a run with different .*checkpoint.*; it must be a new folder"
     ):
         evaluate(EvaluateConfig(str(run), out=tmp_path))
-    with pytest.raises(ValueError, match=r"config.json is not of a run"):
+    with pytest.raises(ValueError, match=r"config.json is not of such a run"):
         evaluate(EvaluateConfig(str(run), out=run))
 
 

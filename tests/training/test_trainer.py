@@ -228,8 +228,8 @@ def test_trainer_refuses_a_folder_in_use(dataset, tmp_path):
     [
         ("thesis.txt", "ten years of work", "which holds other files"),
         (".thesis.tmp", "ten years of work", "which holds other files"),
-        ("config.json", '{"name": "other project"}', "whose config.json is not of a run"),
-        ("config.json", "[1]", "whose config.json is not of a run"),
+        ("config.json", '{"name": "other project"}', "whose config.json is not of such a run"),
+        ("config.json", "[1]", "whose config.json is not of such a run"),
         ("config.json", '{"epochs": 1', "whose config.json is not readable JSON"),
         ("config.json", '{"epochs": 3, "seed": 0}', "which contains a run with different augment, balance, .*"),
     ],
