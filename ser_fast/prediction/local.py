@@ -104,10 +104,11 @@ def run(config: PredictConfig, report: Report, progress: Progress) -> Outcome:
             folder = stack.enter_context(parts.Parts(config.out, engine.columns, engine.options()))
         if distributed.from_rank_0(lambda: folder.joined):
             return Outcome(distributed.from_rank_0(folder.remove), Summary())
-        with distributed.agreed():
-            count, now = _write_parts(engine, folder, report, progress)
+        # Not agreed(): an error of one process ends all at once, not when the others are done with their parts.
+        count, now = _write_parts(engine, folder, report, progress)
+        others = distributed.gather(now)[1:]
         whole = distributed.from_rank_0(lambda: folder.join(count))
-        for other in distributed.gather(now)[1:]:
+        for other in others:
             now.merge(other)
     now.wall = perf_counter() - begin
     return Outcome(whole, now)

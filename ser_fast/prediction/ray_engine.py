@@ -63,7 +63,7 @@ def run(config: PredictConfig, report: Report, progress: Progress) -> Outcome:
                 if not folder.done(number, items):
                     yield _Part(number, items)
 
-        rounds = iter(_rounds(missing()))
+        rounds = _rounds(missing())
         first = next(rounds, [])
         with _ray(start=bool(first)):
             for todo in itertools.chain([first], rounds):
@@ -145,8 +145,8 @@ def _actors(config: PredictConfig, resources: dict[str, float]) -> tuple[int, st
     device = "cuda" if config.device == "cuda" or (config.device == "auto" and gpus) else "cpu"
     require(device == "cpu" or gpus > 0, "device is cuda", "auto or cpu, for Ray has no GPU")
     require(cpus >= 2, f"Ray has {cpus} cores", "a cluster of 2 or more, for reading and the model")
-    most = gpus if device == "cuda" else cpus - 1
-    actors = (gpus if device == "cuda" else cpus // 2) if config.actors is None else config.actors
+    most = min(gpus, cpus - 1) if device == "cuda" else cpus - 1  # a core each, and one for reading
+    actors = (most if device == "cuda" else cpus // 2) if config.actors is None else config.actors
     require(1 <= actors <= most, f"actors is {actors}", f"in 1..{most} on this cluster")
     return actors, device
 

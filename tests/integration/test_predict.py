@@ -149,3 +149,17 @@ def test_predict_under_torchrun_refuses_once(checkpoint, files):
     assert refused.returncode != 0 and refused.stdout == ""
     assert refused.stderr.count("ser-fast: out is missing under torchrun; it must be given\n") == 1, refused.stderr
     assert refused.stderr.count("ser-fast: ") == 1
+
+
+@pytest.mark.thorough
+def test_predict_under_torchrun_ends_with_the_first_error(checkpoint, files, tmp_path):
+    """The second part, which the second process takes, has changed since the first run."""
+    out = tmp_path / "out.csv"
+    with started(script(tmp_path, 0.3), "predict", checkpoint, files, f"--out={out}", "--workers=0") as process:
+        wait_for(lambda: len(list(Path(f"{out}.parts").glob("0*.json"))) >= 2)
+        process.kill()
+    (files / "0025.wav").rename(files / "0025b.wav")
+    refused = torchrun(script(tmp_path), "predict", checkpoint, files, f"--out={out}")
+    changed = f"the listing changed after 25 files: '{files / '0025b.wav'}', before '{files / '0025.wav'}'"
+    assert refused.returncode != 0 and refused.stderr.count(changed) == 1, refused.stderr
+    assert not out.exists()

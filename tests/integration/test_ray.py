@@ -30,7 +30,9 @@ from ser_fast.prediction import config, parts, ray_engine
 from ser_fast.prediction.run import run
 ray_engine.cores = lambda: 2
 parts.FILES = 64
-checkpoint, listing, out, engine, full = sys.argv[1:]
+checkpoint, listing, out, engine, full, at_once = sys.argv[1:]
+
+ray_engine._PARTS_AT_ONCE = int(at_once)
 
 def progress(files, seconds):
     print("files", files, flush=True)
@@ -67,10 +69,20 @@ def listing(tmp_path_factory) -> Path:
 class Run:
     """A run in a process of its own, whose Ray processes are known by a variable in their environment."""
 
-    def __init__(self, checkpoint: Path, listing: Path, out: Path, engine: str, full: int = 1000):
+    def __init__(self, checkpoint: Path, listing: Path, out: Path, engine: str, full: int = 1000, at_once: int = 9):
         self.mark = f"SER_FAST_RAY_TEST={out}"
         name, value = self.mark.split("=")
-        command = [sys.executable, "-c", SCRIPT, str(checkpoint), listing.name, str(out), engine, str(full)]
+        command = [
+            sys.executable,
+            "-c",
+            SCRIPT,
+            str(checkpoint),
+            listing.name,
+            str(out),
+            engine,
+            str(full),
+            str(at_once),
+        ]
         environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | {name: value}
         self.process = subprocess.Popen(
             command, cwd=listing.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -133,7 +145,7 @@ def test_ray_survives_a_killed_process(checkpoint, listing, expected, tmp_path, 
 
 
 def test_ray_resumes_after_a_kill(checkpoint, listing, expected, tmp_path):
-    """SIGKILL to the driver ends all of Ray; the same command goes on with the parts that are missing."""
+    """SIGKILL to the driver ends all of Ray; the same command makes the missing parts, two at a time."""
     out = tmp_path / "out.parquet"
     run = Run(checkpoint, listing, out, "ray")
     run.files(80)
@@ -145,7 +157,7 @@ def test_ray_resumes_after_a_kill(checkpoint, listing, expected, tmp_path):
         assert time.monotonic() < end, "workers of Ray are left"
         time.sleep(0.1)
     assert not out.exists()
-    assert Run(checkpoint, listing, out, "ray").end() == "now 136 whole 200 2"
+    assert Run(checkpoint, listing, out, "ray", at_once=2).end() == "now 136 whole 200 2"
     assert out.read_bytes() == expected
 
 

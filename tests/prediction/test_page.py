@@ -15,8 +15,11 @@ from ser_fast import cli
 PAGE = (Path(__file__).parents[2] / "docs/prediction.md").read_text()
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
 
+# torchrun and Ray have tests of their own.
+HERE = [line for line in COMMANDS if "ser-fast predict" in line and "--engine=ray" not in line]
 
-@pytest.mark.parametrize("command", [line for line in COMMANDS if "torchrun" not in line and "ray" not in line])
+
+@pytest.mark.parametrize("command", HERE)
 def test_page_commands_run(command, checkpoint, folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     os.makedirs("runs/emodb")
@@ -37,4 +40,4 @@ def test_page_commands_run(command, checkpoint, folder, tmp_path, monkeypatch, c
 
 
 def test_page_has_commands():
-    assert len(COMMANDS) >= 4
+    assert len(HERE) >= 4

@@ -98,6 +98,7 @@ def test_ray_engine_refuses_bad_options(options, message):
         ({"CPU": 2.0}, {}, (1, "cpu")),
         ({"CPU": 64.0}, {}, (32, "cpu")),
         ({"CPU": 64.0, "GPU": 8.0}, {}, (8, "cuda")),
+        ({"CPU": 4.0, "GPU": 8.0}, {}, (3, "cuda")),
         ({"CPU": 64.0, "GPU": 8.0}, {"device": "cpu", "actors": 63}, (63, "cpu")),
         ({"CPU": 64.0, "GPU": 8.0}, {"device": "cuda", "actors": 3}, (3, "cuda")),
         ({"CPU": 1.0}, {}, "Ray has 1 cores; it must be a cluster of 2 or more"),
