@@ -87,6 +87,7 @@ def wait_for(condition, seconds: float = 60.0) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="there is no /proc")
+@pytest.mark.thorough
 def test_predict_resumes_after_a_kill(checkpoint, files, tmp_path):
     """All processes end with the killed one; the same command gives what an uninterrupted one gives."""
     whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"

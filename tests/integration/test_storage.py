@@ -106,6 +106,7 @@ def test_killed_process_leaves_a_cache_that_resumes(data, tmp_path):
     assert all((wave == other).all() for wave, other in zip(dataset.waves, whole.waves, strict=True))
 
 
+@pytest.mark.thorough
 def test_full_disk_ends_in_one_sentence(data, tmp_path):
     limited = (
         "import resource, sys; from ser_fast.cli import main;"
@@ -123,6 +124,7 @@ def test_full_disk_ends_in_one_sentence(data, tmp_path):
     assert process.returncode == 0 and said == "" and "resuming after 24 of 60 utterances" in output
 
 
+@pytest.mark.thorough
 def test_workers_end_with_their_run(data, tmp_path):
     """However the run ends, none of its processes is left, and the same command resumes at once."""
     words = command(data, tmp_path / "run", cache="none", workers=2, epochs=500, validation="none")

@@ -90,6 +90,7 @@ def test_interrupted_run_resumes_from_another_cache(voices, tmp_path):
     assert train(config(tmp_path / "cut", voices, cache="none", workers=1)) == whole
 
 
+@pytest.mark.thorough
 def test_cross_validation_in_processes_reads_once(voices, tmp_path, monkeypatch):
     """The parent makes the cache, also with skip_bad, and its processes read nothing else."""
     corpus = tmp_path / "corpus"
