@@ -130,6 +130,8 @@ def open_audio(
     if name.lower().endswith(".raw"):
         raise AudioError(f"{name}: not readable as audio: a .raw file has no header")
     try:
+        # Opening a pipe would wait for a process that writes to it.
+        require(isinstance(audio, Source) or not audio.is_fifo(), f"{name}: is a pipe", "a file", AudioError)
         with opened(audio) as file:
             _refuse_damage(name, file)
     except FileNotFoundError as error:

@@ -1,5 +1,6 @@
 """Reading in processes beside the model."""
 
+import contextlib
 import itertools
 import multiprocessing
 import os
@@ -89,8 +90,10 @@ class _Pool:
             RuntimeError: they end at once.
         """
         try:
-            self.executor.submit(int).result()
-        except BrokenProcessPool as error:
+            with _interrupts_blocked():
+                first = self.executor.submit(int)
+            first.result()
+        except (BrokenProcessPool, EOFError) as error:  # EOFError if the server of the processes cannot fork
             fix = 'a script must call this below `if __name__ == "__main__":`, or set workers to 0'
             raise RuntimeError(
                 f"workers is {self.processes}, and these processes end at their start; {fix}"
@@ -106,6 +109,19 @@ class _Pool:
 
     def close(self) -> None:
         self.executor.shutdown(wait=False, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Delay an interrupt; processes started here inherit this, and so print no traceback while they import."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _ordered(pool: _Pool, items: Iterator[Item], size: int, processes: int) -> Iterator[Read]:

@@ -130,6 +130,14 @@ def test_read_audio_refuses_missing_files_and_folders(tmp_path):
         read_audio(tmp_path)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without named pipes")
+def test_read_audio_refuses_pipes(tmp_path):
+    """Opening one would wait for ever."""
+    os.mkfifo(tmp_path / "a.wav")
+    with pytest.raises(AudioError, match=r"a\.wav: is a pipe; it must be a file"):
+        read_audio(tmp_path / "a.wav")
+
+
 @pytest.mark.parametrize("name", ["a.wav", "a.mp3", "a.raw"])
 def test_read_audio_refuses_text(tmp_path, name):
     (tmp_path / name).write_text("no audio at all\n" * 20)

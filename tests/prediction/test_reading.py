@@ -128,6 +128,25 @@ def test_read_beside_goes_on_after_a_kill(folder, monkeypatch):
     assert not any(block.error for block in found)
 
 
+def test_pool_processes_leave_interrupts_to_the_parent():
+    pool = workers._Pool(READER, 1)
+    try:
+        pool.start()
+        assert signal.SIGINT in pool.executor.submit(signal.pthread_sigmask, signal.SIG_BLOCK, ()).result()
+        assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    finally:
+        pool.close()
+
+
+def test_read_beside_names_workers_that_cannot_start(folder, monkeypatch):
+    def fail(*_):
+        raise EOFError
+
+    monkeypatch.setattr(workers.ProcessPoolExecutor, "submit", fail)
+    with pytest.raises(RuntimeError, match="workers is 2, and these processes end at their start"):
+        next(workers.read_beside(READER, files(folder, 100), 2))
+
+
 def test_read_names_files_without_memory(monkeypatch):
     def read_audio(*_):
         raise MemoryError
