@@ -10,6 +10,7 @@ from ser_fast.data.files import printable, write_atomically
 from ser_fast.data.wav import AudioError
 
 _SHOWN = 5
+_NUMBER = r"(?<![a-z])\d+(\.\d+)?(e[+-]?\d+)?"  # not that of .mp3
 _PULL = "; run `git lfs pull` in its repository"
 POINTER = f"a Git LFS pointer instead of audio{_PULL}"
 LIST = "unreadable.txt"  # in the folder of a run that left files out
@@ -51,7 +52,7 @@ class Tally:
         self.count += 1
         if len(self.first) < _SHOWN:
             self.first.append(message)
-        self.reasons[re.sub(r"\d+(\.\d+)?", "N", message.partition(": ")[2] or message)] += 1
+        self.reasons[re.sub(_NUMBER, "N", message.partition(": ")[2] or message)] += 1
 
     def merge(self, other: "Tally") -> None:
         """Count the errors of another tally."""

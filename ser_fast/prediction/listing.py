@@ -116,8 +116,9 @@ def _columns(name: str) -> Iterable[str]:
     suffix = os.path.splitext(name)[1].lower()
     if suffix == ".parquet":
         return _parquet(name).schema_arrow.names
-    first = next(itertools.islice(_rows(name), 1), None)
-    return first[1].keys() if first and isinstance(first[1], dict) else ()
+    rows = (row for _, row in _rows(name) if isinstance(row, dict))
+    # Each object of a .jsonl has its own keys; the rows of the others have the same.
+    return set(itertools.chain.from_iterable(rows if suffix == ".jsonl" else itertools.islice(rows, 1)))
 
 
 def _of_folder(name: str, report: Callable[[str], None]) -> Iterator[Item]:

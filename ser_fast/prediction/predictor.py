@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ser_fast._require import require
 from ser_fast.data.batches import pad
 from ser_fast.data.files import printable
 from ser_fast.data.wav import AudioError
@@ -87,8 +88,16 @@ class Predictor:
         self._shortest = _half_the_shortest(loaded, self.sample_rate)
 
     def reader(self, segment: float | None = None, hop: float | None = None) -> Reader:
-        """Return a reader of audio for this model; see :class:`ser_fast.prediction.reading.Reader`."""
-        return Reader(self.sample_rate, self.model.spectrogram.win_length, self._shortest, segment, hop)
+        """Return a reader of audio for this model; see :class:`ser_fast.prediction.reading.Reader`.
+
+        Raises:
+            ValueError: ``segment`` or ``hop`` is shorter than a frame of the model.
+        """
+        frame: int = self.model.spectrogram.win_length
+        for name, seconds in (("segment", segment), ("hop", hop)):
+            good = seconds is None or seconds * self.sample_rate >= frame
+            require(good, f"{name} is {seconds}", f"at least {frame / self.sample_rate} s, a frame of the model")
+        return Reader(self.sample_rate, frame, self._shortest, segment, hop)
 
     def files(
         self, paths: Iterable[Path | str], report: Callable[[str], None] = lambda line: None

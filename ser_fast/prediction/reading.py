@@ -44,7 +44,7 @@ class Reader:
         shortest: samples below which a clip is flagged as short.
         segment: seconds of a segment; None takes each item as one clip.
         hop: seconds from the start of a segment to that of the next.
-        block: seconds of a recording that are read for its segments at a time.
+        block: seconds of segments that are in memory at a time.
     """
 
     sample_rate: int
@@ -63,7 +63,7 @@ class Reader:
         """Return the clips of a block of an item, and whether a block follows.
 
         Segments start every ``hop``; the last ones end with the audio, and are left out below half of ``segment``,
-        except the first. A block is the segments of some minutes; without ``segment`` it is the whole item.
+        except the first. A block is segments of some minutes together; without ``segment`` it is the whole item.
 
         Args:
             item: the item.
@@ -81,7 +81,7 @@ class Reader:
         begin, end = item.start or 0.0, duration(item.file) if item.end is None else item.end
         hop = self.segment if self.hop is None else self.hop
         count = 1 + max(0, math.floor((end - begin - self.segment / 2) / hop + 1e-6))
-        size = max(1, int(self.block / hop))
+        size = max(1, int(self.block / self.segment))  # clips that overlap take memory each
         numbers = range(block * size, min(block * size + size, count))
         start, stop = begin + numbers[0] * hop, begin + numbers[-1] * hop + self.segment
         # The end of the file is not named: the length of an MP3 may be an estimate.

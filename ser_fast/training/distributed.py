@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from ser_fast._require import require
 from ser_fast._torch_compat import import_compiler
 from ser_fast.backends import dispatch, state, tuned
 
@@ -51,8 +52,14 @@ def share() -> slice:
 
 
 def device(name: str) -> torch.device:
-    """Return the device of this process for "auto", "cpu" or "cuda"."""
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+    """Return the device of this process for "auto", "cpu" or "cuda".
+
+    Raises:
+        ValueError: "cuda" without a GPU.
+    """
+    available = torch.cuda.is_available()
+    require(available or name != "cuda", "device is cuda", "auto or cpu, for torch finds no GPU")
+    if name == "cpu" or not available:
         return torch.device("cpu")
     if world() == 1:
         return torch.device("cuda")

@@ -59,6 +59,11 @@ def test_summarise_shows_few_errors_whole():
     assert len(many) == 12 and many[-1] == "15 other reasons"
 
 
+def test_tally_takes_reasons_that_differ_in_numbers_as_one():
+    tally = Tally(f"{value}.mp3: the largest sample is {value}; not as in .mp3" for value in (3, 1e30, 2.5))
+    assert tally.by_reason() == ["3 the largest sample is N; not as in .mp3"]
+
+
 def test_tally_counts_errors_as_they_come():
     tally = Tally()
     for number in range(1000):

@@ -67,6 +67,12 @@ def test_listing_reads_lists(suffix, tmp_path):
     assert check([str(path)]) == (suffix != ".txt")
 
 
+def test_check_finds_spans_of_later_objects(tmp_path):
+    path = tmp_path / "list.jsonl"
+    path.write_text('[]\n{"file": "a.wav"}\n{"file": "a.wav", "end": 1}\n')
+    assert check([str(path)])
+
+
 @pytest.mark.parametrize(
     ("line", "error"),
     [

@@ -79,3 +79,19 @@ def test_predictor_names_outputs_that_are_not_finite(checkpoint, folder):
     torch.nn.init.constant_(loaded.model.classifier.bias, torch.nan)
     (path, result), *_ = loaded.files([folder / "0.wav"])
     assert str(result) == f"{path}: the model's outputs are not finite" and isinstance(result, PredictionError)
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [({"segment": 0.001}, "segment is 0.001"), ({"segment": 4, "hop": 1e-9}, "hop is 1e-09")],
+)
+def test_predictor_refuses_segments_below_a_frame(checkpoint, options, found):
+    """A tiny hop would give segments without end."""
+    with pytest.raises(ValueError, match=f"{found}; it must be at least 0.*, a frame of the model"):
+        Predictor(checkpoint).reader(**options)
+
+
+def test_predictor_refuses_cuda_without_a_gpu(checkpoint, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="device is cuda; it must be auto or cpu"):
+        Predictor(checkpoint, device="cuda")

@@ -54,6 +54,12 @@ def test_reader_cuts_segments(segment, hop, item, expected, seconds, noise):
             assert np.array_equal(clip.samples, pack(whole)) and clip.seconds == len(whole) / RATE
 
 
+def test_reader_bounds_overlapping_segments(noise):
+    """A block holds so many seconds of segments, however much these overlap."""
+    blocks = list(read_all(Reader(RATE, 640, 0.0, 2.0, 0.1, block=6.0), [Item(noise)]))
+    assert {len(block.clips) for block in blocks[:-1]} == {3} and sum(len(block.clips) for block in blocks) == 91
+
+
 def test_reader_gives_nothing_to_predict_for_silence(tmp_path):
     path = tmp_path / "a.wav"
     soundfile.write(path, np.zeros(RATE), RATE)
