@@ -4,7 +4,7 @@ The folder of a corpus holds
 
     waves    the waves, one after the other, little-endian, int16 where that is lossless, else float32
     index    a line of JSON for each utterance: ``[number, samples, bytes of a sample, CRC-32]`` in the order of the
-             waves, or ``[number, error message]``
+             waves, or ``[number, error message]``; the CRC-32 starts from the number, so it proves both
     lock     held by the process that writes
     making   the index while it is being written; renamed when the cache is complete
 
@@ -35,15 +35,16 @@ from ser_fast.data.utterance import Utterance
 from ser_fast.data.wav import AudioError
 from ser_fast.data.waves import Waves, pack
 
-_VERSION = 1
+_VERSION = 2
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TYPES = {2: np.dtype("<i2"), 4: np.dtype("<f4")}
 
 
 class Row(NamedTuple):
-    """Place of a wave: offset in bytes, number of samples, bytes of a sample, CRC-32."""
+    """Place of a wave: offset in bytes, number of the utterance, samples, bytes of a sample, CRC-32."""
 
     offset: int
+    number: int
     samples: int
     width: int
     checksum: int
@@ -73,7 +74,7 @@ class DiskWaves(Waves):
             wave = np.fromfile(self.path, _TYPES[row.width], row.samples, offset=row.offset)
         except OSError as error:
             raise AudioError(f"{self.names[i]}: the cache cannot be read ({error.strerror}); {again}") from error
-        if len(wave) != row.samples or zlib.crc32(wave) != row.checksum:
+        if len(wave) != row.samples or zlib.crc32(wave, row.number) != row.checksum:
             raise AudioError(f"{self.names[i]}: the cache is damaged; {again}")
         return wave
 
@@ -154,10 +155,10 @@ class Cache:
             for number, wave in zip(left, results, strict=True):
                 rows[number] = wave
                 if not isinstance(wave, AudioError):
-                    rows[number] = Row(end, len(wave), wave.itemsize, zlib.crc32(wave))
+                    rows[number] = Row(end, number, len(wave), wave.itemsize, zlib.crc32(wave, number))
                     end += wave.nbytes
                     _write(waves, wave)
-                    _write(making, _line(number, *rows[number][1:]))
+                    _write(making, _line(*rows[number][1:]))
             errors = _errors(rows)
             if errors and not skip_bad:
                 return rows
@@ -178,8 +179,7 @@ class Cache:
         written, end, whole = self.written(), 0, 0
         for line in path.read_bytes().splitlines(keepends=True) if path.is_file() else ():
             try:
-                number, *values = json.loads(line)
-                row = AudioError(*values) if len(values) == 1 else Row(end, *values)
+                number, row = _parse(line, end)
                 after = end if isinstance(row, AudioError) else end + row.samples * row.width
                 if after > written or not line.endswith(b"\n"):
                     break
@@ -208,6 +208,22 @@ class Cache:
 
 def _errors(rows: Sequence[Row | AudioError | None]) -> list[int]:
     return [number for number, row in enumerate(rows) if isinstance(row, AudioError)]
+
+
+def _parse(line: bytes, offset: int) -> tuple[int, Row | AudioError]:
+    """Return the number and the row of a line of an index.
+
+    Raises:
+        ValueError, TypeError: the line is damaged.
+    """
+    number, *values = json.loads(line)
+    row = AudioError(*values) if len(values) == 1 else Row(offset, number, *values)
+    sound = number >= 0
+    if isinstance(row, Row):
+        sound = all(isinstance(value, int) and value >= 0 for value in row) and row.width in _TYPES
+    if not sound:
+        raise ValueError(line)
+    return number, row
 
 
 def _line(*values: int | str) -> bytes:

@@ -10,7 +10,7 @@ import soundfile
 import torch
 
 from ser_fast.data import cache
-from ser_fast.data.audio import read_corpus
+from ser_fast.data.audio import read_corpus, read_utterance
 from ser_fast.data.cache import Cache, DiskWaves
 from ser_fast.data.utterance import Utterance
 from ser_fast.data.wav import AudioError
@@ -117,6 +117,24 @@ def test_damaged_wave_is_an_error_when_used(utterances, tmp_path, monkeypatch):
     made.cache.waves.unlink()
     with pytest.raises(AudioError, match="u4: the cache cannot be read"):
         waves[4]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(b"[5,", b"[4,"), (b" 2, ", b" 3, "), (b" 2, ", b" 2e999, "), (b"[5, ", b"[5, 9"), (b"[5,", b"[-5,")],
+)
+def test_damaged_index_gives_no_other_wave(utterances, tmp_path, monkeypatch, before, after):
+    made = Made(tmp_path, utterances, monkeypatch)
+    index = made.cache.index.read_bytes()
+    assert before in index
+    made.cache.index.write_bytes(index.replace(before, after, 1))
+    again = Made(tmp_path, utterances, monkeypatch)
+    waves = DiskWaves(again.cache.waves, again.rows, again.names)
+    for number in range(len(utterances)):
+        try:
+            assert torch.equal(waves[number], read_utterance(utterances[number], 16000))
+        except AudioError as error:
+            assert "the cache is damaged" in str(error)
 
 
 def test_cache_key_changes_with_the_files(utterances, tmp_path):
