@@ -29,6 +29,12 @@ NAMES = ["angry/bob/1.wav", "angry/eve/2.flac", "calm/bob/3.wav", "calm/eve/4.fl
 
 
 @pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """Keep the copies that datasets makes of Parquet files out of the user's cache."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "arrow")
+
+
+@pytest.fixture(autouse=True)
 def quiet():
     datasets.disable_progress_bars()
 
@@ -103,7 +109,19 @@ def in_dataset(folder: Path, tmp_path: Path) -> str:
     return f"hf:{saved(tmp_path / 'voices', listed, label=label)}"
 
 
-@pytest.mark.parametrize("made", [in_tar, in_dataset])
+def in_parquet(folder: Path, tmp_path: Path) -> str:
+    for number, some in enumerate((NAMES[:2], NAMES[2:])):
+        found = datasets.Dataset.from_list(rows(folder, some)).cast_column("audio", datasets.Audio(decode=False))
+        found.to_parquet(made_folder(tmp_path / "voices") / f"train-{number:05}-of-00002.parquet")
+    return f"hf:{tmp_path / 'voices'}"
+
+
+def made_folder(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.mark.parametrize("made", [in_tar, in_dataset, in_parquet])
 def test_archive_equals_the_folder(folder, tmp_path, made):
     corpus, plain = load_corpus(made(folder, tmp_path)), load_corpus(str(folder))
     assert (corpus.name, corpus.classes, corpus.speakers) == ("voices", ["angry", "calm"], ["bob", "eve"])
@@ -341,8 +359,11 @@ def test_dataset_refuses_bad_columns(folder, tmp_path, row, message):
 def test_dataset_refuses_other_folders(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="nope"):
         load_corpus(f"hf:{tmp_path}/nope")
-    with pytest.raises(ValueError, match=r"is not readable as a dataset .*; it must be what save_to_disk wrote"):
+    with pytest.raises(ValueError, match=r"is not readable as a dataset .*; it must be what datasets' save_to_disk"):
         load_corpus(f"hf:{folder}")
+    (made_folder(tmp_path / "torn") / "train.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"torn' is not readable as a dataset"):
+        load_corpus(f"hf:{tmp_path}/torn")
     datasets.Dataset.from_dict({"audio": ["x"], "label": ["y"]}).save_to_disk(tmp_path / "plain")
     with pytest.raises(ValueError, match=r"has 0 columns of the feature Audio among audio, label; it must be one"):
         load_corpus(f"hf:{tmp_path}/plain")

@@ -1,4 +1,4 @@
-"""A corpus that Hugging Face ``datasets`` saved on disk."""
+"""A corpus that Hugging Face ``datasets`` saved on disk, as Arrow or as Parquet."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ser_fast._require import require
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     import pyarrow
 
 _PURPOSE = "a corpus of Hugging Face datasets"
-_STATE = "state.json"
 _LABELS = ("label", "emotion")
 _SPEAKERS = (SPEAKER, "speaker_id")
 _NAMES = ("file", "name", "id")
@@ -29,10 +29,10 @@ _PARTS = {"train": "train", "valid": "valid", "validation": "valid", "dev": "val
 
 @dataclass(frozen=True)
 class ArrowRow(Source):
-    """The audio in one row of a saved dataset; the columns are memory-mapped, so only what is read is loaded.
+    """The audio in one row of an Arrow file, which is memory-mapped, so only what is read is loaded.
 
     Args:
-        container: ``state.json`` of the dataset, which changes when it is saved again.
+        container: the file.
         name: name for messages.
         column: name of the column of audio.
         row: index of the row.
@@ -51,12 +51,15 @@ class ArrowRow(Source):
     def open(self) -> BinaryIO:
         """Open the bytes in the memory-mapped column."""
         pyarrow = import_extra("pyarrow", _PURPOSE, "scale")
-        content = _column(self.container.parent, self.column)[self.row]["bytes"]
+        content = _column(self.container, self.column)[self.row]["bytes"]
         return pyarrow.BufferReader(content.as_buffer())
 
 
 def hugging_face(root: str | PathLike[str]) -> Corpus:
-    """Return the utterances of a dataset that ``save_to_disk`` wrote; no audio is read.
+    """Return the utterances of a dataset that ``save_to_disk`` wrote, or of a folder of Parquet files.
+
+    No audio is decoded. The library copies Parquet to Arrow once, into its own cache (``HF_DATASETS_CACHE``), and
+    names the splits by the files' names, such as ``train-00000-of-00002.parquet``.
 
     A ``DatasetDict`` of several splits is the corpus's own division; their names must be ``train``, ``validation``
     (or ``valid``, ``dev``) and ``test``. One column has the feature ``Audio``, with bytes or the path of a file.
@@ -73,13 +76,13 @@ def hugging_face(root: str | PathLike[str]) -> Corpus:
         ImportError: datasets is not installed.
         ValueError: it is no saved dataset, or a column is missing or malformed; the message names the column or row.
     """
-    root = require_folder(root, "what datasets' save_to_disk wrote")
+    wanted = "what datasets' save_to_disk wrote, or a folder of Parquet files"
+    root = require_folder(root, wanted)
     library = import_extra("datasets", _PURPOSE, "scale")
     try:
-        loaded = library.load_from_disk(str(root))
-    except (FileNotFoundError, OSError, ValueError, KeyError) as error:
+        loaded = _load(library, root)
+    except (OSError, ValueError, KeyError, library.exceptions.DatasetGenerationError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        wanted = "what save_to_disk wrote; of Parquet files, save datasets.load_dataset(FOLDER).save_to_disk(NEW)"
         raise ValueError(f"{str(root)!r} is not readable as a dataset ({reason}); it must be {wanted}") from error
     single = isinstance(loaded, library.Dataset)
     splits = {"": loaded} if single else dict(loaded)
@@ -95,6 +98,18 @@ def hugging_face(root: str | PathLike[str]) -> Corpus:
     return to_corpus(root.resolve().name, str(root), rows)
 
 
+def _load(library: ModuleType, root: Path) -> datasets.Dataset | datasets.DatasetDict:
+    if not any(root.rglob("*.parquet")):
+        return library.load_from_disk(str(root))
+    shown = library.is_progress_bar_enabled()
+    library.disable_progress_bars()
+    try:
+        return library.load_dataset(str(root))
+    finally:
+        if shown:
+            library.enable_progress_bars()
+
+
 def _rows(folder: Path, dataset: datasets.Dataset, name: str, part: str | None) -> list[Row]:
     features, place = dataset.features, str(folder)
     audio = [column for column, feature in features.items() if type(feature).__name__ == "Audio"]
@@ -102,6 +117,9 @@ def _rows(folder: Path, dataset: datasets.Dataset, name: str, part: str | None) 
     require(len(audio) == 1, found, "one; dataset.cast_column('audio', datasets.Audio()) makes it")
     cells = _cells(place, dataset, part)
     paths, has_bytes = _fields(dataset.data.column(audio[0]))
+    files = [Path(file["filename"]) for file in dataset.cache_files]
+    stored = [(file, row) for file in files for row in range(len(_column(file, audio[0])))]
+    require(len(stored) == len(dataset), f"{place} has {len(dataset)} rows of {len(stored)}", "saved anew, with all")
     rows = []
     for index in range(len(dataset)):
         where = f"{name}[{index}]"
@@ -111,7 +129,8 @@ def _rows(folder: Path, dataset: datasets.Dataset, name: str, part: str | None) 
         require(has_bytes[index] or path, f"{where}: column {audio[0]!r} is empty", "bytes, or the path of a file")
         called = next((str(own.pop(column)) for column in _NAMES if column in own), path or where)
         if has_bytes[index]:
-            source = ArrowRow(folder / _STATE, where, audio[0], index)
+            file, row = stored[index]
+            source = ArrowRow(file, where, audio[0], row)
             rows.append(Row(where, own, called, source=source))
         else:
             rows.append(Row(where, own, called, Path(path)))
@@ -161,7 +180,7 @@ def _values(place: str, column: str, dataset: datasets.Dataset) -> list[Any]:
     return [feature.names[value] for value in values]
 
 
-@functools.lru_cache(maxsize=8)  # splits of a few corpora
-def _column(folder: Path, column: str) -> pyarrow.ChunkedArray:
-    datasets = import_extra("datasets", _PURPOSE, "scale")
-    return datasets.load_from_disk(str(folder)).data.column(column)
+@functools.lru_cache(maxsize=512)  # files of a few corpora
+def _column(file: Path, column: str) -> pyarrow.ChunkedArray:
+    pyarrow = import_extra("pyarrow", _PURPOSE, "scale")
+    return pyarrow.ipc.open_stream(pyarrow.memory_map(str(file))).read_all().column(column)
