@@ -351,9 +351,11 @@ def _predict(options) -> int:
         from ser_fast.reports.prediction import predict
 
         config = PredictConfig(**options.as_dict())
-    summary = predict(config, _warn)
+    summary = predict(config, (lambda line: None) if distributed.rank() else _warn)
     if not summary.failed:
         return 0
+    if distributed.rank():  # rank 0 names them
+        return 1
     found = f"{summary.failed} of {summary.files} files could not be predicted; their rows say why:"
     lines = summary.errors.by_reason() if config.out is None else summary.errors.lines()
     return _complain("\n  ".join([found, *lines]), 1)

@@ -76,6 +76,9 @@ def nothing_measured(tmp_path_factory):
     from ser_fast.backends import measured
 
     with pytest.MonkeyPatch.context() as patch:
+        # Matplotlib keeps the user's cache: its list of fonts takes seconds to make.
+        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        patch.setenv("MPLCONFIGDIR", os.environ.get("MPLCONFIGDIR") or os.path.join(cache, "matplotlib"))
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
         patch.setenv("SER_FAST_TUNED", "0")
         patch.setattr(measured, "FILE", tmp_path_factory.getbasetemp() / "measured.json")

@@ -20,7 +20,7 @@ def size(count: float) -> str:
 def free_disk(folder: Path) -> int:
     """Return the free bytes of the disk of a folder, which need not exist; 0 if it cannot be written."""
     folder = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    return shutil.disk_usage(folder).free if os.access(folder, os.W_OK) else 0
+    return shutil.disk_usage(folder).free if folder.is_dir() and os.access(folder, os.W_OK) else 0
 
 
 def available_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> float:

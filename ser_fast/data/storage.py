@@ -86,8 +86,10 @@ class Storage:
             if needed <= self.budget(memory) and not together:
                 return "memory"
             return "disk" if needed + _SPARE <= disk else "none"
-        found = f"cache_dir is {printable(self.folder)}, where {size(disk)} can be written"
-        found += f" and the corpus needs {size(needed)}"
+        reason = (
+            f"where {size(disk)} are free and the corpus needs {size(needed)}" if disk else "which cannot be written"
+        )
+        found = f"cache_dir is {printable(self.folder)}, {reason}"
         require(needed <= disk, found, "a folder on another disk, or cache must be none")
         return "disk"
 

@@ -129,7 +129,8 @@ class Parts:
         missing = sorted(set(range(count)) - numbers)
         if missing:
             raise OutputError(f"{self.folder}: part {missing[0]} is missing; the same command resumes")
-        temporary = self.out.with_name(f".{self.out.name}.{os.getpid()}.tmp")
+        # In the folder, where the next run removes what a killed one left.
+        temporary = self.folder / f".{self.out.name}.{os.getpid()}.tmp"
         try:
             formats.join(map(self._path, range(count)), temporary, self.out.suffix.lower(), self.columns)
             _sync(temporary)

@@ -56,6 +56,11 @@ def test_free_disk_of_a_folder_to_be_made(tmp_path, monkeypatch):
     assert free_disk(tmp_path / "not" / "yet") == 0
 
 
+def test_free_disk_of_a_folder_below_a_file(tmp_path):
+    (tmp_path / "file").touch()
+    assert free_disk(tmp_path / "file") == free_disk(tmp_path / "file" / "below") == 0
+
+
 def test_size_in_words():
     assert [size(n) for n in (0, 1, 1e6, 999e6, 1e9, 23.04e9)] == [
         "0 MB",

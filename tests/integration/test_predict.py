@@ -140,7 +140,7 @@ def test_predict_shares_parts_between_two_ranks(checkpoint, files, tmp_path):
     predict(script(tmp_path), "predict", checkpoint, files, f"--out={one}")
     shared = torchrun(script(tmp_path), "predict", checkpoint, files, f"--out={two}")
     assert shared.stdout.count(f"{two}: 200 rows of 200 files") == 1
-    assert shared.stderr.count("ser-fast: 1 of 200 files could not be predicted") == 1, shared.stderr
+    assert shared.stderr.count("1 of 200 files could not be predicted") == 1, shared.stderr
     assert two.read_bytes() == one.read_bytes()
 
 

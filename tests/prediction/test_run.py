@@ -193,6 +193,20 @@ def test_run_ends_an_interruption_after_joining(config, monkeypatch):
     assert config().out.read_bytes() == whole and not list(config().out.parent.glob("*.parts"))
 
 
+def test_run_leaves_nothing_of_a_join_beside_the_output(config, monkeypatch):
+    """The file that a killed run was joining lies in the folder of the parts, where the next run removes it."""
+    beside = []
+    join = parts.formats.join
+
+    def joined(*arguments):
+        join(*arguments)
+        beside.extend(path.name for path in config().out.parent.iterdir() if "out" in path.name)
+
+    monkeypatch.setattr(parts.formats, "join", joined)
+    run(config())
+    assert beside == ["out.jsonl.parts"]
+
+
 def test_run_keeps_parts_when_the_disk_is_full(config, monkeypatch):
     write, written = Writer.write, []
 
