@@ -101,16 +101,12 @@ def test_storage_refuses_what_does_not_fit(utterances, tmp_path, monkeypatch):
         opened(utterances, "disk", tmp_path)
     with pytest.raises(ValueError, match="cache_dir is"):
         opened(utterances, "memory", tmp_path, processes=2)
-<<<<<<< HEAD
     _, waves, _, lines = opened(utterances, "auto", tmp_path)
     assert isinstance(waves, FileWaves) and not (tmp_path / "cache").exists()
     assert lines[0].endswith("read from the files in every epoch; 1 MB fit neither in memory nor on disk")
-=======
-    assert isinstance(opened(utterances, "auto", tmp_path)[1], FileWaves) and not (tmp_path / "cache").exists()
     monkeypatch.setattr(storage, "free_disk", lambda folder: 0)
     with pytest.raises(ValueError, match=r"cache_dir is .*/cache, which cannot be written; it must be a folder on"):
         opened(utterances, "disk", tmp_path)
->>>>>>> breaker23
 
 
 def test_storage_auto_takes_a_finished_cache(utterances, tmp_path, monkeypatch):

@@ -18,12 +18,8 @@ COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) 
 # torchrun and Ray have tests of their own.
 HERE = [line for line in COMMANDS if "ser-fast predict" in line and "--engine=ray" not in line]
 
-<<<<<<< HEAD
 
 @pytest.mark.parametrize("command", HERE)
-=======
-@pytest.mark.parametrize("command", [line for line in COMMANDS if not re.search("^pip|^torchrun|=ray", line)])
->>>>>>> breaker23
 def test_page_commands_run(command, checkpoint, folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     os.makedirs("runs/emodb")
