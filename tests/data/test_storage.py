@@ -95,9 +95,7 @@ def test_storage_refuses_what_does_not_fit(utterances, tmp_path, monkeypatch):
     needs = r"cache is memory, but the corpus needs 1 MB and 1 MB are available; it must be disk or none"
     with pytest.raises(ValueError, match=needs):
         opened(utterances, "memory", tmp_path)
-    with pytest.raises(
-        ValueError, match=r"cache_dir is .*/cache, where 1 MB can be written and the corpus needs 1 MB; it"
-    ):
+    with pytest.raises(ValueError, match=r"cache_dir is .*/cache, where 1 MB are free and the corpus needs 1 MB; it"):
         opened(utterances, "disk", tmp_path)
     with pytest.raises(ValueError, match="cache_dir is"):
         opened(utterances, "memory", tmp_path, processes=2)
