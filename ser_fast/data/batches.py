@@ -103,7 +103,7 @@ class LengthSortedBatches:
             groups = [groups[position] for position in torch.randperm(len(groups), generator=generator).tolist()]
         own = [group[self.share] for group in groups]
         read = (Selected(self.waves, index) for index in own) if lazy else read_groups(self.waves, own)
-        for group, index, waves in zip(groups, own, read):
+        for waves, group, index in zip(read, groups, own):  # reading first, so that it comes to its own end
             wave, lengths = pad(waves if edit is None else edit(waves, index))
             yield Batch(wave, lengths, [self.labels[i] for i in index], index, len(group))
 

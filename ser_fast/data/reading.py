@@ -50,14 +50,18 @@ def read_groups(waves: Sequence[Tensor], groups: Sequence[Sequence[int]]) -> Ite
             worker_init_fn=_begin,
             generator=torch.Generator(),  # for the workers' seeds; by default it would change the numbers of the run
         ))  # fmt: skip
-    for _ in groups:
-        try:
-            found = next(batches)
-        except RuntimeError as error:
-            raise RuntimeError(reader.ended(str(error))) from error
-        if isinstance(found, Exception):
-            raise found
-        yield [torch.from_numpy(unpack(stored)) for stored in found]
+    try:
+        for _ in groups:
+            try:
+                found = next(batches)
+            except RuntimeError as error:
+                raise RuntimeError(reader.ended(str(error))) from error
+            if isinstance(found, Exception):
+                raise found
+            yield [torch.from_numpy(unpack(stored)) for stored in found]
+    finally:
+        with _own_signals():
+            del batches  # its __del__ joins the workers
 
 
 class _Reader:
@@ -116,10 +120,10 @@ def _unchanged(item: object) -> object:
 
 @contextlib.contextmanager
 def _own_signals() -> Iterator[None]:
-    """Start workers without the loader's handler of SIGCHLD, and without losing an interrupt.
+    """Start or end workers without the loader's handler of SIGCHLD, and without losing an interrupt.
 
-    That handler raises an error wherever the main thread is when a worker ends. An interrupt between a fork and its
-    hooks would be raised inside these, which ignore errors; it comes after the context instead. Workers ignore it.
+    That handler raises an error wherever the main thread is when a worker ends. An interrupt would be raised inside
+    the hooks of a fork or inside ``__del__``, which ignore errors; it comes after the context. Workers ignore it.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # that a process with threads forks; see above
