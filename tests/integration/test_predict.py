@@ -117,7 +117,7 @@ def test_predict_resumes_after_a_kill(checkpoint, files, tmp_path):
 @pytest.mark.thorough
 def test_predict_is_interrupted_with_one_line(checkpoint, files, tmp_path):
     out = tmp_path / "out.jsonl"
-    with started(script(tmp_path, 0.3), "predict", checkpoint, files, f"--out={out}", "--workers=1") as process:
+    with started(script(tmp_path, 3.0), "predict", checkpoint, files, f"--out={out}", "--workers=1") as process:
         wait_for(lambda: list(Path(f"{out}.parts").glob("0*.json")))
         process.send_signal(signal.SIGINT)
         said = process.stderr.read().decode()
