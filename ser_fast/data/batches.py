@@ -92,7 +92,7 @@ class LengthSortedBatches:
             generator: draws the order of the batches, and with ``bucket`` and ``balance`` their utterances; without
                 one the batches come from the shortest to the longest, not balanced.
             edit: called with the waves of a batch and their index; returns tensors ``[n]`` that take their place.
-            lazy: ``edit`` uses few of the waves, so that each is read, by this process, when it does.
+            lazy: read a wave, in this process, only when ``edit`` accesses it.
 
         Yields:
             :class:`Batch`.

@@ -1,4 +1,4 @@
-"""Where the waves of a corpus are kept while it is used: in memory, in a cache on disk, or in its files alone."""
+"""Choose and open the storage of a corpus: memory, a cache on disk, or its own files."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ _SPARE = 1 << 30  # of the disk, which a cache leaves free under "auto"
 
 @dataclass(frozen=True)
 class Storage:
-    """How a corpus is kept while it is used.
+    """Options of the storage of a corpus.
 
     Args:
         cache: "memory"; "disk", a file of decoded waves; "none", which decodes the files in every epoch; or "auto",

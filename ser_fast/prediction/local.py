@@ -25,7 +25,7 @@ Progress = Callable[[int, float], None]
 
 
 class Outcome(NamedTuple):
-    """What a run with an output file did.
+    """Counts of a run that wrote an output file.
 
     Attributes:
         whole: counts of the whole output, with those of interrupted runs.

@@ -1,4 +1,4 @@
-"""Where a corpus is kept, and that every place gives the same waves."""
+"""Memory, disk cache and files give the same waves; the choice follows the available memory and disk."""
 
 import re
 from pathlib import Path

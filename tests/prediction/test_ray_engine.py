@@ -36,7 +36,7 @@ def items(tmp_path_factory) -> list[Item]:
 
 @pytest.fixture
 def rows(engine, items, monkeypatch) -> list[dict]:
-    """What Ray returns for these files."""
+    """Return the rows of results that Ray gives for these files."""
     monkeypatch.setattr(ray_engine, "read_beside", lambda reader, items, **_: read_beside(reader, items, 0))
     monkeypatch.setattr(stream, "SAMPLES_AT_ONCE", 50_000)
     chunks = [
