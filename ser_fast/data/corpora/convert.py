@@ -47,7 +47,8 @@ def convert(
         improvised_only: IEMOCAP only: leave out the scripted dialogs, whose texts reveal the emotion.
 
     Returns:
-        The corpus as read back from the manifest, a table of its contents, and notes.
+        The corpus as read back from the manifest, a table of its contents, and notes. The manifest of IEMOCAP also
+        has the columns ``valence``, ``arousal`` and ``dominance``.
 
     Raises:
         ValueError: ``out`` is not a new ``.csv``, an option of another corpus is set, or the reader raises it.
@@ -93,4 +94,7 @@ def _notes(corpus: Corpus, left_out: dict[str, int]) -> list[str]:
     if left_out:
         most_first = sorted(left_out.items(), key=lambda item: -item[1])
         notes.append("left out: " + ", ".join(f"{count} {reason}" for reason, count in most_first))
+    values = list(dict.fromkeys(name for utterance in corpus.utterances for name in utterance.values))
+    if values:
+        notes.append(f"further columns, which --targets={','.join(values)} predicts: {', '.join(values)}")
     return notes
