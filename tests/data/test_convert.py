@@ -1,6 +1,7 @@
 """IEMOCAP, CH-SIMS and MOSI become manifests: from trees as their owners ship them, and from broken ones."""
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,20 @@ def test_convert_iemocap_keeps_the_values(iemocap, tmp_path):
         {"arousal": 3.5, "dominance": dominance} for dominance in (4.0, 3.7, 3.6, 4.0, 3.7)
     ]
     assert "arousal from 3.5 to 3.5; dominance from 3.6 to 4" in corpus.summary()
+
+
+def test_convert_iemocap_keeps_all_turns(iemocap, tmp_path):
+    waved(iemocap / "Session1" / "sentences" / "wav" / "Ses01F_impro01", "Ses01F_impro01_F001.wav")
+    waved(iemocap / "Session2" / "sentences" / "wav" / "Ses02M_script01_1b", "Ses02M_script01_1b_MXX0.wav")
+    corpus, *_, notes = convert("iemocap", iemocap, tmp_path / "all.csv", all_turns=True)
+    assert Counter(label for _, _, label in found(corpus)) == {
+        "neutral": 2, "excitement": 2, "happiness": 1, "anger": 1, "sadness": 1, "frustration": 1,
+        "no agreement of the annotators": 1,
+    }  # fmt: skip
+    assert not notes[0].startswith("left out")
+    happy = convert("iemocap", iemocap, tmp_path / "happy.csv", excited_as_happy=True, all_turns=True).corpus
+    assert "excitement" not in happy.classes and len(happy.utterances) == 9
+    assert len(load_corpus(str(tmp_path / "all.csv"), ["valence"]).utterances) == 9
 
 
 @pytest.mark.parametrize(

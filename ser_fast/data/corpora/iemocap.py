@@ -37,7 +37,10 @@ _WANTED = (
 
 
 def iemocap(
-    root: str | PathLike[str], excited_as_happy: bool = False, improvised_only: bool = False
+    root: str | PathLike[str],
+    excited_as_happy: bool = False,
+    improvised_only: bool = False,
+    all_turns: bool = False,
 ) -> tuple[Corpus, dict[str, int]]:
     """Return IEMOCAP's anger, happiness, neutral and sadness, and the number of turns left out for each reason.
 
@@ -50,6 +53,8 @@ def iemocap(
         root: ``IEMOCAP_full_release``.
         excited_as_happy: count excitement as happiness, as much of the literature does.
         improvised_only: leave out the scripted dialogs, whose texts reveal the emotion.
+        all_turns: keep the turns of other emotions, and those without agreement, under labels of their own; models of
+            the ratings are trained on all of them.
 
     Raises:
         FileNotFoundError: ``root`` is not a folder.
@@ -60,7 +65,7 @@ def iemocap(
     tables = sorted(path for path in root.glob("Session*/dialog/EmoEvaluation/*.txt") if path.name[0] != ".")
     require(bool(tables), f"root {str(root)!r} holds no Session*/dialog/EmoEvaluation/*.txt", _WANTED)
 
-    labels = {**LABELS, "exc": "happiness"} if excited_as_happy else LABELS
+    labels = (_OTHERS if all_turns else {}) | LABELS | ({"exc": "happiness"} if excited_as_happy else {})
     utterances, left_out = [], Counter()
     for table in tables:
         for turn in _turns(table):
@@ -77,8 +82,9 @@ def iemocap(
         utterance.path.relative_to(root).as_posix() for utterance in utterances if not utterance.path.is_file()
     ]
     refuse(missing, root, "missing", _WANTED)
+    order = [*LABELS.values(), *_OTHERS.values()]
     present = {utterance.label for utterance in utterances}
-    return Corpus("iemocap", utterances, [label for label in LABELS.values() if label in present]), left_out
+    return Corpus("iemocap", utterances, [label for label in order if label in present]), left_out
 
 
 def _turns(table: Path) -> list[re.Match]:
