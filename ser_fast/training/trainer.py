@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ser_fast._require import require
 from ser_fast._torch_compat import BatchNorm
 from ser_fast.data.augmentation import Augmentation, Augmenter, SpecAugment
 from ser_fast.data.batches import Batch, LengthSortedBatches
@@ -167,6 +168,9 @@ class Trainer:
         self.progress = Progress(dataset.digest(), parts=split.digest())
         self._compare_corpora()
         with distributed.agreed():
+            world = distributed.world()
+            alone = config.loss != "ccc" or world == 1
+            require(alone, f"loss is ccc in {world} processes, which share each batch", "l1 or mse")
             self.task = task_of(
                 dataset.classes, config.loss, config.label_smoothing,
                 sentiment_scale=dataset.sentiment_scale, targets=dataset.targets,
@@ -227,10 +231,6 @@ class Trainer:
             distributed.refuse(ValueError(
                 f"model is {self.config.model}, which normalises over batches; in {distributed.world()} processes it "
                 "must be one that does not"
-            ))  # fmt: skip
-        if self.config.loss == "ccc" and distributed.world() > 1:
-            distributed.refuse(ValueError(
-                f"loss is ccc in {distributed.world()} processes, which share each batch; it must be l1 or mse"
             ))  # fmt: skip
 
     def _stale(self) -> bool:
