@@ -245,6 +245,9 @@ def _add_convert(parser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the manifest, a .csv that does not exist yet")
     parser.add_argument("--excited_as_happy", action="store_true", help="IEMOCAP: count excitement as happiness")
     parser.add_argument("--improvised_only", action="store_true", help="IEMOCAP: leave out the scripted dialogs")
+    parser.add_argument(
+        "--all_turns", action="store_true", help="IEMOCAP: keep the turns of all emotions, not of four"
+    )
 
 
 def _add_evaluate(parser) -> None:

@@ -19,14 +19,14 @@ class Batch(NamedTuple):
     Attributes:
         wave: ``[B, N]``, zero past the lengths; or what ``edit`` in :meth:`LengthSortedBatches.epoch` made of them.
         lengths: ``[B]``, in samples.
-        labels: a class index, or a value, each.
+        labels: a class index, or a row of values, each.
         index: position of each utterance in the part.
         size: utterances of the whole batch; B is smaller, or 0, in a share.
     """
 
     wave: Tensor
     lengths: Tensor
-    labels: list[float]
+    labels: list
     index: list[int]
     size: int
 
@@ -51,7 +51,7 @@ class LengthSortedBatches:
 
     Args:
         waves: float32 ``[n]`` each; a list, or :class:`ser_fast.data.waves.Waves`, whose workers then read them.
-        labels: a class index, or a value, each.
+        labels: a class index, or a row of values, each.
         batch_size: utterances of a batch; the last one may have fewer.
         share: slice of each batch, sorted by length, that this rank receives; all of it by default.
         bucket: 0 sorts the whole part by length, which gives the same batches in every epoch; n draws n batches of
@@ -65,7 +65,7 @@ class LengthSortedBatches:
     def __init__(
         self,
         waves: Sequence[Tensor],
-        labels: Sequence[float],
+        labels: Sequence,
         batch_size: int,
         share: slice = slice(None),
         *,

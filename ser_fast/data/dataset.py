@@ -12,6 +12,7 @@ from ser_fast.data.corpora import Corpus, load_corpus
 from ser_fast.data.features import FeatureCache
 from ser_fast.data.splits import Split, split
 from ser_fast.data.storage import Storage, open_waves
+from ser_fast.data.utterance import VALUE
 from ser_fast.data.waves import Selected
 from ser_fast.data.waves import lengths as lengths_of
 
@@ -23,7 +24,8 @@ class Dataset:
     Args:
         name: name of the corpus.
         waves: float32 ``[n]`` each, at one sampling rate; a list, or :class:`ser_fast.data.waves.Waves`.
-        labels: an index into ``classes`` each, or a value each without classes.
+        labels: an index into ``classes`` each; without classes a row of values each, one for each target. A number
+            alone becomes a row of one.
         speakers: a name each.
         names: names of the utterances.
         classes: names of the classes; empty for a regression.
@@ -31,6 +33,7 @@ class Dataset:
         parts: the corpus's own division, "train", "valid" or "test" each; empty if it has none.
         passed_over: sentence about files in the corpus's folder that were not taken, or ``""``.
         sentiment_scale: 1 or 3 as in :class:`ser_fast.data.corpora.Corpus`, 0 if the labels are no sentiment.
+        targets: names of the values, as in :class:`ser_fast.data.corpora.Corpus`; empty with classes.
 
     Attributes:
         numbers: number of each utterance in the dataset that this one is a part of; 0, 1, ... in a whole dataset.
@@ -39,7 +42,7 @@ class Dataset:
 
     name: str
     waves: Sequence[Tensor]
-    labels: list[float]
+    labels: list[int] | list[tuple[float, ...]]
     speakers: list[str]
     names: list[str]
     classes: list[str]
@@ -47,11 +50,15 @@ class Dataset:
     parts: list[str] = field(default_factory=list)
     passed_over: str = ""
     sentiment_scale: float = 0.0
+    targets: list[str] = field(default_factory=list)
     numbers: list[int] = field(init=False, repr=False)
     features: FeatureCache = field(init=False, repr=False, compare=False, default_factory=FeatureCache)
 
     def __post_init__(self):
         self.numbers = list(range(len(self.waves)))
+        self.targets = [] if self.classes else list(self.targets) or [VALUE]
+        if not self.classes:
+            self.labels = [tuple(row) if isinstance(row, Sequence) else (row,) for row in self.labels]
 
     @property
     def lengths(self) -> Sequence[int]:
@@ -77,9 +84,12 @@ class Dataset:
         return split(self.speakers, self.labels, self.classes, self.parts, **held_out)
 
     def digest(self) -> str:
-        """Return a SHA-256 of names, speakers, labels and lengths in order and of the classes."""
-        rows = [*zip(self.names, self.speakers, self.labels, self.lengths)]
-        return hashlib.sha256(json.dumps([self.classes, rows]).encode()).hexdigest()
+        """Return a SHA-256 of names, speakers, labels and lengths in order and of the classes and the targets."""
+        single = self.targets == [VALUE]  # hashed as a number, without its name, as before there were others
+        labels = [row[0] for row in self.labels] if single else self.labels
+        rows = [*zip(self.names, self.speakers, labels, self.lengths)]
+        named = [] if self.classes or single else [self.targets]
+        return hashlib.sha256(json.dumps([self.classes, rows, *named]).encode()).hexdigest()
 
 
 def load_dataset(
@@ -123,15 +133,16 @@ def read_dataset(
         parts(kept),
         kept.passed_over,
         kept.sentiment_scale,
+        kept.targets,
     )
     return kept, dataset
 
 
-def labels(corpus: Corpus) -> list[float]:
-    """Return the class index of every utterance, or its value in a corpus without classes."""
+def labels(corpus: Corpus) -> list[int] | list[tuple[float, ...]]:
+    """Return the class index of every utterance, or the row of its values in a corpus without classes."""
     if corpus.classes:
         return [corpus.classes.index(utterance.label) for utterance in corpus.utterances]
-    return [utterance.value for utterance in corpus.utterances]
+    return [tuple(map(utterance.target, corpus.targets)) for utterance in corpus.utterances]
 
 
 def speakers(corpus: Corpus) -> list[str]:

@@ -31,7 +31,7 @@ class Split:
 
 def split(
     speakers: Sequence[str],
-    labels: Sequence[float],
+    labels: Sequence,
     classes: Sequence[str],
     parts: Sequence[str] = (),
     *,
@@ -49,7 +49,7 @@ def split(
 
     Args:
         speakers: speaker of each utterance.
-        labels: index into ``classes``, or a value, of each utterance.
+        labels: index into ``classes``, or a row of values, of each utterance.
         classes: names of the classes; empty for a regression.
         parts: the corpus's own division, "train", "valid" or "test" for each utterance; may be empty.
         test_speakers: speakers whose utterances are the test part.

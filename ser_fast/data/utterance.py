@@ -3,7 +3,8 @@
 import hashlib
 import math
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -13,7 +14,32 @@ from ser_fast.data.files import printable
 from ser_fast.data.sources import Source, identity, state
 
 PARTS = ("train", "valid", "test")
+VALUE = "value"  # name of the target of a corpus that names none
+# Columns of tables of utterances, predictions and results; a target of such a name would hide one.
+RESERVED = (
+    "file", "name", "speaker", "label", "group", "start", "end", "part", "sentiment_scale", "seconds", "truth",
+    "predicted", "flag", "error", "embedding",
+)  # fmt: skip
 _SHOWN = 20
+
+
+def check_targets(names: Sequence[str]) -> None:
+    """Refuse names of targets that a table of predictions cannot have as columns.
+
+    Raises:
+        ValueError: a name is empty, not printable, reserved or there twice.
+
+    Example:
+        >>> check_targets(["arousal", "valence"])
+        >>> check_targets(["speaker"])  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: targets names 'speaker'; it must be none of file, name, speaker, label, ...
+    """
+    for number, name in enumerate(names):
+        good = isinstance(name, str) and name.strip() == name != "" and printable(name) == name
+        require(good, f"targets names {name!r}", "a printable text without blanks around it")
+        require(name not in RESERVED, f"targets names {name!r}", f"none of {', '.join(RESERVED)}")
+        require(name not in names[:number], f"targets names {name!r} twice", "there once")
 
 
 @dataclass(frozen=True)
@@ -31,6 +57,7 @@ class Utterance:
         samples: float32 ``[N]``, instead of a file.
         sample_rate: sample rate, in hertz.
         value: the target of a regression.
+        values: further numbers by their names, such as arousal and valence, which a corpus may name as its targets.
         part: "train", "valid" or "test" in the corpus's own division.
         source: audio inside another file, such as a member of a tar archive, instead of a file.
     """
@@ -46,10 +73,15 @@ class Utterance:
     value: float | None = None
     part: str | None = None
     source: Source | None = None
+    values: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self):
         for name in ("name", "speaker", "label"):
             object.__setattr__(self, name, printable(getattr(self, name)))
+
+    def target(self, name: str) -> float | None:
+        """Return the number of this name, ``value`` itself for "value"; None if there is none."""
+        return self.value if name == VALUE else self.values.get(name)
 
     @property
     def audio(self) -> Path | Source | None:
@@ -85,11 +117,13 @@ class Corpus:
         notes: more sentences about how the corpus was read, such as classes that were merged.
         sentiment_scale: 1 if the values are sentiment from -1 to 1, as in CH-SIMS, 3 from -3 to 3, as in MOSI; shares
             such as Acc-2 are then measured. 0 for values of any other kind.
+        targets: names of the utterances' ``values`` that a regression predicts, in the order of the outputs; by
+            default "value", which is their ``value``. Empty in a corpus of classes.
 
     Raises:
         ValueError: the same section of a file occurs twice, so that it could be in the training and in the test part;
             a label is not among the classes, or has a value beside it; a value is missing or not finite; a part has
-            another name, or some utterances have none.
+            another name, or some utterances have none; a target has a reserved name.
     """
 
     name: str
@@ -98,12 +132,19 @@ class Corpus:
     passed_over: str = ""
     notes: tuple[str, ...] = ()
     sentiment_scale: float = 0.0
+    targets: list[str] = field(default_factory=list)
 
     def __post_init__(self):
         object.__setattr__(self, "name", printable(self.name))
         object.__setattr__(self, "classes", [printable(name) for name in self.classes])
-        scale, allowed = self.sentiment_scale, "0 in a corpus of classes" if self.classes else "0, 1 or 3"
-        good = scale in ((0,) if self.classes else (0, 1, 3))
+        if self.classes:
+            require(not self.targets, f"corpus {self.name!r} has the targets {self.targets}", "none beside classes")
+        else:
+            object.__setattr__(self, "targets", list(self.targets) or [VALUE])
+            check_targets(self.targets)
+        scaled = self.targets == [VALUE]
+        scale, allowed = self.sentiment_scale, "0, 1 or 3" if scaled else "0 in a corpus of classes or named targets"
+        good = scale in ((0, 1, 3) if scaled else (0,))
         require(good, f"corpus {self.name!r} has the sentiment_scale {scale}", allowed)
         seen: dict[tuple, str] = {}
         for utterance in self.utterances:
@@ -128,11 +169,13 @@ class Corpus:
             require(value is None, f"{place} value {value}", "None in a corpus of classes")
             require(label in self.classes, f"{place} label {label!r}", f"one of {', '.join(self.classes)}")
         else:
-            finite = value is not None and math.isfinite(value)
-            require(finite, f"{place} value {value}", "a finite number, for the corpus has no classes")
             require(not label, f"{place} label {label!r}", "empty beside a value")
-            end = self.sentiment_scale or math.inf
-            require(abs(value) <= end, f"{place} value {value}", f"in -{end:g}..{end:g}, the sentiment scale")
+        end = self.sentiment_scale or math.inf
+        for name in self.targets:
+            value = utterance.target(name)
+            finite = value is not None and math.isfinite(value)
+            require(finite, f"{place} {name} {value}", "a finite number, for the corpus has no classes")
+            require(abs(value) <= end, f"{place} {name} {value}", f"in -{end:g}..{end:g}, the sentiment scale")
         require(part in (None, *PARTS), f"{place} part {part!r}", f"one of {', '.join(PARTS)}")
 
     @property
@@ -147,13 +190,16 @@ class Corpus:
         if self.classes:
             lines.append(f"{_plural(len(self.classes), 'class')}: {_counts([u.label for u in self.utterances])}")
         else:
-            values = [utterance.value for utterance in self.utterances]
-            lines.append(f"values from {min(values):g} to {max(values):g}" if values else "no values")
+            lines.append("; ".join(map(self._range, self.targets)) if self.utterances else "no values")
         lines.append(f"{_plural(len(speakers), 'speaker')}: {_counts([u.speaker for u in self.utterances])}")
         pairs = {(utterance.speaker, utterance.label) for utterance in self.utterances}
         if 1 < len(pairs) == len(speakers) == len(self.classes):
             lines.append("each class has one speaker of its own, so a model can learn the speakers instead")
         return [*lines, *self.notes, *([self.passed_over] if self.passed_over else [])]
+
+    def _range(self, target: str) -> str:
+        values = [utterance.target(target) for utterance in self.utterances]
+        return f"{'values' if target == VALUE else target} from {min(values):g} to {max(values):g}"
 
 
 def _plural(count: int, noun: str) -> str:

@@ -139,12 +139,15 @@ def sentiment(runner: Runner) -> Result:
     else:
         summary = runner.cross_validate(name)
         runs, protocol, folds = summary["runs"], summary["protocol"], "folds"
-    shown = html.measures(runs[0]["metrics"])
+    shared = set.intersection(*(set(run["metrics"]) for run in runs))  # runs of older versions lack some measures
+    shown = {key: label for key, label in html.measures(runs[0]["metrics"]).items() if key in shared}
     spans = {key: metrics.interval([run["metrics"][key] for run in runs]) for key in shown}
     paper = published.SENTIMENT
 
     def given(corpus: str, key: str) -> str:
-        return f"{paper[corpus][key]:.3f}" if key in ("mae", "corr") else f"{paper[corpus][key]:.2f}"
+        if key not in paper[corpus]:
+            return published.NOT_GIVEN
+        return f"{paper[corpus][key]:.3f}" if key in metrics.AGREEMENT else f"{paper[corpus][key]:.2f}"
 
     rows = []
     for key, label in shown.items():
@@ -153,7 +156,7 @@ def sentiment(runner: Runner) -> Result:
             "one run" if span["low"] is None else " to ".join(html.number(key, span[e]) for e in ("low", "high"))
         )
         rows.append([label, html.number(key, span["mean"]), between, *(given(corpus, key) for corpus in paper)])
-    shares = [key for key in shown if key not in ("mae", "corr")]
+    shares = [key for key in shown if key not in metrics.AGREEMENT]
     return Result(
         Table(["measure", f"ours, mean of {len(runs)} {folds}", "95 % interval",
                *(f"paper, {corpus}" for corpus in paper)], rows),

@@ -30,7 +30,7 @@ CGRU_LSTM = "CGRU with an LSTM"
 # CGRU with an LSTM in place of the GRU; not one of paper 1's systems.
 ALL_SYSTEMS = SYSTEMS | {CGRU_LSTM: System("cgru", {"cell": "lstm"})}
 # Options of TrainConfig that the experiment sets itself, so the command line does not offer them.
-OWN = {"data", "out", "model", "test_speakers", "test_fold", "test_fraction", "augment"}
+OWN = {"data", "out", "model", "test_speakers", "test_fold", "test_fraction", "augment", "targets"}
 # Options that each scale changes; a model takes those of its options that it has.
 _SHORT = {"learning_rate": 1e-3, "batch_size": 16, "loss": "cross_entropy", "validation": "none", "patience": 0}
 SCALES: dict[str, dict[str, dict]] = {

@@ -52,7 +52,8 @@ class Engine:
         spans = check(config.files) or config.segment is not None
         self.predictor = Predictor(config.checkpoint, config.batch_size, config.device, config.threads)
         self.reader = self.predictor.reader(config.segment, config.hop)
-        self.columns = Columns(tuple(self.predictor.classes), spans, config.embeddings)
+        names = tuple(self.predictor.names)
+        self.columns = Columns(tuple(self.predictor.classes), spans, config.embeddings, names)
         if config.out is not None and config.out.suffix.lower() == ".parquet":
             self.columns.schema()  # pyarrow may be missing
 

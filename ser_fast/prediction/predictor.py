@@ -27,7 +27,7 @@ class PredictionError(ValueError):
 
 
 class Scores(dict[str, float]):
-    """Class probabilities, or the ``value``, of a file; empty if the flag says that it holds nothing to predict.
+    """Class probabilities, or values by their names, of a file; empty if the flag says that nothing is predicted.
 
     Attributes:
         flag: keys of ``ser_fast.data.flags.FLAGS``, such as "silent", separated by spaces: signs that the numbers
@@ -52,7 +52,7 @@ class Predictor:
 
     Attributes:
         classes: names of the classes; empty for a regression.
-        names: names of the numbers of a result: the classes, or "value".
+        names: names of the numbers of a result: the classes, or the targets of a regression, such as "value".
         sample_rate: sampling rate of the waves, in hertz.
         path: the checkpoint's file.
 
@@ -77,7 +77,7 @@ class Predictor:
         self.device = distributed.device(device)
         self.model: nn.Module = loaded.build(self.path).to(self.device)
         self.classes = loaded.classes
-        self.names = loaded.classes or ["value"]
+        self.names = loaded.names
         self.batch_size = batch_size
         self.sample_rate: int = self.model.spectrogram.sample_rate
         self._pool = None
@@ -109,7 +109,8 @@ class Predictor:
             report: called with a sentence about the files of a folder that are passed over.
 
         Yields:
-            The path, and a dict of class probabilities or of the ``value``, or the error of a file without a result.
+            The path, and a dict of class probabilities or of values in the unit of the corpus that the model was
+            trained on, or the error of a file without a result.
         """
         reader = self.reader()
         for found in stream.results(self.predict, stream.read_all(reader, listing(paths, report)), reader.chunk):

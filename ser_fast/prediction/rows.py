@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ser_fast.data.extras import import_extra
 from ser_fast.data.files import printable
+from ser_fast.data.utterance import VALUE
 from ser_fast.prediction.listing import Item
 from ser_fast.prediction.stream import Found
 
@@ -19,23 +20,26 @@ class Columns:
     """Columns of a table of results.
 
     ``file``; ``start`` and ``end`` in seconds where parts of files are predicted; ``seconds`` of audio; ``label`` and
-    ``p_CLASS``, the probability of each class, or ``value``; ``flag``, keys of ``ser_fast.data.flags.FLAGS``;
+    ``p_CLASS``, the probability of each class, or the value of each target, such as ``value`` or ``arousal``;
+    ``flag``, keys of ``ser_fast.data.flags.FLAGS``;
     ``error``, why there is no result; ``embedding``. What does not apply is null.
 
     Args:
         classes: names of the classes; empty for a regression.
         spans: whether there are ``start`` and ``end``.
         embeddings: whether there is ``embedding``.
+        targets: names of the values of a regression.
     """
 
     classes: tuple[str, ...]
     spans: bool = False
     embeddings: bool = False
+    targets: tuple[str, ...] = (VALUE,)
 
     @property
     def numbers(self) -> list[str]:
         """Return the names of the columns of the model's outputs."""
-        return [f"p_{printable(name)}" for name in self.classes] or ["value"]
+        return [f"p_{printable(name)}" for name in self.classes] or list(self.targets)
 
     @property
     def names(self) -> list[str]:

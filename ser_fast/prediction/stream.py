@@ -42,7 +42,7 @@ class Output(NamedTuple):
     """Outputs of the model for a clip.
 
     Attributes:
-        values: probability of each class, or the value alone.
+        values: probability of each class, or the value of each target.
         embedding: the input of the model's last layer, float32 ``[D]``, if requested.
     """
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from ser_fast.data.failures import listed
 from ser_fast.reports import figures, html
-from ser_fast.reports.runs import draw
+from ser_fast.reports.runs import draw, scatter
 from ser_fast.reports.terminal import print_table, say
 from ser_fast.training import evaluation
 from ser_fast.training.evaluation import EvaluateConfig
@@ -30,9 +30,13 @@ def evaluate(config: EvaluateConfig) -> dict:
     ]
     if result["classes"]:
         parts += [html.per_class(result["metrics"]), *_confusion(config, result)]
+    else:
+        title = f"{result['model']} on {result['data']}, {result['utterances']} utterances"
+        parts += scatter([config.out / "predictions.csv"], result["targets"], config.out, title)
     parts += [
         html.heading("Speakers"),
         html.table(*html.per_speaker(result)),
+        *(html.titled(name, *html.per_speaker(result | part)) for name, part in result.get("per_target", {}).items()),
         html.heading("Options"),
         html.preformatted((config.out / "config.json").read_text()),
         html.machine(),

@@ -1,4 +1,4 @@
-"""Figures of a run: loss curves, confusion matrix, and a spectrogram with the attention over its frames."""
+"""Figures of a run: loss curves, confusion matrix or predicted values, a spectrogram with the attention to frames."""
 
 import io
 import math
@@ -51,7 +51,7 @@ def plain_axes(axes) -> None:
 
 @style()
 def loss_curves(runs: dict[str, list[dict]], path: Path) -> Path:
-    """Draw training and validation loss, and validation UA or MAE, of up to three runs.
+    """Draw training and validation loss, and validation UA or MAE, of up to three runs; CCC for several targets.
 
     Args:
         runs: rows of ``metrics.jsonl`` by the name of the run.
@@ -61,7 +61,8 @@ def loss_curves(runs: dict[str, list[dict]], path: Path) -> Path:
     left, right = figure.subplots(1, 2)
     share = not any("valid_mae" in rows[0] for rows in runs.values())
     counted = all("accuracy" in row for rows in runs.values() for row in rows)
-    measure = "valid_recall" if share else "valid_mae"
+    several = any("valid_standardised_mae" in rows[0] for rows in runs.values())
+    measure = "valid_recall" if share else "valid_ccc" if several else "valid_mae"
     for (name, rows), color in zip(runs.items(), (BLUE, ORANGE, GREY)):
         epochs = [row["epoch"] for row in rows]
         marker = "o" if len(rows) == 1 else None  # a single point has no line
@@ -75,9 +76,12 @@ def loss_curves(runs: dict[str, list[dict]], path: Path) -> Path:
     validated = any("valid_loss" in rows[0] for rows in runs.values())
     left.set(xlabel="epoch", ylabel="loss (dotted: validation)" if validated else "loss", ylim=(0, None))
     measured, top = ("validation UA (%)", 100) if share else ("validation MAE", None)
+    low = 0
+    if several:
+        measured, top, low = "validation CCC, mean of the targets", 1, None
     if not validated:
         measured, top = ("training accuracy (%)", 100) if counted else ("training loss", None)
-    right.set(xlabel="epoch", ylabel=measured, ylim=(0, top))
+    right.set(xlabel="epoch", ylabel=measured, ylim=(low, top))
     for axes in (left, right):
         plain_axes(axes)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -109,6 +113,39 @@ def confusion(matrix: list[list[int]], classes: list[str], path: Path, title: st
     axes.set(xlabel="predicted", ylabel="true", title=wrapped(title, 12 * size))
     axes.title.set_fontsize(10)
     figure.colorbar(image, fraction=0.046, label="share of the true class")
+    return save(figure, path)
+
+
+@style()
+def scatter(truth: np.ndarray, predicted: np.ndarray, targets: list[str], path: Path, title: str = "") -> Path:
+    """Draw the predicted against the true values of each target, with the line of equal values.
+
+    Args:
+        truth: true values ``[N, targets]``.
+        predicted: predicted values ``[N, targets]``.
+        targets: names of the targets.
+        path: the PNG file.
+        title: title of the figure.
+    """
+    columns = min(len(targets), 3)
+    rows = math.ceil(len(targets) / columns)
+    figure = Figure(figsize=(3.4 * columns + 0.6, 3.4 * rows + 0.6), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+    # Many true values are equal, such as means of few ratings; many points would be one dark area.
+    look = {"s": 14, "linewidths": 0, "alpha": min(0.7, max(0.08, 6 / math.sqrt(len(truth)))), "color": BLUE}
+    for axes, name, x, y in zip(panels, targets, truth.T, predicted.T):
+        low, high = min(x.min(), y.min()), max(x.max(), y.max())
+        margin = 0.05 * (high - low) or 0.5
+        ends = (low - margin, high + margin)
+        axes.plot(ends, ends, color=GREY, linewidth=1)
+        axes.scatter(x, y, **look)
+        axes.set(xlabel=f"true {name}", ylabel=f"predicted {name}", xlim=ends, ylim=ends, aspect="equal")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(5))
+        plain_axes(axes)
+    for axes in panels[len(targets) :]:
+        axes.set_visible(False)
+    figure.suptitle(wrapped(title, 45 * columns), fontsize=10)
     return save(figure, path)
 
 

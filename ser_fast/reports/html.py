@@ -33,8 +33,13 @@ def table(header: list[str], rows: list[list]) -> str:
     return f"<table><tr>{head}</tr>{body}</table>"
 
 
+def titled(title: str, header: list[str], rows: list[list]) -> str:
+    """Return an HTML table whose first column has a title."""
+    return table([title if name in ("", "speaker") else name for name in header], rows)
+
+
 CLASSIFICATION = {"accuracy": "accuracy %", "recall": "recall (UA) %", "precision": "precision %", "f1": "F1 %"}
-REGRESSION = {"mae": "MAE", "corr": "Pearson r", "acc2": "Acc-2 %", "f1": "F1 %", "acc5": "Acc-5 %"}
+REGRESSION = {"ccc": "CCC", "mae": "MAE", "corr": "Pearson r", "acc2": "Acc-2 %", "f1": "F1 %", "acc5": "Acc-5 %"}
 
 
 def measures(metrics: dict) -> dict[str, str]:
@@ -44,14 +49,21 @@ def measures(metrics: dict) -> dict[str, str]:
 
 
 def number(name: str, value: float) -> str:
-    """Return a measure as a report shows it: shares in percent, MAE and correlation as they are."""
-    return f"{value:.3f}" if name in ("mae", "corr") else f"{100 * value:.1f}"
+    """Return a measure as a report shows it: shares in percent, MAE in the corpus's unit, CCC and correlation."""
+    if name == "mae":
+        return f"{value:.3f}" if value == 0 or 0.01 <= abs(value) < 1e6 else f"{value:.3g}"
+    return f"{value:.3f}" if name in ("ccc", "corr") else f"{100 * value:.1f}"
 
 
 def scores(named: dict[str, dict]) -> tuple[list[str], list[list[str]]]:
-    """Return the header of a table and a row for each of the named metrics."""
+    """Return the header of a table and a row for each of the named metrics; of several targets also one for each."""
     shown = measures(next(iter(named.values())))
-    rows = [[name, *(number(key, metrics[key]) for key in shown)] for name, metrics in named.items()]
+    lines = {}
+    for name, metrics in named.items():
+        parts = metrics.get("per_target", {})
+        lines |= {f"{name}: {target}": found for target, found in parts.items()}
+        lines[f"{name}: mean of the targets" if parts else name] = metrics
+    rows = [[name, *(number(key, metrics[key]) for key in shown)] for name, metrics in lines.items()]
     return ["", *shown.values()], rows
 
 
@@ -70,17 +82,25 @@ def intervals(result: dict) -> tuple[list[str], list[list[str]]]:
     Args:
         result: what :func:`ser_fast.training.speakers.by_speaker` returns.
     """
+    parts = result.get("per_target", {})
+    rows = [row for name, found in parts.items() for row in _intervals(result, found, f"{name}, ")]
+    rows += _intervals(result, result, "mean of the targets, " if parts else "")
+    return ["", "value", "95 % from", "to"], rows
+
+
+def _intervals(result: dict, part: dict, before: str) -> list[list[str]]:
+    """Return the rows of the intervals of a part, such as a target; ``before`` begins their first cells."""
     shown = measures(result["metrics"])
     pooled = f"all utterances, bootstrap over speakers, {result['bootstrap']['draws']} draws"
 
     def row(key: str, words: str, *values: float | None) -> list[str]:
-        return [f"{shown[key]}: {words}", *("-" if value is None else number(key, value) for value in values)]
+        return [f"{before}{shown[key]}: {words}", *("-" if value is None else number(key, value) for value in values)]
 
     rows = []
-    for key, found in result["intervals"].items():
+    for key, found in part["intervals"].items():
         rows.append(row(key, pooled, *found["pooled"].values()))
         rows.append(row(key, "mean of the speakers, t interval", *found["speakers"].values()))
-    return ["", "value", "95 % from", "to"], rows
+    return rows
 
 
 def per_speaker(result: dict) -> tuple[list[str], list[list[str]]]:

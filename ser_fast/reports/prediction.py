@@ -105,7 +105,7 @@ def _answer(engine: Engine, found: Found) -> dict:
     if engine.columns.classes:
         answer |= {"label": engine.columns.classes[output.best] if output else None, "probabilities": values}
     else:
-        answer |= values or {"value": None}
+        answer |= values or dict.fromkeys(engine.predictor.names)
     answer["flag"] = clip.flag
     if engine.columns.embeddings:
         answer["embedding"] = None if output is None else output.embedding.tolist()

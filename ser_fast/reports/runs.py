@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from ser_fast.data.corpora import load_corpus
 from ser_fast.data.dataset import Dataset, load_dataset, split_corpus
 from ser_fast.data.failures import listed, summarise
@@ -16,12 +18,15 @@ from ser_fast.training import cross_validation, distributed
 from ser_fast.training.checkpoint import blank
 from ser_fast.training.config import TrainConfig, resumed, run_folder, run_options
 from ser_fast.training.folds import Folds
+from ser_fast.training.predictions import as_rows, read_csv
 from ser_fast.training.run_folder import RunFolder
+from ser_fast.training.task import task_of
 from ser_fast.training.trainer import Trainer
 
 CAPTIONS = {
     "loss": "Loss of each epoch, and the metric of the validation part or, without one, of the training part.",
     "confusion": "Test utterances by true class (rows) and predicted class.",
+    "scatter": "Predicted against true values of test utterances, in the corpus's unit; on the line they are equal.",
     "attention": "Power of a test utterance, the upper 80 dB, and the attention, if any, to each frame.",
 }
 
@@ -48,7 +53,8 @@ def train(config: TrainConfig, options: dict) -> dict:
         with distributed.agreed():
             # Options that do not fit fail before any audio is read and before the folder is made.
             model = blank(config.model, 2, options)
-            corpus = load_corpus(config.data)
+            corpus = load_corpus(config.data, config.targets)
+            task_of(corpus.classes, config.loss, config.label_smoothing)
             split = split_corpus(corpus, **config.held_out)
             if distributed.rank() == 0:
                 stack.enter_context(folder)
@@ -98,6 +104,9 @@ def cross_validate(config: TrainConfig, options: dict, folds: Folds) -> dict:
     )
     header, rows = fold_table(result)
     parts = [html.note(described), *map(html.note, result["corpus_summary"]), html.table(header, rows)]
+    per_target = target_table(result) if "per_target" in result else None
+    if per_target:
+        parts.append(html.table(*per_target))
     if folds.choose:
         parts += [html.heading("What each fold chose"), html.table(*choice_table(result, folds.choose))]
     if result["classes"]:
@@ -110,11 +119,46 @@ def cross_validate(config: TrainConfig, options: dict, folds: Folds) -> dict:
             *draw(path, CAPTIONS["confusion"],
                    lambda: figures.confusion(pooled["confusion"], result["classes"], path, title)),
         ]  # fmt: skip
+    else:
+        title = f"{config.model} on {result['data']}, all predictions\n{result['protocol']}"
+        parts += scatter(sorted(out.glob("seed*/fold*/predictions.csv")), result["targets"], out, title)
     parts += [html.heading("Options"), html.preformatted((out / "config.json").read_text()), html.machine()]
     page = html.write(out / "report.html", f"{config.model} on {result['data']}: {result['protocol']}", parts)
     print_table(described, header, rows)
+    if per_target:
+        print_table("", *per_target)
     say(f"report: {page}")
     return result
+
+
+def target_table(result: dict) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows: the measures of each target, over the folds and of all predictions together.
+
+    Args:
+        result: the content of a cross-validation's ``summary.json``, of several targets.
+    """
+    shown = html.measures(result["pooled"])
+    rows = []
+    for name, found in result["per_target"].items():
+        rows.append([f"{name}: mean of the folds ± std", *(_mean(key, *found["folds"][key]) for key in shown)])
+        pooled = result["pooled"]["per_target"][name]
+        rows.append([f"{name}: all predictions together", *(html.number(key, pooled[key]) for key in shown)])
+    return ["", *shown.values()], rows
+
+
+def scatter(tables: list[Path], targets: list[str], out: Path, title: str) -> list[str]:
+    """Draw true and predicted values of tables of predictions into the folder ``out``; return HTML parts."""
+    path = out / "figures" / "scatter.png"
+
+    def drawing() -> Path:
+        predictions = [row for table in tables for row in read_csv(table, [], targets)]
+        return figures.scatter(*map(np.asarray, as_rows(predictions)), targets, path, title)
+
+    return draw(path, CAPTIONS["scatter"], drawing)
+
+
+def _mean(key: str, mean: float, std: float | None) -> str:
+    return html.number(key, mean) + ("" if std is None else f" ± {html.number(key, std)}")
 
 
 def fold_table(result: dict) -> tuple[list[str], list[list[str]]]:
@@ -123,21 +167,19 @@ def fold_table(result: dict) -> tuple[list[str], list[list[str]]]:
     Args:
         result: the content of a cross-validation's ``summary.json``.
     """
-    shown = html.measures(result["pooled"])
+    # Finished folds of older versions lack some measures.
+    shown = {key: heading for key, heading in html.measures(result["pooled"]).items() if key in result["folds"]}
     rows = [
         [f"seed {run['seed']}, without {run['fold']}", *(html.number(key, run["metrics"][key]) for key in shown)]
         for run in result["runs"]
     ]
     for name, over in (("mean of the folds", "folds"), ("mean of the seeds", "seeds")):
-        spread = [
-            html.number(key, mean) + ("" if std is None else f" ± {html.number(key, std)}")
-            for key in shown
-            for mean, std in [result[over][key]]
-        ]
+        spread = [_mean(key, *result[over][key]) for key in shown]
         if over == "folds" or result["seeds"][next(iter(shown))][1] is not None:
             rows.append([f"{name} ± std", *spread])
     pooled = [html.number(key, result["pooled"][key]) for key in shown]
-    return ["", *shown.values()], [*rows, ["all predictions together", *pooled]]
+    of = "mean of the targets" if "per_target" in result else ""
+    return [of, *shown.values()], [*rows, ["all predictions together", *pooled]]
 
 
 def choice_table(result: dict, candidates: list[dict]) -> tuple[list[str], list[list[str]]]:
@@ -267,7 +309,11 @@ def _pictures(trainer: Trainer, summary: dict, name: str, skip: str = "") -> lis
     dataset, best = trainer.dataset, summary["best"]
     middle = len(trainer.split.test) // 2
     index, shown = trainer.split.test[middle], trainer.predictions[middle]
-    place, labels = figures.shortened(shown.name, 80), f"true: {shown.truth}, predicted: {shown.predicted}"
+    place = figures.shortened(shown.name, 80)
+    truth, predicted = shown.truth, shown.predicted
+    if not dataset.classes:
+        truth, predicted = (", ".join(f"{value:.4g}" for value in rows[0]) for rows in as_rows([shown]))
+    labels = f"true: {truth}, predicted: {predicted}"
     captions = CAPTIONS | {"attention": f"{CAPTIONS['attention']} {place}; {labels}."}
     drawings: dict[str, Callable[[Path], Path]] = {
         "loss": lambda path: figures.loss_curves({name: trainer.progress.rows}, path),
@@ -276,6 +322,10 @@ def _pictures(trainer: Trainer, summary: dict, name: str, skip: str = "") -> lis
     if dataset.classes:
         title = f"{name} on {dataset.name}, UA {best['recall']:.1%}\n{summary['protocol']}"
         drawings["confusion"] = lambda path: figures.confusion(best["confusion"], dataset.classes, path, title)
+    else:
+        title = f"{name} on {dataset.name}\n{summary['protocol']}"
+        rows = [np.asarray(values) for values in as_rows(trainer.predictions)]
+        drawings["scatter"] = lambda path: figures.scatter(*rows, dataset.targets, path, title)
     parts = []
     for key, drawing in drawings.items():
         if key != skip:

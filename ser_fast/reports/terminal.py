@@ -81,7 +81,10 @@ class TrainingDisplay(Reporter):
         if "valid_recall" in row:
             valid = f"validation loss {row['valid_loss']:.3f}  UA {row['valid_recall']:6.1%}  "
         elif "valid_mae" in row:
-            valid = f"validation MAE {row['valid_mae']:.3f}  "
+            ccc = f"CCC {row['valid_ccc']:.3f}  " if "valid_ccc" in row else ""
+            # The mean error of several targets has no unit.
+            mae = "" if "valid_standardised_mae" in row else f"MAE {row['valid_mae']:.4g}  "
+            valid = f"validation {mae}{ccc}"
         say(
             f"{self.name} epoch {row['epoch']:>3}/{self.epochs}  loss {row['loss']:.3f}  "
             f"{right}{valid}"

@@ -13,6 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ser_fast.data.files import write_atomically
+from ser_fast.data.utterance import VALUE, check_targets
 from ser_fast.data.wav import RATES
 from ser_fast.models import MODELS
 
@@ -36,10 +37,16 @@ class Checkpoint:
     Args:
         model: a name in ``ser_fast.models.MODELS``.
         options: keyword arguments of the model.
-        classes: names of the classes; empty for a regression, whose model has one output.
-        weights: state dict of the model.
+        classes: names of the classes; empty for a regression.
+        weights: state dict of the model; its outputs are logits, or values in the corpus's unit.
         progress: state of the training, in types that JSON has.
         optimizer: state of the optimizer as ``{parameter index: {name: tensor}}``.
+        targets: names of the values, one for each output; by default "value" without classes, and none with them.
+        standardised: last layer, mean and deviation with which a regression trains on, of
+            :meth:`ser_fast.training.task.Regression.kept`; empty for classes and where nothing resumes.
+
+    Attributes:
+        names: names of the outputs: the classes, or the targets.
     """
 
     model: str
@@ -48,6 +55,15 @@ class Checkpoint:
     weights: dict[str, Tensor]
     progress: dict = field(default_factory=dict)
     optimizer: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    targets: list[str] = field(default_factory=list)
+    standardised: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.targets = [] if self.classes else list(self.targets) or [VALUE]
+
+    @property
+    def names(self) -> list[str]:
+        return self.classes or self.targets
 
     def build(self, path: Path | str = "checkpoint") -> nn.Module:
         """Return the model with these weights, in evaluation mode.
@@ -59,7 +75,7 @@ class Checkpoint:
             CheckpointError: options or weights do not fit the model.
         """
         try:
-            model = blank(self.model, len(self.classes) or 1, self.options)
+            model = blank(self.model, len(self.names), self.options)
         except Exception as error:  # options from an untrusted file may make a constructor raise anything
             raise CheckpointError(f"{path} does not fit {self.model}: {error}") from error
         given, wanted = (_described(tensors) for tensors in (self.weights, model.state_dict()))
@@ -79,7 +95,7 @@ def blank(model: str, outputs: int, options: dict) -> nn.Module:
 
     Args:
         model: a name in ``ser_fast.models.MODELS``.
-        outputs: number of classes, or 1.
+        outputs: number of classes, or of targets.
         options: keyword arguments of the model.
 
     Raises:
@@ -103,9 +119,12 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     tensors = {f"model.{name}": tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()}
     for index, state in checkpoint.optimizer.items():
         tensors |= {f"optimizer.{index}.{name}": tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    tensors |= {f"standardised.{name}": tensor.cpu().contiguous() for name, tensor in checkpoint.standardised.items()}
     metadata = {"format": FORMAT, "model": checkpoint.model} | {
         name: json.dumps(getattr(checkpoint, name)) for name in ("options", "classes", "progress")
     }
+    if checkpoint.targets not in ([], [VALUE]):
+        metadata["targets"] = json.dumps(checkpoint.targets)
     write_atomically(path, save(tensors, metadata))
 
 
@@ -154,6 +173,7 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     if not named or (classes and len(set(classes)) < max(2, len(classes))):
         allowed = "two or more names, all different, or none"
         raise CheckpointError(f"{path} has classes {reprlib.repr(classes)}; they must be {allowed}")
+    targets = _decode_targets(path, metadata, classes)
     if not isinstance(progress, dict):
         raise CheckpointError(f"{path} has progress {reprlib.repr(progress)}; it must be a JSON object")
     weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
@@ -161,11 +181,37 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     for name, tensor in tensors.items():
         if match := _OPTIMIZER.fullmatch(name):
             optimizer.setdefault(int(match[1]), {})[match[2]] = tensor
-        elif not name.startswith("model."):
+        elif not name.startswith(("model.", "standardised.")):
             raise CheckpointError(
                 f"{path} holds a tensor {reprlib.repr(name)}; it must be model.NAME or optimizer.NUMBER.NAME"
             )
-    return Checkpoint(metadata["model"], options, classes, weights, progress, optimizer)
+    standardised = _standardised(path, tensors, len(classes or targets))
+    return Checkpoint(metadata["model"], options, classes, weights, progress, optimizer, targets, standardised)
+
+
+def _decode_targets(path: Path, metadata: dict, classes: list[str]) -> list[str]:
+    """Return the names of the values; "value" in a checkpoint that names none, as those of older versions."""
+    targets = _decode(path, metadata, "targets") if "targets" in metadata else [] if classes else [VALUE]
+    found = f"{path} has targets {reprlib.repr(targets)}"
+    if not isinstance(targets, list) or bool(targets) == bool(classes):
+        raise CheckpointError(f"{found}; they must be a list of names, and none beside classes")
+    try:
+        check_targets(targets)
+    except ValueError as error:
+        raise CheckpointError(f"{found}: {error}") from error
+    return targets
+
+
+def _standardised(path: Path, tensors: dict[str, Tensor], outputs: int) -> dict[str, Tensor]:
+    """Return what a regression trains on with, whose last layer and statistics have ``outputs`` rows."""
+    prefix = "standardised."
+    found = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    layer = {name: tensors.get(f"model.classifier.{name}") for name in ("weight", "bias")}
+    statistics = dict.fromkeys(("mean", "std"), torch.zeros(outputs, dtype=torch.float64))
+    wanted = {name: tensor for name, tensor in (layer | statistics).items() if tensor is not None}
+    if found and _described(found) != _described(wanted):
+        raise CheckpointError(f"{path} has standardised {_described(found)}; it must be {_described(wanted)}")
+    return found
 
 
 def _decode(path: Path, metadata: dict, name: str):

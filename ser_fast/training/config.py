@@ -13,6 +13,7 @@ from ser_fast._require import require
 from ser_fast.data.augmentation import Augmentation
 from ser_fast.data.splits import parse_fold
 from ser_fast.data.storage import Storage
+from ser_fast.data.utterance import check_targets
 from ser_fast.training import distributed
 from ser_fast.training.run_folder import RunFolder
 from ser_fast.training.task import LOSSES
@@ -48,8 +49,9 @@ class TrainConfig:
         schedule: schedule of the learning rate: "constant", or "cosine", which rises over the first twentieth of all
             steps and falls to 0 at the last.
         weight_decay: weight decay of the optimizer.
-        loss: "cross_entropy", or "l1", the mean absolute difference of the softmax and the one-hot label; for a
-            corpus of values "l1" is that of the values. "auto" is "cross_entropy" for classes and "l1" for values.
+        loss: "cross_entropy", or "l1", the mean absolute difference of the softmax and the one-hot label; of values,
+            standardised by the training part, "l1", "mse", the mean squared error, or "ccc", 1 minus the concordance
+            correlation of a batch. "auto" is "cross_entropy" for classes and "l1" for values.
         label_smoothing: share of a one-hot label that is spread over all classes, in 0..1.
         clip: largest norm of the gradient; inf is no limit.
         augment: augmentation of the training utterances.
@@ -62,6 +64,8 @@ class TrainConfig:
         workers: processes that read audio ahead under "disk" and "none"; -1 is 0 for "disk", and for "none" one for
             each core but one, at most 8.
         device: "auto", "cpu" or "cuda"; under torchrun each process takes its own GPU.
+        targets: columns of numbers of the corpus to predict together, such as "arousal,valence", separated by commas
+            or as a list; by default its labels, or its column "value".
 
     Raises:
         ValueError: a value is out of range or two options contradict each other.
@@ -89,7 +93,7 @@ class TrainConfig:
     learning_rate: float = 1e-3
     schedule: Literal["constant", "cosine"] = "constant"
     weight_decay: float = 0.0
-    loss: Literal["auto", "cross_entropy", "l1"] = "auto"
+    loss: Literal["auto", "cross_entropy", "l1", "mse", "ccc"] = "auto"
     label_smoothing: float = 0.0
     clip: float = 5.0
     augment: Augmentation = field(default_factory=Augmentation)
@@ -99,6 +103,7 @@ class TrainConfig:
     cache_dir: str = ""
     workers: int = -1
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    targets: str | list[str] = ""
 
     def __post_init__(self):
         if isinstance(self.augment, dict):
@@ -111,6 +116,7 @@ class TrainConfig:
             ("learning_rate", 0 < self.learning_rate < math.inf, "above 0 and finite"),
             ("label_smoothing", 0 <= self.label_smoothing < 1, "in 0..1, 1 excluded"),
             ("loss", self.loss in LOSSES, f"one of {', '.join(LOSSES)}"),
+            ("batch_size", self.batch_size > 1 or self.loss != "ccc", "at least 2 if loss is ccc"),
             ("weight_decay", 0 <= self.weight_decay < math.inf, "0 or more and finite"),
             ("clip", self.clip > 0, "above 0"),
             ("test_fraction", 0 < self.test_fraction < 1, "between 0 and 1, both excluded"),
@@ -126,6 +132,9 @@ class TrainConfig:
         given = self.test_speakers
         names = given if isinstance(given, list) else [name.strip() for name in str(given).split(",")]
         self.test_speakers = sorted({str(name) for name in names} - {""})
+        names = self.targets if isinstance(self.targets, list) else str(self.targets).split(",")
+        self.targets = [str(name).strip() for name in names] if self.targets else []
+        check_targets(self.targets)
         if self.test_fold:
             parse_fold(self.test_fold)
             if self.test_speakers:
@@ -159,6 +168,9 @@ def run_options(config: TrainConfig, options: dict) -> dict:
     return asdict(config) | {config.model: options}
 
 
+IMPLIED = {"targets": []}  # options that older versions did not have, as they are read now
+
+
 def run_folder(path: Path, options: dict) -> RunFolder:
     """Return the folder of a run with these options.
 
@@ -172,7 +184,7 @@ def run_folder(path: Path, options: dict) -> RunFolder:
     """
     fixed = options.get("schedule", "constant") != "constant" or options.get("choose")
     return RunFolder(
-        path, options, required=("epochs", "seed"), 
+        path, options, required=("epochs", "seed"), implied=IMPLIED,
         free=("data", "out", "device", "skip_bad", "cache", "cache_dir", "workers"),
         may_grow=("seeds",) if fixed else ("seeds", "epochs"),
     )  # fmt: skip

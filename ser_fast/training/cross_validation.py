@@ -1,5 +1,6 @@
 """Cross-validation: one run for every fold and seed, and their combined results."""
 
+import itertools
 import json
 import math
 import multiprocessing
@@ -25,9 +26,9 @@ from ser_fast.data.splits import Split, how_chosen
 from ser_fast.training.checkpoint import blank
 from ser_fast.training.config import TrainConfig, resumed, run_folder, run_options
 from ser_fast.training.folds import HELD_OUT, Fold, Folds, changed, plan
-from ser_fast.training.predictions import Prediction, damaged, read_csv
+from ser_fast.training.predictions import Prediction, as_rows, damaged, read_csv
 from ser_fast.training.reporter import Reporter
-from ser_fast.training.task import task_of
+from ser_fast.training.task import Task, task_of
 from ser_fast.training.trainer import Trainer
 
 
@@ -99,7 +100,7 @@ def cross_validate(
     if folds.jobs > 1 and getattr(multiprocessing.current_process(), "_inheriting", False):
         sys.exit(1)  # a worker imports a script without a main guard; its parent raises the error
     config = resumed(config)
-    corpus = load_corpus(config.data)
+    corpus = load_corpus(config.data, config.targets)
     for line in corpus.summary():
         report(line)
     model = blank(config.model, 2, options)
@@ -114,7 +115,8 @@ def cross_validate(
         for line in summarise(skipped):
             report(f"  {line}")
     runs, sentence = plan(config, folds, speakers(corpus))
-    task = task_of(corpus.classes, config.loss, config.label_smoothing, sentiment_scale=corpus.sentiment_scale)
+    scale, targets = corpus.sentiment_scale, corpus.targets
+    task = task_of(corpus.classes, config.loss, config.label_smoothing, sentiment_scale=scale, targets=targets)
     for candidate in folds.choose:
         blank(config.model, 2, changed(config, options, candidate)[1])
     planned = [_candidates(corpus, run.config, options, folds) for run in runs]
@@ -131,7 +133,7 @@ def cross_validate(
         )
         for number, outcome in _outcomes(dataset, planned, folds, report):
             outcomes[number] = outcome
-            measure = "MAE {mae:.3f}" if not corpus.classes else "UA {recall:.1%}"
+            measure = "CCC {ccc:.3f}" if len(targets) > 1 else "MAE {mae:.3f}" if targets else "UA {recall:.1%}"
             report(
                 f"{len(outcomes):>3}/{len(runs)}  seed {runs[number].seed}, {runs[number].name} left out: "
                 f"{measure.format(**outcome.summary['best'])}"
@@ -145,13 +147,14 @@ def cross_validate(
             "data": corpus.name,
             "model": config.model,
             "classes": corpus.classes,
+            **({"targets": targets} if targets else {}),
             "corpus_summary": corpus.summary(),
             "skipped": skipped,
             "passed_over": corpus.passed_over,
             "parameters": ordered[0]["parameters"],
             "seconds_per_epoch": statistics.median(summary["seconds_per_epoch"] for summary in ordered),
             **_together(runs, ordered),
-            "pooled": task.metrics(*_truth_and_predicted(predictions, corpus.classes)),
+            "pooled": _pooled(task, predictions),
         }
         folder.write("summary.json", json.dumps(result, indent=1) + "\n")
     return result
@@ -244,7 +247,9 @@ def _best(
         return _run(candidates[0].run, dataset, report)
     split = candidates[0].run.split  # the test part is the same for all candidates
     inner = dataset.part(sorted(split.train + split.valid))
-    task = task_of(dataset.classes, "auto")
+    losses = {candidate.run.config.loss for candidate in candidates}
+    loss = losses.pop() if len(losses) == 1 else "auto"  # the scores of all candidates are of one kind
+    task = task_of(dataset.classes, loss, targets=dataset.targets)
     scores = [
         statistics.fmean(task.score(_run(trial, inner, report).summary["best"]) for trial in candidate.trials)
         for candidate in candidates
@@ -261,7 +266,7 @@ def _run(run: Run, dataset: Dataset, report: Callable[[str], None]) -> Outcome:
         finished = folder.path / "summary.json"
         summary = _summary(finished) if finished.is_file() else {}
         if (summary.get("corpus"), summary.get("epochs")) == (dataset.digest(), config.epochs):
-            return Outcome(summary, read_csv(folder.path / "predictions.csv", dataset.classes))
+            return Outcome(summary, read_csv(folder.path / "predictions.csv", dataset.classes, dataset.targets))
         trainer = Trainer(config, run.options, dataset, run.split, folder, Lines(config, report))
         return Outcome(trainer.run(), trainer.predictions)
 
@@ -292,19 +297,30 @@ def _together(runs: list[Fold], summaries: list[dict]) -> dict:
         | {name: summary[name] for name in ("chosen", "scores") if name in summary}
         for run, summary in zip(runs, summaries)
     ]  # fmt: skip
+    seeds = [run.seed for run in runs]
+    result = {"runs": rows, **_over(seeds, [row["metrics"] for row in rows])}
+    targets = rows[0]["metrics"].get("per_target", ())
+    if targets:
+        result["per_target"] = {
+            name: _over(seeds, [row["metrics"]["per_target"][name] for row in rows]) for name in targets
+        }
+    return result
+
+
+def _over(seeds: list[int], found: list[dict]) -> dict[str, dict]:
+    """Return the mean and deviation of each measure over the runs, ``folds``, and over the means of the ``seeds``."""
     # Runs of another version may have further measures.
-    common = set.intersection(*(set(row["metrics"]) for row in rows))
-    names = [name for name, value in rows[0]["metrics"].items() if name in common and isinstance(value, float)]
+    common = set.intersection(*map(set, found))
+    names = [name for name, value in found[0].items() if name in common and isinstance(value, float)]
     by_seed: dict[int, list[dict]] = {}
-    for row in rows:
-        by_seed.setdefault(row["seed"], []).append(row["metrics"])
+    for seed, metrics in zip(seeds, found):
+        by_seed.setdefault(seed, []).append(metrics)
 
     def over_seeds(name: str) -> list[float | None]:
-        return mean_and_deviation([statistics.fmean(found[name] for found in group) for group in by_seed.values()])
+        return mean_and_deviation([statistics.fmean(each[name] for each in group) for group in by_seed.values()])
 
     return {
-        "runs": rows,
-        "folds": {name: mean_and_deviation([row["metrics"][name] for row in rows]) for name in names},
+        "folds": {name: mean_and_deviation([metrics[name] for metrics in found]) for name in names},
         "seeds": {name: over_seeds(name) for name in names},
     }
 
@@ -314,10 +330,12 @@ def mean_and_deviation(values: list[float]) -> list[float | None]:
     return [statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None]
 
 
-def _truth_and_predicted(predictions: list[Prediction], classes: list[str]) -> tuple[list, list]:
-    """Return the labels and the predicted labels as class indices, or as values without classes."""
-    read = classes.index if classes else float
-    truth, predicted = ([read(row.truth) for row in predictions], [read(row.predicted) for row in predictions])
-    if not all(map(math.isfinite, predicted)):
+def _pooled(task: Task, predictions: list[Prediction]) -> dict:
+    """Return the metrics of all predictions together."""
+    if task.classes:
+        index = task.classes.index
+        return task.metrics([index(row.truth) for row in predictions], [index(row.predicted) for row in predictions])
+    truth, predicted = as_rows(predictions)
+    if not all(map(math.isfinite, itertools.chain(*predicted))):
         raise FloatingPointError("predictions hold a value that is not finite; a smaller learning_rate may help")
-    return truth, predicted
+    return task.metrics(truth, predicted)

@@ -16,9 +16,10 @@ from ser_fast.data.corpora.labels import map_labels, read_map
 from ser_fast.data.dataset import Dataset, parts, read_dataset, speakers, split_corpus
 from ser_fast.data.failures import LIST, listing, summarise
 from ser_fast.data.splits import Split
+from ser_fast.data.utterance import VALUE
 from ser_fast.training import distributed
 from ser_fast.training.checkpoint import Checkpoint, CheckpointError, find_checkpoint, load_checkpoint
-from ser_fast.training.config import TrainConfig
+from ser_fast.training.config import IMPLIED, TrainConfig
 from ser_fast.training.features import CachedFeatures
 from ser_fast.training.predictions import described, to_csv
 from ser_fast.training.run_folder import RunFolder
@@ -47,6 +48,8 @@ class EvaluateConfig:
         cache_dir: folder of the caches on disk, as in training.
         workers: processes that read audio ahead, as in training.
         device: "auto", "cpu" or "cuda".
+        targets: columns of the corpus for the model's targets, in the model's order, separated by commas or as a
+            list; by default those of their names.
 
     Raises:
         ValueError: a value is out of range.
@@ -70,12 +73,14 @@ class EvaluateConfig:
     cache_dir: str = ""
     workers: int = -1
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    targets: str | list[str] = ""
 
     def __post_init__(self):
         # These mean the same as in training, where they are checked.
-        shared = ("out", "test_speakers", "batch_size", "cache", "cache_dir", "workers", "device")
+        shared = ("out", "test_speakers", "batch_size", "cache", "cache_dir", "workers", "device", "targets")
         checked = TrainConfig(**{name: getattr(self, name) for name in shared})
         self.out, self.test_speakers, self.storage = Path(self.out), checked.test_speakers, checked.storage()
+        self.targets = checked.targets
 
 
 class Origin(NamedTuple):
@@ -131,7 +136,7 @@ def evaluate(config: EvaluateConfig, report: Callable[[str], None] = lambda line
     model, origin = checkpoint.build(path), _origin(path, checkpoint)
     if not (config.data or origin.data):
         raise ValueError(f"data is not given, and {path} does not lie in the folder of a run; it must name a corpus")
-    corpus = load_corpus(config.data or origin.data)
+    corpus = load_corpus(config.data or origin.data, _targets(config, checkpoint))
     mapped = _mapped(config, checkpoint.classes, corpus)
     _index(config, corpus, mapped)
     if config.part != "all" and origin.held_out is None and not parts(corpus):
@@ -139,7 +144,8 @@ def evaluate(config: EvaluateConfig, report: Callable[[str], None] = lambda line
         raise ValueError(f"{found} in the folder of a run; it must be all")
     device = distributed.device(config.device)
     free = ("batch_size", "skip_bad", "cache", "cache_dir", "workers", "device")
-    with RunFolder(config.out, asdict(config), required=("checkpoint", "only_known"), free=("out", *free)) as folder:
+    required = ("checkpoint", "only_known")
+    with RunFolder(config.out, asdict(config), required=required, free=("out", *free), implied=IMPLIED) as folder:
         for line in corpus.summary():
             report(line)
         rate = model.spectrogram.sample_rate
@@ -150,10 +156,12 @@ def evaluate(config: EvaluateConfig, report: Callable[[str], None] = lambda line
         folder.begin()
         if dataset.skipped:
             folder.write(LIST, listing(dataset.skipped))
-        task = task_of(checkpoint.classes, "auto", sentiment_scale=corpus.sentiment_scale)
+        scale, targets = corpus.sentiment_scale, checkpoint.targets
+        task = task_of(checkpoint.classes, "auto", sentiment_scale=scale, targets=targets)
         outputs = _outputs(model.to(device), task, chosen.dataset, config, device)
         labels, index = chosen.dataset.labels, range(len(chosen.dataset.labels))
-        folder.write("predictions.csv", to_csv(described(chosen.dataset, index, task, outputs), checkpoint.classes))
+        predictions = described(chosen.dataset, index, task, outputs)
+        folder.write("predictions.csv", to_csv(predictions, checkpoint.classes, targets))
         trained = f" (trained on {origin.name})" if origin.name else ""
         summary = {
             "protocol": f"{checkpoint.model} of {path}{trained} on {_evaluated(config, corpus, mapped, chosen)}",
@@ -161,6 +169,7 @@ def evaluate(config: EvaluateConfig, report: Callable[[str], None] = lambda line
             "data": corpus.name,
             "model": checkpoint.model,
             "classes": checkpoint.classes,
+            **({"targets": targets} if targets else {}),
             "labels": mapped,
             "corpus_summary": corpus.summary(),
             "corpus": dataset.digest(),
@@ -193,6 +202,16 @@ def _json(path: Path) -> dict:
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _targets(config: EvaluateConfig, checkpoint: Checkpoint) -> list[str]:
+    """Return the columns of the corpus that hold the model's targets; empty for labels, or the value."""
+    if not config.targets:
+        return [] if checkpoint.targets == [VALUE] else checkpoint.targets
+    found = f"targets is {', '.join(config.targets)}, but the model predicts {', '.join(checkpoint.names)}"
+    require(bool(checkpoint.targets), found, "omitted for classes")
+    require(len(config.targets) == len(checkpoint.targets), found, "a column for each")
+    return config.targets
 
 
 def _mapped(config: EvaluateConfig, classes: list[str], corpus: Corpus) -> dict[str, str | None]:

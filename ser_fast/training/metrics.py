@@ -45,8 +45,11 @@ def classification(truth: Sequence[int], predicted: Sequence[int], classes: Sequ
     }
 
 
+AGREEMENT = ("ccc", "mae", "corr")  # measures of values on any scale
+
+
 def regression(truth: Sequence[float], predicted: Sequence[float], scale: float = 0.0) -> dict:
-    """Return error and correlation, and on a sentiment scale the MMSA benchmark's shares (Mao et al., 2022).
+    """Return CCC, error and correlation, and on a sentiment scale the MMSA benchmark's shares (Mao et al., 2022).
 
     On the scale 1 (CH-SIMS, -1 to 1) values are first clipped to -1..1; ``acc2`` and ``f1`` separate values up to 0
     from those above; ``acc3`` and ``acc5`` cut at -0.1, 0.1 and at -0.7, -0.1, 0.1, 0.7, where a value on a cut
@@ -54,24 +57,112 @@ def regression(truth: Sequence[float], predicted: Sequence[float], scale: float 
     ``acc2_non0`` and ``f1_non0`` leave out true values of 0 and separate values up to 0 from those above; ``acc5``
     and ``acc7`` compare values clipped to ±2 and ±3 and rounded, halves to even.
 
-    Every F1 is the mean over both sides, weighted by their frequency. ``mae`` is the mean absolute error and ``corr``
-    Pearson's correlation, 0 if either list is constant. The metrics ``_non0`` are 0 if all true values are 0.
+    Every F1 is the mean over both sides, weighted by their frequency. ``ccc`` is :func:`concordance`, ``mae`` the
+    mean absolute error and ``corr`` Pearson's correlation, 0 if either list is constant. The metrics ``_non0`` are 0
+    if all true values are 0.
 
     Args:
         truth: true value of each utterance.
         predicted: predicted value of each utterance.
-        scale: 1 or 3; 0 for values that are no sentiment, which have ``mae`` and ``corr`` only.
+        scale: 1 or 3; 0 for values that are no sentiment, which have ``ccc``, ``mae`` and ``corr`` only.
 
     Raises:
         ValueError: the lists are empty or differ in length, or a value is not finite.
+
+    Example:
+        >>> {name: round(value, 3) for name, value in regression([1, 3, 5], [2, 3, 5]).items()}
+        {'ccc': 0.9, 'mae': 0.333, 'corr': 0.982}
     """
-    # float32 as in the models, also for the cuts: else a value of -0.7 would differ from the cut at -0.7.
-    truth, predicted = (np.asarray_chkfinite(values, np.float32) for values in (truth, predicted))
-    if scale == 1:
-        truth, predicted = truth.clip(-1, 1), predicted.clip(-1, 1)
+    truth, predicted = on_scale(truth, scale), on_scale(predicted, scale)
     error = float(mean_absolute_error(truth.astype(float), predicted.astype(float)))
     shares = {0: {}, 1: _narrow_shares, 3: _wide_shares}[scale]
-    return (shares and shares(truth, predicted)) | {"mae": error, "corr": _correlation(truth, predicted)}
+    agreement = {"ccc": concordance(truth, predicted), "mae": error, "corr": _correlation(truth, predicted)}
+    return (shares and shares(truth, predicted)) | agreement
+
+
+def regressions(
+    truth: np.ndarray, predicted: np.ndarray, targets: Sequence[str], std: Sequence[float] | None = None
+) -> dict:
+    """Return :func:`regression` of several targets: the means over them, and ``per_target`` by their names.
+
+    Args:
+        truth: true values ``[N, targets]``.
+        predicted: predicted values ``[N, targets]``.
+        targets: names of the targets.
+        std: unit of each target, its standard deviation in the training part, which adds ``standardised_mae``, the
+            mean of the errors in these units.
+
+    Raises:
+        ValueError: as in :func:`regression`.
+    """
+    columns = zip(targets, np.transpose(truth), np.transpose(predicted))
+    found = {name: regression(*column) for name, *column in columns}
+    means = {key: float(np.mean([own[key] for own in found.values()])) for key in AGREEMENT}
+    if std is not None:
+        means["standardised_mae"] = float(np.mean([own["mae"] / unit for own, unit in zip(found.values(), std)]))
+    return means | {"per_target": found}
+
+
+def on_scale(values: Sequence, scale: float) -> np.ndarray:
+    """Return finite values as :func:`regression` measures them: clipped to -1..1 on the scale 1.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+    # Sentiment is float32 as in the models, as are the cuts: else a value of -0.7 would differ from the cut at -0.7.
+    found = np.asarray_chkfinite(values, np.float32 if scale else float)
+    return found.clip(-1, 1) if scale == 1 else found
+
+
+def concordance(truth: Sequence[float], predicted: Sequence[float]) -> float:
+    """Return the concordance correlation coefficient of x and y, 2 s_xy / (s_x² + s_y² + (mean x − mean y)²).
+
+    I. Lin, "A concordance correlation coefficient to evaluate reproducibility", Biometrics 45(1), 1989. Variances and
+    covariance are those of the population, divided by n. The coefficient is at most Pearson's correlation, which
+    ignores offset and scale of the predictions, and 1 only if they equal the truth.
+
+    Args:
+        truth: true value of each utterance.
+        predicted: predicted value of each utterance.
+
+    Returns:
+        In -1..1; 0 if either list is constant.
+
+    Example:
+        >>> concordance([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]), round(concordance([1.0, 2.0, 3.0], [2.0, 3.0, 4.0]), 3)
+        (1.0, 0.571)
+    """
+    x, y = np.asarray(truth, float), np.asarray(predicted, float)
+    if not (np.ptp(x) and np.ptp(y)):
+        return 0.0
+    covariance = np.mean((x - x.mean()) * (y - y.mean()))
+    return float(2 * covariance / (x.var() + y.var() + (x.mean() - y.mean()) ** 2))
+
+
+def value_sums(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Return the sums ``[7, targets]`` over utterances of 1, x, y, x², y², x y and |x − y|.
+
+    Sums of several speakers add up to those of all their utterances.
+
+    Args:
+        truth: true values x ``[N, targets]``, best with a mean near 0, for precision.
+        predicted: predicted values y ``[N, targets]``.
+    """
+    x, y = np.asarray(truth, float), np.asarray(predicted, float)
+    return np.stack([np.ones_like(x), x, y, x * x, y * y, x * y, np.abs(x - y)]).sum(1)
+
+
+def of_sums(sums: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the measures ``AGREEMENT``, each ``[..., targets]``, of :func:`value_sums` ``[..., 7, targets]``."""
+    n, *rest = np.moveaxis(sums, -2, 0)
+    x, y, xx, yy, xy, error = (total / n for total in rest)
+    variances = [squares - mean * mean for squares, mean in ((xx, x), (yy, y))]
+    # A difference of rounding errors alone is the variance of a constant list.
+    spread = np.logical_and(*(v > 1e-12 * squares for v, squares in zip(variances, (xx, yy))))
+    covariance = np.where(spread, xy - x * y, 0.0)
+    by_product = np.where(spread, np.sqrt(np.abs(variances[0] * variances[1])), 1.0)
+    by_sum = np.where(spread, variances[0] + variances[1] + (x - y) ** 2, 1.0)
+    return {"ccc": 2 * covariance / by_sum, "mae": error, "corr": covariance / by_product}
 
 
 def _narrow_shares(truth: np.ndarray, predicted: np.ndarray) -> dict:

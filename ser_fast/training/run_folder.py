@@ -4,8 +4,10 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from ser_fast.data.files import write_atomically
 
@@ -23,6 +25,7 @@ class RunFolder:
         required: options that the ``config.json`` of every run contains; a file without them is not of a run.
         free: options that may change when the run is resumed.
         may_grow: options, integers, that may become larger when the run is resumed.
+        implied: values of options that the ``config.json`` of older versions lacks.
 
     Raises:
         ValueError: on entering, if the folder holds something else, another process has locked it or it cannot be
@@ -37,11 +40,13 @@ class RunFolder:
         required: Iterable[str] = (),
         free: Iterable[str] = (),
         may_grow: Iterable[str] = (),
+        implied: Mapping[str, Any] = MappingProxyType({}),
     ):
         self.path = Path(path)
         self.config = self.path / "config.json"
         self.options = json.loads(json.dumps(options, default=str))
         self.required, self.free, self.may_grow = set(required), set(free), set(may_grow)
+        self.implied = dict(implied)
 
     def __enter__(self) -> "RunFolder":
         self._compare()
@@ -87,9 +92,10 @@ class RunFolder:
             self._refuse(f", whose config.json is not readable JSON ({error})")
         if not isinstance(before, dict) or not self.required <= before.keys():
             self._refuse(", whose config.json is not of such a run")
-        changed = {name for name in before.keys() | self.options.keys() if before.get(name) != self.options.get(name)}
+        before, now = self.implied | before, self.implied | self.options
+        changed = {name for name in before.keys() | now.keys() if before.get(name) != now.get(name)}
         changed -= self.free
-        changed -= {name for name in changed & self.may_grow if _grew(before.get(name), self.options.get(name))}
+        changed -= {name for name in changed & self.may_grow if _grew(before.get(name), now.get(name))}
         if changed:
             self._refuse(f", which contains a run with different {', '.join(sorted(changed))}")
 

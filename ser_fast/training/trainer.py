@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ser_fast._require import require
 from ser_fast._torch_compat import BatchNorm
 from ser_fast.data.augmentation import Augmentation, Augmenter, SpecAugment
 from ser_fast.data.batches import Batch, LengthSortedBatches
@@ -100,7 +101,7 @@ def predict(
     device: torch.device,
     features: CachedFeatures | None = None,
 ) -> tuple[Tensor, float]:
-    """Return the outputs ``[N, outputs]`` for a part, in its order, and the mean loss, equal in all processes.
+    """Return the outputs ``[N, outputs]`` for a part, in its order, and their loss, equal in all processes.
 
     Args:
         model: the model; it is set to evaluation mode.
@@ -113,20 +114,20 @@ def predict(
         FloatingPointError: an output of the model is not finite.
     """
     model.eval()
-    index, rows, total, finite = [], [torch.empty(0, task.outputs)], 0.0, True
+    index, rows, finite = [], [torch.empty(0, task.outputs)], True
     for batch in batches.epoch(edit=features, lazy=features is not None):
         if batch.index:
             with batch_in_memory(model, batches, batch):
                 outputs = logits(model, batch.wave.to(device), batch.lengths.to(device), features is not None).cpu()
             finite = finite and bool(torch.isfinite(outputs).all())
-            total += float(task.loss(outputs, task.targets(batch.labels))) * len(batch.index)
             index += batch.index
             rows.append(outputs)
-    indices, shares, totals, all_finite = zip(*distributed.gather((index, torch.cat(rows), total, finite)))
+    indices, shares, all_finite = zip(*distributed.gather((index, torch.cat(rows), finite)))
     if not all(all_finite):
         distributed.refuse(FloatingPointError("the model's logits are not finite; a smaller learning_rate may help"))
     order = torch.tensor([i for index in indices for i in index]).argsort()
-    return torch.cat(shares)[order], sum(totals) / len(order)
+    outputs = torch.cat(shares)[order]
+    return outputs, float(task.loss(outputs, task.targets(batches.labels)))
 
 
 class Trainer:
@@ -167,9 +168,13 @@ class Trainer:
         self.progress = Progress(dataset.digest(), parts=split.digest())
         self._compare_corpora()
         with distributed.agreed():
+            world = distributed.world()
+            alone = config.loss != "ccc" or world == 1
+            require(alone, f"loss is ccc in {world} processes, which share each batch", "l1 or mse")
             self.task = task_of(
-                dataset.classes, config.loss, config.label_smoothing, sentiment_scale=dataset.sentiment_scale
-            )
+                dataset.classes, config.loss, config.label_smoothing,
+                sentiment_scale=dataset.sentiment_scale, targets=dataset.targets,
+            )  # fmt: skip
         drawing = {"bucket": config.bucket, "balance": config.balance and bool(dataset.classes)}
         share = distributed.share()
         self.batches = {
@@ -262,6 +267,7 @@ class Trainer:
                 "corpus by the same options; name a new folder as out"
             ))  # fmt: skip
         self.model.load_state_dict(model.state_dict())
+        self.task.restore(self.model, checkpoint.standardised)
         self.progress = progress
         self.reporter.on_notice(f"resuming after epoch {progress.epoch} of {self.folder.path}")
         try:
@@ -351,22 +357,25 @@ class Trainer:
         if self._score() > progress.best_score:
             self._keep_best(weights)
         self._write("metrics.jsonl", "".join(json.dumps(entry) + "\n" for entry in progress.rows))
-        self._save(self.last, weights, asdict(progress), optimizer_tensors(self.optimizer))
+        kept, standardised = self.task.kept(weights)
+        state = kept, asdict(progress), optimizer_tensors(self.optimizer)
+        self._save(self.last, *state, standardised=standardised)
 
     def _keep_best(self, weights: dict[str, Tensor]) -> None:
         self.progress.best_score, self.progress.best_epoch = self._score(), self.progress.epoch
         shortest = min(self.batches["train"].lengths) / self.model.spectrogram.sample_rate
         about = {"epoch": self.progress.epoch, "shortest": shortest}  # in seconds
         about |= {"data": self.dataset.name, "corpus": self.progress.corpus}
-        self._save(self.best, weights, about, {})
+        self._save(self.best, self.task.kept(weights)[0], about, {})
 
     def _score(self) -> float:
         """Return the score of the last epoch, higher is better; without a validation part it is the epoch."""
         return self.progress.rows[-1].get("score", float(self.progress.epoch))
 
-    def _save(self, path: Path, *state: dict) -> None:
+    def _save(self, path: Path, *state: dict, **more: dict) -> None:
         if distributed.rank() == 0:
-            save_checkpoint(path, Checkpoint(self.config.model, self.options, self.dataset.classes, *state))
+            about = self.config.model, self.options, self.dataset.classes
+            save_checkpoint(path, Checkpoint(*about, *state, targets=self.dataset.targets, **more))
 
     def _write(self, name: str, content: str) -> None:
         if distributed.rank() == 0:
@@ -375,6 +384,7 @@ class Trainer:
     def _finish(self) -> dict:
         """Test the weights of the last and of the best epoch, and write the summary."""
         rows = self.progress.rows
+        self.task.finish(self.model)
         summary = {
             "protocol": self.split.protocol,
             "data": self.dataset.name,
@@ -386,11 +396,12 @@ class Trainer:
             "corpus": self.progress.corpus,
             "epochs": self.config.epochs,
             "best_epoch": self.progress.best_epoch,
+            **({} if self.dataset.classes else {"targets": self.dataset.targets}),
             "last": self._evaluate("test")[0],
         }
         self.model.load_state_dict(distributed.from_rank_0(lambda: load_checkpoint(self.best)).weights)
         summary["best"], outputs = self._evaluate("test")
         self.predictions = described(self.dataset, self.split.test, self.task, outputs)
-        self._write("predictions.csv", to_csv(self.predictions, self.dataset.classes))
+        self._write("predictions.csv", to_csv(self.predictions, self.dataset.classes, self.dataset.targets))
         self._write("summary.json", json.dumps(summary, indent=1) + "\n")
         return summary

@@ -207,6 +207,39 @@ def test_archive_audio_is_checked_as_files(folder, tmp_path, kind):
         read_corpus(corpus.utterances)
 
 
+@pytest.mark.parametrize("kind", ["tar", "hf"])
+def test_archive_takes_targets(kind, folder, tmp_path):
+    """Numbers beside a label, or without one, are the targets; what they name must be there."""
+    audio = [(folder / name).read_bytes() for name in NAMES[:2]]
+    rated = [{"arousal": 1.5, "valence": 4, "label": "calm"}, {"arousal": 3, "valence": 2.5, "label": "angry"}]
+
+    def spec(name: str, cells: list[dict]) -> str:
+        if kind == "hf":
+            listed = [row | {"audio": {"bytes": content, "path": f"{i}.wav"}, "arousal": row["arousal"] and float(row["arousal"])}
+                      for i, (row, content) in enumerate(zip(cells, audio))]  # fmt: skip
+            return f"hf:{saved(tmp_path / name, listed)}"
+        members = {}
+        for i, (row, content) in enumerate(zip(cells, audio)):
+            members |= {f"{i}.wav": content, f"{i}.json": json.dumps(row).encode()}
+        return f"tar:{shard(tmp_path / f'{name}.tar', members)}"
+
+    both = spec("both", rated)
+    corpus = load_corpus(both, ["valence", "arousal"])
+    assert [utterance.values for utterance in corpus.utterances] == [
+        {"valence": 4, "arousal": 1.5},
+        {"valence": 2.5, "arousal": 3},
+    ]
+    assert corpus.classes == [] and load_corpus(both).classes == ["angry", "calm"]
+    alone = spec("alone", [{name: row[name] for name in ("arousal", "valence")} for row in rated])
+    assert load_corpus(alone, ["arousal"]).targets == ["arousal"]
+    with pytest.raises(ValueError, match=r"targets names 'arousl', which is no column \(the closest is 'arousal'\)"):
+        load_corpus(both, ["arousl"])
+    with pytest.raises(
+        ValueError, match=r"(\[1\]|1\.json): column 'arousal' is missing.*; it must be a finite number"
+    ):
+        load_corpus(spec("gap", [rated[0], rated[1] | {"arousal": None}]), ["valence", "arousal"])
+
+
 def test_tar_reads_parts_values_and_seconds(folder, tmp_path):
     whole = samples(folder, NAMES[:1])[NAMES[0]]
     row = {"value": 0.5, "start": 0.05, "end": 0.1, "part": "train", "sentiment_scale": 3}

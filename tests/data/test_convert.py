@@ -1,6 +1,7 @@
 """IEMOCAP, CH-SIMS and MOSI become manifests: from trees as their owners ship them, and from broken ones."""
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,8 @@ def evaluation(root: Path, dialog: str, *turns: tuple[str, str]) -> Path:
     """A dialog's table: the release's header, and below each turn some of the annotators' votes."""
     lines = ["% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]", ""]
     for index, (turn, emotion) in enumerate(turns):
-        lines.append(f"[{index}.2901 - {index + 1}.2357]\t{dialog}_{turn}\t{emotion}\t[2.5000, 2.5000, 2.5000]")
+        values = f"[{2 + 0.1 * index:.4f}, 3.5000, {4 - 0.1 * index:.4f}]"
+        lines.append(f"[{index}.2901 - {index + 1}.2357]\t{dialog}_{turn}\t{emotion}\t{values}")
         lines += ["C-E2:\tNeutral;\t()", "A-E3:\tval 3; act 2; dom  2;\t()", ""]
     path = root / f"Session{dialog[4]}" / "dialog" / "EmoEvaluation" / f"{dialog}.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,12 +72,13 @@ def test_convert_iemocap(iemocap, tmp_path, capsys):
     assert (title, header) == ("iemocap", ["label", "utterances", "speakers"])
     assert ["neutral", "2", "2"] in rows and rows[-1] == ["all", "5", "4"]
     left_out = "left out: 2 excitement, 1 no agreement of the annotators, 1 frustration"
-    assert notes == [left_out, f"manifest: {out}"] and capsys.readouterr().out == ""
+    columns = "further columns, which --targets=valence,arousal,dominance predicts: valence, arousal, dominance"
+    assert notes == [left_out, columns, f"manifest: {out}"] and capsys.readouterr().out == ""
     out = out.with_name("again.csv")
     assert main(["convert", "iemocap", str(iemocap), f"--out={out}"]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"neutral +2 +2\n", printed) and re.search(r"all +5 +4\n", printed)
-    assert printed.endswith(f"{left_out}\nmanifest: {out}\n")
+    assert printed.endswith(f"{left_out}\n{columns}\nmanifest: {out}\n")
     assert not list(out.parent.glob(".*"))
 
 
@@ -99,6 +102,43 @@ def test_convert_iemocap_refuses_missing_files(iemocap, tmp_path):
     with pytest.raises(
         ValueError, match=r"1 file \(Session1/sentences/wav/.*_F002\.wav\).* missing; it must be IEMOCAP"
     ):
+        convert("iemocap", iemocap, tmp_path / "t.csv")
+    assert not (tmp_path / "t.csv").exists()
+
+
+def test_convert_iemocap_keeps_the_values(iemocap, tmp_path):
+    out = tmp_path / "four.csv"
+    assert convert("iemocap", iemocap, out).corpus.targets == []
+    assert out.read_text().startswith("file,speaker,label,valence,arousal,dominance\n")
+    corpus = load_corpus(str(out), ["arousal", "dominance"])
+    assert (corpus.classes, corpus.targets) == ([], ["arousal", "dominance"])
+    assert [utterance.values for utterance in corpus.utterances] == [
+        {"arousal": 3.5, "dominance": dominance} for dominance in (4.0, 3.7, 3.6, 4.0, 3.7)
+    ]
+    assert "arousal from 3.5 to 3.5; dominance from 3.6 to 4" in corpus.summary()
+
+
+def test_convert_iemocap_keeps_all_turns(iemocap, tmp_path):
+    waved(iemocap / "Session1" / "sentences" / "wav" / "Ses01F_impro01", "Ses01F_impro01_F001.wav")
+    waved(iemocap / "Session2" / "sentences" / "wav" / "Ses02M_script01_1b", "Ses02M_script01_1b_MXX0.wav")
+    corpus, *_, notes = convert("iemocap", iemocap, tmp_path / "all.csv", all_turns=True)
+    assert Counter(label for _, _, label in found(corpus)) == {
+        "neutral": 2, "excitement": 2, "happiness": 1, "anger": 1, "sadness": 1, "frustration": 1,
+        "no agreement of the annotators": 1,
+    }  # fmt: skip
+    assert not notes[0].startswith("left out")
+    happy = convert("iemocap", iemocap, tmp_path / "happy.csv", excited_as_happy=True, all_turns=True).corpus
+    assert "excitement" not in happy.classes and len(happy.utterances) == 9
+    assert len(load_corpus(str(tmp_path / "all.csv"), ["valence"]).utterances) == 9
+
+
+@pytest.mark.parametrize(
+    "values", ["2.5, 2.5", "2.5, high, 2.5", "2.5, nan, 2.5", "2.5, 2.5, 2.5, 2.5", "2.5; 2.5; 2.5"]
+)
+def test_convert_iemocap_refuses_malformed_values(iemocap, tmp_path, values):
+    table = iemocap / "Session1" / "dialog" / "EmoEvaluation" / "Ses01F_impro01.txt"
+    table.write_text(f"%\n\n[0.1 - 2.0]\tSes01F_impro01_F000\tneu\t[{values}]\n")
+    with pytest.raises(ValueError, match=rf"line 3: \[V, A, D\] is \[{values}\]; it must be three finite numbers"):
         convert("iemocap", iemocap, tmp_path / "t.csv")
     assert not (tmp_path / "t.csv").exists()
 

@@ -1,7 +1,10 @@
 import json
+import math
 import os
+import re
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +17,7 @@ from ser_fast.data.corpora.emodb import emodb
 from ser_fast.data.corpora.folders import folders
 from ser_fast.data.corpora.manifest import manifest, write_manifest
 from ser_fast.data.corpora.ravdess import ravdess
+from ser_fast.data.dataset import labels
 
 DATA = Path(os.environ.get("SER_FAST_DATA") or Path(__file__).parents[3] / "shared" / "data")
 needs_emodb = pytest.mark.skipif(not (DATA / "emodb" / "wav").is_dir(), reason=f"Emo-DB is not in {DATA}")
@@ -412,6 +416,124 @@ def test_manifest_jsonl_refuses_labels_beside_values(tmp_path):
 def test_corpus_has_labels_or_values(classes, fields, message):
     with pytest.raises(ValueError, match=rf"corpus 'c': u1 {message}"):
         Corpus("c", [Utterance("u1", "s", **fields)], classes)
+
+
+RATED = "file,speaker,label,arousal,valence,note\na.wav,s1,joy,4,3.5,x\nb.wav,s2,fear,1.5,-2,y\n"
+
+
+def as_jsonl(text: str) -> str:
+    header, *rows = (line.split(",") for line in text.splitlines())
+    numbers = ("arousal", "valence")
+    return "".join(
+        json.dumps({name: float(cell) if name in numbers else cell for name, cell in zip(header, row)}) + "\n"
+        for row in rows
+    )
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_manifest_takes_targets(form, tmp_path):
+    path = table(tmp_path, RATED if form == "csv" else as_jsonl(RATED), f"table.{form}")
+    corpus = manifest(path, ["valence", "arousal"])
+    assert (corpus.classes, corpus.targets, labels(corpus)) == ([], ["valence", "arousal"], [(3.5, 4.0), (-2.0, 1.5)])
+    assert corpus.utterances[0] == Utterance(
+        "a.wav", "s1", "", tmp_path / "a.wav", values={"arousal": 4, "valence": 3.5}
+    )
+    assert corpus.summary()[1] == "valence from -2 to 3.5; arousal from 1.5 to 4"
+    assert load_corpus(str(path), ["valence", "arousal"]) == load_corpus(f"manifest:{path}", ["valence", "arousal"])
+    assert manifest(path).classes == ["fear", "joy"], "without targets the labels"
+
+
+def test_manifest_takes_value_as_a_target(tmp_path):
+    """The target "value" beside a label is the same corpus as without the label; its sentiment scale counts."""
+    beside = manifest(table(tmp_path, "file,speaker,label,value,sentiment_scale\na.wav,s1,joy,0.5,1\n"), ["value"])
+    alone = manifest(table(tmp_path, "file,speaker,value,sentiment_scale\na.wav,s1,0.5,1\n"))
+    assert beside == alone and alone.targets == ["value"] and alone.sentiment_scale == 1
+    assert (
+        manifest(table(tmp_path, "file,speaker,mood,sentiment_scale\na.wav,s1,9,1\n"), ["mood"]).sentiment_scale == 0
+    )
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+@pytest.mark.parametrize(
+    ("targets", "change", "message"),
+    [
+        (["arousl"], None, "targets names 'arousl', which is no column (the closest is 'arousal'); it must be among the columns of numbers: arousal, valence"),
+        (["valence", "arousal"], ("3.5", "NaN"), ": column 'valence' is "),
+        (["speaker"], None, "targets names 'speaker'; it must be none of file, name, speaker"),
+        (["valence", "valence"], None, "targets names 'valence' twice; it must be there once"),
+    ],
+)  # fmt: skip
+def test_manifest_refuses_bad_targets(targets, change, message, form, tmp_path):
+    text = RATED if form == "csv" else as_jsonl(RATED)
+    if change:
+        text = text.replace(*change)
+    with pytest.raises(ValueError, match=re.escape(message)) as raised:
+        manifest(table(tmp_path, text, f"table.{form}"), targets)
+    if change:
+        line = 2 if form == "csv" else 1
+        assert f"line {line}:" in str(raised.value) and "it must be a finite number" in str(raised.value)
+
+
+def test_manifest_refuses_empty_and_repeated_targets(tmp_path):
+    with pytest.raises(ValueError, match=r"line 3: column 'valence' is ''; it must be a finite number"):
+        manifest(table(tmp_path, RATED.replace("-2", "")), ["valence"])
+    with pytest.raises(ValueError, match=r"line 2: column 'note' is 'x'; it must be a finite number"):
+        manifest(table(tmp_path, RATED), ["note"])
+    with pytest.raises(ValueError, match=r"line 1: column 'arousal' occurs 2 times in .*; it must be there once"):
+        manifest(table(tmp_path, RATED.replace("note", "arousal")), ["arousal"])
+    with pytest.raises(ValueError, match="it must be among the columns of numbers: there are none"):
+        manifest(table(tmp_path, "file,speaker,label\na.wav,s1,joy\n"), ["arousal"])
+
+
+@pytest.mark.parametrize(("spec", "has"), [("synthetic", "labels"), ("synthetic-sentiment", "the column 'value'")])
+def test_load_corpus_refuses_targets_without_columns(spec, has, monkeypatch):
+    made = {
+        "synthetic": Corpus("c", [Utterance("a", "s", "x", Path("a.wav"))], ["x"]),
+        "synthetic_sentiment": Corpus("v", [Utterance("a", "s", "", Path("a.wav"), value=1.0)], []),
+    }
+    for name, corpus in made.items():
+        monkeypatch.setattr(f"ser_fast.data.corpora.synthetic.{name}", lambda corpus=corpus: corpus)
+    with pytest.raises(
+        ValueError, match=f"targets is arousal, but corpus '{spec}' has {has} only; it must be omitted"
+    ):
+        load_corpus(spec, ["arousal"])
+    assert load_corpus("synthetic-sentiment", ["value"]).targets == ["value"]
+
+
+def test_write_manifest_keeps_values(tmp_path):
+    rated = manifest(table(tmp_path, RATED), ["arousal", "valence"])
+    write_manifest(rated, tmp_path / "again.csv")
+    assert replace(manifest(tmp_path / "again.csv", rated.targets), name="table") == rated
+    partly = [Utterance("a.wav", "s", "x", tmp_path / "a.wav", values={"arousal": 1.5}),
+              Utterance("b.wav", "s", "y", tmp_path / "b.wav")]  # fmt: skip
+    write_manifest(Corpus("partly", partly, ["x", "y"]), tmp_path / "partly.csv")
+    assert (tmp_path / "partly.csv").read_text().split() == [
+        "file,speaker,label,arousal",
+        "a.wav,s,x,1.5",
+        "b.wav,s,y,",
+    ]
+    with pytest.raises(ValueError, match="targets names 'label'; it must be none of"):
+        write_manifest(Corpus("bad", [replace(partly[0], values={"label": 1.0})], ["x"]), tmp_path / "bad.csv")
+
+
+@pytest.mark.parametrize(
+    ("classes", "targets", "values", "message"),
+    [
+        (["x"], ["arousal"], {"arousal": 1.0}, r"has the targets \['arousal'\]; it must be none beside classes"),
+        ([], ["arousal"], {"valence": 1.0}, "a has the arousal None; it must be a finite number"),
+        (
+            [],
+            ["arousal", "valence"],
+            {"arousal": 1.0, "valence": math.inf},
+            "a has the valence inf; it must be a finite",
+        ),
+        ([], ["flag"], {"flag": 1.0}, "targets names 'flag'; it must be none of"),
+    ],
+)
+def test_corpus_refuses_bad_targets(classes, targets, values, message):
+    utterance = Utterance("a", "s", "x" if classes else "", Path("a.wav"), values=values)
+    with pytest.raises(ValueError, match=message):
+        Corpus("c", [utterance], classes, targets=targets)
 
 
 def test_corpus_summary(tmp_path):

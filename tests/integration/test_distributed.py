@@ -333,3 +333,15 @@ def test_torchrun_refuses_batch_normalization(corpus, tmp_path):
     )
     assert refused.returncode != 0 and refused.stderr.count(sentence) == 1, refused.stderr
     assert not out.exists()
+
+
+@pytest.mark.thorough
+def test_torchrun_refuses_the_loss_of_whole_batches(corpus, tmp_path):
+    files = sorted(Path(corpus).rglob("*.wav"))
+    lines = [f"{file},{file.parent.name},{number % 5}" for number, file in enumerate(files)]
+    (tmp_path / "rated.csv").write_text("\n".join(["file,speaker,arousal", *lines]) + "\n")
+    given = [f"--data={tmp_path / 'rated.csv'}", "--targets=arousal", "--loss=ccc", f"--out={tmp_path / 'out'}"]
+    refused = torchrun("-m", "ser_fast", "train", *given, "--model=cgru", "--test_fraction=0.3", "--validation=none")
+    sentence = "ser-fast: loss is ccc in 2 processes, which share each batch; it must be l1 or mse"
+    assert refused.returncode != 0 and refused.stderr.count(sentence) == 1, refused.stderr
+    assert not (tmp_path / "out").exists()

@@ -4,11 +4,14 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 import soundfile
 
 from ser_fast.cli import main
 from ser_fast.data.corpora.synthetic import synthesize
+from ser_fast.reports import figures, html, runs
+from ser_fast.reports.terminal import TrainingDisplay
 
 OPTIONS = [
     "--model=cgru",
@@ -89,3 +92,73 @@ def test_long_run_prints_its_progress_to_a_file(voices, tmp_path, monkeypatch, c
         r"bigru_mha epoch 1/1, 33% done  loss \d\.\d+  accuracy", r"bigru_mha epoch   1/1  loss",
     )]  # fmt: skip
     assert [place.start() for place in places] == sorted(place.start() for place in places)
+
+
+def test_fold_table_leaves_out_measures_of_newer_versions():
+    """A finished fold of an older version has no CCC, while the predictions of all folds together have."""
+    metrics = {"mae": 0.5, "corr": 0.25}
+    over = {name: [value, 0.0625] for name, value in metrics.items()}
+    run = {"seed": 0, "fold": "a", "metrics": metrics}
+    result = {"runs": [run], "folds": over, "seeds": over, "pooled": metrics | {"ccc": 0.125}}
+    header, rows = runs.fold_table(result)
+    assert header == ["", "MAE", "Pearson r"] and rows[0] == ["seed 0, without a", "0.500", "0.250"]
+    assert rows[1] == ["mean of the folds ± std", "0.500 ± 0.062", "0.250 ± 0.062"]
+
+
+def test_target_table_has_every_target():
+    def over(ccc: float) -> dict:
+        return {"folds": {"ccc": [ccc, None], "mae": [2.0, None], "corr": [0.5, None]}}
+
+    def measured(ccc: float) -> dict:
+        return {"ccc": ccc, "mae": 250.0, "corr": 0.75}
+
+    pooled = measured(0.3) | {"per_target": {"arousal": measured(0.2), "age": measured(0.4)}}
+    header, rows = runs.target_table({"pooled": pooled, "per_target": {"arousal": over(0.1), "age": over(0.6)}})
+    assert header == ["", "CCC", "MAE", "Pearson r"]
+    assert rows == [
+        ["arousal: mean of the folds ± std", "0.100", "2.000", "0.500"],
+        ["arousal: all predictions together", "0.200", "250.000", "0.750"],
+        ["age: mean of the folds ± std", "0.600", "2.000", "0.500"],
+        ["age: all predictions together", "0.400", "250.000", "0.750"],
+    ]
+
+
+def test_number_keeps_the_unit():
+    shown = [html.number("mae", value) for value in (2.5, 0.0123, 0.000123456, 1234567.8, 0.0)]
+    assert shown == ["2.500", "0.012", "0.000123", "1.23e+06", "0.000"]
+    assert (html.number("ccc", -0.5), html.number("acc2", 0.5)) == ("-0.500", "50.0")
+
+
+def test_epoch_of_values_names_their_measures(capsys):
+    display = TrainingDisplay("cgru", 3)
+    row = {
+        "epoch": 1,
+        "loss": 0.5,
+        "utterances": 8,
+        "seconds": 2.0,
+        "valid_loss": 0.6,
+        "valid_mae": 12.345,
+        "valid_ccc": 0.25,
+    }
+    for given, shown in (
+        (row, "validation MAE 12.35  CCC 0.250  4 utterances"),
+        (row | {"valid_standardised_mae": 0.5}, "validation CCC 0.250  4 utterances"),
+        ({name: value for name, value in row.items() if name != "valid_ccc"}, "validation MAE 12.35  4 utterances"),
+    ):
+        display.on_epoch(given)
+        assert shown in capsys.readouterr().out
+
+
+def test_scatter_draws_every_target_with_equal_axes(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: kept.append(figure) or path)
+    truth = np.array([[1.0, 20.0, 3.0, 0.0], [5.0, 60.0, 3.0, 1.0]])
+    figures.scatter(truth, truth + 1, ["arousal", "age", "constant", "mood"], tmp_path / "scatter.png")
+    panels = [axes for axes in kept[0].axes if axes.get_visible()]
+    assert [axes.get_xlabel() for axes in panels] == ["true arousal", "true age", "true constant", "true mood"]
+    for axes, column in zip(panels, truth.T):
+        assert (
+            axes.get_xlim() == axes.get_ylim()
+            and axes.get_xlim()[0] < column.min() <= column.max() + 1 < axes.get_xlim()[1]
+        )
+        assert axes.collections[0].get_offsets().tolist() == [[value, value + 1] for value in column]

@@ -1,11 +1,12 @@
 """The options of a run: what is refused, how speakers may be written, schedules."""
 
+import json
 import math
 from pathlib import Path
 
 import pytest
 
-from ser_fast.training.config import TrainConfig, learning_rate
+from ser_fast.training.config import TrainConfig, learning_rate, run_folder, run_options
 
 
 @pytest.mark.parametrize(
@@ -28,6 +29,11 @@ from ser_fast.training.config import TrainConfig, learning_rate
             {"test_fold": "1/10", "test_speakers": "03"},
             "test_fold is 1/10, but test_speakers are given; omit one of them",
         ),
+        ({"loss": "ccc", "batch_size": 1}, "batch_size is 1; it must be at least 2 if loss is ccc"),
+        ({"loss": "huber"}, "loss is huber; it must be one of auto, cross_entropy, l1, mse, ccc"),
+        ({"targets": "arousal,,valence"}, "targets names ''; it must be a printable text without blanks around it"),
+        ({"targets": ["arousal", "arousal"]}, "targets names 'arousal' twice; it must be there once"),
+        ({"targets": "start"}, "targets names 'start'; it must be none of file, name, speaker"),
         ({"augment": {"mixup": -1.0}}, "mixup is -1.0; it must be 0 or in"),
     ],
 )
@@ -41,6 +47,22 @@ def test_config_reads_test_speakers_in_any_form(given):
     assert TrainConfig(test_speakers=given).held_out["test_speakers"] == ["03", "08"]
     assert TrainConfig(test_speakers=10).held_out["test_speakers"] == ["10"]
     assert TrainConfig().held_out["test_speakers"] == []
+
+
+@pytest.mark.parametrize("given", ["valence,arousal", " valence , arousal", ["valence", "arousal"]])
+def test_config_reads_targets_in_any_form(given):
+    assert TrainConfig(targets=given).targets == ["valence", "arousal"], "their order is that of the outputs"
+    assert TrainConfig().targets == TrainConfig(targets=[]).targets == []
+
+
+def test_run_folder_of_an_older_version_has_no_targets(tmp_path):
+    before = run_options(TrainConfig(out=tmp_path), {})
+    del before["targets"]
+    (tmp_path / "config.json").write_text(json.dumps(before, default=str))
+    with run_folder(tmp_path, run_options(TrainConfig(out=tmp_path), {})):
+        pass
+    with pytest.raises(ValueError, match="which contains a run with different targets"):
+        run_folder(tmp_path, run_options(TrainConfig(out=tmp_path, targets="arousal"), {})).__enter__()
 
 
 def test_cosine_schedule_rises_and_falls_to_zero():

@@ -186,14 +186,16 @@ def test_evaluate_measures_values(voices, tmp_path):
     folder = train(voices / "values.csv", tmp_path / "run")
     result = evaluate(EvaluateConfig(str(folder), part="test", batch_size=8, out=tmp_path / "test"))
     summary = json.loads((folder / "summary.json").read_text())
-    assert result["metrics"] == {name: summary["best"][name] for name in ("mae", "corr")}
+    assert result["metrics"] == {name: summary["best"][name] for name in ("ccc", "mae", "corr")}
     result = evaluate(EvaluateConfig(str(folder), out=tmp_path / "all"))
     errors = {name: [] for name in ("s0", "s1", "s2")}
     for row in rows(tmp_path / "all"):
         assert set(row) == {"name", "speaker", "truth", "predicted"}
         errors[row["speaker"]].append(abs(float(row["truth"]) - float(row["predicted"])))
     for name, own in errors.items():
-        assert result["per_speaker"][name] == {"utterances": 12, "mae": pytest.approx(sum(own) / 12, abs=1e-5)}
+        found = result["per_speaker"][name]
+        assert found.keys() == {"utterances", "ccc", "mae", "corr"} and found["utterances"] == 12
+        assert found["mae"] == pytest.approx(sum(own) / 12, abs=1e-5)
     interval = result["intervals"]["mae"]["pooled"]
     assert interval["low"] <= interval["value"] == result["metrics"]["mae"] <= interval["high"]
 

@@ -6,7 +6,18 @@ import math
 import numpy as np
 import pytest
 
-from ser_fast.training.metrics import anova, classification, interval, paired, regression
+from ser_fast.training.metrics import (
+    AGREEMENT,
+    anova,
+    classification,
+    concordance,
+    interval,
+    of_sums,
+    paired,
+    regression,
+    regressions,
+    value_sums,
+)
 
 stats = pytest.importorskip("scipy.stats")
 sk = pytest.importorskip("sklearn.metrics")
@@ -133,6 +144,7 @@ def test_regression_of_float32_values_on_a_cut():
 def test_regression_of_constant_values_has_no_correlation(truth, predicted, high):
     found = regression(truth, predicted, high)
     assert found["corr"] == 0.0
+    assert found["ccc"] == 0.0
     assert all(math.isfinite(value) for value in found.values())
     assert found["mae"] == pytest.approx(np.abs(np.subtract(truth, predicted)).mean())
 
@@ -144,6 +156,57 @@ def test_regression_of_constant_values_has_no_correlation(truth, predicted, high
 def test_regression_refuses_bad_values(truth, predicted, high):
     with pytest.raises(ValueError, match=r"must not contain|inconsistent numbers|0 sample"):
         regression(truth, predicted, high)
+
+
+def lin(x: np.ndarray, y: np.ndarray) -> float:
+    """Lin's coefficient as Pearson's correlation times the bias correction, 2 / (v + 1/v + u²)."""
+    v, u = np.std(x) / np.std(y), (np.mean(x) - np.mean(y)) / np.sqrt(np.std(x) * np.std(y))
+    return stats.pearsonr(x, y).statistic * 2 / (v + 1 / v + u * u)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("unit", "offset"), [(1, 0), (20, 50), (1e-3, -7)])
+def test_concordance_equals_its_other_formula(seed, unit, offset):
+    generator = np.random.default_rng(seed)
+    truth = offset + unit * generator.standard_normal(83)
+    predicted = offset + unit * (0.3 + 0.5 * generator.standard_normal(83)) + 0.4 * (truth - offset)
+    assert concordance(truth, predicted) == pytest.approx(lin(truth, predicted))
+    found = regression(truth.tolist(), predicted.tolist())
+    assert found["ccc"] == concordance(truth, predicted) < found["corr"]
+    assert found["mae"] == pytest.approx(sk.mean_absolute_error(truth, predicted))
+    assert found["corr"] == pytest.approx(stats.pearsonr(truth, predicted).statistic)
+
+
+def test_concordance_counted_by_hand():
+    assert concordance([1, 2, 3], [1, 2, 3]) == 1.0
+    # Variances 2/3, covariance 2/3, means apart by 1: 2 · 2/3 / (4/3 + 1).
+    assert concordance([1, 2, 3], [2, 3, 4]) == pytest.approx(4 / 7)
+    assert concordance([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    assert concordance([1, 2, 3], [2, 2, 2]) == concordance([2, 2], [1, 3]) == concordance([2, 2], [2, 2]) == 0.0
+
+
+def test_regressions_are_those_of_each_target():
+    generator = np.random.default_rng(4)
+    truth = generator.normal([3, 60], [1, 15], (50, 2))
+    predicted = truth + generator.normal(0, [0.5, 20], (50, 2))
+    found = regressions(truth, predicted, ["arousal", "age"], [1.0, 10.0])
+    for number, name in enumerate(("arousal", "age")):
+        assert found["per_target"][name] == regression(truth[:, number], predicted[:, number])
+    for key in AGREEMENT:
+        assert found[key] == pytest.approx(np.mean([own[key] for own in found["per_target"].values()]))
+    errors = np.abs(truth - predicted).mean(0)
+    assert found["standardised_mae"] == pytest.approx((errors[0] + errors[1] / 10) / 2)
+    assert "standardised_mae" not in regressions(truth, predicted, ["arousal", "age"])
+
+
+def test_sums_give_the_measures():
+    generator = np.random.default_rng(5)
+    truth, predicted = generator.normal(3, 1, (2, 40, 2))
+    predicted[:, 1] = 2.7  # constant
+    found = of_sums(value_sums(truth[:15], predicted[:15]) + value_sums(truth[15:], predicted[15:]))
+    for number in range(2):
+        expected = regression(truth[:, number], predicted[:, number])
+        assert {key: values[number] for key, values in found.items()} == pytest.approx(expected)
 
 
 def test_anova_equals_its_formula_and_t_test():

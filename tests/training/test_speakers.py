@@ -76,3 +76,38 @@ def test_by_speaker_measures_values():
     assert pooled["value"] == pytest.approx(np.mean(errors), abs=1e-6)
     # The extreme draws take one speaker three times: each has the chance 1/27, more than 2.5 %.
     assert (pooled["low"], pooled["high"]) == (pytest.approx(min(errors)), pytest.approx(max(errors)))
+
+
+def test_by_speaker_draws_agreement_of_several_targets():
+    """Against a loop that repeats the utterances of each drawn speaker and measures them."""
+    generator = np.random.default_rng(6)
+    names = np.repeat(["a", "b", "c", "d"], [12, 20, 9, 15])
+    truth = generator.normal([3, 50], [1, 20], (56, 2))
+    noise = np.select([names == "a", names == "b"], [0.2, 1.5], 0.7)[:, None]
+    predicted = truth + noise * generator.normal(0.3, [1, 20], (56, 2))
+    task = task_of([], "auto", targets=["arousal", "age"])
+    found = by_speaker(task, names.tolist(), truth.tolist(), predicted.tolist())
+    draws = []
+    for counts in np.random.default_rng(metrics.SEED).multinomial(4, [0.25] * 4, size=metrics.DRAWS):
+        index = np.concatenate([np.flatnonzero(names == "abcd"[i]) for i in range(4) for _ in range(counts[i])])
+        draws.append([metrics.concordance(truth[index, column], predicted[index, column]) for column in (0, 1)])
+    draws = np.array(draws)
+    for part, values in (
+        (found, draws.mean(1)), (found["per_target"]["arousal"], draws[:, 0]), (found["per_target"]["age"], draws[:, 1])
+    ):  # fmt: skip
+        pooled = part["intervals"]["ccc"]["pooled"]
+        assert (pooled["low"], pooled["high"]) == pytest.approx(tuple(np.percentile(values, [2.5, 97.5])))
+        assert pooled["low"] < pooled["value"] < pooled["high"]
+    own = [metrics.concordance(truth[names == name, 1], predicted[names == name, 1]) for name in "abcd"]
+    assert [each["ccc"] for each in found["per_target"]["age"]["per_speaker"].values()] == pytest.approx(own)
+    assert found["per_target"]["age"]["intervals"]["ccc"]["speakers"] == pytest.approx(metrics.interval(own))
+    assert found["metrics"]["per_target"]["age"] == metrics.regression(truth[:, 1], predicted[:, 1])
+    assert found["per_speaker"]["b"].keys() == {"utterances", "ccc", "mae", "corr"}
+
+
+def test_by_speaker_clips_sentiment_before_it_draws():
+    truth, predicted = [-0.5, 0.2, 0.9, 0.1], [-1.5, 0.4, 1.7, -0.2]
+    found = by_speaker(task_of([], "auto", sentiment_scale=1.0), list("aabb"), truth, predicted)
+    own = [metrics.regression(truth[i : i + 2], predicted[i : i + 2], 1.0)["mae"] for i in (0, 2)]
+    pooled = found["intervals"]["mae"]["pooled"]
+    assert (pooled["low"], pooled["high"]) == pytest.approx((min(own), max(own)))

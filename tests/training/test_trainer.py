@@ -461,18 +461,19 @@ def test_run_of_values_off_the_sentiment_scale(validation, dataset, tmp_path):
     kept = Kept()
     trainer = train(config(tmp_path, validation=validation), valued, kept)
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["best"].keys() == {"mae", "corr", "loss"}
+    assert summary["best"].keys() == {"ccc", "mae", "corr", "loss"}
     assert {given[3] for name, given in kept.calls if name == "on_batch"} == {None}
     expected = {"epoch", "loss", "utterances", "seconds"}
-    expected |= {"score", "valid_loss", "valid_mae", "valid_corr"} if trainer.split.valid else set()
+    expected |= {"score", "valid_loss", "valid_ccc", "valid_mae", "valid_corr"} if trainer.split.valid else set()
     assert all(row.keys() == expected for row in trainer.progress.rows)
-    # The output starts at the mean, 3: the mean absolute error is 4 / 3 at once, where from 0 it would be 3.
-    assert trainer.progress.rows[0]["loss"] < 1.6
+    # The output starts at the mean, 3: the mean absolute error is 4 / 3 at once, where from 0 it would be 3. The loss
+    # is in units of the values' deviation, 1.63.
+    assert trainer.progress.rows[0]["loss"] < 1
     if trainer.split.valid:
         best = min(trainer.progress.rows, key=lambda row: row["valid_mae"])
         assert summary["best_epoch"] == best["epoch"]
     figures.loss_curves({"one": trainer.progress.rows}, tmp_path / "loss.png")
-    assert html.scores({"best": summary["best"]})[0] == ["", "MAE", "Pearson r"]
+    assert html.scores({"best": summary["best"]})[0] == ["", "CCC", "MAE", "Pearson r"]
 
 
 def test_run_of_values_resumes_without_its_former_shares(dataset, tmp_path):

@@ -36,6 +36,7 @@ def convert(
     out: Path,
     excited_as_happy: bool = False,
     improvised_only: bool = False,
+    all_turns: bool = False,
 ) -> Conversion:
     """Write a corpus as a manifest and return it with a description of its contents.
 
@@ -45,9 +46,11 @@ def convert(
         out: the manifest, a ``.csv`` that does not exist yet; audio below its folder gets a relative path.
         excited_as_happy: IEMOCAP only: count excitement as happiness, as much of the literature does.
         improvised_only: IEMOCAP only: leave out the scripted dialogs, whose texts reveal the emotion.
+        all_turns: IEMOCAP only: keep the turns of all emotions, not of four, for models of the ratings.
 
     Returns:
-        The corpus as read back from the manifest, a table of its contents, and notes.
+        The corpus as read back from the manifest, a table of its contents, and notes. The manifest of IEMOCAP also
+        has the columns ``valence``, ``arousal`` and ``dominance``.
 
     Raises:
         ValueError: ``out`` is not a new ``.csv``, an option of another corpus is set, or the reader raises it.
@@ -59,7 +62,7 @@ def convert(
         raise ValueError(f"out is {str(out)!r}, which exists; it must be a new file")
     if corpus not in _READERS:
         raise ValueError(f"corpus is {corpus!r}; it must be one of {', '.join(_READERS)}")
-    given = {"excited_as_happy": excited_as_happy, "improvised_only": improvised_only}
+    given = {"excited_as_happy": excited_as_happy, "improvised_only": improvised_only, "all_turns": all_turns}
     if corpus != "iemocap" and any(given.values()):
         name = next(name for name, value in given.items() if value)
         raise ValueError(f"{name} is True, but the corpus is {corpus}; omit it")
@@ -93,4 +96,7 @@ def _notes(corpus: Corpus, left_out: dict[str, int]) -> list[str]:
     if left_out:
         most_first = sorted(left_out.items(), key=lambda item: -item[1])
         notes.append("left out: " + ", ".join(f"{count} {reason}" for reason, count in most_first))
+    values = list(dict.fromkeys(name for utterance in corpus.utterances for name in utterance.values))
+    if values:
+        notes.append(f"further columns, which --targets={','.join(values)} predicts: {', '.join(values)}")
     return notes

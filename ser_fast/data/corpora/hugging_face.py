@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -55,7 +56,7 @@ class ArrowRow(Source):
         return pyarrow.BufferReader(content.as_buffer())
 
 
-def hugging_face(root: str | PathLike[str]) -> Corpus:
+def hugging_face(root: str | PathLike[str], targets: Sequence[str] = ()) -> Corpus:
     """Return the utterances of a dataset that ``save_to_disk`` wrote, or of a folder of Parquet files.
 
     No audio is decoded. The library copies Parquet to Arrow once, into its own cache (``HF_DATASETS_CACHE``), and
@@ -70,6 +71,7 @@ def hugging_face(root: str | PathLike[str]) -> Corpus:
 
     Args:
         root: the folder.
+        targets: columns of numbers to predict instead of the label or value, in this order.
 
     Raises:
         FileNotFoundError: it does not exist.
@@ -91,11 +93,11 @@ def hugging_face(root: str | PathLike[str]) -> Corpus:
     rows = []
     for split, dataset in splits.items():
         part = _PARTS.get(split) if len(splits) > 1 else None
-        rows += _rows(root / split, dataset, f"{root.resolve().name}{split and '/'}{split}", part)
+        rows += _rows(root / split, dataset, f"{root.resolve().name}{split and '/'}{split}", part, targets)
     require(bool(rows), f"{str(root)!r} has 0 rows", "a dataset of at least one")
     if repeated([row.name for row in rows]):
         rows = [Row(row.place, row.cells, row.place, row.path, row.source) for row in rows]
-    return to_corpus(root.resolve().name, str(root), rows)
+    return to_corpus(root.resolve().name, str(root), rows, targets)
 
 
 def _load(library: ModuleType, root: Path) -> datasets.Dataset | datasets.DatasetDict:
@@ -110,12 +112,12 @@ def _load(library: ModuleType, root: Path) -> datasets.Dataset | datasets.Datase
             library.enable_progress_bars()
 
 
-def _rows(folder: Path, dataset: datasets.Dataset, name: str, part: str | None) -> list[Row]:
+def _rows(folder: Path, dataset: datasets.Dataset, name: str, part: str | None, targets: Sequence[str]) -> list[Row]:
     features, place = dataset.features, str(folder)
     audio = [column for column, feature in features.items() if type(feature).__name__ == "Audio"]
     found = f"{place} has {len(audio)} columns of the feature Audio among {', '.join(features)}"
     require(len(audio) == 1, found, "one; dataset.cast_column('audio', datasets.Audio()) makes it")
-    cells = _cells(place, dataset, part)
+    cells = _cells(place, dataset, part, targets)
     paths, has_bytes = _fields(dataset.data.column(audio[0]))
     files = [Path(file["filename"]) for file in dataset.cache_files]
     stored = [(file, row) for file in files for row in range(len(_column(file, audio[0])))]
@@ -144,8 +146,8 @@ def _fields(stored: pyarrow.ChunkedArray) -> tuple[list[str | None], list[bool]]
     return paths.to_pylist(), content.is_valid().to_pylist()
 
 
-def _cells(place: str, dataset: datasets.Dataset, part: str | None) -> dict[str, list[Any]]:
-    """Return the columns of a manifest, under its names."""
+def _cells(place: str, dataset: datasets.Dataset, part: str | None, targets: Sequence[str]) -> dict[str, list[Any]]:
+    """Return the columns of a manifest, under its names; with targets all columns of numbers, without the label."""
     features = dataset.features
 
     def one(kind: str, names: tuple[str, ...]) -> str | None:
@@ -154,10 +156,14 @@ def _cells(place: str, dataset: datasets.Dataset, part: str | None) -> dict[str,
         require(len(found) < 2, f"{place} has the columns {', '.join(features)}", allowed)
         return found[0] if found else None
 
-    target = one("label or value", (*_LABELS, "value"))
-    allowed = f"a dataset with a column {', '.join(_LABELS)} or value"
-    require(target is not None, f"{place} has the columns {', '.join(features)}", allowed)
-    chosen = {"value" if target == "value" else "label": target, SPEAKER: one("speaker", _SPEAKERS)}
+    if targets:
+        chosen = {name: name for name, feature in features.items() if name in targets or _is_number(feature)}
+    else:
+        target = one("label or value", (*_LABELS, "value"))
+        allowed = f"a dataset with a column {', '.join(_LABELS)} or value"
+        require(target is not None, f"{place} has the columns {', '.join(features)}", allowed)
+        chosen = {"value" if target == "value" else "label": target}
+    chosen[SPEAKER] = one("speaker", _SPEAKERS)
     chosen |= {name: name for name in (*OPTIONAL, SCALE, *_NAMES)}
     columns = {}
     for name, column in chosen.items():
@@ -167,6 +173,10 @@ def _cells(place: str, dataset: datasets.Dataset, part: str | None) -> dict[str,
         require("part" not in columns, f"{place} has a column part beside the splits", "one of the two")
         columns["part"] = [part] * len(dataset)
     return columns
+
+
+def _is_number(feature: object) -> bool:
+    return type(feature).__name__ == "Value" and feature.dtype.startswith(("float", "int", "uint"))
 
 
 def _values(place: str, column: str, dataset: datasets.Dataset) -> list[Any]:

@@ -5,7 +5,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,13 @@ from ser_fast.data.corpora.rows import OPTIONAL, SCALE, SPEAKER, TARGETS, Row, c
 from ser_fast.data.corpora.trees import quoted
 from ser_fast.data.files import printable, write_atomically
 from ser_fast.data.tables import from_cell, to_csv
-from ser_fast.data.utterance import Corpus
+from ser_fast.data.utterance import VALUE, Corpus, check_targets
 
 SUFFIXES = (".csv", ".jsonl")
 REQUIRED = ("file", SPEAKER)
 
 
-def manifest(path: str | PathLike[str]) -> Corpus:
+def manifest(path: str | PathLike[str], targets: Sequence[str] = ()) -> Corpus:
     """Return the utterances listed in a table with the columns ``file,speaker,label[,start,end,part]``.
 
     ``file`` may be relative to the folder of the table. ``start`` and ``end`` are seconds; empty or null is the
@@ -29,9 +29,12 @@ def manifest(path: str | PathLike[str]) -> Corpus:
     regression the column ``value``, a finite number, replaces ``label``. A column ``sentiment_scale``, 1 or 3 in all
     rows, declares values from -1 to 1 or from -3 to 3 as sentiment, for which Acc-2, F1 and the like are measured.
     The classes are sorted; those that differ in case only are merged. Other columns and blank lines are ignored.
+    With ``targets`` the columns of these names, finite numbers such as arousal and valence, replace ``label`` and
+    ``value``, which may be there or not.
 
     Args:
         path: a ``.csv`` with a header row, or a ``.jsonl`` with one object a line; UTF-8.
+        targets: names of the columns to predict, in this order.
 
     Raises:
         OSError: the table cannot be read.
@@ -48,25 +51,29 @@ def manifest(path: str | PathLike[str]) -> Corpus:
         line = content.count(b"\n", 0, error.start) + 1
         raise ValueError(f"{path}, line {line}: byte 0x{content[error.start]:02x}; it must be UTF-8") from error
 
-    read_rows = _csv_rows if suffix == ".csv" else _jsonl_rows
-    rows = list(read_rows(table, str(path)))
+    read_rows = _csv_rows(table, str(path), targets) if suffix == ".csv" else _jsonl_rows(table, str(path))
+    rows = list(read_rows)
     require(bool(rows), f"manifest {str(path)!r} lists 0 utterances", "a table of at least one")
     listed = [(place, cells, text(cells, "file", place)) for place, cells in rows]
-    return to_corpus(path.stem, str(path), [Row(*row, path.parent / row[-1]) for row in listed])
+    return to_corpus(path.stem, str(path), [Row(*row, path.parent / row[-1]) for row in listed], targets)
 
 
 def write_manifest(corpus: Corpus, out: Path) -> None:
     """Write a corpus as a ``.csv`` that :func:`manifest` reads; files below its folder get a relative path.
 
+    The ``values`` of the utterances are columns after the label; a cell is empty where an utterance lacks one.
+
     Raises:
         ValueError: an utterance is not a file, or its name cannot be written.
     """
-    target = "label" if corpus.classes else "value"
-    columns = [*REQUIRED, target, *(name for name in OPTIONAL if any(getattr(u, name) is not None
-                                                                     for u in corpus.utterances))]  # fmt: skip
+    target = ["label"] if corpus.classes else ["value"] if corpus.targets == [VALUE] else []
+    columns = [*REQUIRED, *target, *(name for name in OPTIONAL if any(getattr(u, name) is not None
+                                                                      for u in corpus.utterances))]  # fmt: skip
+    values = list(dict.fromkeys(name for utterance in corpus.utterances for name in utterance.values))
+    check_targets(values)
     folder = Path(os.path.abspath(out)).parent
     scale = {SCALE: f"{corpus.sentiment_scale:g}"} if corpus.sentiment_scale else {}
-    rows = [[*columns, *scale]]
+    rows = [[*columns, *values, *scale]]
     for utterance in corpus.utterances:
         found = f"corpus {corpus.name!r}: the audio of {utterance.name} is inside another file or in memory"
         require(utterance.path is not None, found, "a file of its own, for a manifest lists files")
@@ -74,17 +81,19 @@ def write_manifest(corpus: Corpus, out: Path) -> None:
         file = file.relative_to(folder) if file.is_relative_to(folder) else file
         named = printable(file)
         require(named == str(file), f"file is {named}", "a name in UTF-8 without control characters; rename it")
-        rows.append([file.as_posix(), *(getattr(utterance, name) for name in columns[1:]), *scale.values()])
+        cells = [*(getattr(utterance, name) for name in columns[1:]), *map(utterance.values.get, values)]
+        rows.append([file.as_posix(), *cells, *scale.values()])
     write_atomically(out, to_csv(rows).encode())
 
 
-def _csv_rows(text: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _csv_rows(text: str, name: str, targets: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
     try:
         header = [column.strip() for column in reader.fieldnames or []]
-        required = (*REQUIRED, "value" if "value" in header else "label")
+        # Targets that are missing are refused with those that are there.
+        required = (*REQUIRED, *([] if targets else ["value" if "value" in header else "label"]))
         _refuse_separators(header, required, name)
-        for column in (*REQUIRED, *TARGETS, *OPTIONAL, SCALE):
+        for column in dict.fromkeys((*REQUIRED, *TARGETS, *OPTIONAL, SCALE, *targets)):
             count = header.count(column)
             good = count == 1 or (count == 0 and column not in required)
             found = f"{name}, line 1: column {column!r} occurs {count} times in {quoted(header)}"

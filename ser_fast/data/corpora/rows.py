@@ -12,7 +12,7 @@ from ser_fast._require import require
 from ser_fast.data.corpora.labels import merge_spellings
 from ser_fast.data.corpora.trees import quoted
 from ser_fast.data.sources import Source
-from ser_fast.data.utterance import PARTS, Corpus, Utterance
+from ser_fast.data.utterance import PARTS, RESERVED, VALUE, Corpus, Utterance, check_targets
 
 SPEAKER = "speaker"
 TARGETS = ("label", "value")
@@ -39,7 +39,7 @@ class Row:
     source: Source | None = None
 
 
-def to_corpus(name: str, table: str, rows: Sequence[Row]) -> Corpus:
+def to_corpus(name: str, table: str, rows: Sequence[Row], targets: Sequence[str] = ()) -> Corpus:
     """Return the corpus of a table; its classes are sorted, and those that differ in case only are merged.
 
     Args:
@@ -47,13 +47,17 @@ def to_corpus(name: str, table: str, rows: Sequence[Row]) -> Corpus:
         table: the table, for messages.
         rows: its rows, with the columns ``speaker`` and ``label`` or ``value``, and ``start``, ``end``, ``part``
             and ``sentiment_scale`` as in :func:`ser_fast.data.corpora.manifest.manifest`.
+        targets: columns of numbers to predict, in this order; without them ``label`` or ``value``.
 
     Raises:
-        ValueError: a cell is malformed; the message names the row, the column, the value and the constraint.
+        ValueError: a cell is malformed; the message names the row, the column, the value and the constraint. Or a
+            target is no column.
     """
-    target = _target(rows)
-    utterances = [_utterance(row, target) for row in rows]
-    more = {SCALE: _scale(rows)} if target == "value" else {}
+    _check_columns(table, rows, targets)
+    target = "value" if targets else _target(rows)
+    targets = list(targets) or ([VALUE] if target == "value" else [])
+    utterances = [_utterance(row, targets) for row in rows]
+    more = {"targets": targets, SCALE: _scale(rows) if targets == [VALUE] else 0.0}
     if target == "label":
         utterances, more["notes"] = merge_spellings(utterances)
     classes = sorted({utterance.label for utterance in utterances}) if target == "label" else []
@@ -63,20 +67,37 @@ def to_corpus(name: str, table: str, rows: Sequence[Row]) -> Corpus:
         raise ValueError(f"{table}: {error}") from error
 
 
-def _utterance(row: Row, target: str) -> Utterance:
+def _check_columns(table: str, rows: Sequence[Row], targets: Sequence[str]) -> None:
+    """Refuse a target that is not in any row."""
+    check_targets(targets)
+    columns = dict.fromkeys(column for row in rows for column in row.cells)
+    for name in targets:
+        numeric = [column for column in columns if column not in RESERVED and _is_numeric(rows, column)]
+        found = f"{table}: targets names {name!r}, which is no column{closest(name, numeric)}"
+        require(name in columns, found, f"among the columns of numbers: {', '.join(numeric) or 'there are none'}")
+
+
+def _is_numeric(rows: Sequence[Row], column: str) -> bool:
+    """Return whether a column holds numbers; some cells may be empty."""
+    cells = [row.cells.get(column) for row in rows]
+    cells = [cell for cell in cells if not empty(cell)]
+    return bool(cells) and all(math.isfinite(_read(cell)) for cell in cells)
+
+
+def _utterance(row: Row, targets: Sequence[str]) -> Utterance:
     cells, place = row.cells, row.place
-    speaker, label, value = text(cells, SPEAKER, place), "", None
-    if target == "label":
-        label = text(cells, "label", place)
-    else:
-        value = _number(cells, "value", place, -math.inf, "a finite number")
+    speaker, label = text(cells, SPEAKER, place), "" if targets else text(cells, "label", place)
+    values = {name: _number(cells, name, place, -math.inf, "a finite number") for name in targets}
+    value = values.pop(VALUE, None)
     start, end = (_optional_seconds(cells, column, place) for column in ("start", "end"))
     least = start or 0.0
     require(end is None or end > least, f"{place}: column 'end' is {end}", f"more than start, {least}")
     whole = start is None and end is None
     name = row.name if whole else f"{row.name}[{'' if start is None else start}:{'' if end is None else end}]"
     part = _part(cells, place)
-    return Utterance(name, speaker, label, row.path, start, end, value=value, part=part, source=row.source)
+    return Utterance(
+        name, speaker, label, row.path, start, end, value=value, part=part, source=row.source, values=values
+    )
 
 
 def _target(rows: Sequence[Row]) -> str:
@@ -153,10 +174,15 @@ def empty(value: Any) -> bool:
 
 def _number(row: dict[str, Any], column: str, place: str, least: float, wanted: str) -> float:
     value = row.get(column)
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
+    number = _read(value)
     found = "missing" if value is None else quoted(value)
     require(math.isfinite(number) and number >= least, f"{place}: column {column!r} is {found}", wanted)
     return number
+
+
+def _read(value: Any) -> float:
+    """Return the number in a cell, NaN if it is none."""
+    try:
+        return math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan

@@ -5,7 +5,7 @@ import os
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ _LARGEST_LABEL = 1 << 20  # bytes
 _COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 
 
-def tar(pattern: str | os.PathLike[str]) -> Corpus:
+def tar(pattern: str | os.PathLike[str], targets: Sequence[str] = ()) -> Corpus:
     """Return the utterances of WebDataset shards; only headers and labels are read, and audio by its offset.
 
     A sample is the members of one key, such as ``bob/17.wav`` and ``bob/17.json``. The JSON object is a row of a
@@ -34,6 +34,7 @@ def tar(pattern: str | os.PathLike[str]) -> Corpus:
 
     Args:
         pattern: the shards, with ``*``, ``?`` and WebDataset's braces: ``shards/train-{0000..0041}.tar``.
+        targets: numbers of the JSON objects to predict instead of the label or value, in this order.
 
     Raises:
         FileNotFoundError: no file has such a name, or one that the braces list is missing.
@@ -43,7 +44,7 @@ def tar(pattern: str | os.PathLike[str]) -> Corpus:
     """
     pattern = os.fspath(pattern)
     shards = _shards(pattern)
-    rows = [row for shard in shards for row in _rows(shard)]
+    rows = [row for shard in shards for row in _rows(shard, targets)]
     require(bool(rows), f"{pattern!r} has 0 utterances in {len(shards)} shards", "shards with at least one")
     # Keys need not differ between shards.
     if repeated([row.name for row in rows]):
@@ -51,7 +52,7 @@ def tar(pattern: str | os.PathLike[str]) -> Corpus:
     twice = repeated([row.name for row in rows])
     require(not twice, f"{pattern!r} has {', '.join(twice[:3])} more than once", "shards whose members differ")
     name = re.split(r"[*?\[{]", Path(pattern).name)[0].removesuffix(".tar").rstrip("-_.")
-    return to_corpus(name or Path(pattern).resolve().parent.name, pattern, rows)
+    return to_corpus(name or Path(pattern).resolve().parent.name, pattern, rows, targets)
 
 
 def _shards(pattern: str) -> list[Path]:
@@ -67,7 +68,7 @@ def _shards(pattern: str) -> list[Path]:
     return list(map(Path, found))
 
 
-def _rows(shard: Path) -> Iterator[Row]:
+def _rows(shard: Path, targets: Sequence[str]) -> Iterator[Row]:
     """Yield the samples of a shard."""
     grouping = import_extra("webdataset.tariterators", "a corpus of tar shards", "scale")
 
@@ -76,7 +77,7 @@ def _rows(shard: Path) -> Iterator[Row]:
 
     try:
         for sample in grouping.group_by_keys(_members(shard), handler=refuse):
-            yield _row(shard, sample)
+            yield _row(shard, sample, targets)
     except tarfile.TarError as error:
         raise ValueError(f"{shard}: damaged, or not a tar archive: {error}") from error
 
@@ -111,7 +112,7 @@ def _members(shard: Path) -> Iterator[dict[str, Any]]:
             require(good, f"{shard}: damaged, no header of a tar archive at byte {archive.offset}", "a whole archive")
 
 
-def _row(shard: Path, sample: dict[str, Any]) -> Row:
+def _row(shard: Path, sample: dict[str, Any], targets: Sequence[str]) -> Row:
     key = sample["__key__"]
     place = f"{shard.name}:{key}"
     audio = [name for name in sample if f".{name.rpartition('.')[2]}" in AUDIO_SUFFIXES]
@@ -120,12 +121,12 @@ def _row(shard: Path, sample: dict[str, Any]) -> Row:
     require(len(audio) == 1, found, f"one of {', '.join(AUDIO_SUFFIXES)}, beside its label")
     kind = next((kind for kind in _LABELS if kind in sample), None)
     require(kind is not None, f"{shard}: sample {key!r} has no label ({others})", "a .json, .cls or .txt next to it")
-    cells = {SPEAKER: "unknown"} | _cells(f"{place}.{kind}", kind, sample[kind])
+    cells = {SPEAKER: "unknown"} | _cells(f"{place}.{kind}", kind, sample[kind], targets)
     source = sample[audio[0]]
     return Row(f"{place}.{kind}", cells, source.name.partition(":")[2], source=source)
 
 
-def _cells(place: str, kind: str, content: bytes) -> dict[str, Any]:
+def _cells(place: str, kind: str, content: bytes, targets: Sequence[str]) -> dict[str, Any]:
     """Return the row that a label file holds."""
     try:
         text = content.decode()
@@ -138,6 +139,6 @@ def _cells(place: str, kind: str, content: bytes) -> dict[str, Any]:
     if kind == "txt":
         require("\n" not in row["label"], f"{place}: label is {quoted(row['label'])}", "a name in one line")
     known = {name: cell for name, cell in row.items() if cell is not None}
-    has_target = any(name in known for name in TARGETS)
+    has_target = bool(targets) or any(name in known for name in TARGETS)
     require(has_target, f"{place}: has {quoted(list(row))}", "an object with label or value")
     return known
