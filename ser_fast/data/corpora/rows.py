@@ -16,7 +16,7 @@ from ser_fast.data.utterance import PARTS, Corpus, Utterance
 
 SPEAKER = "speaker"
 TARGETS = ("label", "value")
-OPTIONAL = ("start", "end", "part")
+OPTIONAL = ("start", "end", "part", "group")
 SCALE = "sentiment_scale"
 _LONGEST = 4096  # characters of a name; of a path on Linux
 
@@ -45,8 +45,8 @@ def to_corpus(name: str, table: str, rows: Sequence[Row]) -> Corpus:
     Args:
         name: name of the corpus.
         table: the table, for messages.
-        rows: its rows, with the columns ``speaker`` and ``label`` or ``value``, and ``start``, ``end``, ``part``
-            and ``sentiment_scale`` as in :func:`ser_fast.data.corpora.manifest.manifest`.
+        rows: its rows, with the columns ``speaker`` and ``label`` or ``value``, and ``start``, ``end``, ``part``,
+            ``group`` and ``sentiment_scale`` as in :func:`ser_fast.data.corpora.manifest.manifest`.
 
     Raises:
         ValueError: a cell is malformed; the message names the row, the column, the value and the constraint.
@@ -70,13 +70,15 @@ def _utterance(row: Row, target: str) -> Utterance:
         label = text(cells, "label", place)
     else:
         value = _number(cells, "value", place, -math.inf, "a finite number")
-    start, end = (_optional_seconds(cells, column, place) for column in ("start", "end"))
+    start, end = (optional_seconds(cells, column, place) for column in ("start", "end"))
     least = start or 0.0
     require(end is None or end > least, f"{place}: column 'end' is {end}", f"more than start, {least}")
     whole = start is None and end is None
     name = row.name if whole else f"{row.name}[{'' if start is None else start}:{'' if end is None else end}]"
     part = _part(cells, place)
-    return Utterance(name, speaker, label, row.path, start, end, value=value, part=part, source=row.source)
+    group = None if empty(cells.get("group")) else text(cells, "group", place)
+    more = {"value": value, "part": part, "source": row.source, "group": group}
+    return Utterance(name, speaker, label, row.path, start, end, **more)
 
 
 def _target(rows: Sequence[Row]) -> str:
@@ -142,7 +144,12 @@ def _part(row: dict[str, Any], place: str) -> str | None:
     return part
 
 
-def _optional_seconds(row: dict[str, Any], column: str, place: str) -> float | None:
+def optional_seconds(row: dict[str, Any], column: str, place: str) -> float | None:
+    """Return a number of seconds, None for an empty cell.
+
+    Raises:
+        ValueError: it is not a number of 0 or more.
+    """
     return None if empty(row.get(column)) else _number(row, column, place, 0.0, "a number of seconds >= 0")
 
 
