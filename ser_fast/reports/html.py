@@ -37,6 +37,9 @@ CLASSIFICATION = {"accuracy": "accuracy %", "recall": "recall (UA) %", "precisio
 REGRESSION = {"mae": "MAE", "corr": "Pearson r", "acc2": "Acc-2 %", "f1": "F1 %", "acc5": "Acc-5 %"}
 
 
+ONE_SPEAKER = "one speaker: no interval"
+
+
 def measures(metrics: dict) -> dict[str, str]:
     """Return the headings of the measures that a report shows, by their key in the metrics."""
     known = REGRESSION if "mae" in metrics else CLASSIFICATION
@@ -69,12 +72,15 @@ def intervals(result: dict) -> tuple[list[str], list[list[str]]]:
 
     Args:
         result: what :func:`ser_fast.training.speakers.by_speaker` returns.
+
+    A single speaker has no interval, which the rows say.
     """
     shown = measures(result["metrics"])
     pooled = f"all utterances, bootstrap over speakers, {result['bootstrap']['draws']} draws"
 
-    def row(key: str, words: str, *values: float | None) -> list[str]:
-        return [f"{shown[key]}: {words}", *("-" if value is None else number(key, value) for value in values)]
+    def row(key: str, words: str, value: float, low: float | None, high: float | None) -> list[str]:
+        ends = [ONE_SPEAKER, ""] if low is None or high is None else [number(key, low), number(key, high)]
+        return [f"{shown[key]}: {words}", number(key, value), *ends]
 
     rows = []
     for key, found in result["intervals"].items():

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from ser_fast.data.corpora import load_corpus
 from ser_fast.data.dataset import Dataset, load_dataset, split_corpus
 from ser_fast.data.failures import listed, summarise
 from ser_fast.data.splits import Split
@@ -15,6 +14,7 @@ from ser_fast.reports.terminal import TrainingDisplay, print_table, say
 from ser_fast.training import cross_validation, distributed
 from ser_fast.training.checkpoint import blank
 from ser_fast.training.config import TrainConfig, resumed, run_folder, run_options
+from ser_fast.training.corpus import corpus_of
 from ser_fast.training.folds import Folds
 from ser_fast.training.run_folder import RunFolder
 from ser_fast.training.trainer import Trainer
@@ -48,7 +48,7 @@ def train(config: TrainConfig, options: dict) -> dict:
         with distributed.agreed():
             # Options that do not fit fail before any audio is read and before the folder is made.
             model = blank(config.model, 2, options)
-            corpus = load_corpus(config.data)
+            corpus = corpus_of(config)
             split = split_corpus(corpus, **config.held_out)
             if distributed.rank() == 0:
                 stack.enter_context(folder)
@@ -68,18 +68,24 @@ def train(config: TrainConfig, options: dict) -> dict:
         if distributed.rank() > 0:
             return summary
         header, rows = html.scores({"best epoch": summary["best"], "last epoch": summary["last"]})
+        tested = {"metrics": summary["best"], **summary}
+        spans = html.intervals(tested)
         parts = [
             html.note(_described(summary)),
             *map(html.note, corpus.summary()),
             html.table(header, rows),
+            html.table(*spans),
             *([html.per_class(summary["best"])] if dataset.classes else []),
             *_pictures(trainer, summary, config.model),
+            html.heading("Test speakers"),
+            html.table(*html.per_speaker(tested)),
             html.heading("Options"),
             html.preformatted(folder.config.read_text()),
             html.machine(),
         ]
         page = html.write(folder.path / "report.html", f"{config.model} on {dataset.name}", parts)
     print_table(f"Test: {summary['protocol']}", header, rows)
+    print_table("", *spans)
     say(f"report: {page}")
     return summary
 
@@ -97,7 +103,10 @@ def cross_validate(config: TrainConfig, options: dict, folds: Folds) -> dict:
         f"{result['parameters']:,} parameters"
     )
     header, rows = fold_table(result)
-    parts = [html.note(described), *map(html.note, result["corpus_summary"]), html.table(header, rows)]
+    tested = {"metrics": result["pooled"], **result}
+    spans = html.intervals(tested)
+    tables = [html.table(header, rows), html.table(*spans)]
+    parts = [html.note(described), *map(html.note, result["corpus_summary"]), *tables]
     if folds.choose:
         parts += [html.heading("What each fold chose"), html.table(*choice_table(result, folds.choose))]
     if result["classes"]:
@@ -110,9 +119,11 @@ def cross_validate(config: TrainConfig, options: dict, folds: Folds) -> dict:
             *draw(path, CAPTIONS["confusion"],
                    lambda: figures.confusion(pooled["confusion"], result["classes"], path, title)),
         ]  # fmt: skip
+    parts += [html.heading("Speakers"), html.table(*html.per_speaker(tested))]
     parts += [html.heading("Options"), html.preformatted((out / "config.json").read_text()), html.machine()]
     page = html.write(out / "report.html", f"{config.model} on {result['data']}: {result['protocol']}", parts)
     print_table(described, header, rows)
+    print_table("", *spans)
     say(f"report: {page}")
     return result
 
@@ -208,11 +219,13 @@ def demo(out: Path, epochs: int, seed: int) -> dict[str, dict]:
                     pictures = _pictures(trainer, summaries[key], network.name, skip="loss")
         described = _described(summaries["gru"])
         header, rows = _side_by_side(summaries)
+        spans = _spans(summaries)
         sentence = _compared(summaries)
         loss = out / "figures" / "loss.png"
         parts = [
             html.note(described),
             html.table(header, rows),
+            html.table(*spans),
             html.note(sentence),
             html.per_class(summaries["gru"]["best"]),
             *draw(loss, CAPTIONS["loss"], lambda: figures.loss_curves(curves, loss)),
@@ -221,6 +234,7 @@ def demo(out: Path, epochs: int, seed: int) -> dict[str, dict]:
         ]
         page = html.write(out / "report.html", "CGRU on synthetic voices, and the same network with an LSTM", parts)
     print_table(described, header, rows)
+    print_table("", *spans)
     say(sentence)
     say(f"report: {page}")
     return summaries
@@ -233,6 +247,16 @@ def _side_by_side(summaries: dict[str, dict]) -> tuple[list[str], list[list[str]
     more = [[f"{each:.2f}", f"{each / seconds[-1]:.0%}"] for each in seconds]
     ends = ["s per epoch", f"of {list(DEMO.values())[-1].name}"]
     return ["", *header[1:], *ends], [row + end for row, end in zip(rows, more)]
+
+
+def _spans(summaries: dict[str, dict]) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows: the intervals over the test speakers of each network's UA."""
+    header, rows = [], []
+    for key, summary in summaries.items():
+        ua = {"recall": summary["intervals"]["recall"]}
+        header, found = html.intervals({"metrics": summary["best"], **summary, "intervals": ua})
+        rows += [[f"{DEMO[key].name}, {name}", *rest] for name, *rest in found]
+    return header, rows
 
 
 def _compared(summaries: dict[str, dict]) -> str:
