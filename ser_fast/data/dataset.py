@@ -33,6 +33,9 @@ class Dataset:
         parts: the corpus's own division, "train", "valid" or "test" each; empty if it has none.
         passed_over: sentence about files in the corpus's folder that were not taken, or ``""``.
         sentiment_scale: 1 or 3 as in :class:`ser_fast.data.corpora.Corpus`, 0 if the labels are no sentiment.
+        groups: name of the group of each utterance; empty if the corpus has none.
+        folds: parts of each utterance in the corpus's own folds; empty if it has none.
+        test_data: name of the corpus that the test part is from, if it is another one; ``""`` if not.
         targets: names of the values, as in :class:`ser_fast.data.corpora.Corpus`; empty with classes.
 
     Attributes:
@@ -50,6 +53,9 @@ class Dataset:
     parts: list[str] = field(default_factory=list)
     passed_over: str = ""
     sentiment_scale: float = 0.0
+    groups: list[str] = field(default_factory=list)
+    folds: list[tuple[str, ...]] = field(default_factory=list)
+    test_data: str = ""
     targets: list[str] = field(default_factory=list)
     numbers: list[int] = field(init=False, repr=False)
     features: FeatureCache = field(init=False, repr=False, compare=False, default_factory=FeatureCache)
@@ -75,13 +81,16 @@ class Dataset:
     def part(self, index: Sequence[int]) -> "Dataset":
         """Return the dataset of these utterances, without the corpus's own division, which does not divide them."""
         lists = {name: [getattr(self, name)[i] for i in index] for name in ("labels", "speakers", "names")}
-        found = replace(self, waves=Selected(self.waves, index), **lists, parts=[])
+        groups = [self.groups[i] for i in index] if self.groups else []
+        divided = {"groups": groups, "parts": [], "folds": [], "test_data": ""}
+        found = replace(self, waves=Selected(self.waves, index), **lists, **divided)
         found.numbers, found.features = [self.numbers[i] for i in index], self.features
         return found
 
     def split(self, **held_out) -> Split:
         """Return the :func:`ser_fast.data.splits.split` of these utterances."""
-        return split(self.speakers, self.labels, self.classes, self.parts, **held_out)
+        divisions = _divisions(self.name, self.test_data, self.parts, self.groups, self.folds)
+        return split(self.speakers, self.labels, self.classes, **divisions, **held_out)
 
     def digest(self) -> str:
         """Return a SHA-256 of names, speakers, labels and lengths in order and of the classes and the targets."""
@@ -133,6 +142,9 @@ def read_dataset(
         parts(kept),
         kept.passed_over,
         kept.sentiment_scale,
+        groups(kept),
+        folds(kept),
+        kept.test_data,
         kept.targets,
     )
     return kept, dataset
@@ -156,6 +168,33 @@ def parts(corpus: Corpus) -> list[str]:
     return found if all(found) else []
 
 
+def own_folds(corpus: Corpus) -> int | None:
+    """Return the number of the corpus's own folds; 0 for a single division of its own, None without any."""
+    found = folds(corpus)
+    return len(found[0]) if found else 0 if parts(corpus) else None
+
+
+def groups(corpus: Corpus) -> list[str]:
+    """Return the group of every utterance, or an empty list without groups."""
+    found = [utterance.group for utterance in corpus.utterances]
+    return [] if None in found else found
+
+
+def folds(corpus: Corpus) -> list[tuple[str, ...]]:
+    """Return the parts of every utterance in the corpus's own folds, or an empty list without folds."""
+    found = [utterance.folds for utterance in corpus.utterances]
+    return found if all(found) else []
+
+
 def split_corpus(corpus: Corpus, **held_out) -> Split:
     """Return the :func:`ser_fast.data.splits.split` of a corpus; no audio is read."""
-    return split(speakers(corpus), labels(corpus), corpus.classes, parts(corpus), **held_out)
+    divisions = _divisions(corpus.name, corpus.test_data, parts(corpus), groups(corpus), folds(corpus))
+    return split(speakers(corpus), labels(corpus), corpus.classes, **divisions, **held_out)
+
+
+def _divisions(
+    name: str, test_data: str, parts: list[str], groups: list[str], folds: list[tuple[str, ...]]
+) -> dict[str, list | str]:
+    """Return the arguments of ``split`` that say how the corpus itself is divided."""
+    origin = test_data and f"trained on {name}, tested on {test_data}"
+    return {"parts": parts, "groups": groups, "folds": folds, "origin": origin}

@@ -60,6 +60,9 @@ class Utterance:
         values: further numbers by their names, such as arousal and valence, which a corpus may name as its targets.
         part: "train", "valid" or "test" in the corpus's own division.
         source: audio inside another file, such as a member of a tar archive, instead of a file.
+        group: name of what is held out together, such as a recording session; None in a corpus without groups.
+        folds: "train", "valid" or "test" in each of the corpus's own folds, "" in a fold that lacks the utterance;
+            empty in a corpus without folds.
     """
 
     name: str
@@ -73,11 +76,15 @@ class Utterance:
     value: float | None = None
     part: str | None = None
     source: Source | None = None
+    group: str | None = None
+    folds: tuple[str, ...] = ()
     values: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self):
         for name in ("name", "speaker", "label"):
             object.__setattr__(self, name, printable(getattr(self, name)))
+        if self.group is not None:
+            object.__setattr__(self, "group", printable(self.group))
 
     def target(self, name: str) -> float | None:
         """Return the number of this name, ``value`` itself for "value"; None if there is none."""
@@ -117,13 +124,16 @@ class Corpus:
         notes: more sentences about how the corpus was read, such as classes that were merged.
         sentiment_scale: 1 if the values are sentiment from -1 to 1, as in CH-SIMS, 3 from -3 to 3, as in MOSI; shares
             such as Acc-2 are then measured. 0 for values of any other kind.
+        test_data: name of the corpus that all utterances of the test part are from, if it is another one; ``""`` if
+            not.
         targets: names of the utterances' ``values`` that a regression predicts, in the order of the outputs; by
             default "value", which is their ``value``. Empty in a corpus of classes.
 
     Raises:
         ValueError: the same section of a file occurs twice, so that it could be in the training and in the test part;
             a label is not among the classes, or has a value beside it; a value is missing or not finite; a part has
-            another name, or some utterances have none; a target has a reserved name.
+            another name, or some utterances have no part or no group and others have one, or have more folds; a
+            target has a reserved name.
     """
 
     name: str
@@ -132,6 +142,7 @@ class Corpus:
     passed_over: str = ""
     notes: tuple[str, ...] = ()
     sentiment_scale: float = 0.0
+    test_data: str = ""
     targets: list[str] = field(default_factory=list)
 
     def __post_init__(self):
@@ -155,12 +166,14 @@ class Corpus:
             found = f"corpus {self.name!r} lists {utterance.name} and {seen.get(key)}, the same audio"
             require(key not in seen, found, "listed once")
             seen[key] = utterance.name
-        without = [utterance.name for utterance in self.utterances if utterance.part is None]
-        if 0 < len(without) < len(self.utterances):
-            raise ValueError(
-                f"corpus {self.name!r} has {len(without)} of {len(self.utterances)} utterances without a part, such "
-                f"as {without[0]}; it must be none or all"
-            )
+        for column in ("part", "group"):
+            without = [utterance.name for utterance in self.utterances if getattr(utterance, column) is None]
+            if 0 < len(without) < len(self.utterances):
+                count = f"{len(without)} of {len(self.utterances)} utterances without a {column}"
+                raise ValueError(f"corpus {self.name!r} has {count}, such as {without[0]}; it must be none or all")
+        counts = {len(utterance.folds) for utterance in self.utterances}
+        found = f"corpus {self.name!r} has utterances in {' and '.join(map(str, sorted(counts)))} folds"
+        require(len(counts) < 2, found, "the same number for all")
 
     def _check(self, utterance: Utterance) -> None:
         label, value, part = utterance.label, utterance.value, utterance.part
@@ -176,7 +189,8 @@ class Corpus:
             finite = value is not None and math.isfinite(value)
             require(finite, f"{place} {name} {value}", "a finite number, for the corpus has no classes")
             require(abs(value) <= end, f"{place} {name} {value}", f"in -{end:g}..{end:g}, the sentiment scale")
-        require(part in (None, *PARTS), f"{place} part {part!r}", f"one of {', '.join(PARTS)}")
+        for name in (part, *utterance.folds):
+            require(name in (None, "", *PARTS) and part != "", f"{place} part {name!r}", f"one of {', '.join(PARTS)}")
 
     @property
     def speakers(self) -> list[str]:
@@ -192,6 +206,9 @@ class Corpus:
         else:
             lines.append("; ".join(map(self._range, self.targets)) if self.utterances else "no values")
         lines.append(f"{_plural(len(speakers), 'speaker')}: {_counts([u.speaker for u in self.utterances])}")
+        groups = [utterance.group for utterance in self.utterances if utterance.group is not None]
+        if groups:
+            lines.append(f"{_plural(len(set(groups)), 'group')}: {_counts(groups)}")
         pairs = {(utterance.speaker, utterance.label) for utterance in self.utterances}
         if 1 < len(pairs) == len(speakers) == len(self.classes):
             lines.append("each class has one speaker of its own, so a model can learn the speakers instead")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ser_fast.experiments import figures, published
 from ser_fast.experiments.paper2 import OURS, compared
 from ser_fast.experiments.settings import CGRU_LSTM, Runner
-from ser_fast.experiments.tables import Result, Table, by_fold, ends, percent, verdict
+from ser_fast.experiments.tables import Result, Table, by_fold, ends, over_speakers, percent, verdict
 from ser_fast.training import metrics
 from ser_fast.training.predictions import read_csv
 
@@ -109,6 +109,7 @@ def protocols(runner: Runner) -> Result:
     deviations = [summary["folds"]["recall"][1] for summary in (loso, random)]
     both = [f"{percent(mean)} ± {percent(std)}" for mean, std in zip(means, deviations)]
     rows.append(["mean ± std of the folds", *both, f"{gap:+.1f}", f"{paper:.2f}"])
+    rows.append(["95 % interval over speakers", *map(over_speakers, (loso, random)), "none", published.NOT_GIVEN])
     pooled = [summary["pooled"]["recall"] for summary in (loso, random)]
     rows.append(["all predictions", *map(percent, pooled), f"{100 * (pooled[1] - pooled[0]):+.1f}",
                  published.NOT_GIVEN])  # fmt: skip

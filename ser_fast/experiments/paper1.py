@@ -12,7 +12,7 @@ from ser_fast.data.audio import read_corpus
 from ser_fast.data.corpora import Utterance
 from ser_fast.experiments import figures, published
 from ser_fast.experiments.settings import Runner, cross_validate_all
-from ser_fast.experiments.tables import Result, Table, holds, percent, spread
+from ser_fast.experiments.tables import Result, Table, holds, over_speakers, percent, spread
 from ser_fast.models.cgru import DYNAMIC_RANGE
 from ser_fast.nn.power_spectrogram import PowerSpectrogram
 
@@ -124,6 +124,7 @@ def optimizers(runner: Runner) -> Result:
         [
             optimizer, f"{rate:g}",
             *(spread(summary, key) if summary else "diverged" for key in ("precision", "recall")),
+            over_speakers(summary) if summary else "diverged",
             words.get((optimizer, rate), published.NOT_GIVEN),
         ]
         for (optimizer, rate), summary in found.items()
@@ -148,7 +149,8 @@ def optimizers(runner: Runner) -> Result:
     protocol = any_summary["protocol"]
     named = "; ".join(f"best {key}: {optimizer} {rate:g}" for key, (optimizer, rate) in best.items())
     return Result(
-        Table(["optimiser", "learning rate", "mean precision %", "mean recall %", "paper"], rows),
+        Table(["optimiser", "learning rate", "mean precision %", "mean recall %", "95 % over speakers", "paper"],
+              rows),
         lambda path: figures.heat_maps(path, panels, OPTIMIZERS, [f"{rate:g}" for rate in RATES],
                                        f"CGRU on {any_summary['data']}; {protocol}"),
         {"systems": {f"{optimizer} {rate:g}": summary for (optimizer, rate), summary in found.items()}},

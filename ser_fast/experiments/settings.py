@@ -15,14 +15,14 @@ from ser_fast import recipes
 from ser_fast.data.corpora import Corpus, load_corpus
 from ser_fast.data.corpora.manifest import write_manifest
 from ser_fast.data.corpora.synthetic import synthetic, synthetic_sentiment
-from ser_fast.data.dataset import load_dataset, speakers, split_corpus
+from ser_fast.data.dataset import load_dataset, split_corpus
 from ser_fast.models import MODELS
 from ser_fast.models.systems import SYSTEMS, System
 from ser_fast.reports.terminal import say
 from ser_fast.training import cross_validation
 from ser_fast.training.checkpoint import blank
 from ser_fast.training.config import TrainConfig, run_folder, run_options
-from ser_fast.training.folds import Folds
+from ser_fast.training.folds import HELD_OUT, Folds
 from ser_fast.training.trainer import Trainer
 
 EMBEDDED = {"synthetic": synthetic, "synthetic-sentiment": synthetic_sentiment}
@@ -30,7 +30,7 @@ CGRU_LSTM = "CGRU with an LSTM"
 # CGRU with an LSTM in place of the GRU; not one of paper 1's systems.
 ALL_SYSTEMS = SYSTEMS | {CGRU_LSTM: System("cgru", {"cell": "lstm"})}
 # Options of TrainConfig that the experiment sets itself, so the command line does not offer them.
-OWN = {"data", "out", "model", "test_speakers", "test_fold", "test_fraction", "augment", "targets"}
+OWN = {"data", "labels", "targets", "out", "model", "augment", *HELD_OUT}
 # Options that each scale changes; a model takes those of its options that it has.
 _SHORT = {"learning_rate": 1e-3, "batch_size": 16, "loss": "cross_entropy", "validation": "none", "patience": 0}
 SCALES: dict[str, dict[str, dict]] = {
@@ -190,7 +190,8 @@ class Runner:
         system, folds = self.system(name), folds or self.folds
         plain, _ = self.configure(system)
         beyond = [f"{key}-{value}" for key, value in training.items() if getattr(plain, key) != value]
-        protocol = folds.protocol if folds.protocol == "loso" else f"{folds.protocol}{folds.folds}"
+        counted = folds.protocol in ("speakers", "random")
+        protocol = f"{folds.protocol}{folds.folds}" if counted else folds.protocol
         same = next((other for other, known in ALL_SYSTEMS.items() if known == system), Path(name).stem)
         return self.runs / protocol / slug("-".join([same, *beyond]))
 
@@ -205,7 +206,7 @@ class Runner:
         self.record(name, **training)
         out = self.runs / ("one" if fold else "parts") / slug(name) / f"seed{config.seed}"
         if fold:
-            config = cross_validation.plan(config, self.folds, speakers(self.corpus))[0][0].config
+            config = cross_validation.plan_corpus(config, self.folds, self.corpus)[0][0].config
         config = replace(config, out=out)
         split = split_corpus(self.corpus, **config.held_out)
         rate = blank(config.model, 2, options).spectrogram.sample_rate

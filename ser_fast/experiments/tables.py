@@ -56,6 +56,17 @@ def interval(summary: dict, measure: str) -> dict:
     return metrics.interval(list(by_fold(summary, measure).values()))
 
 
+def over_speakers(summary: dict, measure: str = "recall") -> str:
+    """Return the ends of a measure's interval over the speakers, each the mean of its seeds, in percent.
+
+    A measure that no speaker has, such as the precision, has "none".
+    """
+    if measure not in summary["intervals"]:
+        return "none"
+    found = summary["intervals"][measure]["speakers"]
+    return "one speaker" if found["low"] is None else ends(found)
+
+
 def percent(value: float | None) -> str:
     """Return a fraction as a percentage with one decimal; None as "none"."""
     return "none" if value is None else f"{100 * value:.1f}"

@@ -35,8 +35,7 @@ def evaluate(config: EvaluateConfig) -> dict:
         parts += scatter([config.out / "predictions.csv"], result["targets"], config.out, title)
     parts += [
         html.heading("Speakers"),
-        html.table(*html.per_speaker(result)),
-        *(html.titled(name, *html.per_speaker(result | part)) for name, part in result.get("per_target", {}).items()),
+        *html.speakers(result),
         html.heading("Options"),
         html.preformatted((config.out / "config.json").read_text()),
         html.machine(),

@@ -42,6 +42,9 @@ CLASSIFICATION = {"accuracy": "accuracy %", "recall": "recall (UA) %", "precisio
 REGRESSION = {"ccc": "CCC", "mae": "MAE", "corr": "Pearson r", "acc2": "Acc-2 %", "f1": "F1 %", "acc5": "Acc-5 %"}
 
 
+ONE_SPEAKER = "one speaker: no interval"
+
+
 def measures(metrics: dict) -> dict[str, str]:
     """Return the headings of the measures that a report shows, by their key in the metrics."""
     known = REGRESSION if "mae" in metrics else CLASSIFICATION
@@ -81,6 +84,8 @@ def intervals(result: dict) -> tuple[list[str], list[list[str]]]:
 
     Args:
         result: what :func:`ser_fast.training.speakers.by_speaker` returns.
+
+    A single speaker has no interval, which the rows say.
     """
     parts = result.get("per_target", {})
     rows = [row for name, found in parts.items() for row in _intervals(result, found, f"{name}, ")]
@@ -93,8 +98,9 @@ def _intervals(result: dict, part: dict, before: str) -> list[list[str]]:
     shown = measures(result["metrics"])
     pooled = f"all utterances, bootstrap over speakers, {result['bootstrap']['draws']} draws"
 
-    def row(key: str, words: str, *values: float | None) -> list[str]:
-        return [f"{before}{shown[key]}: {words}", *("-" if value is None else number(key, value) for value in values)]
+    def row(key: str, words: str, value: float, low: float | None, high: float | None) -> list[str]:
+        ends = [ONE_SPEAKER, ""] if low is None or high is None else [number(key, low), number(key, high)]
+        return [f"{before}{shown[key]}: {words}", number(key, value), *ends]
 
     rows = []
     for key, found in part["intervals"].items():
@@ -112,6 +118,15 @@ def per_speaker(result: dict) -> tuple[list[str], list[list[str]]]:
         for name, found in result["per_speaker"].items()
     ]
     return ["speaker", "utterances", *(shown[key] for key in keys)], rows
+
+
+def speakers(result: dict) -> list[str]:
+    """Return HTML tables of the speakers, also one for each of several targets; arguments as :func:`intervals`."""
+    per_target = result.get("per_target", {})
+    return [
+        table(*per_speaker(result)),
+        *(titled(name, *per_speaker(result | part)) for name, part in per_target.items()),
+    ]
 
 
 def picture(path: Path, caption: str) -> str:

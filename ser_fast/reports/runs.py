@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ser_fast.data.corpora import load_corpus
 from ser_fast.data.dataset import Dataset, load_dataset, split_corpus
 from ser_fast.data.failures import listed, summarise
 from ser_fast.data.splits import Split
@@ -17,6 +16,7 @@ from ser_fast.reports.terminal import TrainingDisplay, print_table, say
 from ser_fast.training import cross_validation, distributed
 from ser_fast.training.checkpoint import blank
 from ser_fast.training.config import TrainConfig, resumed, run_folder, run_options
+from ser_fast.training.corpus import corpus_of
 from ser_fast.training.folds import Folds
 from ser_fast.training.predictions import as_rows, read_csv
 from ser_fast.training.run_folder import RunFolder
@@ -53,7 +53,7 @@ def train(config: TrainConfig, options: dict) -> dict:
         with distributed.agreed():
             # Options that do not fit fail before any audio is read and before the folder is made.
             model = blank(config.model, 2, options)
-            corpus = load_corpus(config.data, config.targets)
+            corpus = corpus_of(config)
             task_of(corpus.classes, config.loss, config.label_smoothing)
             split = split_corpus(corpus, **config.held_out)
             if distributed.rank() == 0:
@@ -74,18 +74,24 @@ def train(config: TrainConfig, options: dict) -> dict:
         if distributed.rank() > 0:
             return summary
         header, rows = html.scores({"best epoch": summary["best"], "last epoch": summary["last"]})
+        tested = {"metrics": summary["best"], **summary}
+        spans = html.intervals(tested)
         parts = [
             html.note(_described(summary)),
             *map(html.note, corpus.summary()),
             html.table(header, rows),
+            html.table(*spans),
             *([html.per_class(summary["best"])] if dataset.classes else []),
             *_pictures(trainer, summary, config.model),
+            html.heading("Test speakers"),
+            *html.speakers(tested),
             html.heading("Options"),
             html.preformatted(folder.config.read_text()),
             html.machine(),
         ]
         page = html.write(folder.path / "report.html", f"{config.model} on {dataset.name}", parts)
     print_table(f"Test: {summary['protocol']}", header, rows)
+    print_table("", *spans)
     say(f"report: {page}")
     return summary
 
@@ -103,10 +109,10 @@ def cross_validate(config: TrainConfig, options: dict, folds: Folds) -> dict:
         f"{result['parameters']:,} parameters"
     )
     header, rows = fold_table(result)
-    parts = [html.note(described), *map(html.note, result["corpus_summary"]), html.table(header, rows)]
-    per_target = target_table(result) if "per_target" in result else None
-    if per_target:
-        parts.append(html.table(*per_target))
+    tested = {"metrics": result["pooled"], **result}
+    tables = [(header, rows), *([target_table(result)] if "per_target" in result else []), html.intervals(tested)]
+    parts = [html.note(described), *map(html.note, result["corpus_summary"])]
+    parts += [html.table(*each) for each in tables]
     if folds.choose:
         parts += [html.heading("What each fold chose"), html.table(*choice_table(result, folds.choose))]
     if result["classes"]:
@@ -122,11 +128,12 @@ def cross_validate(config: TrainConfig, options: dict, folds: Folds) -> dict:
     else:
         title = f"{config.model} on {result['data']}, all predictions\n{result['protocol']}"
         parts += scatter(sorted(out.glob("seed*/fold*/predictions.csv")), result["targets"], out, title)
+    parts += [html.heading("Speakers"), *html.speakers(tested)]
     parts += [html.heading("Options"), html.preformatted((out / "config.json").read_text()), html.machine()]
     page = html.write(out / "report.html", f"{config.model} on {result['data']}: {result['protocol']}", parts)
     print_table(described, header, rows)
-    if per_target:
-        print_table("", *per_target)
+    for each in tables[1:]:
+        print_table("", *each)
     say(f"report: {page}")
     return result
 
@@ -250,11 +257,13 @@ def demo(out: Path, epochs: int, seed: int) -> dict[str, dict]:
                     pictures = _pictures(trainer, summaries[key], network.name, skip="loss")
         described = _described(summaries["gru"])
         header, rows = _side_by_side(summaries)
+        spans = _spans(summaries)
         sentence = _compared(summaries)
         loss = out / "figures" / "loss.png"
         parts = [
             html.note(described),
             html.table(header, rows),
+            html.table(*spans),
             html.note(sentence),
             html.per_class(summaries["gru"]["best"]),
             *draw(loss, CAPTIONS["loss"], lambda: figures.loss_curves(curves, loss)),
@@ -263,6 +272,7 @@ def demo(out: Path, epochs: int, seed: int) -> dict[str, dict]:
         ]
         page = html.write(out / "report.html", "CGRU on synthetic voices, and the same network with an LSTM", parts)
     print_table(described, header, rows)
+    print_table("", *spans)
     say(sentence)
     say(f"report: {page}")
     return summaries
@@ -275,6 +285,16 @@ def _side_by_side(summaries: dict[str, dict]) -> tuple[list[str], list[list[str]
     more = [[f"{each:.2f}", f"{each / seconds[-1]:.0%}"] for each in seconds]
     ends = ["s per epoch", f"of {list(DEMO.values())[-1].name}"]
     return ["", *header[1:], *ends], [row + end for row, end in zip(rows, more)]
+
+
+def _spans(summaries: dict[str, dict]) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows: the intervals over the test speakers of each network's UA."""
+    header, rows = [], []
+    for key, summary in summaries.items():
+        ua = {"recall": summary["intervals"]["recall"]}
+        header, found = html.intervals({"metrics": summary["best"], **summary, "intervals": ua})
+        rows += [[f"{DEMO[key].name}, {name}", *rest] for name, *rest in found]
+    return header, rows
 
 
 def _compared(summaries: dict[str, dict]) -> str:

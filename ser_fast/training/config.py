@@ -11,6 +11,7 @@ import torch
 
 from ser_fast._require import require
 from ser_fast.data.augmentation import Augmentation
+from ser_fast.data.corpora.labels import read_map
 from ser_fast.data.splits import parse_fold
 from ser_fast.data.storage import Storage
 from ser_fast.data.utterance import check_targets
@@ -25,19 +26,27 @@ class TrainConfig:
 
     Args:
         data: "synthetic", "synthetic-sentiment", "emodb:PATH", "casia:PATH", "ravdess:PATH", "folders:PATH",
-            "speakers:PATH", "manifest:PATH", or a path whose kind is recognised.
+            "speakers:PATH", "emobox:PATH", "manifest:PATH", or a path whose kind is recognised.
+        labels: YAML file that maps labels of the corpus to classes, such as ``angry: anger``, or the map itself;
+            ``null`` leaves utterances out. Labels that are not in it keep their names.
+        test_data: another corpus, whose test part, or all of it without parts, is the test part. ``labels`` maps its
+            labels too, and each must then be a class of ``data``.
         out: run folder; the same options resume an interrupted run.
         model: name of the model; its options are under this name.
         test_speakers: speakers held out for the test, separated by commas or as a list; in YAML '03' needs quotes.
-        test_fold: without test_speakers, "k/K" holds out the k-th of K random folds, which share speakers; "k/K/S"
-            draws the folds by S instead of the seed.
-        test_fraction: share of the utterances drawn for the test, in 0..1; used without test_speakers, test_fold and
-            parts of the corpus's own.
+        test_groups: groups held out for the test, such as sessions, in a corpus that has a column ``group``; written
+            as test_speakers.
+        test_fold: without these, "k/K" holds out the k-th of K random folds, which share speakers; "k/K/S" draws the
+            folds by S instead of the seed; "k" takes the k-th of the corpus's own folds.
+        test_fraction: share of the utterances drawn for the test, in 0..1; used without the options above and without
+            parts or folds of the corpus's own.
+        allow_missing_classes: train without the classes that have no utterance in the training part; they stay
+            outputs of the model, and the protocol names them. By default that is an error.
         validation: utterances that choose the best epoch: "random" training utterances, those of some training
-            "speakers", or "none", which takes the last epoch and trains on the corpus's own validation part. "auto"
-            is "speakers" where the test is by speakers, unless there is only one for the training or a class would be
-            missing there, and "random" elsewhere.
-        valid_fraction: share of the training utterances, or speakers, in the validation part, in 0..1.
+            "speakers" or "groups", or "none", which takes the last epoch and trains on the corpus's own validation
+            part. "auto" is "speakers" where the test part has speakers of its own, unless there is only one for the
+            training or a class would be missing there, and "random" elsewhere.
+        valid_fraction: share of the training utterances, speakers or groups in the validation part, in 0..1.
         epochs: passes over the training part.
         patience: stop after so many epochs without a better one; 0 never stops.
         batch_size: utterances of a batch.
@@ -82,7 +91,7 @@ class TrainConfig:
     test_speakers: str | int | list[str | int] = ""
     test_fold: str = ""
     test_fraction: float = 0.2
-    validation: Literal["auto", "random", "speakers", "none"] = "auto"
+    validation: Literal["auto", "random", "speakers", "groups", "none"] = "auto"
     valid_fraction: float = 0.1
     epochs: int = 40
     patience: int = 0
@@ -104,6 +113,10 @@ class TrainConfig:
     workers: int = -1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     targets: str | list[str] = ""
+    labels: dict | str = ""
+    test_data: str = ""
+    test_groups: str | int | list[str | int] = ""
+    allow_missing_classes: bool = False
 
     def __post_init__(self):
         if isinstance(self.augment, dict):
@@ -129,17 +142,24 @@ class TrainConfig:
         ):  # fmt: skip
             value = getattr(self, name)
             require(good, f"{name} is {value}" if name != "out" else f"out is '{value}'", allowed)
-        given = self.test_speakers
-        names = given if isinstance(given, list) else [name.strip() for name in str(given).split(",")]
-        self.test_speakers = sorted({str(name) for name in names} - {""})
+        self.test_speakers, self.test_groups = _names(self.test_speakers), _names(self.test_groups)
         names = self.targets if isinstance(self.targets, list) else str(self.targets).split(",")
         self.targets = [str(name).strip() for name in names] if self.targets else []
         check_targets(self.targets)
         if self.test_fold:
             parse_fold(self.test_fold)
-            if self.test_speakers:
-                raise ValueError(f"test_fold is {self.test_fold}, but test_speakers are given; omit one of them")
-
+        given = [name for name in ("test_speakers", "test_groups", "test_fold", "test_data") if getattr(self, name)]
+        if len(given) > 1:
+            value = getattr(self, given[-1])
+            value = ",".join(value) if isinstance(value, list) else value
+            raise ValueError(f"{given[-1]} is {value}, but {given[0]} are given; omit one of them")
+        if isinstance(self.labels, str):
+            self.labels = read_map(Path(self.labels)) if self.labels else {}
+        for label, name in self.labels.items():
+            good = isinstance(label, str) and isinstance(name, str | None)
+            require(good, f"labels maps {label!r} to {name!r}", "texts; numbers need quotes, and null leaves out")
+        if self.labels and self.targets:
+            raise ValueError(f"labels is given, but targets, {', '.join(self.targets)}, have none; omit one of them")
         self.storage()
 
     def storage(self, processes: int = 1) -> Storage:
@@ -150,7 +170,18 @@ class TrainConfig:
     def held_out(self) -> dict:
         """Return the options that :func:`ser_fast.data.splits.split` takes, by name."""
         names = ("test_speakers", "test_fold", "test_fraction", "validation", "valid_fraction", "seed")
+        names = (*names, "test_groups", "allow_missing_classes")
         return {name: getattr(self, name) for name in names}
+
+
+def _names(given: str | int | list[str | int]) -> list[str]:
+    """Return names, separated by commas or in a list, sorted and without repetition."""
+    names = given if isinstance(given, list) else [name.strip() for name in str(given).split(",")]
+    return sorted({str(name) for name in names} - {""})
+
+
+# Options that runs of older versions lack, with the values that those runs had.
+LATER = {"labels": {}, "targets": [], "test_data": "", "test_groups": [], "allow_missing_classes": False}
 
 
 def resumed(config: TrainConfig) -> TrainConfig:
@@ -168,9 +199,6 @@ def run_options(config: TrainConfig, options: dict) -> dict:
     return asdict(config) | {config.model: options}
 
 
-IMPLIED = {"targets": []}  # options that older versions did not have, as they are read now
-
-
 def run_folder(path: Path, options: dict) -> RunFolder:
     """Return the folder of a run with these options.
 
@@ -184,8 +212,8 @@ def run_folder(path: Path, options: dict) -> RunFolder:
     """
     fixed = options.get("schedule", "constant") != "constant" or options.get("choose")
     return RunFolder(
-        path, options, required=("epochs", "seed"), implied=IMPLIED,
-        free=("data", "out", "device", "skip_bad", "cache", "cache_dir", "workers"),
+        path, options, required=("epochs", "seed"), later=LATER,
+        free=("data", "test_data", "out", "device", "skip_bad", "cache", "cache_dir", "workers"),
         may_grow=("seeds",) if fixed else ("seeds", "epochs"),
     )  # fmt: skip
 

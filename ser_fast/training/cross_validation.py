@@ -17,17 +17,19 @@ from typing import NamedTuple
 
 import torch
 
-from ser_fast.data.corpora import Corpus, load_corpus
-from ser_fast.data.dataset import Dataset, load_dataset, read_dataset, speakers, split_corpus
+from ser_fast.data.corpora import Corpus
+from ser_fast.data.dataset import Dataset, groups, load_dataset, own_folds, read_dataset, speakers, split_corpus
 from ser_fast.data.failures import LIST, listing, summarise
 from ser_fast.data.pace import Pace
 from ser_fast.data.reading import end_with_parent
-from ser_fast.data.splits import Split, how_chosen
+from ser_fast.data.splits import Split, held_by, how_chosen
 from ser_fast.training.checkpoint import blank
 from ser_fast.training.config import TrainConfig, resumed, run_folder, run_options
+from ser_fast.training.corpus import corpus_of
 from ser_fast.training.folds import HELD_OUT, Fold, Folds, changed, plan
 from ser_fast.training.predictions import Prediction, as_rows, damaged, read_csv
 from ser_fast.training.reporter import Reporter
+from ser_fast.training.speakers import by_speaker
 from ser_fast.training.task import Task, task_of
 from ser_fast.training.trainer import Trainer
 
@@ -91,7 +93,11 @@ def cross_validate(
     Returns:
         The content of ``out/summary.json``: ``protocol``, a sentence; ``runs``, each with the test ``metrics`` of its
         best epoch; ``folds`` and ``seeds``, mean and standard deviation of every measure over the runs and over the
-        seeds' means; ``pooled``, the measures of all predictions of all seeds together.
+        seeds' means; ``pooled``, the measures of all predictions of all seeds together; ``per_speaker``,
+        ``intervals`` and ``bootstrap``, as :func:`ser_fast.training.speakers.by_speaker` returns them for these
+        predictions, so that a speaker's UA or MAE is the mean of the seeds; ``per_target``, ``folds``, ``seeds``,
+        ``per_speaker`` and ``intervals`` of each of several targets; ``missing_classes``, the classes that a fold
+        could not train, each with the speakers who have all of its utterances.
 
     Raises:
         ValueError: the options do not fit the corpus; raised before any audio is read, except with ``skip_bad``.
@@ -100,7 +106,7 @@ def cross_validate(
     if folds.jobs > 1 and getattr(multiprocessing.current_process(), "_inheriting", False):
         sys.exit(1)  # a worker imports a script without a main guard; its parent raises the error
     config = resumed(config)
-    corpus = load_corpus(config.data, config.targets)
+    corpus = corpus_of(config)
     for line in corpus.summary():
         report(line)
     model = blank(config.model, 2, options)
@@ -114,7 +120,7 @@ def cross_validate(
         report(f"skipped {len(skipped)} unreadable utterances:")
         for line in summarise(skipped):
             report(f"  {line}")
-    runs, sentence = plan(config, folds, speakers(corpus))
+    runs, sentence = plan_corpus(config, folds, corpus)
     scale, targets = corpus.sentiment_scale, corpus.targets
     task = task_of(corpus.classes, config.loss, config.label_smoothing, sentiment_scale=scale, targets=targets)
     for candidate in folds.choose:
@@ -140,11 +146,12 @@ def cross_validate(
             )
         ordered = [outcomes[number].summary for number in range(len(runs))]
         predictions = [row for number in range(len(runs)) for row in outcomes[number].predictions]
-        shared = folds.protocol == "random" and config.validation == "auto"
-        chosen = how_chosen("random" if shared else config.validation, config.valid_fraction)
+        missing = {run.name: found[0].run.split.missing for run, found in zip(runs, planned)}
+        missing = {name: absent for name, absent in missing.items() if absent}
         result = {
-            "protocol": f"{sentence}; {chosen}{_choice(folds)}",
+            "protocol": f"{sentence}; {_chosen(config, planned)}{_choice(folds)}{_missing(missing)}",
             "data": corpus.name,
+            "labels": config.labels,
             "model": config.model,
             "classes": corpus.classes,
             **({"targets": targets} if targets else {}),
@@ -154,10 +161,16 @@ def cross_validate(
             "parameters": ordered[0]["parameters"],
             "seconds_per_epoch": statistics.median(summary["seconds_per_epoch"] for summary in ordered),
             **_together(runs, ordered),
-            "pooled": _pooled(task, predictions),
+            "missing_classes": missing,
         }
+        result |= _over_speakers(task, predictions, folds.seeds, result.get("per_target", {}))
         folder.write("summary.json", json.dumps(result, indent=1) + "\n")
     return result
+
+
+def plan_corpus(config: TrainConfig, folds: Folds, corpus: Corpus) -> tuple[list[Fold], str]:
+    """Return the :func:`ser_fast.training.folds.plan` of a corpus."""
+    return plan(config, folds, speakers(corpus), groups(corpus), own_folds(corpus))
 
 
 def _candidates(corpus: Corpus, config: TrainConfig, options: dict, folds: Folds) -> list[Candidate]:
@@ -169,7 +182,7 @@ def _candidates(corpus: Corpus, config: TrainConfig, options: dict, folds: Folds
     own = split_corpus(corpus, **config.held_out)
     if not folds.choose:
         return [Candidate(Run(config, options, own), [])]
-    rest = [replace(corpus.utterances[i], part=None) for i in sorted(own.train + own.valid)]
+    rest = [replace(corpus.utterances[i], part=None, folds=()) for i in sorted(own.train + own.valid)]
     inner = replace(corpus, utterances=rest)
     found = []
     for number, choice in enumerate(folds.choose, 1):
@@ -187,7 +200,8 @@ def _candidates(corpus: Corpus, config: TrainConfig, options: dict, folds: Folds
 def _inner(config: TrainConfig, folds: Folds, there: list[str]) -> list[Fold]:
     """Return the folds of a training part with these speakers, under ``config.out``."""
     protocol = "random" if folds.protocol == "random" else "speakers"
-    return plan(replace(config, test_speakers="", test_fold=""), Folds(protocol, folds.inner_folds), there)[0]
+    whole = replace(config, test_speakers="", test_groups="", test_fold="")
+    return plan(whole, Folds(protocol, folds.inner_folds), there)[0]
 
 
 def _outcomes(
@@ -281,6 +295,40 @@ def _summary(path: Path) -> dict:
     return summary
 
 
+def _over_speakers(task: Task, predictions: list[Prediction], seeds: int, per_target: dict[str, dict]) -> dict:
+    """Return the measures of all predictions of all seeds, of each speaker, and their intervals over the speakers.
+
+    Every seed tests the same utterances, so a mean over the predictions of all seeds is the mean of the seeds' means.
+
+    Args:
+        task: defines the measures.
+        predictions: those of all runs.
+        seeds: number of seeds.
+        per_target: other results of each of several targets, which those of this function join.
+    """
+    truth, predicted = _truth_and_predicted(task, predictions)
+    found = by_speaker(task, [row.speaker for row in predictions], truth, predicted)
+    for part in (found, *found.get("per_target", {}).values()):
+        for own in part["per_speaker"].values():
+            own["utterances"] //= seeds
+    if per_target:
+        found["per_target"] = {name: per_target[name] | part for name, part in found["per_target"].items()}
+    return {"pooled": found.pop("metrics"), **found}
+
+
+def _chosen(config: TrainConfig, planned: list[list[Candidate]]) -> str:
+    """Return a phrase that says which epoch's weights are tested, the same for all folds."""
+    found = {candidates[0].run.split.chosen for candidates in planned}
+    return found.pop() if len(found) == 1 else how_chosen(config.validation, config.valid_fraction)
+
+
+def _missing(missing: dict[str, dict[str, list[str]]]) -> str:
+    return "".join(
+        f"; without {name} no training utterance of {', '.join(absent)} ({held_by(absent)})"
+        for name, absent in missing.items()
+    )
+
+
 def _choice(folds: Folds) -> str:
     if not folds.choose:
         return ""
@@ -330,12 +378,12 @@ def mean_and_deviation(values: list[float]) -> list[float | None]:
     return [statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None]
 
 
-def _pooled(task: Task, predictions: list[Prediction]) -> dict:
-    """Return the metrics of all predictions together."""
+def _truth_and_predicted(task: Task, predictions: list[Prediction]) -> tuple[list, list]:
+    """Return the labels and the predicted labels as class indices, or as rows of values without classes."""
     if task.classes:
         index = task.classes.index
-        return task.metrics([index(row.truth) for row in predictions], [index(row.predicted) for row in predictions])
+        return [index(row.truth) for row in predictions], [index(row.predicted) for row in predictions]
     truth, predicted = as_rows(predictions)
     if not all(map(math.isfinite, itertools.chain(*predicted))):
         raise FloatingPointError("predictions hold a value that is not finite; a smaller learning_rate may help")
-    return task.metrics(truth, predicted)
+    return truth, predicted

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ser_fast._require import require
 from ser_fast.data.corpora import Corpus, load_corpus
+from ser_fast.data.corpora.combined import described_map
 from ser_fast.data.corpora.labels import map_labels, read_map
 from ser_fast.data.dataset import Dataset, parts, read_dataset, speakers, split_corpus
 from ser_fast.data.failures import LIST, listing, summarise
@@ -19,7 +20,8 @@ from ser_fast.data.splits import Split
 from ser_fast.data.utterance import VALUE
 from ser_fast.training import distributed
 from ser_fast.training.checkpoint import Checkpoint, CheckpointError, find_checkpoint, load_checkpoint
-from ser_fast.training.config import IMPLIED, TrainConfig
+from ser_fast.training.config import LATER, TrainConfig
+from ser_fast.training.corpus import corpus_of
 from ser_fast.training.features import CachedFeatures
 from ser_fast.training.predictions import described, to_csv
 from ser_fast.training.run_folder import RunFolder
@@ -34,7 +36,7 @@ class EvaluateConfig:
 
     Args:
         checkpoint: a .safetensors file, or a run folder for its best epoch.
-        data: a corpus, as in training; by default that of the run.
+        data: a corpus, as in training; by default that of the run, with the labels and the ``test_data`` of the run.
         labels: YAML file that maps labels of the corpus to classes of the model, such as ``angry: anger``; ``null``
             leaves utterances out. Labels that are not in it keep their names.
         only_known: decide only among the classes that occur, for a corpus that lacks some of the model's.
@@ -90,13 +92,18 @@ class Origin(NamedTuple):
         data: the option; ``""`` if unknown.
         name: name of the corpus; ``""`` if unknown.
         digest: that of the dataset; ``""`` if unknown.
-        held_out: options of the split; None if unknown.
+        config: options of the run that say which utterances it has and how they are divided; None if unknown.
     """
 
     data: str
     name: str
     digest: str
-    held_out: dict | None
+    config: TrainConfig | None
+
+    @property
+    def held_out(self) -> dict | None:
+        """Return the options of the split; None if unknown."""
+        return None if self.config is None else self.config.held_out
 
 
 class Chosen(NamedTuple):
@@ -136,8 +143,8 @@ def evaluate(config: EvaluateConfig, report: Callable[[str], None] = lambda line
     model, origin = checkpoint.build(path), _origin(path, checkpoint)
     if not (config.data or origin.data):
         raise ValueError(f"data is not given, and {path} does not lie in the folder of a run; it must name a corpus")
-    corpus = load_corpus(config.data or origin.data, _targets(config, checkpoint))
-    mapped = _mapped(config, checkpoint.classes, corpus)
+    corpus, of_run = _corpus(config, origin, _targets(config, checkpoint))
+    mapped = _mapped(config, checkpoint.classes, corpus, origin.config.labels if origin.config else {}, of_run)
     _index(config, corpus, mapped)
     if config.part != "all" and origin.held_out is None and not parts(corpus):
         found = f"part is {config.part}, but {corpus.name} has no parts of its own, and {path} does not lie"
@@ -145,7 +152,7 @@ def evaluate(config: EvaluateConfig, report: Callable[[str], None] = lambda line
     device = distributed.device(config.device)
     free = ("batch_size", "skip_bad", "cache", "cache_dir", "workers", "device")
     required = ("checkpoint", "only_known")
-    with RunFolder(config.out, asdict(config), required=required, free=("out", *free), implied=IMPLIED) as folder:
+    with RunFolder(config.out, asdict(config), required=required, free=("out", *free), later=LATER) as folder:
         for line in corpus.summary():
             report(line)
         rate = model.spectrogram.sample_rate
@@ -185,14 +192,14 @@ def evaluate(config: EvaluateConfig, report: Callable[[str], None] = lambda line
 def _origin(path: Path, checkpoint: Checkpoint) -> Origin:
     options, summary = (_json(path.with_name(name)) for name in ("config.json", "summary.json"))
     known = summary | checkpoint.progress
-    names, held_out = TrainConfig().held_out.keys(), None
-    if names <= options.keys():
+    names, config = {*TrainConfig().held_out, "data", *LATER}, None
+    if names <= {*options, *LATER}:
         try:
-            held_out = TrainConfig(**{name: options[name] for name in names}).held_out
-        except (TypeError, ValueError) as error:
+            config = TrainConfig(**{name: (LATER | options)[name] for name in names})
+        except (TypeError, ValueError, OSError) as error:
             raise CheckpointError(f"{path.with_name('config.json')} is not of a run: {error}") from error
     texts = (str(found.get(name, "")) for found, name in ((options, "data"), (known, "data"), (known, "corpus")))
-    return Origin(*texts, held_out)
+    return Origin(*texts, config)
 
 
 def _json(path: Path) -> dict:
@@ -214,14 +221,35 @@ def _targets(config: EvaluateConfig, checkpoint: Checkpoint) -> list[str]:
     return config.targets
 
 
-def _mapped(config: EvaluateConfig, classes: list[str], corpus: Corpus) -> dict[str, str | None]:
+def _corpus(config: EvaluateConfig, origin: Origin, targets: list[str]) -> tuple[Corpus, bool]:
+    """Return the corpus, and whether it is that of the run, whose map of labels is then applied."""
+    if origin.config is not None and config.data in ("", origin.data):
+        return corpus_of(replace(origin.config, targets=targets)), True
+    return load_corpus(config.data or origin.data, targets), False
+
+
+def _mapped(
+    config: EvaluateConfig, classes: list[str], corpus: Corpus, run: dict[str, str | None], applied: bool
+) -> dict[str, str | None]:
     """Return the class of each label of the corpus, None to leave it out; empty for a regression.
+
+    Args:
+        config: options of the evaluation.
+        classes: classes of the model.
+        corpus: the corpus.
+        run: map of the run. One file may serve both: its lines for labels that the corpus lacks are passed over.
+        applied: the map of the run is applied to the corpus, so all of its lines are passed over.
 
     Raises:
         ValueError: only one of corpus and model has classes, or a label has none.
     """
     if classes and corpus.classes:
         given = read_map(Path(config.labels)) if config.labels else {}
+        own = {utterance.label for utterance in corpus.utterances}
+        used = {
+            label for label, name in given.items() if (label, name) in run.items() and (applied or label not in own)
+        }
+        given = {label: name for label, name in given.items() if label not in used}
         return map_labels([utterance.label for utterance in corpus.utterances], classes, given)
     if classes or corpus.classes:
         has, lacks = ("values", "classes") if classes else ("classes", "values")
@@ -304,11 +332,8 @@ def _evaluated(config: EvaluateConfig, corpus: Corpus, mapped: dict[str, str | N
     if config.part != "all":
         of = "its own division" if chosen.split is None else f"the run ({chosen.split.protocol})"
         said.append(f"{config.part} part of {of}")
-    if renamed := [f"{label} as {name}" for label, name in mapped.items() if name not in (None, label)]:
-        said.append(f"counted {', '.join(renamed)}")
-    lost = Counter(utterance.label for utterance in corpus.utterances if mapped and mapped[utterance.label] is None)
-    if lost:
-        said.append(f"left out {', '.join(f'{label} ({number})' for label, number in sorted(lost.items()))}")
+    changed = described_map(mapped, Counter(utterance.label for utterance in corpus.utterances))
+    said += [changed] if changed else []
     if absent := [name for number, name in enumerate(classes) if number not in set(labels)]:
         decided = "excluded from the decision: " if config.only_known else ""
         said.append(f"{decided}no utterance of {', '.join(absent)}")

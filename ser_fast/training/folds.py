@@ -1,6 +1,7 @@
 """The folds of a cross-validation and the options of each."""
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -11,9 +12,9 @@ from ser_fast._require import require
 from ser_fast.models import MODELS
 from ser_fast.training.config import TrainConfig
 
-HELD_OUT = ("test_speakers", "test_fold", "test_fraction")
-PROTOCOLS = ("loso", "speakers", "random")
-_NOT_CHOSEN = ("data", "out", "model", "seed", "cache", "cache_dir", "workers")
+HELD_OUT = ("test_speakers", "test_groups", "test_fold", "test_fraction", "test_data")
+PROTOCOLS = ("loso", "speakers", "random", "logo", "parts")
+_NOT_CHOSEN = ("data", "labels", "allow_missing_classes", "out", "model", "seed", "cache", "cache_dir", "workers")
 
 
 @dataclass
@@ -21,8 +22,10 @@ class Folds:
     """Options of a cross-validation, which tests every utterance once for each seed.
 
     Args:
-        protocol: "loso" leaves one speaker out at a time; "speakers" leaves out one of ``folds`` groups of whole
-            speakers; "random" leaves out one of ``folds`` random parts, which share speakers.
+        protocol: "loso" leaves one speaker out at a time; "speakers" leaves out one of ``folds`` sets of whole
+            speakers; "random" leaves out one of ``folds`` random parts, which share speakers; "logo" leaves one group
+            out, such as a session, of a corpus that has a column ``group``; "parts" takes the corpus's own folds,
+            such as EmoBox's, or its only division.
         folds: number of folds of "speakers" and "random"; at least 2.
         seeds: number of seeds, from the run's own on; they draw weights and batches, not the folds.
         jobs: folds that run at a time, each in its own process with its share of the cores.
@@ -34,7 +37,7 @@ class Folds:
         ValueError: a number is too small or the protocol is unknown.
     """
 
-    protocol: Literal["loso", "speakers", "random"] = "loso"
+    protocol: Literal["loso", "speakers", "random", "logo", "parts"] = "loso"
     folds: int = 10
     seeds: int = 1
     jobs: int = 1
@@ -56,49 +59,67 @@ class Fold(NamedTuple):
     config: TrainConfig
 
 
-def plan(config: TrainConfig, folds: Folds, speakers: list[str]) -> tuple[list[Fold], str]:
+def plan(
+    config: TrainConfig, folds: Folds, speakers: list[str], groups: Sequence[str] = (), own: int | None = None
+) -> tuple[list[Fold], str]:
     """Return the runs of a cross-validation, seed by seed, and a phrase that describes the protocol.
 
     Args:
         config: options of the runs; ``out`` is the folder of all of them.
         folds: options of the cross-validation.
         speakers: speaker of each utterance.
+        groups: group of each utterance; empty if the corpus has none.
+        own: number of the corpus's own folds; 0 for a single division of its own, None without any.
 
     Raises:
-        ValueError: there are fewer speakers than folds, or an option is given that the protocol sets.
+        ValueError: there are fewer speakers or groups than folds, the corpus has no groups or folds of its own, or an
+            option is given that the protocol sets.
     """
-    if config.test_speakers or config.test_fold:
-        raise ValueError("test_speakers or test_fold is given, which the protocol sets; omit it")
-    speakers = sorted(set(speakers))
-    count = len(speakers) if folds.protocol == "loso" else folds.folds
-    if folds.protocol != "random" and not 2 <= count <= len(speakers):
-        raise ValueError(
-            f"protocol is {folds.protocol} in {count} folds, but data has {len(speakers)} speakers; "
-            "it must have two or more, and as many as folds"
-        )
+    given = [name for name in HELD_OUT if name != "test_fraction" and getattr(config, name)]
+    if given:
+        raise ValueError(f"{' or '.join(given)} is given, which the protocol sets; omit it")
+    held_out, sentence = _divided(config, folds, sorted(set(speakers)), sorted(set(groups)), own)
     runs = []
     for seed in range(config.seed, config.seed + folds.seeds):
-        for number in range(count):
-            held_out = _held_out(folds, speakers, config.seed, number)
-            name = ",".join(held_out.get("test_speakers", [f"{number + 1}/{count}"]))
-            out = Path(config.out) / f"seed{seed}" / f"fold{number + 1:02d}"
-            runs.append(Fold(seed, name, replace(config, out=out, seed=seed, **held_out)))
-    sentence = {
-        "loso": f"leave one speaker out, {count} speakers",
-        "speakers": f"{count} folds of whole speakers",
-        "random": f"{count} random folds, speakers shared",
-    }[folds.protocol]
+        for number, (name, options) in enumerate(held_out, 1):
+            out = Path(config.out) / f"seed{seed}" / f"fold{number:02d}"
+            runs.append(Fold(seed, name, replace(config, out=out, seed=seed, **options)))
     return runs, sentence
 
 
-def _held_out(folds: Folds, speakers: list[str], seed: int, number: int) -> dict[str, str | list[str]]:
-    """Return the options that hold out a fold; ``seed`` is the first one, so that all seeds have the same folds."""
-    if folds.protocol == "random":
-        return {"test_fold": f"{number + 1}/{folds.folds}/{seed}"}
-    if folds.protocol == "loso":
-        return {"test_speakers": [speakers[number]]}
-    order = torch.randperm(len(speakers), generator=torch.Generator().manual_seed(seed)).tolist()
-    return {"test_speakers": sorted(speakers[i] for i in order[number :: folds.folds])}
+def _divided(
+    config: TrainConfig, folds: Folds, speakers: list[str], groups: list[str], own: int | None
+) -> tuple[list[tuple[str, dict]], str]:
+    """Return the name of each fold and the options that hold it out, and a phrase that describes the protocol.
+
+    All seeds have the same folds, so those that are drawn are drawn by the first one.
+    """
+    protocol, count = folds.protocol, folds.folds
+    if protocol == "parts":
+        if own is None:
+            raise ValueError("protocol is parts, but data has no parts or folds of its own; it must be another one")
+        if not own:
+            return [("the test part", {})], "the corpus's own test part"
+        numbers = range(1, own + 1)
+        return [(f"fold {k}", {"test_fold": str(k)}) for k in numbers], f"the corpus's own {own} folds"
+    if protocol == "random":
+        numbers = range(1, count + 1)
+        named = [(f"{k}/{count}", {"test_fold": f"{k}/{count}/{config.seed}"}) for k in numbers]
+        return named, f"{count} random folds, speakers shared"
+    of, noun = (groups, "group") if protocol == "logo" else (speakers, "speaker")
+    if not of:
+        raise ValueError("protocol is logo, but data has no column 'group'; it must be another one")
+    count = folds.folds if protocol == "speakers" else len(of)
+    if not 2 <= count <= len(of):
+        raise ValueError(
+            f"protocol is {protocol} in {count} folds, but data has {len(of)} {noun}s; "
+            "it must have two or more, and as many as folds"
+        )
+    if protocol != "speakers":
+        return [(name, {f"test_{noun}s": [name]}) for name in of], f"leave one {noun} out, {count} {noun}s"
+    order = torch.randperm(len(of), generator=torch.Generator().manual_seed(config.seed)).tolist()
+    sets = [sorted(of[i] for i in order[number::count]) for number in range(count)]
+    return [(",".join(names), {"test_speakers": names}) for names in sets], f"{count} folds of whole speakers"
 
 
 def changed(config: TrainConfig, options: dict, candidate: dict[str, Any]) -> tuple[TrainConfig, dict]:

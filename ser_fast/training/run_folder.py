@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from ser_fast.data.files import write_atomically
 
@@ -25,7 +24,7 @@ class RunFolder:
         required: options that the ``config.json`` of every run contains; a file without them is not of a run.
         free: options that may change when the run is resumed.
         may_grow: options, integers, that may become larger when the run is resumed.
-        implied: values of options that the ``config.json`` of older versions lacks.
+        later: options that the ``config.json`` of an older version may lack, with the values that its run had.
 
     Raises:
         ValueError: on entering, if the folder holds something else, another process has locked it or it cannot be
@@ -40,13 +39,13 @@ class RunFolder:
         required: Iterable[str] = (),
         free: Iterable[str] = (),
         may_grow: Iterable[str] = (),
-        implied: Mapping[str, Any] = MappingProxyType({}),
+        later: Mapping[str, object] = MappingProxyType({}),
     ):
         self.path = Path(path)
         self.config = self.path / "config.json"
         self.options = json.loads(json.dumps(options, default=str))
         self.required, self.free, self.may_grow = set(required), set(free), set(may_grow)
-        self.implied = dict(implied)
+        self.later = {name: value for name, value in later.items() if name in self.options}
 
     def __enter__(self) -> "RunFolder":
         self._compare()
@@ -92,10 +91,10 @@ class RunFolder:
             self._refuse(f", whose config.json is not readable JSON ({error})")
         if not isinstance(before, dict) or not self.required <= before.keys():
             self._refuse(", whose config.json is not of such a run")
-        before, now = self.implied | before, self.implied | self.options
-        changed = {name for name in before.keys() | now.keys() if before.get(name) != now.get(name)}
+        before = self.later | before
+        changed = {name for name in before.keys() | self.options.keys() if before.get(name) != self.options.get(name)}
         changed -= self.free
-        changed -= {name for name in changed & self.may_grow if _grew(before.get(name), now.get(name))}
+        changed -= {name for name in changed & self.may_grow if _grew(before.get(name), self.options.get(name))}
         if changed:
             self._refuse(f", which contains a run with different {', '.join(sorted(changed))}")
 

@@ -36,6 +36,7 @@ from ser_fast.training.predictions import Prediction, described, to_csv
 from ser_fast.training.progress import Progress, read_progress
 from ser_fast.training.reporter import Reporter
 from ser_fast.training.run_folder import RunFolder
+from ser_fast.training.speakers import by_speaker
 from ser_fast.training.task import Task, task_of
 
 
@@ -381,6 +382,13 @@ class Trainer:
         if distributed.rank() == 0:
             self.folder.write(name, content)
 
+    def _over_speakers(self, outputs: Tensor) -> dict:
+        """Return the measures of each test speaker and their intervals over the speakers."""
+        speakers = [self.dataset.speakers[i] for i in self.split.test]
+        found = by_speaker(self.task, speakers, self.batches["test"].labels, self.task.predict(outputs))
+        del found["metrics"]
+        return found
+
     def _finish(self) -> dict:
         """Test the weights of the last and of the best epoch, and write the summary."""
         rows = self.progress.rows
@@ -388,6 +396,9 @@ class Trainer:
         summary = {
             "protocol": self.split.protocol,
             "data": self.dataset.name,
+            "test_data": self.dataset.test_data,
+            "labels": self.config.labels,
+            "missing_classes": self.split.missing,
             "utterances": {part: len(getattr(self.split, part)) for part in ("train", "valid", "test")},
             "skipped": self.dataset.skipped,
             "passed_over": self.dataset.passed_over,
@@ -401,6 +412,7 @@ class Trainer:
         }
         self.model.load_state_dict(distributed.from_rank_0(lambda: load_checkpoint(self.best)).weights)
         summary["best"], outputs = self._evaluate("test")
+        summary |= self._over_speakers(outputs)
         self.predictions = described(self.dataset, self.split.test, self.task, outputs)
         self._write("predictions.csv", to_csv(self.predictions, self.dataset.classes, self.dataset.targets))
         self._write("summary.json", json.dumps(summary, indent=1) + "\n")

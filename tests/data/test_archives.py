@@ -436,3 +436,14 @@ def test_utterance_key_follows_the_audio(folder, tmp_path):
     waves = [torch.zeros(8), torch.ones(8)]
     keys = [Utterance("a", "s", "x", samples=wave, sample_rate=16000).key() for wave in (*waves, torch.zeros(8))]
     assert keys[0] == keys[2] != keys[1]
+
+
+def test_archives_have_groups(folder, tmp_path):
+    sessions = ["one", "one", "two", "two", "two"]
+    listed = [row | {"group": session} for row, session in zip(rows(folder, NAMES), sessions)]
+    assert [u.group for u in load_corpus(f"hf:{saved(tmp_path / 'x', listed)}").utterances] == sessions
+    members = samples(folder, NAMES)
+    for name, session in zip(NAMES, sessions):
+        place = name.rpartition(".")[0] + ".json"
+        members[place] = json.dumps(json.loads(members[place]) | {"group": session}).encode()
+    assert [u.group for u in load_corpus(f"tar:{shard(tmp_path / 'x.tar', members)}").utterances] == sessions

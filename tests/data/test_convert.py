@@ -12,6 +12,10 @@ from ser_fast.cli import main
 from ser_fast.data.audio import read_corpus
 from ser_fast.data.corpora import load_corpus
 from ser_fast.data.corpora.convert import convert
+from ser_fast.data.dataset import split_corpus
+from ser_fast.training.config import TrainConfig
+from ser_fast.training.cross_validation import plan_corpus
+from ser_fast.training.folds import Folds
 
 HEADER = "video_id,clip_id,text,label,label_T,label_A,label_V,annotation,mode"
 
@@ -68,6 +72,7 @@ def test_convert_iemocap(iemocap, tmp_path, capsys):
         ("script01_1b_M002", "Ses02M", "neutral"),
     ]
     assert corpus == load_corpus(str(out)) and corpus.classes == ["anger", "happiness", "neutral", "sadness"]
+    assert [utterance.group for utterance in corpus.utterances] == ["Ses01"] * 3 + ["Ses02"] * 2
     assert all(len(samples) >= 800 for samples in read_corpus(corpus.utterances)[1])
     assert (title, header) == ("iemocap", ["label", "utterances", "speakers"])
     assert ["neutral", "2", "2"] in rows and rows[-1] == ["all", "5", "4"]
@@ -80,6 +85,28 @@ def test_convert_iemocap(iemocap, tmp_path, capsys):
     assert re.search(r"neutral +2 +2\n", printed) and re.search(r"all +5 +4\n", printed)
     assert printed.endswith(f"{left_out}\n{columns}\nmanifest: {out}\n")
     assert not list(out.parent.glob(".*"))
+
+
+def test_convert_iemocap_leaves_one_session_out(tmp_path):
+    """Five folds, named by the session; each has two speakers for the test, and one of the others for validation."""
+    root = tmp_path / "IEMOCAP_full_release"
+    turns = [(f"{gender}00{number}", emotion) for gender in "FM" for number, emotion in enumerate(("ang", "sad"))]
+    for session in range(1, 6):
+        dialog = f"Ses0{session}F_impro01"
+        evaluation(root, dialog, *turns)
+        waved(root, *(f"Session{session}/sentences/wav/{dialog}/{dialog}_{turn}.wav" for turn, _ in turns))
+    corpus = convert("iemocap", root, tmp_path / "two.csv").corpus
+    runs, sentence = plan_corpus(TrainConfig(), Folds("logo"), corpus)
+    assert sentence == "leave one group out, 5 groups" and [run.name for run in runs] == [
+        f"Ses0{i}" for i in range(1, 6)
+    ]
+    for run in runs:
+        found = split_corpus(corpus, **run.config.held_out)
+        tested, chosen, trained = (
+            {corpus.utterances[i].speaker for i in index} for index in (found.test, found.valid, found.train)
+        )
+        assert tested == {f"{run.name}F", f"{run.name}M"} and (len(chosen), len(trained)) == (1, 7)
+        assert not (tested | chosen) & trained
 
 
 def test_convert_iemocap_with_options(iemocap, tmp_path):

@@ -612,3 +612,30 @@ def test_load_corpus_refuses_other_files(tmp_path):
         load_corpus(str(table(tmp_path, "", "notes.txt")))
     with pytest.raises(ValueError, match="no audio file"):
         load_corpus(str(touched(tmp_path / "empty", "x.txt").resolve()))
+
+
+def test_manifest_of_groups(tmp_path):
+    text = "file,speaker,label,group\na.wav,s1,sad,Ses01\nb.wav,s2,froh,2\n"
+    corpus = manifest(table(tmp_path, text))
+    assert [utterance.group for utterance in corpus.utterances] == ["Ses01", "2"]
+    assert "2 groups: 2 1, Ses01 1" in corpus.summary()
+    rows = [{"file": "a.wav", "speaker": "s1", "label": "sad", "group": "Ses01"},
+            {"file": "b.wav", "speaker": "s2", "label": "froh", "group": 2}]  # fmt: skip
+    listed = table(tmp_path, "\n".join(map(json.dumps, rows)), "t.jsonl")
+    assert manifest(listed).utterances == corpus.utterances
+    write_manifest(corpus, tmp_path / "again.csv")
+    assert manifest(tmp_path / "again.csv").utterances == corpus.utterances
+    without = manifest(table(tmp_path, "file,speaker,label,group\na.wav,s1,sad,\n")).utterances[0]
+    assert without.group is None
+    with pytest.raises(
+        ValueError, match=r"1 of 2 utterances without a group, such as b\.wav; it must be none or all"
+    ):
+        manifest(table(tmp_path, text.replace(",2\n", ",\n")))
+
+
+def test_corpus_refuses_uneven_folds():
+    one, two = Utterance("a", "s", "sad", folds=("test",)), Utterance("b", "s", "sad", folds=("test", "train"))
+    with pytest.raises(ValueError, match="'c' has utterances in 1 and 2 folds; it must be the same number for all"):
+        Corpus("c", [one, two], ["sad"])
+    with pytest.raises(ValueError, match="a has the part 'dev'; it must be one of train, valid, test"):
+        Corpus("c", [Utterance("a", "s", "sad", folds=("dev",))], ["sad"])

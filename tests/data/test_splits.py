@@ -118,3 +118,95 @@ def test_split_refuses_bad_options(changes, sentence):
     parts = {"speakers": SPEAKERS, "labels": LABELS, "classes": CLASSES}
     with pytest.raises(ValueError, match=sentence):
         split(**(parts | changes))
+
+
+GROUPS = [f"g{i // 24}" for i in range(60)]  # g0: s0 and s1, g1: s2 and s3, g2: s4
+
+
+def test_split_holds_out_whole_groups():
+    """The speakers of a held-out group are in no other part, so the default validation is by speakers."""
+    found = split(SPEAKERS, LABELS, CLASSES, groups=GROUPS, test_groups=["g1"], valid_fraction=0.4)
+    assert_disjoint_and_whole(found)
+    assert {SPEAKERS[i] for i in found.test} == {"s2", "s3"}
+    assert {SPEAKERS[i] for i in found.train}.isdisjoint(SPEAKERS[i] for i in found.valid)
+    assert found.protocol == "groups g1 held out; best epoch chosen on 40% of the training speakers"
+    by_groups = split(SPEAKERS, LABELS, CLASSES, groups=GROUPS, test_groups=["g1"], validation="groups")
+    assert {GROUPS[i] for i in by_groups.valid} in ({"g0"}, {"g2"})
+    assert {GROUPS[i] for i in by_groups.train}.isdisjoint(GROUPS[i] for i in by_groups.valid)
+    assert by_groups.protocol.endswith("best epoch chosen on 10% of the training groups")
+
+
+def test_split_validates_randomly_where_groups_share_speakers():
+    shared = ["a", "b"] * 30
+    found = split(shared, LABELS, CLASSES, groups=GROUPS, test_groups=["g1"])
+    assert found.chosen == "best epoch chosen on a random 10% of the training utterances"
+
+
+OWN = [("train", "test") if i < 24 else ("test", "train") if i < 48 else ("valid", "") for i in range(60)]
+
+
+def test_split_takes_a_fold_of_the_corpus():
+    first, second = (split(SPEAKERS, LABELS, CLASSES, folds=OWN, test_fold=fold) for fold in "12")
+    assert (first.train, first.valid, first.test) == (list(range(24)), list(range(48, 60)), list(range(24, 48)))
+    assert first.protocol == "fold 1 of the corpus's own 2; best epoch chosen on its validation part"
+    # The second fold has no validation part, and lacks 12 utterances.
+    assert second.test == list(range(24)) and sorted(second.train + second.valid) == list(range(24, 48))
+    assert second.chosen == "best epoch chosen on 10% of the training speakers"
+    last = split(SPEAKERS, LABELS, CLASSES, folds=OWN, test_fold="1", validation="none")
+    assert last.train == [*range(24), *range(48, 60)] and not last.valid
+    only = split(SPEAKERS, LABELS, CLASSES, folds=[one[:1] for one in OWN])
+    assert (only.train, only.test) == (first.train, first.test)
+    assert split(SPEAKERS, LABELS, CLASSES, folds=OWN, test_speakers=["s0"]).test == list(range(12))
+
+
+def test_split_says_that_a_fold_shares_speakers():
+    found = split(["a"] * 60, LABELS, CLASSES, folds=OWN, test_fold="2")
+    assert found.protocol.startswith(
+        "fold 2 of the corpus's own 2, speakers shared; best epoch chosen on a random 10%"
+    )
+
+
+ONLY_A = (["a"] * 6 + ["b"] * 4 + ["c"] * 4, [0, 1, 2, 2, 2, 2] + [0, 0, 1, 1] * 2)
+
+
+def test_split_trains_without_a_class_if_allowed():
+    speakers, labels = ONLY_A
+    options = {"test_speakers": ["a"], "validation": "none"}
+    found = split(speakers, labels, CLASSES, **options, allow_missing_classes=True)
+    assert found.missing == {"sadness": ["a"]} and found.test == list(range(6))
+    assert found.protocol == (
+        "speakers a held out; weights of the last epoch; no training utterance of sadness (speaker a has all "
+        "utterances of sadness)"
+    )
+    whole = split(speakers, labels, CLASSES, test_speakers=["b"], validation="none")
+    assert whole.missing == {} and whole == split(
+        speakers, labels, CLASSES, test_speakers=["b"], validation="none", allow_missing_classes=True
+    )
+    with pytest.raises(ValueError, match="but speakers a, d have all utterances of sadness"):
+        split(["d", *speakers[1:]], [2, *labels[1:]], CLASSES, test_speakers=["a", "d"], validation="none")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"test_groups": ["x"]}, r"test_groups names \['x'\]; they must be among \['g0', 'g1', 'g2'\]"),
+        ({"test_groups": ["g0"], "groups": ()}, "test_groups is g0, but data has no column 'group'; omit it"),
+        ({"test_groups": ["g0", "g1", "g2"]}, "test_groups is g0,g1,g2; it must be fewer than all groups"),
+        ({"validation": "groups", "groups": ()}, "validation is groups, but data has no column 'group'"),
+        ({"validation": "groups", "test_groups": ["g0", "g1"]},
+         "validation is groups, but of the training's 1 none can be left out without a class"),
+        ({"test_fold": "1"}, "test_fold is 1, but data has no folds of its own; it must be like 3/10"),
+        ({"test_fold": "3", "folds": OWN}, "test_fold is 3; it must be in 1..2, the corpus's own folds, or like 3/10"),
+        ({"folds": OWN}, "data has 2 folds of its own; test_fold must name one, 1 to 2, or be like 3/10"),
+        ({"speakers": ONLY_A[0], "labels": ONLY_A[1], "test_speakers": ["a"], "validation": "none"},
+         r"no training utterance of \['sadness'\]; it must leave some of every class, but speaker a has all utterances "
+         "of sadness; allow_missing_classes=true trains without"),
+        ({"speakers": ["a", "a", "b", "b"], "labels": [0, 1, 0, 0], "test_speakers": ["a"], "validation": "none",
+          "allow_missing_classes": True},
+         r"data leaves no training utterance of \['neutral'\]; it must leave some of two classes or more"),
+    ],
+)  # fmt: skip
+def test_split_refuses_bad_groups_and_folds(changes, sentence):
+    parts = {"speakers": SPEAKERS, "labels": LABELS, "classes": CLASSES, "groups": GROUPS}
+    with pytest.raises(ValueError, match=sentence):
+        split(**(parts | changes))

@@ -16,6 +16,7 @@ from ser_fast.experiments import EXPERIMENTS, Settings, published, settings, tim
 from ser_fast.experiments.claims import compare, speaker_uas
 from ser_fast.experiments.paper1 import four_emotions
 from ser_fast.experiments.settings import Runner, from_options
+from ser_fast.experiments.tables import over_speakers
 from ser_fast.models import CGRU, MODELS, BiGRUMHA
 from ser_fast.models.systems import PAPER_2, PAPER_2_HEADS, SYSTEMS, System
 from ser_fast.training import cross_validation
@@ -283,3 +284,14 @@ def test_experiment_keeps_names_of_shared_systems(data, tmp_path):
     assert runner.folder("Bi-GRU + MHA, 4 heads") != runner.folder("Bi-GRU + MHA")
     assert runner.system("paper2_emodb") == System("bigru_mha", {"num_heads": 8, "attention_dropout": 0.2,
                                                               "dropout": 0.2, "log": False})  # fmt: skip
+
+
+def test_tables_give_intervals_over_speakers(data, out):
+    """The tables that print a UA; with one fold for each speaker it is the interval over the folds."""
+    both = {"low": 0.25, "high": 0.5}
+    assert over_speakers({"intervals": {"recall": {"speakers": both}}}) == "25.0 to 50.0"
+    assert over_speakers({"intervals": {"recall": {"speakers": {"low": None, "high": None}}}}) == "one speaker"
+    assert over_speakers({"intervals": {}}, "precision") == "none"
+    header, rows = experiments.run("heads", Settings(data["classes"], out, "tiny")).table
+    places = header.index("95 % interval"), header.index("over speakers")
+    assert all(row[places[0]] == row[places[1]] and " to " in row[places[0]] for row in rows)

@@ -162,3 +162,27 @@ def test_scatter_draws_every_target_with_equal_axes(tmp_path, monkeypatch):
             and axes.get_xlim()[0] < column.min() <= column.max() + 1 < axes.get_xlim()[1]
         )
         assert axes.collections[0].get_offsets().tolist() == [[value, value + 1] for value in column]
+
+
+def test_report_gives_intervals_over_speakers(voices, tmp_path, capsys):
+    """One test speaker has none, which is said; each speaker has a row."""
+    for command, out, said in (
+        (["train", "--test_speakers=01"], tmp_path / "train", "one speaker: no interval"),
+        (["cv"], tmp_path / "cv", "bootstrap over speakers, 2000 draws"),
+    ):
+        assert main([*command, f"--data={voices}", f"--out={out}", *OPTIONS]) == 0
+        printed, page = capsys.readouterr().out, (out / "report.html").read_text()
+        assert said in printed and said in page and "<td>01</td><td>8</td>" in page
+        summary = json.loads((out / "summary.json").read_text())
+        assert summary["per_speaker"].keys() == ({"01"} if command[0] == "train" else {"00", "01"})
+        ends = [summary["intervals"]["recall"][kind]["low"] for kind in ("speakers", "pooled")]
+        assert (ends == [None, None]) == (command[0] == "train")
+
+
+def test_demo_gives_intervals_of_each_network():
+    span = {"value": 0.5, "low": 0.25, "high": 0.75}
+    intervals = {"recall": {"speakers": {"mean": 0.5, "low": 0.1, "high": 0.9}, "pooled": span}, "accuracy": None}
+    summary = {"best": {"recall": 0.5, "accuracy": 0.5}, "intervals": intervals, "bootstrap": {"draws": 2000}}
+    header, rows = runs._spans({key: summary for key in runs.DEMO})
+    assert header == ["", "value", "95 % from", "to"] and len(rows) == 2 * len(runs.DEMO)
+    assert rows[0][0].startswith("CGRU, recall (UA) %: all utterances") and rows[0][1:] == ["50.0", "25.0", "75.0"]

@@ -34,6 +34,19 @@ from ser_fast.training.config import TrainConfig, learning_rate, run_folder, run
         ({"targets": "arousal,,valence"}, "targets names ''; it must be a printable text without blanks around it"),
         ({"targets": ["arousal", "arousal"]}, "targets names 'arousal' twice; it must be there once"),
         ({"targets": "start"}, "targets names 'start'; it must be none of file, name, speaker"),
+        (
+            {"test_groups": "Ses01", "test_speakers": "03"},
+            "test_groups is Ses01, but test_speakers are given; omit one",
+        ),
+        ({"test_data": "b.csv", "test_fold": "1"}, "test_data is b.csv, but test_fold are given; omit one of them"),
+        (
+            {"test_fold": "0"},
+            "test_fold is '0'; it must be like 3/10, the third of ten folds, or 3, the third of the",
+        ),
+        (
+            {"labels": {"angry": 1}},
+            "labels maps 'angry' to 1; it must be texts; numbers need quotes, and null leaves",
+        ),
         ({"augment": {"mixup": -1.0}}, "mixup is -1.0; it must be 0 or in"),
     ],
 )
@@ -63,6 +76,21 @@ def test_run_folder_of_an_older_version_has_no_targets(tmp_path):
         pass
     with pytest.raises(ValueError, match="which contains a run with different targets"):
         run_folder(tmp_path, run_options(TrainConfig(out=tmp_path, targets="arousal"), {})).__enter__()
+
+
+def test_config_keeps_the_map_of_labels(tmp_path):
+    """config.json then says what was merged, whatever becomes of the file."""
+    (tmp_path / "map.yaml").write_text("angry: anger\ncalm: null\n")
+    config = TrainConfig(labels=str(tmp_path / "map.yaml"))
+    assert config.labels == {"angry": "anger", "calm": None} == TrainConfig(labels=config.labels).labels
+    assert TrainConfig().labels == {}
+    with pytest.raises(FileNotFoundError):
+        TrainConfig(labels=str(tmp_path / "none.yaml"))
+
+
+@pytest.mark.parametrize("given", ["Ses01,Ses02", ["Ses02", "Ses01"]])
+def test_config_reads_test_groups_in_any_form(given):
+    assert TrainConfig(test_groups=given).held_out["test_groups"] == ["Ses01", "Ses02"]
 
 
 def test_cosine_schedule_rises_and_falls_to_zero():

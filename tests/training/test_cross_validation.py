@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from ser_fast.training import cross_validation
 from ser_fast.training.config import TrainConfig, run_folder
 from ser_fast.training.cross_validation import cross_validate
 from ser_fast.training.folds import Folds
+from ser_fast.training.metrics import interval
 from ser_fast.training.predictions import read_csv
 from ser_fast.training.trainer import Trainer
 
@@ -203,7 +205,7 @@ def test_cross_validation_refuses_other_options(voices, tmp_path):
     cross_validate(config(voices, tmp_path), TINY, Folds("speakers", 2))
     with pytest.raises(ValueError, match="which contains a run with different protocol"):
         cross_validate(config(voices, tmp_path), TINY, Folds("random", 2))
-    with pytest.raises(ValueError, match="test_speakers or test_fold is given, which the protocol sets; omit it"):
+    with pytest.raises(ValueError, match="test_speakers is given, which the protocol sets; omit it"):
         cross_validate(config(voices, tmp_path / "new", test_speakers="s0"), TINY, Folds())
     with pytest.raises(ValueError, match="it must leave 2 or more, one of each class"):
         cross_validate(config(voices, tmp_path / "new", valid_fraction=0.01, validation="random"), TINY, Folds())
@@ -351,3 +353,97 @@ def test_cross_validation_in_a_script_names_the_main_guard(voices, tmp_path):
     assert bare.returncode == 1 and bare.stderr.splitlines()[-1] == f"RuntimeError: {last}"
     assert "another process" not in bare.stderr and bare.stderr.count("Traceback") == 2  # the pool's error and ours
     assert (guarded.returncode, guarded.stdout) == (0, "2 runs\n"), guarded.stderr
+
+
+@pytest.fixture(scope="module")
+def grouped(voices) -> str:
+    """The manifest of voices with s0 and s1 in one group and s2 in another, and a class that only s2 has."""
+    rows = (voices / "classes.csv").read_text().splitlines()
+    groups = [f"{row},{'two' if ',s2,' in row else 'one'}" for row in rows[1:]]
+    groups = [row.replace(",anger,", ",fear,") if "_2_4" in row else row for row in groups]
+    (voices / "groups.csv").write_text("\n".join([f"{rows[0]},group", *groups]) + "\n")
+    return str(voices / "groups.csv")
+
+
+def test_cross_validation_leaves_groups_out(voices, grouped, tmp_path):
+    dropped = config(voices, tmp_path, data=grouped, labels={"fear": None}, validation="none")
+    result = cross_validate(dropped, TINY, Folds("logo"))
+    assert result["protocol"] == "leave one group out, 2 groups; weights of the last epoch"
+    assert [run["fold"] for run in result["runs"]] == ["one", "two"] and result["labels"] == {"fear": None}
+    kept = json.loads((tmp_path / "seed0" / "fold02" / "config.json").read_text())
+    assert (kept["test_groups"], kept["labels"]) == (["two"], {"fear": None})
+    with open(tmp_path / "seed0" / "fold01" / "predictions.csv", newline="") as file:
+        assert {row["speaker"] for row in csv.DictReader(file)} == {"s0", "s1"}
+    with pytest.raises(ValueError, match="protocol is logo, but data has no column 'group'"):
+        cross_validate(config(voices, tmp_path / "new"), TINY, Folds("logo"))
+    assert not (tmp_path / "new").exists()
+
+
+def test_cross_validation_goes_on_without_a_class(voices, grouped, tmp_path):
+    """Without permission the error names the speaker, before anything is written."""
+    lacking = config(voices, tmp_path / "cv", data=grouped, validation="none")
+    with pytest.raises(
+        ValueError, match=r"no training utterance of \['fear'\]; .* but speaker s2 has all utterances of"
+    ):
+        cross_validate(lacking, TINY, Folds("loso"))
+    assert not (tmp_path / "cv").exists()
+    result = runs.cross_validate(replace(lacking, allow_missing_classes=True), TINY, Folds("loso"))
+    said = "; without s2 no training utterance of fear (speaker s2 has all utterances of fear)"
+    assert result["protocol"].endswith(said) and result["missing_classes"] == {"s2": {"fear": ["s2"]}}
+    assert result["classes"] == ["anger", "fear", "sadness"]
+    fold = json.loads((tmp_path / "cv" / "seed0" / "fold03" / "summary.json").read_text())
+    assert fold["missing_classes"] == {"fear": ["s2"]} and fold["best"]["per_class"]["fear"]["support"] == 1
+    assert "no training utterance of fear (speaker s2 has all" in fold["protocol"]
+    # UA is over the classes of the test part: the first fold has two.
+    first = json.loads((tmp_path / "cv" / "seed0" / "fold01" / "summary.json").read_text())["best"]
+    recalls = [first["per_class"][name]["recall"] for name in EMOTIONS]
+    assert first["recall"] == pytest.approx(statistics.fmean(recalls))
+    assert said in (tmp_path / "cv" / "report.html").read_text()
+
+
+def test_cross_validation_intervals_over_speakers(voices, tmp_path):
+    """Each speaker counts with the mean of the seeds; two folds, one of two speakers."""
+    options = config(voices, tmp_path, epochs=4, learning_rate=2e-2, validation="none")
+    result = cross_validate(options, TINY, Folds("speakers", 2, seeds=2))
+    uas: dict[str, list[float]] = {}
+    for seed in (0, 1):
+        pairs: dict[str, list] = {}
+        for table in sorted((tmp_path / f"seed{seed}").glob("fold*/predictions.csv")):
+            for row in read_csv(table, list(EMOTIONS)):
+                pairs.setdefault(row.speaker, []).append((row.truth, row.predicted))
+        for name, own in pairs.items():
+            uas.setdefault(name, []).append(balanced_accuracy_score(*zip(*own)))
+    means = {name: statistics.fmean(values) for name, values in sorted(uas.items())}
+    assert len({tuple(values) for values in uas.values()}) > 1, "the speakers and seeds should differ"
+    assert {name: own["recall"] for name, own in result["per_speaker"].items()} == pytest.approx(means)
+    assert {own["utterances"] for own in result["per_speaker"].values()} == {10}
+    assert result["intervals"]["recall"]["speakers"] == pytest.approx(interval(list(means.values())))
+    spread = result["intervals"]["recall"]["pooled"]
+    assert spread["value"] == result["pooled"]["recall"] and spread["low"] <= spread["value"] <= spread["high"]
+
+
+def test_cross_validation_runs_the_folds_of_emobox(voices, tmp_path):
+    """Three seeds of each fold; the first has a validation part of its own."""
+    meta = tmp_path / "data" / "tiny"
+    rows = [row.split(",") for row in (voices / "classes.csv").read_text().splitlines()[1:]]
+    listed = [{"key": name, "wav": f"downloads/{voices.name}/{name}", "emo": label} for name, _, label in rows]
+    (tmp_path / "downloads").symlink_to(voices.parent)
+    parts = [["train", "valid", "test"][int(name.split("_")[1])] for name, *_ in rows]
+    for number, named in enumerate((parts, ["train" if part == "valid" else part for part in parts]), 1):
+        (meta / f"fold_{number}").mkdir(parents=True)
+        for part in set(named):
+            own = [json.dumps(one) for one, of in zip(listed, named) if of == part]
+            (meta / f"fold_{number}" / f"tiny_{part}_fold_{number}.jsonl").write_text("\n".join(own))
+    (meta / "tiny.jsonl").write_text("\n".join(map(json.dumps, listed)))
+    result = cross_validate(config(voices, tmp_path / "cv", data=f"emobox:{meta}"), TINY, Folds("parts", seeds=3))
+    assert [(run["seed"], run["fold"]) for run in result["runs"]] == [
+        (s, f"fold {f}") for s in range(3) for f in (1, 2)
+    ]
+    assert result["protocol"].startswith("the corpus's own 2 folds; ") and result["data"] == "tiny"
+    found = [json.loads((tmp_path / f"cv/seed2/fold0{number}/summary.json").read_text()) for number in (1, 2)]
+    assert found[0]["utterances"] == {"train": 10, "valid": 10, "test": 10}
+    assert (
+        found[0]["protocol"]
+        == "fold 1 of the corpus's own 2, speakers shared; best epoch chosen on its validation part"
+    )
+    assert found[1]["utterances"] == {"train": 16, "valid": 4, "test": 10}

@@ -51,9 +51,44 @@ def test_plan_refuses_too_few_speakers(folds, speakers, sentence):
         ({"folds": 1}, "folds is 1; it must be at least 2"),
         ({"seeds": 0}, "seeds is 0; it must be at least 1"),
         ({"jobs": 0}, "jobs is 0; it must be at least 1"),
-        ({"protocol": "losso"}, "protocol is 'losso'; it must be one of loso, speakers, random"),
+        ({"protocol": "losso"}, "protocol is 'losso'; it must be one of loso, speakers, random, logo, parts"),
     ],
 )
 def test_folds_refuse_bad_options(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         Folds(**options)
+
+
+def test_plan_leaves_one_group_out():
+    groups = [f"Ses0{i // 24 + 1}" for i in range(60)]
+    runs, sentence = plan(TrainConfig(validation="none"), Folds("logo", seeds=2), SPEAKERS, groups)
+    assert sentence == "leave one group out, 3 groups"
+    assert [run.name for run in runs] == ["Ses01", "Ses02", "Ses03"] * 2
+    tested = []
+    for run in runs[:3]:
+        found = split(SPEAKERS, LABELS, CLASSES, groups=groups, **run.config.held_out)
+        assert {groups[i] for i in found.test} == {run.name}
+        tested += found.test
+    assert sorted(tested) == list(range(60))
+    with pytest.raises(ValueError, match="protocol is logo, but data has no column 'group'; it must be another one"):
+        plan(TrainConfig(), Folds("logo"), SPEAKERS)
+    with pytest.raises(ValueError, match="protocol is logo in 1 folds, but data has 1 groups"):
+        plan(TrainConfig(), Folds("logo"), SPEAKERS, ["Ses01"] * 60)
+
+
+def test_plan_takes_the_divisions_of_the_corpus():
+    runs, sentence = plan(TrainConfig(), Folds("parts", seeds=3), SPEAKERS, own=5)
+    assert sentence == "the corpus's own 5 folds" and len(runs) == 15
+    assert [(run.name, run.config.test_fold) for run in runs[:2]] == [("fold 1", "1"), ("fold 2", "2")]
+    runs, sentence = plan(TrainConfig(), Folds("parts", seeds=3), SPEAKERS, own=0)
+    assert (sentence, [run.name for run in runs]) == ("the corpus's own test part", ["the test part"] * 3)
+    with pytest.raises(ValueError, match="protocol is parts, but data has no parts or folds of its own"):
+        plan(TrainConfig(), Folds("parts"), SPEAKERS)
+
+
+@pytest.mark.parametrize(
+    "option", [{"test_groups": "a"}, {"test_speakers": "a"}, {"test_fold": "1"}, {"test_data": "x"}]
+)
+def test_plan_refuses_options_that_it_sets(option):
+    with pytest.raises(ValueError, match=f"{next(iter(option))} is given, which the protocol sets; omit it"):
+        plan(TrainConfig(**option), Folds(), SPEAKERS)

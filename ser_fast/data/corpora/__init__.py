@@ -6,6 +6,7 @@ from pathlib import Path
 from ser_fast._require import require
 from ser_fast.data.audio import find_audio
 from ser_fast.data.corpora.casia import casia as _read_casia
+from ser_fast.data.corpora.emobox import emobox as _read_emobox
 from ser_fast.data.corpora.emodb import emodb as _read_emodb
 from ser_fast.data.corpora.folders import RECOGNISED as _RECOGNISED
 from ser_fast.data.corpora.folders import folders as _read_folders
@@ -21,6 +22,7 @@ __all__ = ["Corpus", "Utterance", "load_corpus"]
 
 _READERS = {
     "casia": _read_casia,
+    "emobox": _read_emobox,
     "emodb": _read_emodb,
     "folders": _read_folders,
     "hf": _read_hugging_face,
@@ -31,7 +33,7 @@ _READERS = {
 }
 _TABLES = ("hf", "manifest", "tar")  # kinds whose utterances may have values of any name
 _FORMS = (
-    "synthetic, synthetic-sentiment, casia:FOLDER, emodb:FOLDER, ravdess:FOLDER, folders:FOLDER, "
+    "synthetic, synthetic-sentiment, casia:FOLDER, emodb:FOLDER, emobox:FOLDER, ravdess:FOLDER, folders:FOLDER, "
     "speakers:FOLDER, manifest:FILE, hf:FOLDER, tar:PATTERN, a .csv or .jsonl file, or a folder"
 )
 
@@ -42,9 +44,10 @@ def load_corpus(spec: str, targets: Sequence[str] = ()) -> Corpus:
     Args:
         spec: ``synthetic``, ``synthetic-sentiment``, ``casia:FOLDER``, ``emodb:FOLDER``, ``ravdess:FOLDER``,
             ``folders:FOLDER`` (a folder per class), ``speakers:FOLDER`` (a folder per speaker, in it one per class),
-            ``manifest:FILE``, ``hf:FOLDER`` (a dataset that Hugging Face ``datasets`` saved) or ``tar:PATTERN``
-            (WebDataset shards); or a path: a ``.csv`` or ``.jsonl`` file is a manifest, a folder is Emo-DB, RAVDESS
-            or CASIA if all its audio files are named as in that corpus, else it has a folder per class.
+            ``emobox:FOLDER`` (EmoBox's metadata of a corpus), ``manifest:FILE``, ``hf:FOLDER`` (a dataset that
+            Hugging Face ``datasets`` saved) or ``tar:PATTERN`` (WebDataset shards); or a path: a ``.csv`` or
+            ``.jsonl`` file is a manifest, a folder is Emo-DB, RAVDESS or CASIA if all its audio files are named as in
+            that corpus, else it has a folder per class.
         targets: columns of a manifest, of a dataset of Hugging Face or of the JSON in shards to predict, in this
             order, instead of the label or ``value``.
 

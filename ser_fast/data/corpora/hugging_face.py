@@ -67,7 +67,7 @@ def hugging_face(root: str | PathLike[str], targets: Sequence[str] = ()) -> Corp
     The label is a ``ClassLabel`` or a text, ``label`` or ``emotion``; for a regression the column is ``value``.
     The speaker is ``speaker`` or ``speaker_id``, "unknown" where there is none. An utterance is named by ``file``,
     ``name`` or ``id``, else by the path beside its audio, and by its row if these names are not all different. The
-    columns ``start``, ``end``, ``part`` and ``sentiment_scale`` are those of a manifest.
+    columns ``start``, ``end``, ``part``, ``group`` and ``sentiment_scale`` are those of a manifest.
 
     Args:
         root: the folder.

@@ -45,9 +45,10 @@ def iemocap(
     """Return IEMOCAP's anger, happiness, neutral and sadness, and the number of turns left out for each reason.
 
     The label is the one that the annotators agreed on. 4 490 of the 10 039 turns have one of the four labels, 1 041
-    more with ``excited_as_happy``. A speaker is named by session and gender, such as ``Ses01F``. The ``values`` of an
-    utterance are its valence, arousal (which the release calls activation) and dominance from 1 to 5, means over the
-    annotators.
+    more with ``excited_as_happy``. A speaker is named by session and gender, such as ``Ses01F``. The group is the
+    session, such as ``Ses01``, whose two speakers talk to each other; one group left out is leave-one-session-out.
+    The ``values`` of an utterance are its valence, arousal (which the release calls activation) and dominance from 1
+    to 5, means over the annotators.
 
     Args:
         root: ``IEMOCAP_full_release``.
@@ -76,8 +77,9 @@ def iemocap(
             else:
                 path = table.parents[2] / "sentences" / "wav" / turn["dialog"] / f"{turn['turn']}.wav"
                 speaker = turn["session"] + turn["gender"]
+                label, session = labels[turn["emotion"]], turn["session"]
                 values = dict(zip(VALUES, _numbers(turn["values"])))
-                utterances.append(Utterance(turn["turn"], speaker, labels[turn["emotion"]], path, values=values))
+                utterances.append(Utterance(turn["turn"], speaker, label, path, group=session, values=values))
     missing = [
         utterance.path.relative_to(root).as_posix() for utterance in utterances if not utterance.path.is_file()
     ]

@@ -123,7 +123,12 @@ def read_map(path: Path) -> dict[str, str | None]:
 
 
 def map_labels(
-    labels: Iterable[str], classes: Sequence[str], given: Mapping[str, str | None] | None = None
+    labels: Iterable[str],
+    classes: Sequence[str],
+    given: Mapping[str, str | None] | None = None,
+    *,
+    option: str = "data",
+    other: str = "the model",
 ) -> dict[str, str | None]:
     """Return the class of each label of a corpus among other classes; None leaves its utterances out.
 
@@ -131,6 +136,8 @@ def map_labels(
         labels: the labels.
         classes: the other classes, such as those of a model.
         given: the classes of labels, or None, as :func:`read_map` returns them; other labels keep their names.
+        option: option that names the corpus, for messages.
+        other: what has the classes, for messages.
 
     Raises:
         ValueError: ``given`` has a label that the corpus lacks or an unknown class, or a label has no class.
@@ -142,12 +149,12 @@ def map_labels(
     found, known, given = sorted(set(labels)), ", ".join(classes), given or {}
     for label, name in given.items():
         require(label in found, f"labels maps {label!r}", f"a label of the corpus: {', '.join(found)}")
-        allowed = f"a class of the model, {known}, or null"
+        allowed = f"a class of {other}, {known}, or null"
         require(name in (None, *classes), f"labels maps {label!r} to {name!r}", allowed)
     mapped = {label: given.get(label, label) for label in found}
     lost = [label for label, name in mapped.items() if name not in (None, *classes)]
     if lost:
-        found = f"data has the labels {', '.join(found)}, but the model has the classes {known}"
+        found = f"{option} has the labels {', '.join(found)}, but {other} has the classes {known}"
         fix = f"such as `{lost[0]}: {classes[0]}`, or `{lost[0]}: null` to leave it out"
         raise ValueError(f"{found}; --labels must name a YAML file that maps {', '.join(lost)}, {fix}")
     return mapped

@@ -22,10 +22,11 @@ REQUIRED = ("file", SPEAKER)
 
 
 def manifest(path: str | PathLike[str], targets: Sequence[str] = ()) -> Corpus:
-    """Return the utterances listed in a table with the columns ``file,speaker,label[,start,end,part]``.
+    """Return the utterances listed in a table with the columns ``file,speaker,label[,start,end,part,group]``.
 
     ``file`` may be relative to the folder of the table. ``start`` and ``end`` are seconds; empty or null is the
-    beginning or the end of the file. ``part`` is ``train``, ``valid`` or ``test``, for all utterances or none. For a
+    beginning or the end of the file. ``part`` is ``train``, ``valid`` or ``test``, for all utterances or none;
+    ``group`` is the name of what is held out together, such as a recording session, for all or none. For a
     regression the column ``value``, a finite number, replaces ``label``. A column ``sentiment_scale``, 1 or 3 in all
     rows, declares values from -1 to 1 or from -3 to 3 as sentiment, for which Acc-2, F1 and the like are measured.
     The classes are sorted; those that differ in case only are merged. Other columns and blank lines are ignored.
@@ -44,14 +45,7 @@ def manifest(path: str | PathLike[str], targets: Sequence[str] = ()) -> Corpus:
     suffix = path.suffix.lower()
     found = f"manifest {str(path)!r} has the suffix {suffix!r}"
     require(suffix in SUFFIXES, found, f"one of {', '.join(SUFFIXES)}")
-    content = path.read_bytes()
-    try:
-        table = content.decode().lstrip("\ufeff")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}, line {line}: byte 0x{content[error.start]:02x}; it must be UTF-8") from error
-
-    read_rows = _csv_rows(table, str(path), targets) if suffix == ".csv" else _jsonl_rows(table, str(path))
+    read_rows = _csv_rows(_decoded(path), str(path), targets) if suffix == ".csv" else read_jsonl(path)
     rows = list(read_rows)
     require(bool(rows), f"manifest {str(path)!r} lists 0 utterances", "a table of at least one")
     listed = [(place, cells, text(cells, "file", place)) for place, cells in rows]
@@ -84,6 +78,25 @@ def write_manifest(corpus: Corpus, out: Path) -> None:
         cells = [*(getattr(utterance, name) for name in columns[1:]), *map(utterance.values.get, values)]
         rows.append([file.as_posix(), *cells, *scale.values()])
     write_atomically(out, to_csv(rows).encode())
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the place, for messages, and the object of each line of a table in JSONL.
+
+    Raises:
+        OSError: the table cannot be read.
+        ValueError: it is not UTF-8, or a line is no JSON object; the message names the line.
+    """
+    yield from _jsonl_rows(_decoded(path), str(path))
+
+
+def _decoded(path: Path) -> str:
+    content = path.read_bytes()
+    try:
+        return content.decode().lstrip("\ufeff")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}, line {line}: byte 0x{content[error.start]:02x}; it must be UTF-8") from error
 
 
 def _csv_rows(text: str, name: str, targets: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -16,7 +16,7 @@ from ser_fast.data.utterance import PARTS, RESERVED, VALUE, Corpus, Utterance, c
 
 SPEAKER = "speaker"
 TARGETS = ("label", "value")
-OPTIONAL = ("start", "end", "part")
+OPTIONAL = ("start", "end", "part", "group")
 SCALE = "sentiment_scale"
 _LONGEST = 4096  # characters of a name; of a path on Linux
 
@@ -45,8 +45,8 @@ def to_corpus(name: str, table: str, rows: Sequence[Row], targets: Sequence[str]
     Args:
         name: name of the corpus.
         table: the table, for messages.
-        rows: its rows, with the columns ``speaker`` and ``label`` or ``value``, and ``start``, ``end``, ``part``
-            and ``sentiment_scale`` as in :func:`ser_fast.data.corpora.manifest.manifest`.
+        rows: its rows, with the columns ``speaker`` and ``label`` or ``value``, and ``start``, ``end``, ``part``,
+            ``group`` and ``sentiment_scale`` as in :func:`ser_fast.data.corpora.manifest.manifest`.
         targets: columns of numbers to predict, in this order; without them ``label`` or ``value``.
 
     Raises:
@@ -89,15 +89,15 @@ def _utterance(row: Row, targets: Sequence[str]) -> Utterance:
     speaker, label = text(cells, SPEAKER, place), "" if targets else text(cells, "label", place)
     values = {name: _number(cells, name, place, -math.inf, "a finite number") for name in targets}
     value = values.pop(VALUE, None)
-    start, end = (_optional_seconds(cells, column, place) for column in ("start", "end"))
+    start, end = (optional_seconds(cells, column, place) for column in ("start", "end"))
     least = start or 0.0
     require(end is None or end > least, f"{place}: column 'end' is {end}", f"more than start, {least}")
     whole = start is None and end is None
     name = row.name if whole else f"{row.name}[{'' if start is None else start}:{'' if end is None else end}]"
     part = _part(cells, place)
-    return Utterance(
-        name, speaker, label, row.path, start, end, value=value, part=part, source=row.source, values=values
-    )
+    group = None if empty(cells.get("group")) else text(cells, "group", place)
+    more = {"value": value, "values": values, "part": part, "source": row.source, "group": group}
+    return Utterance(name, speaker, label, row.path, start, end, **more)
 
 
 def _target(rows: Sequence[Row]) -> str:
@@ -163,7 +163,12 @@ def _part(row: dict[str, Any], place: str) -> str | None:
     return part
 
 
-def _optional_seconds(row: dict[str, Any], column: str, place: str) -> float | None:
+def optional_seconds(row: dict[str, Any], column: str, place: str) -> float | None:
+    """Return a number of seconds, None for an empty cell.
+
+    Raises:
+        ValueError: it is not a number of 0 or more.
+    """
     return None if empty(row.get(column)) else _number(row, column, place, 0.0, "a number of seconds >= 0")
 
 

@@ -27,7 +27,7 @@ def tar(pattern: str | os.PathLike[str], targets: Sequence[str] = ()) -> Corpus:
     """Return the utterances of WebDataset shards; only headers and labels are read, and audio by its offset.
 
     A sample is the members of one key, such as ``bob/17.wav`` and ``bob/17.json``. The JSON object is a row of a
-    manifest without ``file``: ``label`` or ``value``, and ``speaker``, ``start``, ``end``, ``part`` and
+    manifest without ``file``: ``label`` or ``value``, and ``speaker``, ``start``, ``end``, ``part``, ``group`` and
     ``sentiment_scale`` if they are known. Without it, the text of ``.cls`` or else of ``.txt`` is the label. The
     speaker is ``"unknown"`` where none is named. Keys are grouped as WebDataset does, so members of a sample follow
     each other.
