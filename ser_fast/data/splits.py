@@ -45,7 +45,8 @@ def split(
     """Divide utterances into training, validation and test parts; the same arguments give the same parts.
 
     The test part is the first of these that is given: ``test_speakers``, ``test_fold``, ``parts``, a random
-    ``test_fraction``. Random parts keep the proportions of the classes.
+    ``test_fraction``. With a ``test_fraction`` of 0 it is empty, whatever the ``parts``. Random parts keep the
+    proportions of the classes.
 
     Args:
         speakers: speaker of each utterance.
@@ -54,11 +55,11 @@ def split(
         parts: the corpus's own division, "train", "valid" or "test" for each utterance; may be empty.
         test_speakers: speakers whose utterances are the test part.
         test_fold: "k/K" or "k/K/S", the k-th of K random folds, drawn by the seed S instead of ``seed``.
-        test_fraction: share of the utterances in a random test part, in 0..1.
+        test_fraction: share of the utterances in a random test part, in 0..1; 0 is no test part.
         validation: "random" utterances, all utterances of some "speakers", or "none". "auto" is "speakers" if no
             speaker of the test part is in the rest, unless the rest has one speaker or would lose a class, and
             "random" otherwise. The corpus's own validation part is used with its own test part, unless this is
-            "none".
+            "none"; without a test part it is used too.
         valid_fraction: share of the remaining utterances, or speakers, in the validation part, in 0..1. Of 100 random
             sets of speakers the one is taken whose shares of all classes are closest to it.
         seed: seed of the random parts.
@@ -81,6 +82,8 @@ def split(
         test, sentence = _speakers_held_out(speakers, test_speakers)
     elif test_fold:
         test, sentence = _fold(strata, classes, test_fold, seed)
+    elif not test_fraction:
+        test, sentence = [], "trained on all utterances, no test"
     elif parts:
         test, sentence = _own(parts, "test"), "the corpus's own test part"
     else:
@@ -89,7 +92,7 @@ def split(
         sentence = f"a random {test_fraction:.0%} of the utterances held out, speakers shared"
     rest = sorted(set(range(len(labels))) - set(test))
     if validation == "auto":
-        drawn = not (test_speakers or parts) or test_fold  # a random test part shares speakers by design
+        drawn = (test and not (test_speakers or parts)) or test_fold  # a random test part shares speakers by design
         shared = {speakers[i] for i in test} & {speakers[i] for i in rest}
         possible = not (drawn or shared) and _valid_speakers(rest, speakers, strata, valid_fraction, seed)
         validation = "speakers" if possible else "random"

@@ -67,19 +67,23 @@ def train(config: TrainConfig, options: dict) -> dict:
         distributed.finish()
         if distributed.rank() > 0:
             return summary
-        header, rows = html.scores({"best epoch": summary["best"], "last epoch": summary["last"]})
+        tested = {f"{name} epoch": summary[name] for name in ("best", "last") if name in summary}
+        header, rows = html.scores(tested) if tested else ([], [])
         parts = [
             html.note(_described(summary)),
             *map(html.note, corpus.summary()),
-            html.table(header, rows),
-            *([html.per_class(summary["best"])] if dataset.classes else []),
+            *([html.table(header, rows)] if tested else []),
+            *([html.per_class(summary["best"])] if tested and dataset.classes else []),
             *_pictures(trainer, summary, config.model),
             html.heading("Options"),
             html.preformatted(folder.config.read_text()),
             html.machine(),
         ]
         page = html.write(folder.path / "report.html", f"{config.model} on {dataset.name}", parts)
-    print_table(f"Test: {summary['protocol']}", header, rows)
+    if tested:
+        print_table(f"Test: {summary['protocol']}", header, rows)
+    else:
+        say(summary["protocol"])
     say(f"report: {page}")
     return summary
 
@@ -253,7 +257,7 @@ def _fit(
 
 
 def _pictures(trainer: Trainer, summary: dict, name: str, skip: str = "") -> list[str]:
-    """Draw loss curves, the confusion matrix of the test part and the attention of one test utterance.
+    """Draw loss curves and, with a test part, its confusion matrix and the attention of one of its utterances.
 
     Args:
         trainer: a finished run.
@@ -264,16 +268,19 @@ def _pictures(trainer: Trainer, summary: dict, name: str, skip: str = "") -> lis
     Returns:
         HTML parts of the report.
     """
-    dataset, best = trainer.dataset, summary["best"]
-    middle = len(trainer.split.test) // 2
-    index, shown = trainer.split.test[middle], trainer.predictions[middle]
-    place, labels = figures.shortened(shown.name, 80), f"true: {shown.truth}, predicted: {shown.predicted}"
-    captions = CAPTIONS | {"attention": f"{CAPTIONS['attention']} {place}; {labels}."}
+    dataset, captions = trainer.dataset, dict(CAPTIONS)
     drawings: dict[str, Callable[[Path], Path]] = {
         "loss": lambda path: figures.loss_curves({name: trainer.progress.rows}, path),
-        "attention": lambda path: figures.attention(trainer.model, dataset.waves[index], path, f"{place}\n{labels}"),
     }
-    if dataset.classes:
+    if trainer.split.test:
+        best, middle = summary["best"], len(trainer.split.test) // 2
+        index, shown = trainer.split.test[middle], trainer.predictions[middle]
+        place, labels = figures.shortened(shown.name, 80), f"true: {shown.truth}, predicted: {shown.predicted}"
+        captions["attention"] += f" {place}; {labels}."
+        drawings["attention"] = lambda path: figures.attention(
+            trainer.model, dataset.waves[index], path, f"{place}\n{labels}"
+        )
+    if trainer.split.test and dataset.classes:
         title = f"{name} on {dataset.name}, UA {best['recall']:.1%}\n{summary['protocol']}"
         drawings["confusion"] = lambda path: figures.confusion(best["confusion"], dataset.classes, path, title)
     parts = []

@@ -31,7 +31,7 @@ class TrainConfig:
         test_fold: without test_speakers, "k/K" holds out the k-th of K random folds, which share speakers; "k/K/S"
             draws the folds by S instead of the seed.
         test_fraction: share of the utterances drawn for the test, in 0..1; used without test_speakers, test_fold and
-            parts of the corpus's own.
+            parts of the corpus's own. 0 is no test: all utterances train, those of the corpus's own test part too.
         validation: utterances that choose the best epoch: "random" training utterances, those of some training
             "speakers", or "none", which takes the last epoch and trains on the corpus's own validation part. "auto"
             is "speakers" where the test is by speakers, unless there is only one for the training or a class would be
@@ -113,7 +113,7 @@ class TrainConfig:
             ("loss", self.loss in LOSSES, f"one of {', '.join(LOSSES)}"),
             ("weight_decay", 0 <= self.weight_decay < math.inf, "0 or more and finite"),
             ("clip", self.clip > 0, "above 0"),
-            ("test_fraction", 0 < self.test_fraction < 1, "between 0 and 1, both excluded"),
+            ("test_fraction", 0 <= self.test_fraction < 1, "between 0 and 1, 1 excluded"),
             ("valid_fraction", 0 < self.valid_fraction < 1, "between 0 and 1, both excluded"),
             ("device", self.device != "cuda" or torch.cuda.is_available(), "cpu: torch sees no GPU here"),
             ("device", self.device == "cpu" or not 0 < gpus <= distributed.local_rank(),
@@ -130,7 +130,9 @@ class TrainConfig:
             parse_fold(self.test_fold)
             if self.test_speakers:
                 raise ValueError(f"test_fold is {self.test_fold}, but test_speakers are given; omit one of them")
-
+        named = "test_speakers" if self.test_speakers else "test_fold" if self.test_fold else ""
+        good = not named or self.test_fraction > 0
+        require(good, f"test_fraction is 0, but {named} is given", f"above 0, or {named} omitted")
         self.storage()
 
     def storage(self, processes: int = 1) -> Storage:

@@ -141,7 +141,8 @@ class Trainer:
         config: options of the run.
         options: keyword arguments of the model.
         dataset: the corpus.
-        split: indices of the utterances to train on, to choose the best epoch by and to test on.
+        split: indices of the utterances to train on, to choose the best epoch by and to test on; the latter two may
+            be empty.
         folder: folder of the run, entered by rank 0.
         reporter: receives the progress; None reports nothing.
 
@@ -373,7 +374,7 @@ class Trainer:
             self.folder.write(name, content)
 
     def _finish(self) -> dict:
-        """Test the weights of the last and of the best epoch, and write the summary."""
+        """Test the weights of the last and of the best epoch if there is a test part, and write the summary."""
         rows = self.progress.rows
         summary = {
             "protocol": self.split.protocol,
@@ -386,11 +387,13 @@ class Trainer:
             "corpus": self.progress.corpus,
             "epochs": self.config.epochs,
             "best_epoch": self.progress.best_epoch,
-            "last": self._evaluate("test")[0],
         }
+        if self.split.test:
+            summary["last"] = self._evaluate("test")[0]
         self.model.load_state_dict(distributed.from_rank_0(lambda: load_checkpoint(self.best)).weights)
-        summary["best"], outputs = self._evaluate("test")
-        self.predictions = described(self.dataset, self.split.test, self.task, outputs)
-        self._write("predictions.csv", to_csv(self.predictions, self.dataset.classes))
+        if self.split.test:
+            summary["best"], outputs = self._evaluate("test")
+            self.predictions = described(self.dataset, self.split.test, self.task, outputs)
+            self._write("predictions.csv", to_csv(self.predictions, self.dataset.classes))
         self._write("summary.json", json.dumps(summary, indent=1) + "\n")
         return summary

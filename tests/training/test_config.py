@@ -28,6 +28,12 @@ from ser_fast.training.config import TrainConfig, learning_rate
             {"test_fold": "1/10", "test_speakers": "03"},
             "test_fold is 1/10, but test_speakers are given; omit one of them",
         ),
+        ({"test_fraction": -0.1}, "test_fraction is -0.1; it must be between 0 and 1, 1 excluded"),
+        (
+            {"test_fraction": 0.0, "test_speakers": "03"},
+            "test_fraction is 0, but test_speakers is given; it must be above 0, or test_speakers omitted",
+        ),
+        ({"test_fraction": 0.0, "test_fold": "1/3"}, "test_fraction is 0, but test_fold is given"),
         ({"augment": {"mixup": -1.0}}, "mixup is -1.0; it must be 0 or in"),
     ],
 )
