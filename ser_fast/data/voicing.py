@@ -74,12 +74,13 @@ def _periods(frames: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.ndarr
     """
     window, size, lags, bins, own = _constants(frames.shape[1], sample_rate)
     centred = (frames - frames.mean(1, keepdims=True)) * window
-    power = np.square(np.abs(np.fft.rfft(centred, size)))
+    spectrum = np.fft.rfft(centred, size)
+    power = np.square(spectrum.real) + np.square(spectrum.imag)
     band = np.zeros((len(frames), len(own) // 2 + 1), power.dtype)
     band[:, bins] = power[:, bins]
-    correlation = np.fft.irfft(band, len(own))
+    correlation = np.fft.irfft(band, len(own))[:, : lags.stop + 1]
     total = np.maximum(correlation[:, :1], np.finfo(correlation.dtype).tiny)
-    correlation = correlation / total / own
+    correlation = correlation / total / own[: lags.stop + 1]
     rows, peak = np.arange(len(frames)), correlation[:, lags].argmax(1) + lags.start
     before, height, after = (correlation[rows, peak + step] for step in (-1, 0, 1))
     bend = before - 2 * height + after
@@ -87,7 +88,7 @@ def _periods(frames: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.ndarr
     found = (height >= before) & (height >= after) & (bend < 0)
     found &= band.sum(1) > IN_BAND * power.sum(1)
     period = peak + np.where(found, (before - after) / np.where(found, 2 * bend, 1), 0)  # the top of a parabola
-    return period, np.where(found, height, 0), _strongest(band, sample_rate / size)
+    return period, np.where(found, height, 0), _strongest(power[:, bins], sample_rate / size)
 
 
 def _strongest(band: np.ndarray, spacing: float) -> np.ndarray:
