@@ -263,20 +263,25 @@ def _add_evaluate(parser) -> None:
 
 
 def _add_predict(parser) -> None:
+    from ser_fast import pretrained
     from ser_fast.data.flags import FLAGS
     from ser_fast.prediction.config import PredictConfig
 
     meanings = "; ".join(f"{name}, {meaning}" for name, meaning in FLAGS.items())
     parser.epilog = (
+        f"Without a checkpoint the model {pretrained.DEFAULT} predicts, which comes with ser_fast and was trained on "
+        f"acted German speech; its card is {pretrained.card()}. "
         f"The column `flag` names what makes a prediction doubtful: {meanings}. A file that cannot be predicted has "
         "a row that says why, and the exit status is then 1."
     )
     # Not Path, which jsonargparse parses as YAML: that fails for a name that is not UTF-8.
-    parser.add_argument("checkpoint", type=str, help="a .safetensors file, or a run folder for its best epoch")
     described = (
-        "audio files, folders, lists (.txt, .csv, .jsonl, .parquet) of files, or - for a list on standard input"
+        "audio files, folders, lists (.txt, .csv, .jsonl, .parquet) of files, or - for a list on standard input; "
+        "the first may be the checkpoint instead"
     )
     parser.add_argument("files", type=str, nargs="+", help=described)
+    described = "a .safetensors file, or a run folder for its best epoch; by default the model that comes along"
+    parser.add_argument("--checkpoint", type=str, default="", help=described)
     parser.add_class_arguments(PredictConfig, skip={"checkpoint", "files", "json", "embeddings"})
     parser.add_argument("--json", action="store_true", help="without --out: one JSON object a line, not a table")
     described = "also give the input of the model's last layer, in a .parquet, .jsonl or with --json"
@@ -351,9 +356,13 @@ def _evaluate(options) -> int:
 def _predict(options) -> int:
     with distributed.agreed():
         from ser_fast.prediction.config import PredictConfig
+        from ser_fast.prediction.shipped import checkpoint_and_files
         from ser_fast.reports.prediction import predict
 
-        config = PredictConfig(**options.as_dict())
+        values = options.as_dict()
+        if not values["checkpoint"]:
+            values["checkpoint"], values["files"] = checkpoint_and_files(values["files"])
+        config = PredictConfig(**values)
     summary = predict(config, (lambda line: None) if distributed.rank() else _warn)
     if not summary.failed:
         return 0

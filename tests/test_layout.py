@@ -17,7 +17,7 @@ else:
 ROOT = Path(__file__).parents[1]
 # From the lowest floor to the highest. A module imports from lower floors and from its own folder.
 FLOORS = (
-    ("_version", "_require", "_torch_compat", "kernels", "recipes"),
+    ("_version", "_require", "_torch_compat", "kernels", "recipes", "pretrained"),
     ("backends",),
     ("ops",),
     ("functional", "nn"),

@@ -6,17 +6,21 @@ import numpy as np
 import torch
 
 from ser_fast.data.audio import largest_sample, loudest
+from ser_fast.data.voicing import has_voice
 
 FLAGS = {
     "silent": "no sample exceeds -80 dB of full scale (not predicted)",
     "constant": "all samples are equal to -80 dB of full scale: an offset without sound (not predicted)",
     "cancelled": "the mean of the channels, which is predicted, is 40 dB or more below the channels (not predicted)",
     "too_short": "shorter than one frame of the model (not predicted)",
+    "no_speech": "no second has voiced sound of changing pitch (not predicted by the model that comes with ser_fast)",
     "clipped": "1 % or more of the samples are at full scale",
     "short": "shorter than half the shortest training utterance",
 }
 # Audio without content: a model gives it confident numbers that mean nothing, so it gets none.
 UNPREDICTED = frozenset({"silent", "constant", "cancelled", "too_short"})
+# Not predicted by a checkpoint that says so; others may be trained on whispers or other sounds.
+NO_SPEECH = "no_speech"
 
 _SILENCE = 1e-4  # -80 dB of full scale
 _CANCELLED = 1e-2  # -40 dB
@@ -25,14 +29,15 @@ _FULL_SCALE = 0.99  # resampling moves the tops of clipped waves
 
 
 def flags(
-    wave: torch.Tensor, path: Path | str, frame: float, shortest: float = 0.0, start: float | None = None,
-    end: float | None = None,
+    wave: torch.Tensor, path: Path | str, sample_rate: int, frame: float, shortest: float = 0.0,
+    start: float | None = None, end: float | None = None,
 ) -> str:  # fmt: skip
     """Return the keys of ``FLAGS`` that hold, separated by spaces; ``""`` for ordinary audio.
 
     Args:
         wave: float32 ``[N]``, N at least 1.
         path: the file that it was read from, whose channels are read again if the wave is weak.
+        sample_rate: of the wave, in hertz.
         frame: samples of one frame of the model, below which a wave is too short.
         shortest: samples below which a longer wave is short.
         start: where the wave starts in the file, in seconds; None is the beginning.
@@ -54,4 +59,5 @@ def flags(
         "clipped": clipped,
         "short": frame <= len(wave) < shortest,
     }
+    holds[NO_SPEECH] = not any(holds[name] for name in UNPREDICTED) and not has_voice(samples, sample_rate)
     return " ".join(name for name in FLAGS if holds[name])

@@ -58,7 +58,8 @@ def split(
     """Divide utterances into training, validation and test parts; the same arguments give the same parts.
 
     The test part is the first of these that is given: ``test_speakers``, ``test_groups``, ``test_fold``, ``parts``,
-    the only one of ``folds``, a random ``test_fraction``. Random parts keep the proportions of the classes.
+    the only one of ``folds``, a random ``test_fraction``. With a ``test_fraction`` of 0 it is empty, whatever the
+    ``parts`` and ``folds``. Random parts keep the proportions of the classes.
 
     Args:
         speakers: speaker of each utterance.
@@ -71,11 +72,11 @@ def split(
         test_groups: groups whose utterances are the test part.
         test_fold: "k/K" or "k/K/S", the k-th of K random folds, drawn by the seed S instead of ``seed``; "k", the
             k-th of ``folds``.
-        test_fraction: share of the utterances in a random test part, in 0..1.
+        test_fraction: share of the utterances in a random test part, in 0..1; 0 is no test part.
         validation: "random" utterances, all utterances of some "speakers" or "groups", or "none". "auto" is
             "speakers" if no speaker of the test part is in the rest, unless the rest has one speaker or would lose a
             class, and "random" otherwise. The corpus's own validation part is used with its own test part, unless
-            this is "none".
+            this is "none"; without a test part it is used too.
         valid_fraction: share of the remaining utterances, speakers or groups in the validation part, in 0..1. Of 100
             random sets of speakers the one is taken whose shares of all classes are closest to it.
         seed: seed of the random parts.
@@ -103,6 +104,8 @@ def split(
         parts, (test, sentence) = (), _held_out(groups, test_groups, "group")
     elif "/" in test_fold:
         parts, (test, sentence) = (), _random_fold(strata, classes, test_fold, seed)
+    elif not (test_fold or test_fraction):
+        test, sentence = [], "trained on all utterances, no test"
     elif test_fold or (len(folds) and not parts):
         parts, sentence = _own_fold(folds, test_fold, speakers)
         test = _own(parts, "test")
@@ -115,7 +118,8 @@ def split(
     outside = {i for i, part in enumerate(parts) if not part}
     rest = sorted(set(range(len(labels))) - set(test) - outside)
     if validation == "auto":
-        drawn = not (test_speakers or test_groups or parts)  # a random test part shares speakers by design
+        # A random test part shares speakers by design.
+        drawn = bool(test) and not (test_speakers or test_groups or parts)
         shared = {speakers[i] for i in test} & {speakers[i] for i in rest}
         possible = not (drawn or shared) and _whole(rest, speakers, strata, valid_fraction, seed)
         validation = "speakers" if possible else "random"

@@ -18,7 +18,7 @@ class PredictConfig:
     """Options of a prediction run.
 
     Args:
-        checkpoint: a .safetensors file, or a run folder for its best epoch.
+        checkpoint: a .safetensors file, or a run folder for its best epoch; "" is the model that comes with ser_fast.
         files: audio files, folders of audio files, lists of names (.txt, .csv, .jsonl or .parquet), or "-" for names
             on standard input, one a line.
         out: table to write, .parquet, .jsonl or .csv; the same command resumes an interrupted run. Without it the

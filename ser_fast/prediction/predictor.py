@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ser_fast import pretrained
 from ser_fast._require import require
 from ser_fast.data.batches import pad
 from ser_fast.data.files import printable
@@ -44,7 +45,8 @@ class Predictor:
     """Predicts audio with a saved model.
 
     Args:
-        checkpoint: a checkpoint, or a run folder, whose best one is taken.
+        checkpoint: a checkpoint, or a run folder, whose best one is taken; ``""`` is the model that comes with
+            ser_fast, :func:`ser_fast.pretrained.path`.
         batch_size: waves that go through the model together, at least 1.
         device: "auto", "cpu" or "cuda".
         threads: batches that go through a model on the CPU at a time, one thread each, which needs no waiting between
@@ -55,6 +57,7 @@ class Predictor:
         names: names of the numbers of a result: the classes, or the targets of a regression, such as "value".
         sample_rate: sampling rate of the waves, in hertz.
         path: the checkpoint's file.
+        needs_speech: whether audio without speech gets no numbers, as the checkpoint says.
 
     Raises:
         CheckpointError: the file is no checkpoint, or the folder contains several runs.
@@ -62,17 +65,17 @@ class Predictor:
 
     Example::
 
-        predictor = Predictor("runs/train")
+        predictor = Predictor("runs/train")  # or Predictor(), the model that comes with ser_fast
         for path, result in predictor.files(["speech.wav", "folder"]):
             print(path, result)
     """
 
     def __init__(
-        self, checkpoint: Path | str, batch_size: int = 32, device: str = "auto", threads: int | None = None
+        self, checkpoint: Path | str = "", batch_size: int = 32, device: str = "auto", threads: int | None = None
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-        self.path = find_checkpoint(checkpoint)
+        self.path = find_checkpoint(checkpoint or pretrained.path())
         loaded = load_checkpoint(self.path)
         self.device = distributed.device(device)
         self.model: nn.Module = loaded.build(self.path).to(self.device)
@@ -86,6 +89,7 @@ class Predictor:
         self._pooled = threading.local()
         self.model.classifier.register_forward_pre_hook(lambda _, inputs: setattr(self._pooled, "last", inputs[0]))
         self._shortest = _half_the_shortest(loaded, self.sample_rate)
+        self.needs_speech = loaded.progress.get("needs_speech") is True
 
     def reader(self, segment: float | None = None, hop: float | None = None) -> Reader:
         """Return a reader of audio for this model; see :class:`ser_fast.prediction.reading.Reader`.
@@ -97,7 +101,7 @@ class Predictor:
         for name, seconds in (("segment", segment), ("hop", hop)):
             good = seconds is None or seconds * self.sample_rate >= frame
             require(good, f"{name} is {seconds}", f"at least {frame / self.sample_rate} s, a frame of the model")
-        return Reader(self.sample_rate, frame, self._shortest, segment, hop)
+        return Reader(self.sample_rate, frame, self._shortest, segment, hop, speech=self.needs_speech)
 
     def files(
         self, paths: Iterable[Path | str], report: Callable[[str], None] = lambda line: None

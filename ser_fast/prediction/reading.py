@@ -9,7 +9,7 @@ import torch
 
 from ser_fast.data.audio import duration, read_audio
 from ser_fast.data.files import printable
-from ser_fast.data.flags import UNPREDICTED, flags
+from ser_fast.data.flags import NO_SPEECH, UNPREDICTED, flags
 from ser_fast.data.wav import AudioError
 from ser_fast.data.waves import pack
 from ser_fast.prediction.listing import Item
@@ -45,6 +45,7 @@ class Reader:
         segment: seconds of a segment; None takes each item as one clip.
         hop: seconds from the start of a segment to that of the next.
         block: seconds of segments that are in memory at a time.
+        speech: whether clips that are flagged as ``no_speech`` have no samples either.
     """
 
     sample_rate: int
@@ -53,6 +54,7 @@ class Reader:
     segment: float | None = None
     hop: float | None = None
     block: float = 300.0
+    speech: bool = False
 
     @property
     def chunk(self) -> int:
@@ -96,6 +98,7 @@ class Reader:
         return clips, numbers[-1] + 1 < count
 
     def _clip(self, file: str, wave: torch.Tensor, start: float | None, end: float | None) -> Clip:
-        flag = flags(wave, file, self.frame, self.shortest, start, end)
-        samples = None if UNPREDICTED.intersection(flag.split()) else pack(wave.numpy())
+        flag = flags(wave, file, self.sample_rate, self.frame, self.shortest, start, end)
+        withheld = UNPREDICTED | {NO_SPEECH} if self.speech else UNPREDICTED
+        samples = None if withheld.intersection(flag.split()) else pack(wave.numpy())
         return Clip(start, end, len(wave) / self.sample_rate, flag, samples)

@@ -9,6 +9,7 @@ from ser_fast.data.files import printable
 from ser_fast.prediction.config import PredictConfig
 from ser_fast.prediction.local import Engine, Outcome, Report, answers
 from ser_fast.prediction.run import run
+from ser_fast.prediction.shipped import notice
 from ser_fast.prediction.stream import Found
 from ser_fast.prediction.summary import Summary
 from ser_fast.reports.terminal import ON_TERMINAL, console, print_table, say
@@ -57,6 +58,8 @@ def predict(config: PredictConfig, report: Report) -> Summary:
         config: options of the run.
         report: called with sentences that are no results.
     """
+    if sentence := notice(config.checkpoint):
+        report(sentence)
     if config.out is None:
         summary = Summary()
         _print(config, report, summary)

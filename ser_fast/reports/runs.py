@@ -18,7 +18,7 @@ from ser_fast.training.checkpoint import blank
 from ser_fast.training.config import TrainConfig, resumed, run_folder, run_options
 from ser_fast.training.corpus import corpus_of
 from ser_fast.training.folds import Folds
-from ser_fast.training.predictions import as_rows, read_csv
+from ser_fast.training.predictions import Prediction, as_rows, read_csv
 from ser_fast.training.run_folder import RunFolder
 from ser_fast.training.task import task_of
 from ser_fast.training.trainer import Trainer
@@ -73,25 +73,25 @@ def train(config: TrainConfig, options: dict) -> dict:
         distributed.finish()
         if distributed.rank() > 0:
             return summary
-        header, rows = html.scores({"best epoch": summary["best"], "last epoch": summary["last"]})
-        tested = {"metrics": summary["best"], **summary}
-        spans = html.intervals(tested)
+        epochs = {f"{name} epoch": summary[name] for name in ("best", "last") if name in summary}
+        tested = {"metrics": summary["best"], **summary} if epochs else {}
+        tables = [html.scores(epochs), html.intervals(tested)] if tested else []
         parts = [
             html.note(_described(summary)),
             *map(html.note, corpus.summary()),
-            html.table(header, rows),
-            html.table(*spans),
-            *([html.per_class(summary["best"])] if dataset.classes else []),
+            *(html.table(*each) for each in tables),
+            *([html.per_class(summary["best"])] if tested and dataset.classes else []),
             *_pictures(trainer, summary, config.model),
-            html.heading("Test speakers"),
-            *html.speakers(tested),
+            *([html.heading("Test speakers"), *html.speakers(tested)] if tested else []),
             html.heading("Options"),
             html.preformatted(folder.config.read_text()),
             html.machine(),
         ]
         page = html.write(folder.path / "report.html", f"{config.model} on {dataset.name}", parts)
-    print_table(f"Test: {summary['protocol']}", header, rows)
-    print_table("", *spans)
+    for title, each in zip((f"Test: {summary['protocol']}", ""), tables):
+        print_table(title, *each)
+    if not tested:
+        say(summary["protocol"])
     say(f"report: {page}")
     return summary
 
@@ -315,7 +315,7 @@ def _fit(
 
 
 def _pictures(trainer: Trainer, summary: dict, name: str, skip: str = "") -> list[str]:
-    """Draw loss curves, the confusion matrix of the test part and the attention of one test utterance.
+    """Draw loss curves and, with a test part, its confusion matrix or values and the attention of one utterance.
 
     Args:
         trainer: a finished run.
@@ -326,23 +326,22 @@ def _pictures(trainer: Trainer, summary: dict, name: str, skip: str = "") -> lis
     Returns:
         HTML parts of the report.
     """
-    dataset, best = trainer.dataset, summary["best"]
-    middle = len(trainer.split.test) // 2
-    index, shown = trainer.split.test[middle], trainer.predictions[middle]
-    place = figures.shortened(shown.name, 80)
-    truth, predicted = shown.truth, shown.predicted
-    if not dataset.classes:
-        truth, predicted = (", ".join(f"{value:.4g}" for value in rows[0]) for rows in as_rows([shown]))
-    labels = f"true: {truth}, predicted: {predicted}"
-    captions = CAPTIONS | {"attention": f"{CAPTIONS['attention']} {place}; {labels}."}
+    dataset, captions = trainer.dataset, dict(CAPTIONS)
     drawings: dict[str, Callable[[Path], Path]] = {
         "loss": lambda path: figures.loss_curves({name: trainer.progress.rows}, path),
-        "attention": lambda path: figures.attention(trainer.model, dataset.waves[index], path, f"{place}\n{labels}"),
     }
-    if dataset.classes:
+    if trainer.split.test:
+        best, middle = summary["best"], len(trainer.split.test) // 2
+        index, shown = trainer.split.test[middle], trainer.predictions[middle]
+        place, labels = figures.shortened(shown.name, 80), _outcome(shown, dataset.classes)
+        captions["attention"] += f" {place}; {labels}."
+        drawings["attention"] = lambda path: figures.attention(
+            trainer.model, dataset.waves[index], path, f"{place}\n{labels}"
+        )
+    if trainer.split.test and dataset.classes:
         title = f"{name} on {dataset.name}, UA {best['recall']:.1%}\n{summary['protocol']}"
         drawings["confusion"] = lambda path: figures.confusion(best["confusion"], dataset.classes, path, title)
-    else:
+    elif trainer.split.test:
         title = f"{name} on {dataset.name}\n{summary['protocol']}"
         rows = [np.asarray(values) for values in as_rows(trainer.predictions)]
         drawings["scatter"] = lambda path: figures.scatter(*rows, dataset.targets, path, title)
@@ -352,6 +351,14 @@ def _pictures(trainer: Trainer, summary: dict, name: str, skip: str = "") -> lis
             path = trainer.folder.path / "figures" / f"{key}.png"
             parts += draw(path, captions[key], lambda drawing=drawing, path=path: drawing(path))
     return parts
+
+
+def _outcome(shown: Prediction, classes: list[str]) -> str:
+    """Return a phrase with the true and the predicted class or values."""
+    truth, predicted = shown.truth, shown.predicted
+    if not classes:
+        truth, predicted = (", ".join(f"{value:.4g}" for value in rows[0]) for rows in as_rows([shown]))
+    return f"true: {truth}, predicted: {predicted}"
 
 
 def draw(path: Path, caption: str, drawing: Callable[[], Path]) -> list[str]:

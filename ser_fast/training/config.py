@@ -39,7 +39,8 @@ class TrainConfig:
         test_fold: without these, "k/K" holds out the k-th of K random folds, which share speakers; "k/K/S" draws the
             folds by S instead of the seed; "k" takes the k-th of the corpus's own folds.
         test_fraction: share of the utterances drawn for the test, in 0..1; used without the options above and without
-            parts or folds of the corpus's own.
+            parts or folds of the corpus's own. 0 is no test: all utterances train, those of the corpus's own test
+            part too.
         allow_missing_classes: train without the classes that have no utterance in the training part; they stay
             outputs of the model, and the protocol names them. By default that is an error.
         validation: utterances that choose the best epoch: "random" training utterances, those of some training
@@ -132,7 +133,7 @@ class TrainConfig:
             ("batch_size", self.batch_size > 1 or self.loss != "ccc", "at least 2 if loss is ccc"),
             ("weight_decay", 0 <= self.weight_decay < math.inf, "0 or more and finite"),
             ("clip", self.clip > 0, "above 0"),
-            ("test_fraction", 0 < self.test_fraction < 1, "between 0 and 1, both excluded"),
+            ("test_fraction", 0 <= self.test_fraction < 1, "between 0 and 1, 1 excluded"),
             ("valid_fraction", 0 < self.valid_fraction < 1, "between 0 and 1, both excluded"),
             ("device", self.device != "cuda" or torch.cuda.is_available(), "cpu: torch sees no GPU here"),
             ("device", self.device == "cpu" or not 0 < gpus <= distributed.local_rank(),
@@ -153,6 +154,9 @@ class TrainConfig:
             value = getattr(self, given[-1])
             value = ",".join(value) if isinstance(value, list) else value
             raise ValueError(f"{given[-1]} is {value}, but {given[0]} are given; omit one of them")
+        if given:
+            found = f"test_fraction is 0, but {given[0]} is given"
+            require(self.test_fraction > 0, found, f"above 0, or {given[0]} omitted")
         if isinstance(self.labels, str):
             self.labels = read_map(Path(self.labels)) if self.labels else {}
         for label, name in self.labels.items():

@@ -78,6 +78,7 @@ def plan(
     given = [name for name in HELD_OUT if name != "test_fraction" and getattr(config, name)]
     if given:
         raise ValueError(f"{' or '.join(given)} is given, which the protocol sets; omit it")
+    require(config.test_fraction > 0, "test_fraction is 0, but a cross-validation tests", "above 0, or omitted")
     held_out, sentence = _divided(config, folds, sorted(set(speakers)), sorted(set(groups)), own)
     runs = []
     for seed in range(config.seed, config.seed + folds.seeds):

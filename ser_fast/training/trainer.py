@@ -143,7 +143,8 @@ class Trainer:
         config: options of the run.
         options: keyword arguments of the model.
         dataset: the corpus.
-        split: indices of the utterances to train on, to choose the best epoch by and to test on.
+        split: indices of the utterances to train on, to choose the best epoch by and to test on; the latter two may
+            be empty.
         folder: folder of the run, entered by rank 0.
         reporter: receives the progress; None reports nothing.
 
@@ -390,7 +391,7 @@ class Trainer:
         return found
 
     def _finish(self) -> dict:
-        """Test the weights of the last and of the best epoch, and write the summary."""
+        """Test the weights of the last and of the best epoch if there is a test part, and write the summary."""
         rows = self.progress.rows
         self.task.finish(self.model)
         summary = {
@@ -408,12 +409,14 @@ class Trainer:
             "epochs": self.config.epochs,
             "best_epoch": self.progress.best_epoch,
             **({} if self.dataset.classes else {"targets": self.dataset.targets}),
-            "last": self._evaluate("test")[0],
         }
+        if self.split.test:
+            summary["last"] = self._evaluate("test")[0]
         self.model.load_state_dict(distributed.from_rank_0(lambda: load_checkpoint(self.best)).weights)
-        summary["best"], outputs = self._evaluate("test")
-        summary |= self._over_speakers(outputs)
-        self.predictions = described(self.dataset, self.split.test, self.task, outputs)
-        self._write("predictions.csv", to_csv(self.predictions, self.dataset.classes, self.dataset.targets))
+        if self.split.test:
+            summary["best"], outputs = self._evaluate("test")
+            summary |= self._over_speakers(outputs)
+            self.predictions = described(self.dataset, self.split.test, self.task, outputs)
+            self._write("predictions.csv", to_csv(self.predictions, self.dataset.classes, self.dataset.targets))
         self._write("summary.json", json.dumps(summary, indent=1) + "\n")
         return summary

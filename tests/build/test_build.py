@@ -185,7 +185,10 @@ def test_build_with_a_failing_compiler(sources, fakes):
 
 
 def test_build_switched_off(sources):
-    assert_left_out(build(sources, SER_FAST_BUILD="0"), "SER_FAST_BUILD=0 leaves the kernels out")
+    built = build(sources, SER_FAST_BUILD="0")
+    assert_left_out(built, "SER_FAST_BUILD=0 leaves the kernels out")
+    data = {"recipes/own.yaml", "pretrained/emodb.safetensors", "pretrained/emodb.md"}
+    assert {f"ser_fast/{name}" for name in data} <= set(built[2])
 
 
 def test_build_required_fails_without_a_compiler(sources, fakes):

@@ -93,6 +93,21 @@ def test_split_keeps_the_corpus_parts():
         split(SPEAKERS, LABELS, CLASSES, ["train"] * 60)
 
 
+@pytest.mark.parametrize("parts", [[], ["train"] * 20 + ["test"] * 40])
+def test_split_without_test_trains_on_all(parts):
+    found = split(SPEAKERS, LABELS, CLASSES, parts, test_fraction=0, validation="none")
+    assert (found.train, found.valid, found.test) == (list(range(60)), [], [])
+    assert found.protocol == "trained on all utterances, no test; weights of the last epoch"
+
+
+def test_split_without_test_validates_by_speakers():
+    found = split(SPEAKERS, LABELS, CLASSES, test_fraction=0)
+    assert len({SPEAKERS[i] for i in found.valid}) == 1 and found.test == []
+    assert not {SPEAKERS[i] for i in found.valid} & {SPEAKERS[i] for i in found.train}
+    own = split(SPEAKERS, LABELS, CLASSES, ["valid"] * 15 + ["train"] * 45, test_fraction=0)
+    assert own.valid == list(range(15)) and len(own.train) == 45
+
+
 def test_split_names_a_class_without_test_utterance():
     speakers, labels = ["a"] * 30 + ["b"] * 2, [0] * 15 + [1] * 15 + [0, 0]
     assert split(speakers, labels, ["x", "y"], test_speakers=["b"]).protocol.endswith("; no test utterance of y")

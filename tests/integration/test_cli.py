@@ -197,7 +197,7 @@ def test_predict_skips_bad_files(run, voices, tmp_path):
     assert re.search(r"^file +label +anger +sadness +flag$", table, re.MULTILINE), table
     assert re.search(r"still.wav +- +- +- +silent$", table, re.MULTILINE), table
     assert re.search(r"\[red\]\\x1b\[31m.wav +- +- +- +error: not readable as audio", table), table
-    for checkpoint in (bad, tmp_path / "none"):
+    for checkpoint in (bad.rename(tmp_path / "bad.safetensors"), tmp_path / "none"):
         refused = ser_fast_command("predict", checkpoint, voices)
         assert refused.returncode == 1 and refused.stderr.count("\n") == 1 and "Traceback" not in refused.stderr
 
@@ -262,7 +262,11 @@ BAD_COMMANDS = {
     "train --cgru.cell=tanh": "cgru.cell",
     "train --data=synthetic --test_speakers=me": "test_speakers names ['me']",
     "train --out=": "out is '.'; it must be a folder of its own",
-    "predict": "checkpoint",
+    "predict": "files",
+    "predict nowhere.safetensors a.wav": "nowhere.safetensors does not exist",
+    "predict nowhere a.wav": "nowhere does not exist; a run folder holds best.safetensors",
+    "predict --checkpoint=nowhere a.wav": "nowhere does not exist",
+    "predict nowhere.safetensors": "files is empty; it must be one name at least",
     "evaluate": "checkpoint",
     "evaluate nowhere --batch_size=0": "batch_size is 0; it must be at least 1",
     "dance": "dance",

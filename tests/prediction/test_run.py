@@ -59,7 +59,7 @@ def test_run_writes_a_row_for_every_file(config):
     for row in found[:5]:
         numbers = {name: row[f"p_{name}"] for name in "xyz"}
         assert row["label"] == max(numbers, key=numbers.get) and math.isclose(sum(numbers.values()), 1, abs_tol=1e-6)
-    assert [row["flag"] for row in found] == ["short", "", "", "", "", "silent", "", ""]
+    assert [row["flag"] for row in found] == ["no_speech short", *["no_speech"] * 4, "silent", "", ""]
     nothing = dict.fromkeys(("label", "p_x", "p_y", "p_z"))
     assert found[5] == found[5] | nothing | {"seconds": 1.0, "error": None}
     assert found[6] == found[6] | nothing | {

@@ -186,3 +186,19 @@ def test_demo_gives_intervals_of_each_network():
     header, rows = runs._spans({key: summary for key in runs.DEMO})
     assert header == ["", "value", "95 % from", "to"] and len(rows) == 2 * len(runs.DEMO)
     assert rows[0][0].startswith("CGRU, recall (UA) %: all utterances") and rows[0][1:] == ["50.0", "25.0", "75.0"]
+
+
+def test_report_without_test_has_no_metrics(voices, tmp_path, capsys):
+    """The run also resumes, and measures nothing when it is evaluated on its test part."""
+    command = ["train", f"--data={voices}", f"--out={tmp_path}", "--test_fraction=0", *OPTIONS]
+    assert main(command) == 0 and main([*command, "--epochs=2"]) == 0
+    said = capsys.readouterr().out
+    assert "trained on all utterances, no test; best epoch chosen on" in said and "Test:" not in said
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["utterances"]["test"] == 0 and sum(summary["utterances"].values()) == 16
+    assert summary["epochs"] == 2 and not {"best", "last"} & summary.keys()
+    assert not (tmp_path / "predictions.csv").exists()
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["loss.png"]
+    assert "confusion" not in (tmp_path / "report.html").read_text()
+    assert main(["evaluate", str(tmp_path), "--part=test", f"--out={tmp_path / 'test'}"]) == 1
+    assert "leave no utterance; they must leave some" in capsys.readouterr().err

@@ -47,6 +47,18 @@ from ser_fast.training.config import TrainConfig, learning_rate, run_folder, run
             {"labels": {"angry": 1}},
             "labels maps 'angry' to 1; it must be texts; numbers need quotes, and null leaves",
         ),
+        ({"test_fraction": -0.1}, "test_fraction is -0.1; it must be between 0 and 1, 1 excluded"),
+        (
+            {"test_fraction": 0.0, "test_speakers": "03"},
+            "test_fraction is 0, but test_speakers is given; it must be above 0, or test_speakers omitted",
+        ),
+        ({"test_fraction": 0.0, "test_fold": "1/3"}, "test_fraction is 0, but test_fold is given"),
+        ({"test_fraction": 0.0, "test_groups": "Ses01"}, "test_fraction is 0, but test_groups is given"),
+        ({"test_fraction": 0.0, "test_data": "b.csv"}, "test_fraction is 0, but test_data is given"),
+        (
+            {"labels": {"angry": None}, "targets": "arousal,valence"},
+            "labels is given, but targets, arousal, valence, have none; omit one of them",
+        ),
         ({"augment": {"mixup": -1.0}}, "mixup is -1.0; it must be 0 or in"),
     ],
 )

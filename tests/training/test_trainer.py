@@ -83,6 +83,14 @@ def train(config: TrainConfig, dataset: Dataset, reporter=None, options=TINY) ->
     return trainer
 
 
+def test_trainer_without_test_keeps_the_best_epoch(dataset, tmp_path):
+    trainer = train(config(tmp_path, test_speakers="", test_fraction=0.0), dataset)
+    assert len(trainer.split.train) + len(trainer.split.valid) == len(dataset.labels) and trainer.split.valid
+    best = load_checkpoint(tmp_path / "best.safetensors")
+    assert best.progress["epoch"] == trainer.progress.best_epoch
+    assert all(torch.equal(weight, best.weights[name]) for name, weight in trainer.model.state_dict().items())
+
+
 def without_seconds(rows: list[dict]) -> list[dict]:
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
