@@ -119,3 +119,12 @@ def test_joined_refuses_another_scale():
     )
     with pytest.raises(ValueError, match="test_data is n, of the sentiment_scale 3; it must be of that of data, m"):
         joined(one, other, {})
+
+
+def test_joined_refuses_other_targets():
+    one, other = (
+        Corpus(name, [Utterance(name, "s", "", values={target: 0.5})], [], targets=[target])
+        for name, target in (("m", "valence"), ("n", "arousal"))
+    )
+    with pytest.raises(ValueError, match="test_data is n, of the targets arousal; it must be of those of data, m: val"):
+        joined(one, other, {})

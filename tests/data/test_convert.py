@@ -136,7 +136,7 @@ def test_convert_iemocap_refuses_missing_files(iemocap, tmp_path):
 def test_convert_iemocap_keeps_the_values(iemocap, tmp_path):
     out = tmp_path / "four.csv"
     assert convert("iemocap", iemocap, out).corpus.targets == []
-    assert out.read_text().startswith("file,speaker,label,valence,arousal,dominance\n")
+    assert out.read_text().startswith("file,speaker,label,group,valence,arousal,dominance\n")
     corpus = load_corpus(str(out), ["arousal", "dominance"])
     assert (corpus.classes, corpus.targets) == ([], ["arousal", "dominance"])
     assert [utterance.values for utterance in corpus.utterances] == [

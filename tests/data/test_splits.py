@@ -108,6 +108,16 @@ def test_split_without_test_validates_by_speakers():
     assert own.valid == list(range(15)) and len(own.train) == 45
 
 
+def test_split_without_test_takes_no_fold_of_the_corpus():
+    for folds in ([("train",)] * 40 + [("test",)] * 20, [("train", "test")] * 30 + [("test", "train")] * 30):
+        found = split(SPEAKERS, LABELS, CLASSES, folds=folds, test_fraction=0, validation="none")
+        assert (found.train, found.test) == (list(range(60)), [])
+        assert split(SPEAKERS, LABELS, CLASSES, folds=folds, test_fraction=0, test_fold="1").test
+    groups = [f"g{i % 4}" for i in range(60)]
+    found = split(SPEAKERS, LABELS, CLASSES, groups=groups, test_fraction=0, validation="groups", valid_fraction=0.25)
+    assert len({groups[i] for i in found.valid}) == 1 and len(found.train) == 45
+
+
 def test_split_names_a_class_without_test_utterance():
     speakers, labels = ["a"] * 30 + ["b"] * 2, [0] * 15 + [1] * 15 + [0, 0]
     assert split(speakers, labels, ["x", "y"], test_speakers=["b"]).protocol.endswith("; no test utterance of y")

@@ -59,6 +59,13 @@ def test_folds_refuse_bad_options(options, sentence):
         Folds(**options)
 
 
+@pytest.mark.parametrize("protocol", ["loso", "speakers", "random", "parts"])
+def test_plan_refuses_runs_without_test(protocol):
+    sentence = "test_fraction is 0, but a cross-validation tests; it must be above 0, or omitted"
+    with pytest.raises(ValueError, match=sentence):
+        plan(TrainConfig(test_fraction=0), Folds(protocol, 2), SPEAKERS, own=0)
+
+
 def test_plan_leaves_one_group_out():
     groups = [f"Ses0{i // 24 + 1}" for i in range(60)]
     runs, sentence = plan(TrainConfig(validation="none"), Folds("logo", seeds=2), SPEAKERS, groups)

@@ -14,8 +14,10 @@ from ser_fast.data.corpora import load_corpus
 from ser_fast.data.corpora.synthetic import synthesize
 from ser_fast.data.dataset import load_dataset
 from ser_fast.prediction.predictor import Predictor
+from ser_fast.reports import runs
 from ser_fast.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ser_fast.training.config import TrainConfig, run_folder, run_options
+from ser_fast.training.corpus import corpus_of
 from ser_fast.training.cross_validation import cross_validate
 from ser_fast.training.evaluation import EvaluateConfig, evaluate
 from ser_fast.training.folds import Folds
@@ -231,9 +233,69 @@ def test_cross_validation_of_several_targets(voices, tmp_path, capsys):
     rows = [row for path in sorted(out.glob("seed0/fold*/predictions.csv")) for row in table(path)]
     errors = [abs(float(row["truth_arousal"]) - float(row["predicted_arousal"])) for row in rows]
     assert len(rows) == 36 and result["pooled"]["per_target"]["arousal"]["mae"] == pytest.approx(np.mean(errors))
+    assert result["per_target"]["valence"].keys() == {"folds", "seeds", "per_speaker", "intervals"}
+    for part in (result, *result["per_target"].values()):
+        assert part["intervals"].keys() == {"ccc", "mae", "corr"}
+        assert {name: row["utterances"] for name, row in part["per_speaker"].items()} == {
+            f"s{i}": 9 for i in range(4)
+        }
+    spans = result["per_target"]["arousal"]["intervals"]["mae"]["pooled"]
+    assert spans["value"] == result["pooled"]["per_target"]["arousal"]["mae"] and spans["low"] < spans["high"]
+    assert "arousal, CCC: mean of the speakers, t interval" in printed
     assert "arousal: mean of the folds ± std" in printed and "left out: CCC" in printed
     page = (out / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 1 and "valence: all predictions together" in page
+    assert "<th>valence</th><th>utterances</th>" in page and page.count("<td>s3</td><td>9</td>") == 3
+
+
+def test_cross_validation_counts_a_speaker_once_for_all_seeds(voices, tmp_path):
+    given = config(voices / "rated.csv", tmp_path / "cv", test_speakers="", epochs=1)
+    result = cross_validate(given, TINY, Folds("speakers", 2, seeds=2))
+    for part in (result, *result["per_target"].values()):
+        assert [row["utterances"] for row in part["per_speaker"].values()] == [9] * 4
+    assert result["seeds"]["ccc"][1] is not None
+
+
+def test_run_of_values_tests_on_another_corpus(voices, tmp_path):
+    """The columns of the test corpus may have another name in an evaluation, not in a training."""
+    lines = (voices / "rated.csv").read_text().splitlines()
+    for name, header in (
+        ("first", lines[0]),
+        ("second", lines[0]),
+        ("renamed", lines[0].replace("arousal", "energy")),
+    ):
+        kept = [line for line in lines[1:] if ("_2.wav" in line) == (name != "first")]
+        (voices / f"{name}.csv").write_text("\n".join([header, *kept]) + "\n")
+    given = config(
+        voices / "first.csv", tmp_path / "run", test_speakers="", test_data=str(voices / "second.csv"), epochs=1
+    )
+    found = runs.train(given, TINY)
+    assert (found["data"], found["test_data"], found["targets"]) == ("first", "second", ["arousal", "valence"])
+    assert found["utterances"]["test"] == 12 and found["protocol"].startswith("trained on first, tested on second; ")
+    again = evaluate(EvaluateConfig(str(given.out), part="test", out=tmp_path / "again", device="cpu"))
+    options = {"targets": "energy,valence", "out": tmp_path / "renamed", "device": "cpu"}
+    other = evaluate(EvaluateConfig(str(given.out), str(voices / "renamed.csv"), **options))
+    for result in (again, other):
+        for key in ("ccc", "mae", "corr"):
+            assert result["metrics"][key] == pytest.approx(found["best"][key], rel=1e-4)
+            spans, expected = (
+                each["per_target"]["valence"]["intervals"][key]["speakers"] for each in (result, found)
+            )
+            assert spans == pytest.approx(expected, rel=1e-4)
+    with pytest.raises(ValueError, match="targets names 'arousal', which is no column"):
+        corpus_of(
+            config(voices / "first.csv", tmp_path / "x", test_speakers="", test_data=str(voices / "renamed.csv"))
+        )
+
+
+def test_run_of_values_without_test_predicts_in_their_unit(voices, tmp_path):
+    given = config(voices / "rated.csv", tmp_path / "run", test_speakers="", test_fraction=0.0, epochs=3)
+    found = runs.train(given, TINY)
+    assert found["utterances"]["test"] == 0 and sum(found["utterances"].values()) == 36
+    assert found["targets"] == ["arousal", "valence"] and not {"best", "last", "intervals"} & found.keys()
+    assert [path.name for path in (given.out / "figures").iterdir()] == ["loss.png"]
+    ((_, result),) = Predictor(given.out).files([voices / "anger_3_0.wav"])
+    assert all(1 <= result[name] <= 5.5 for name in ("arousal", "valence"))
 
 
 def test_cross_validation_chooses_by_the_loss(voices, tmp_path):
