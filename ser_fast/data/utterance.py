@@ -77,7 +77,7 @@ class Utterance:
     part: str | None = None
     source: Source | None = None
     group: str | None = None
-    folds: tuple[str, ...] = ()
+    folds: Sequence[str] = ()
     values: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self):
@@ -140,7 +140,7 @@ class Corpus:
     utterances: list[Utterance]
     classes: list[str]
     passed_over: str = ""
-    notes: tuple[str, ...] = ()
+    notes: Sequence[str] = ()
     sentiment_scale: float = 0.0
     test_data: str = ""
     targets: list[str] = field(default_factory=list)

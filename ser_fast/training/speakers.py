@@ -12,7 +12,7 @@ def by_speaker(task: Task, speakers: Sequence[str], truth: Sequence, predicted: 
     """Return the metrics of all utterances and of each speaker, and 95 % intervals over the speakers.
 
     Utterances of one speaker are alike, so speakers, not utterances, are what is drawn. CCC and correlation of the
-    drawn utterances come from the sums of each speaker (:func:`ser_fast.training.metrics.value_sums`). Within a
+    drawn utterances come from the sums of each speaker (``ser_fast.training.metrics.value_sums``). Within a
     speaker both are 0 if the true or the predicted values are constant.
 
     Args:

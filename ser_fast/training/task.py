@@ -91,7 +91,7 @@ class Regression:
     Training thus does not depend on the unit. Dividing the loss alone by std would not do: Adam changes a weight by
     about the learning rate whatever the scale of its gradient, so a last layer in a unit of std 20 would need 20
     times as many steps. Checkpoints and finished models hold std W and std b + mean as the last layer and give values
-    in the corpus's unit (:meth:`kept`, :meth:`finish`), in float32: of a mean of 10^6 std little precision is left.
+    in the corpus's unit (``kept``, ``finish``), in float32: of a mean of 10^6 std little precision is left.
 
     Args:
         scale: 1 or 3 for sentiment from -scale to scale, which decides the metrics; 0 for values of any other kind.
@@ -102,9 +102,9 @@ class Regression:
             loss 1 and no gradient.
 
     Attributes:
-        mean: mean of each target ``[targets]``, float64; 0 until :meth:`begin`.
-        std: standard deviation of each target ``[targets]``, float64; 1 for a constant one and until :meth:`begin`.
-        standardised: whether the model's outputs are standardised, as from :meth:`begin` to :meth:`finish`.
+        mean: mean of each target ``[targets]``, float64; 0 until ``begin``.
+        std: standard deviation of each target ``[targets]``, float64; 1 for a constant one and until ``begin``.
+        standardised: whether the model's outputs are standardised, as from ``begin`` to ``finish``.
     """
 
     def __init__(self, scale: float, names: Sequence[str] = ("value",), loss: str = "auto"):

@@ -126,5 +126,7 @@ def test_joined_refuses_other_targets():
         Corpus(name, [Utterance(name, "s", "", values={target: 0.5})], [], targets=[target])
         for name, target in (("m", "valence"), ("n", "arousal"))
     )
-    with pytest.raises(ValueError, match="test_data is n, of the targets arousal; it must be of those of data, m: val"):
+    with pytest.raises(
+        ValueError, match="test_data is n, of the targets arousal; it must be of those of data, m: val"
+    ):
         joined(one, other, {})
