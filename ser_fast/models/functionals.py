@@ -208,11 +208,12 @@ class Functionals(nn.Module):
         power, lengths = self.spectrogram(wave[None], torch.tensor([len(wave)], device=wave.device))
         return {name: values[0] for name, values in self._grouped(power, lengths, groups).items()}
 
-    def classify(self, features: Tensor) -> Tensor:
+    def classify(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Return the logits of statistics.
 
         Args:
             features: statistics ``[B, count]`` of :meth:`features`.
+            lengths: ignored; other models have a row for each frame.
 
         Returns:
             Logits ``[B, num_classes]``.

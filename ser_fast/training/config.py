@@ -88,7 +88,9 @@ class TrainConfig:
 
     data: str = "synthetic"
     out: Path = Path("runs/train")
-    model: Literal["cgru", "bigru_mha", "baseline", "functionals", "plain_cgru", "plain_bigru_mha"] = "bigru_mha"
+    model: Literal[
+        "cgru", "bigru_mha", "baseline", "functionals", "descriptor_gru", "plain_cgru", "plain_bigru_mha"
+    ] = "bigru_mha"
     test_speakers: str | int | list[str | int] = ""
     test_fold: str = ""
     test_fraction: float = 0.2

@@ -9,7 +9,7 @@ from samples import assert_exact
 from torch import nn
 
 import ser_fast
-from ser_fast.models import MODELS, Baseline, Functionals, frame_model, self_attention
+from ser_fast.models import MODELS, Baseline, DescriptorGRU, Functionals, frame_model, self_attention
 from ser_fast.models.cgru import ChannelPairConv
 from ser_fast.models.masking import masked_mean
 from ser_fast.models.self_attention import MultiHeadSelfAttention, _random_bytes
@@ -36,6 +36,8 @@ BUILDS = {
     "bigru_mha-attention": lambda: ser_fast.BiGRUMHA(5, 32, pooling="attention", reset_after=True),
     "functionals": lambda: Functionals(5),
     "functionals-small": lambda: Functionals(5, n_mels=13, n_cepstra=4, n_lags=9, hop_length=320),
+    "descriptor_gru": lambda: DescriptorGRU(5),
+    "descriptor_gru-small": lambda: DescriptorGRU(5, n_mels=13, n_cepstra=4, n_lags=9, channels=7, hidden_size=5),
     "baseline-cnn-attention": lambda: Baseline(5, encoder="cnn", num_heads=4, pooling="attention"),
     "baseline-lstm-pool": lambda: Baseline(5, encoder="lstm", pooling="attention"),
     # A bound loop variable: every function makes its own system.

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import ser_fast
-from ser_fast.models import MODELS, Functionals
+from ser_fast.models import MODELS, DescriptorGRU, Functionals
 from ser_fast.models.statistics import GROUPS
 from ser_fast.models.systems import SYSTEMS
 
@@ -19,6 +19,7 @@ MODULES = {
     "PowerSpectrogram in float64": lambda: ser_fast.PowerSpectrogram(wkwargs={"dtype": torch.float64}),
     "MelSpectrogram": lambda: ser_fast.MelSpectrogram(norm="slaney", mel_scale="slaney"),
     "Functionals": lambda: Functionals(4),
+    "DescriptorGRU": lambda: DescriptorGRU(4),
     "Functionals with all groups": lambda: Functionals(4, groups=tuple(GROUPS)),
 }
 BUILDERS = MODULES | {

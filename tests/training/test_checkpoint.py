@@ -178,6 +178,7 @@ HUGE = {
              {"sample_rate": 10**9, "f_max": 5e8}, {"f_max": math.nan}],
     "bigru_mha": [{"num_layers": 10**6}, {"num_layers": 64, "hidden_size": 65536}, {"num_heads": 2**20}],
     "functionals": [{"n_mels": 10**6}, {"n_lags": 10**8}, {"n_mels": 512, "n_cepstra": 512}],
+    "descriptor_gru": [{"n_mels": 10**6}, {"n_lags": 10**8}, {"channels": 65536, "hidden_size": 8192}],
     "baseline": [{"hidden_size": 60_000, "encoder": encoder} for encoder in ("cnn_lstm", "lstm", "rnn", "linear")],
 }  # fmt: skip
 
