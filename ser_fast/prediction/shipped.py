@@ -15,7 +15,7 @@ _OF_RUNS = ("config.json", "last.safetensors", "best.safetensors", "*/best.safet
 def checkpoint_and_files(names: Sequence[str]) -> tuple[str, list[str]]:
     """Return the checkpoint among the names of a command, ``""`` if there is none, and the other names.
 
-    The first name is a checkpoint unless it is
+    The first name is a checkpoint unless
 
     - it is ``-``, or ends as the names of audio files and lists do;
     - it is a folder, but neither that of a run nor one of runs;
