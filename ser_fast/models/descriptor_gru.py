@@ -6,12 +6,11 @@ from torch import Tensor, nn
 
 from ser_fast._require import require
 from ser_fast.models import options
-from ser_fast.models.descriptors import PITCH, Descriptors
+from ser_fast.models.descriptors import front_end
 from ser_fast.models.masking import sample_lengths
 from ser_fast.models.statistics import moments
 from ser_fast.nn.attention_pool import AttentionPool
 from ser_fast.nn.gru import GRU
-from ser_fast.nn.power_spectrogram import PowerSpectrogram
 from ser_fast.ops import checks
 from ser_fast.ops.lengths import frame_mask
 
@@ -95,26 +94,12 @@ class DescriptorGRU(nn.Module):
     ):
         super().__init__()
         options.check("DescriptorGRU", num_classes, f_max, dropout=dropout, conv_dropout=conv_dropout)
-        sizes = {"channels": channels, "hidden_size": hidden_size, "n_mels": n_mels, "n_cepstra": n_cepstra}
-        for name, value in (sizes | {"n_lags": n_lags}).items():
+        for name, value in (("channels", channels), ("hidden_size", hidden_size)):
             require(value >= 1, f"DescriptorGRU: {name} is {value!r}", "at least 1")
-        require(n_cepstra <= n_mels, f"DescriptorGRU: n_cepstra is {n_cepstra!r}", f"at most n_mels, {n_mels}")
-        require(sample_rate >= 10000, f"DescriptorGRU: sample_rate is {sample_rate!r}", "at least 10000 hertz")
-        shortest = win_length + sample_rate / PITCH[0]
-        require(n_fft >= shortest, f"DescriptorGRU: n_fft is {n_fft!r}",
-                f"at least {shortest:.0f}, the frame and the longest period")  # fmt: skip
-        self.spectrogram = PowerSpectrogram(
-            sample_rate,
-            n_fft,
-            win_length=win_length,
-            hop_length=hop_length,
-            f_max=sample_rate / 2,
-            window_fn=torch.hann_window,
-        )
-        self.spec_augment = None  # training may set a parameterless module: (spec, lengths) -> spec
         self.cut = n_mels, n_cepstra, n_lags, f_min, f_max
-        window = torch.hann_window(win_length, device="cpu")
-        self.descriptors = Descriptors(window, n_fft, sample_rate, *self.cut)
+        sizes = sample_rate, n_fft, win_length, hop_length
+        self.spectrogram, self.descriptors = front_end("DescriptorGRU", *sizes, *self.cut)
+        self.spec_augment = None  # training may set a parameterless module: (spec, lengths) -> spec
         width = n_cepstra + 16
         self.norm = nn.BatchNorm1d(width, affine=False)
         self.conv = nn.Conv1d(width, channels, KERNEL, stride=STRIDE, padding=KERNEL // 2)

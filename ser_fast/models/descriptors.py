@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ser_fast.nn.power_spectrogram import Constants
+from ser_fast._require import require
+from ser_fast.nn.power_spectrogram import Constants, PowerSpectrogram
 from ser_fast.ops.gray_deltas import standardize
 from ser_fast.ops.lengths import frame_mask
 from ser_fast.ops.mel import mel_filters
@@ -132,6 +133,38 @@ class Descriptors(Constants):
         flatness = x.log().mean(2) - x.mean(2).log()
         shape = [centroid, spread, flatness, log(treble) - log(bass), peaks[0] - peaks[1], peaks[0] - peaks[2], flux]
         return torch.cat([torch.stack(shape, 2), rolloffs], 2)
+
+
+def front_end(
+    model: str, sample_rate: int, n_fft: int, win_length: int, hop_length: int, n_mels: int, n_cepstra: int,
+    n_lags: int, f_min: float, f_max: float,
+) -> tuple[PowerSpectrogram, Descriptors]:  # fmt: skip
+    """Return the power spectrogram of a model and the descriptors of its frames, after a check of the options.
+
+    Args:
+        model: name for error messages; the other arguments are those of the model.
+
+    Raises:
+        ValueError: if an option is out of range.
+
+    Example:
+        >>> spectrogram, describe = front_end("Functionals", 16000, 1024, 640, 320, 64, 20, 64, 50.0, 8000.0)
+        >>> describe(*spectrogram(torch.randn(1, 16000), torch.tensor([16000]))).cepstra.shape
+        torch.Size([1, 49, 20])
+    """
+    for name, value in (("n_mels", n_mels), ("n_cepstra", n_cepstra), ("n_lags", n_lags)):
+        require(value >= 1, f"{model}: {name} is {value!r}", "at least 1")
+    require(n_cepstra <= n_mels, f"{model}: n_cepstra is {n_cepstra!r}", f"at most n_mels, {n_mels}")
+    require(sample_rate >= 10000, f"{model}: sample_rate is {sample_rate!r}", "at least 10000 hertz")
+    shortest = win_length + sample_rate / PITCH[0]
+    allowed = f"at least {shortest:.0f}, the frame and the longest period"
+    require(n_fft >= shortest, f"{model}: n_fft is {n_fft!r}", allowed)
+    spectrogram = PowerSpectrogram(
+        sample_rate, n_fft, win_length=win_length, hop_length=hop_length, f_max=sample_rate / 2,
+        window_fn=torch.hann_window,
+    )  # fmt: skip
+    window = torch.hann_window(win_length, device="cpu")
+    return spectrogram, Descriptors(window, n_fft, sample_rate, n_mels, n_cepstra, n_lags, f_min, f_max)
 
 
 def _sums(n_fft: int, sample_rate: int) -> Tensor:

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from ser_fast._require import require
 from ser_fast.models import options
-from ser_fast.models.descriptors import PITCH, Descriptors
+from ser_fast.models.descriptors import front_end
 from ser_fast.models.masking import sample_lengths
 from ser_fast.models.statistics import GROUPS
-from ser_fast.nn.power_spectrogram import PowerSpectrogram
 from ser_fast.ops import checks
 
 ROWS = 8  # computed at a time: their spectrograms fit the processor's cache
@@ -113,28 +112,13 @@ class Functionals(nn.Module):
     ):  # fmt: skip
         super().__init__()
         options.check("Functionals", num_classes, f_max, dropout=dropout)
-        for name, value in (("n_mels", n_mels), ("n_cepstra", n_cepstra), ("n_lags", n_lags)):
-            require(value >= 1, f"Functionals: {name} is {value!r}", "at least 1")
-        require(n_cepstra <= n_mels, f"Functionals: n_cepstra is {n_cepstra!r}", f"at most n_mels, {n_mels}")
         names = isinstance(groups, (list, tuple)) and all(isinstance(name, str) for name in groups)
         known = names and groups and len(set(groups) & GROUPS.keys()) == len(groups)
         require(bool(known), f"Functionals: groups is {groups!r}", f"some of {', '.join(GROUPS)}, each once")
-        longest = sample_rate / PITCH[0]
-        require(sample_rate >= 10000, f"Functionals: sample_rate is {sample_rate!r}", "at least 10000 hertz")
-        require(n_fft >= win_length + longest, f"Functionals: n_fft is {n_fft!r}",
-                        f"at least {win_length + longest:.0f}, the frame and the longest period")  # fmt: skip
-        self.spectrogram = PowerSpectrogram(
-            sample_rate,
-            n_fft,
-            win_length=win_length,
-            hop_length=hop_length,
-            f_max=sample_rate / 2,
-            window_fn=torch.hann_window,
-        )
-        self.spec_augment = None  # training may set a parameterless module: (spec, lengths) -> spec
         self.cut = n_mels, n_cepstra, n_lags, f_min, f_max
-        window = torch.hann_window(win_length, device="cpu")
-        self.descriptors = Descriptors(window, n_fft, sample_rate, *self.cut)
+        sizes = sample_rate, n_fft, win_length, hop_length
+        self.spectrogram, self.descriptors = front_end("Functionals", *sizes, *self.cut)
+        self.spec_augment = None  # training may set a parameterless module: (spec, lengths) -> spec
         # In a fixed order, so that the weights do not depend on the order of the option.
         self.groups = tuple(name for name in GROUPS if name in groups)
         count = self.statistics(torch.zeros(1, 1, n_fft // 2 + 1), torch.ones(1, dtype=torch.long)).shape[1]

@@ -119,7 +119,7 @@ def concordance(truth: Sequence[float], predicted: Sequence[float]) -> float:
 
     I. Lin, "A concordance correlation coefficient to evaluate reproducibility", Biometrics 45(1), 1989. Variances and
     covariance are those of the population, divided by n. The coefficient is at most Pearson's correlation, which
-    ignores offset and scale of the predictions, and 1 only if they equal the truth.
+    ignores offset and scale of the predictions. It is 1 if and only if every prediction equals its true value.
 
     Args:
         truth: true value of each utterance.

@@ -1,4 +1,4 @@
-"""What counts as voice, and what does not."""
+"""Detection of voiced speech: voices pass, noise, hum and clicks are flagged."""
 
 import numpy as np
 import pytest
