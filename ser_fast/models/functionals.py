@@ -15,7 +15,7 @@ from ser_fast._require import require
 from ser_fast.models import options
 from ser_fast.models.descriptors import front_end
 from ser_fast.models.masking import sample_lengths
-from ser_fast.models.statistics import GROUPS
+from ser_fast.models.statistics import GROUPS, ordered
 from ser_fast.ops import checks
 
 ROWS = 8  # computed at a time: their spectrograms fit the processor's cache
@@ -112,15 +112,12 @@ class Functionals(nn.Module):
     ):  # fmt: skip
         super().__init__()
         options.check("Functionals", num_classes, f_max, dropout=dropout)
-        names = isinstance(groups, (list, tuple)) and all(isinstance(name, str) for name in groups)
-        known = names and groups and len(set(groups) & GROUPS.keys()) == len(groups)
-        require(bool(known), f"Functionals: groups is {groups!r}", f"some of {', '.join(GROUPS)}, each once")
+        require(bool(groups), f"Functionals: groups is {groups!r}", f"some of {', '.join(GROUPS)}, each once")
+        self.groups = ordered("Functionals", groups)
         self.cut = n_mels, n_cepstra, n_lags, f_min, f_max
         sizes = sample_rate, n_fft, win_length, hop_length
         self.spectrogram, self.descriptors = front_end("Functionals", *sizes, *self.cut)
         self.spec_augment = None  # training may set a parameterless module: (spec, lengths) -> spec
-        # In a fixed order, so that the weights do not depend on the order of the option.
-        self.groups = tuple(name for name in GROUPS if name in groups)
         count = self.statistics(torch.zeros(1, 1, n_fft // 2 + 1), torch.ones(1, dtype=torch.long)).shape[1]
         self.norm = nn.BatchNorm1d(count, affine=False)
         self.dropout = nn.Dropout(dropout)

@@ -1,12 +1,13 @@
 """Statistics of padded batches over the frames that a mask selects, and the groups of them that Functionals uses."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ser_fast._require import require
 from ser_fast.models.descriptors import Frames
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -204,3 +205,23 @@ GROUPS: dict[str, Callable[[Frames], list[Tensor]]] = {
     "levels": _levels,
     "modulation": _modulation,
 }
+
+
+def ordered(model: str, groups: Sequence[str]) -> tuple[str, ...]:
+    """Return groups in the order of :data:`GROUPS`, so that weights do not depend on the order of an option.
+
+    Args:
+        model: name for error messages.
+        groups: some of the names of :data:`GROUPS`, or none.
+
+    Raises:
+        ValueError: if a name is unknown or given twice.
+
+    Example:
+        >>> ordered("Functionals", ["trends", "voiced"])
+        ('voiced', 'trends')
+    """
+    names = isinstance(groups, (list, tuple)) and all(isinstance(name, str) for name in groups)
+    known = names and len(set(groups) & GROUPS.keys()) == len(groups)
+    require(known, f"{model}: groups is {groups!r}", f"some of {', '.join(GROUPS)}, each once")
+    return tuple(name for name in GROUPS if name in groups)

@@ -11,7 +11,7 @@ def names() -> list[str]:
 
     Example:
         >>> names()
-        ['own', 'own_gru', 'paper1', 'paper2_emodb', 'paper2_iemocap']
+        ['own', 'own_both', 'own_gru', 'paper1', 'paper2_emodb', 'paper2_iemocap']
     """
     return sorted(file.stem for file in _FOLDER.glob("*.yaml"))
 

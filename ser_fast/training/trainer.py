@@ -342,10 +342,19 @@ class Trainer:
         """Compute this share's part of the gradient, and of the mean loss and the correct predictions."""
         targets = self.task.targets(batch.labels).to(batch.wave)
         wave, lengths, targets = self.augmenter.mix(batch.wave, batch.lengths, targets)
-        outputs = logits(self.model, wave, lengths, "train" in self.features)
-        loss = self.task.loss(outputs, targets) * (len(batch.index) / batch.size)
+        branches = self._branches(wave, lengths)
+        outputs = torch.stack(branches).mean(0)
+        loss = sum(self.task.loss(branch, targets) for branch in branches) / len(branches)
+        loss = loss * (len(batch.index) / batch.size)
         loss.backward()
         numbers[0], numbers[1] = loss.detach(), self.task.hits(outputs, targets)
+
+    def _branches(self, wave: Tensor, lengths: Tensor) -> list[Tensor]:
+        """Return the outputs of each branch of a model that has some, whose losses are averaged, or the only ones."""
+        cached = "train" in self.features
+        if not hasattr(self.model, "branch_logits"):
+            return [logits(self.model, wave, lengths, cached)]
+        return self.model.branch_logits(*((wave, lengths) if cached else self.model.features(wave, lengths)))
 
     def _evaluate(self, part: str) -> tuple[dict, Tensor]:
         """Return the metrics of a part, including its mean loss, and the outputs."""

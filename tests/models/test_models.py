@@ -37,7 +37,9 @@ BUILDS = {
     "functionals": lambda: Functionals(5),
     "functionals-small": lambda: Functionals(5, n_mels=13, n_cepstra=4, n_lags=9, hop_length=320),
     "descriptor_gru": lambda: DescriptorGRU(5),
-    "descriptor_gru-small": lambda: DescriptorGRU(5, n_mels=13, n_cepstra=4, n_lags=9, channels=7, hidden_size=5),
+    "descriptor_gru-small": lambda: DescriptorGRU(
+        5, members=3, groups=("voiced", "rhythm"), n_mels=13, n_cepstra=4, n_lags=9, channels=7, hidden_size=5, step=1
+    ),
     "baseline-cnn-attention": lambda: Baseline(5, encoder="cnn", num_heads=4, pooling="attention"),
     "baseline-lstm-pool": lambda: Baseline(5, encoder="lstm", pooling="attention"),
     # A bound loop variable: every function makes its own system.

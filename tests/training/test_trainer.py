@@ -499,3 +499,42 @@ def test_run_of_values_refuses_options_of_classes(changes, sentence, dataset, tm
     valued = dataclasses.replace(dataset, classes=[], labels=[float(label) for label in dataset.labels])
     with pytest.raises(ValueError, match=sentence):
         train(config(tmp_path, **changes), valued)
+
+
+def test_branches_of_a_model_have_the_mean_of_their_losses(dataset, tmp_path):
+    options = {
+        "members": 2,
+        "groups": ["rhythm"],
+        "channels": 4,
+        "hidden_size": 4,
+        "conv_dropout": 0.0,
+        "dropout": 0.0,
+    }
+    given = config(tmp_path, model="descriptor_gru", validation="none", epochs=1, clip=1e9)
+    with run_folder(given.out, run_options(given, options)) as folder:
+        trainer = Trainer(given, options, dataset, dataset.split(**given.held_out), folder)
+        batch = next(trainer.batches["train"].epoch(torch.Generator().manual_seed(0), trainer._edit, lazy=True))
+        numbers = torch.zeros(2)
+        trainer.model.train()
+        trainer._backward(batch, numbers)
+        found = {name: weight.grad.clone() for name, weight in trainer.model.named_parameters()}
+        trainer.model.zero_grad()
+        branches = trainer.model.branch_logits(batch.wave, batch.lengths)
+        targets = trainer.task.targets(batch.labels)
+        loss = sum(torch.nn.functional.cross_entropy(branch, targets) for branch in branches) / 3
+        loss.backward()
+    assert float(numbers[0]) == pytest.approx(float(loss.detach()), rel=1e-5)
+    assert int(numbers[1]) == int((sum(branches).argmax(1) == targets.argmax(1)).sum())
+    for name, weight in trainer.model.named_parameters():
+        torch.testing.assert_close(found[name], weight.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_model_with_branches_resumes_to_the_same_result(dataset, tmp_path):
+    options = {"members": 2, "groups": ["rhythm", "trends"], "channels": 4, "hidden_size": 4}
+    given = config(tmp_path / "whole", model="descriptor_gru", validation="none")
+    whole = train(given, dataset, options=options)
+    short = dataclasses.replace(given, out=tmp_path / "short", epochs=1)
+    train(short, dataset, options=options)
+    resumed_run = train(dataclasses.replace(short, epochs=3), dataset, options=options)
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, resumed_run.model.state_dict()[name]), name
