@@ -1,4 +1,4 @@
-"""DescriptorGRU: the model of ``own_gru`` and ``own_both``, small GRUs over frame descriptors beside their statistics."""
+"""DescriptorGRU: the model of ``own_gru`` and ``own_both``, GRUs over frame descriptors beside their statistics."""
 
 import torch
 import torch.nn.functional as F
