@@ -214,7 +214,7 @@ class DescriptorGRU(nn.Module):
         """Return the logits ``[B, num_classes]`` of each branch alone, those of the statistics first.
 
         Args:
-            features: features ``[B, D]`` of :meth:`features`.
+            features: features ``[B, D]`` of ``features``.
             lengths: features of each row ``[B]``.
         """
         branches, _ = self._branches(features, lengths)
