@@ -125,8 +125,8 @@ class DescriptorGRU(nn.Module):
         self.statistics_norm = nn.BatchNorm1d(self.count, affine=False) if self.statistics else None
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(self.count + members * 6 * hidden_size, num_classes)
-        half = 0.5 if self.statistics else 1.0
-        self.shares = [half] * bool(self.statistics) + [half / members] * members
+        own = [0.5] if self.statistics else []
+        self.shares = own + [(1 - sum(own)) / members] * members  # of the branches in the logits
 
     @property
     def weights_hop(self) -> int:
@@ -172,11 +172,10 @@ class DescriptorGRU(nn.Module):
         power, lengths = self.spectrogram(wave, lengths)
         if self.spec_augment is not None:
             power = self.spec_augment(power, lengths)
-        alone = power.numel() and checks.readable(power) and not checks.transforming()
-        rows = range(len(power)) if alone else [slice(None)]
-        every = [self._grouped(power[i : i + 1], lengths[i : i + 1]) if alone else self._grouped(power, lengths)
-                 for i in rows]  # fmt: skip
-        flat = [torch.cat([values.flatten(1) for values in found.values()], 1) for found in every]
+        parts = [(power, lengths)]
+        if power.numel() and checks.readable(power) and not checks.transforming():
+            parts = list(zip(power.split(1), lengths.split(1)))
+        flat = [torch.cat([values.flatten(1) for values in self._grouped(*part).values()], 1) for part in parts]
         lengths = self.count + self.width * ((lengths + self.step - 1) // self.step)
         return torch.cat(flat), lengths
 
