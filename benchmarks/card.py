@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import inspect
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -70,7 +71,9 @@ whole speakers.
   on spontaneous speech, other languages, children, and telephone or noisy audio.
 - It always names one of its {count} classes, also for an emotion that is none of them. The probabilities are not
   calibrated.
-- Audio without voiced speech gets no label. Music and singing may pass for speech (`docs/prediction.md`).
+- Audio of 0.2 s or more without voiced speech gets no label. Shorter audio is not judged: even 50 ms of noise get a
+  label, often with a probability above 0.9, and the flag `short`. Music and singing may pass for speech
+  (`docs/prediction.md`).
 - Not for decisions about people, such as in hiring, policing, education or medicine.
 
 ## Licence
@@ -83,7 +86,7 @@ Weights: BSD 3-Clause, as ser_fast. Whoever passes them on keeps the attribution
 ser-fast train --data=path/to/emodb {training} --test_fraction=0 --out=runs/emodb_all
 python -m benchmarks.card --compare=runs/emodb_all  # same corpus, model and options; distance of the weights
 ser-fast cv --data=path/to/emodb --config={recipe}{several} --out=runs/loso
-ser-fast cv --data=path/to/emodb --config={recipe}{several} --protocol=random --folds={folds} --out=runs/random
+ser-fast cv --data=path/to/emodb --config={recipe}{several_random} --protocol=random --folds={folds} --out=runs/random
 ```
 
 `summary.json` of the latter two is `benchmarks/results/papers/{recipe}_loso.json` and `{recipe}_random.json`.
@@ -172,7 +175,7 @@ def distance(shipped: Checkpoint, other: Checkpoint) -> float:
     for name, here in shipped.weights.items():
         scale = float(here.double().abs().max()) or 1.0
         shares.append(float((here.double() - other.weights[name].double()).abs().max()) / scale)
-    return max(shares)
+    return max(shares, key=lambda share: math.inf if math.isnan(share) else share)
 
 
 def measured(result: dict) -> dict:
@@ -204,7 +207,8 @@ def card(shipped: Shipped, loso: dict, random: dict) -> str:
             wanted, found = getattr(checkpoint, name), result[name]
             if wanted != found:
                 raise ValueError(f"{protocol} has the {name} {found}; it must be {wanted}, that of {shipped.file}")
-    found, seeds = measured(loso), len({run["seed"] for run in loso["runs"]})
+    found = measured(loso)
+    seeds, random_seeds = (len({run["seed"] for run in result["runs"]}) for result in (loso, random))
     named = [f"--config={shipped.recipe}", *(f"--{name}={value}" for name, value in shipped.changed.items())]
     return TEXT.format(
         name=shipped.file.stem,
@@ -214,9 +218,9 @@ def card(shipped: Shipped, loso: dict, random: dict) -> str:
         utterances=checkpoint.progress["utterances"],
         speakers=len(found["per_speaker"]),
         protocol=f"{loso['protocol'][0].upper()}{loso['protocol'][1:]}",
-        seeds="one seed" if seeds == 1 else f"{seeds} seeds, of which numbers are means",
+        seeds=_seeds(seeds) if seeds == 1 else f"{_seeds(seeds)}, of which numbers are means",
         caution=_caution(shipped),
-        results=_results(loso, random, found),
+        results=_results(loso, random, found, _seeds(random_seeds)),
         per_speaker=table(
             ["speaker", "utterances", "UA %", "accuracy %"],
             [[name, str(one["utterances"] // seeds), percent(one["recall"]), percent(one["accuracy"])]
@@ -231,6 +235,7 @@ def card(shipped: Shipped, loso: dict, random: dict) -> str:
         training=" ".join(named),
         recipe=shipped.recipe,
         several="" if seeds == 1 else f" --seeds={seeds}",
+        several_random="" if random_seeds == 1 else f" --seeds={random_seeds}",
         folds=len({run["fold"] for run in random["runs"]}),
     )  # fmt: skip
 
@@ -255,15 +260,19 @@ def _caution(shipped: Shipped) -> str:
     return f"\n**Placeholder**: this file was trained with {listed}, unlike the recipe; it may be worse.\n"
 
 
-def _results(loso: dict, random: dict, found: dict) -> str:
+def _seeds(count: int) -> str:
+    return "one seed" if count == 1 else f"{count} seeds"
+
+
+def _results(loso: dict, random: dict, found: dict, seeds: str) -> str:
     over = found["intervals"]
     rows = [
         ["leave one speaker out, mean of the folds", percent(loso["folds"]["recall"][0]),
          _ends(over["recall"]["speakers"]), percent(loso["folds"]["accuracy"][0])],
         ["the same, all predictions together", percent(over["recall"]["pooled"]["value"]),
          _ends(over["recall"]["pooled"]), percent(over["accuracy"]["pooled"]["value"])],
-        ["random folds, which share speakers: too high for a new speaker", percent(random["folds"]["recall"][0]),
-         "", percent(random["folds"]["accuracy"][0])],
+        [f"random folds, {seeds}, which share speakers: too high for a new speaker",
+         percent(random["folds"]["recall"][0]), "", percent(random["folds"]["accuracy"][0])],
     ]  # fmt: skip
     return table(["protocol", "UA %", "interval", "accuracy %"], rows)
 

@@ -32,12 +32,13 @@ class DescriptorGRU(nn.Module):
     They are standardised over the training frames and clamped to ±5. Each of ``members`` networks reads every
     ``step``-th frame: a convolution with a filter of 5 frames and a step of 2, batch normalisation over the valid
     frames, ReLU, a bidirectional GRU. The outputs h_t of the GRU are pooled by attention (equation 5 of paper 1), by
-    their mean and by their standard deviation::
+    their mean and by their standard deviation, the root of the variance plus 1e-5::
 
         α_t = exp(wᵀ h_t) / Σ_s exp(wᵀ h_s);  x_k = [Σ_t α_t h_t, mean_t h_t, std_t h_t]
 
     A further branch x_0 has statistics over all frames, ``groups`` of those of ``Functionals``. Every x is
-    standardised over the batch. After dropout the linear layer weighs the statistics as all networks together::
+    standardised over the batch and clamped to ±5. After dropout the linear layer weighs the statistics as all
+    networks together::
 
         logits = ½ W_0 x_0 + ½ / members · Σ_k W_k x_k + b
 
@@ -65,6 +66,9 @@ class DescriptorGRU(nn.Module):
         step: frames from one that the networks read to the next. Default: 2.
         f_min: lower end of the lowest band, in hertz. Default: 50.
         f_max: upper end of the highest band, in hertz. Default: 8000.
+
+    Attributes:
+        shares: weight of each branch in the logits.
 
     Shape:
         wave ``[B, N]``, lengths ``[B]`` in samples; logits ``[B, num_classes]``; weights ``[B, T']``.
@@ -173,11 +177,12 @@ class DescriptorGRU(nn.Module):
         if self.spec_augment is not None:
             power = self.spec_augment(power, lengths)
         parts = [(power, lengths)]
-        if power.numel() and checks.readable(power) and not checks.transforming():
-            parts = list(zip(power.split(1), lengths.split(1)))
+        if len(power) and checks.readable(power) and checks.readable(lengths) and not checks.transforming():
+            sizes = enumerate(lengths.tolist())
+            parts = [(power[i : i + 1, : max(size, 1)], lengths[i : i + 1]) for i, size in sizes]
         flat = [torch.cat([values.flatten(1) for values in self._grouped(*part).values()], 1) for part in parts]
-        lengths = self.count + self.width * ((lengths + self.step - 1) // self.step)
-        return torch.cat(flat), lengths
+        longest = self._size(power.shape[1])
+        return torch.cat([F.pad(row, (0, longest - row.shape[1])) for row in flat]), self._size(lengths)
 
     def utterance_features(self, wave: Tensor, groups: tuple[str, ...] | None = None) -> dict[str, Tensor]:
         """Return the features of one utterance, with the values of :meth:`features`.
@@ -230,6 +235,10 @@ class DescriptorGRU(nn.Module):
         found = ([_over_batch(self.statistics_norm, statistics)] if self.statistics else []) + list(found)
         # Clamped, so that one value far outside does not decide alone.
         return [self.dropout(x.clamp(-FAR, FAR)) for x in found], sum(weights) / len(weights)
+
+    def _size(self, frames: int | Tensor) -> int | Tensor:
+        """Return the number of features of an utterance."""
+        return self.count + self.width * ((frames + self.step - 1) // self.step)
 
     def _grouped(self, power: Tensor, lengths: Tensor) -> dict[str, Tensor]:
         """Return the groups of statistics ``[B, D]`` and the frame descriptors ``[B, T, n_cepstra + 16]``."""

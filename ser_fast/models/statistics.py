@@ -36,7 +36,9 @@ def moments(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """
     mask, count = mask[..., None], mask.sum(1).clamp(min=1)[:, None]
     mean = x.masked_fill(~mask, 0).sum(1) / count
-    return mean, ((x - mean[:, None]).masked_fill(~mask, 0).square().sum(1) / count).sqrt()
+    variance = (x - mean[:, None]).masked_fill(~mask, 0).square().sum(1) / count
+    none = variance == 0  # where the root has no derivative
+    return mean, variance.masked_fill(none, 1).sqrt().masked_fill(none, 0)
 
 
 def distribution(x: Tensor, mask: Tensor) -> Tensor:

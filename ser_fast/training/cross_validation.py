@@ -124,8 +124,12 @@ def cross_validate(
     scale, targets = corpus.sentiment_scale, corpus.targets
     task = task_of(corpus.classes, config.loss, config.label_smoothing, sentiment_scale=scale, targets=targets)
     for candidate in folds.choose:
-        blank(config.model, 2, changed(config, options, candidate)[1])
+        chosen, of_model = changed(config, options, candidate)
+        blank(config.model, 2, of_model)
+        task_of(corpus.classes, chosen.loss, chosen.label_smoothing, sentiment_scale=scale, targets=targets)
     planned = [_candidates(corpus, run.config, options, folds) for run in runs]
+    if folds.protocol == "parts" and _shared(speakers(corpus), [found[0].run.split for found in planned]):
+        sentence += ", speakers shared"
     # The number of jobs may change: it affects time, and results by rounding only.
     kept = run_options(config, options) | {name: value for name, value in asdict(folds).items() if name != "jobs"}
     kept = {name: value for name, value in kept.items() if name not in HELD_OUT}
@@ -171,6 +175,11 @@ def cross_validate(
 def plan_corpus(config: TrainConfig, folds: Folds, corpus: Corpus) -> tuple[list[Fold], str]:
     """Return the :func:`ser_fast.training.folds.plan` of a corpus."""
     return plan(config, folds, speakers(corpus), groups(corpus), own_folds(corpus))
+
+
+def _shared(own: list[str], splits: list[Split]) -> bool:
+    """Return whether a speaker of a test part is in the training part too."""
+    return any({own[i] for i in split.test} & {own[i] for i in split.train + split.valid} for split in splits)
 
 
 def _candidates(corpus: Corpus, config: TrainConfig, options: dict, folds: Folds) -> list[Candidate]:

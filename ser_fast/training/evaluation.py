@@ -36,7 +36,8 @@ class EvaluateConfig:
 
     Args:
         checkpoint: a .safetensors file, or a run folder for its best epoch.
-        data: a corpus, as in training; by default that of the run, with the labels and the ``test_data`` of the run.
+        data: a corpus, as in training; by default, or if it is the option of the run, that of the run with its labels
+            and its ``test_data``.
         labels: YAML file that maps labels of the corpus to classes of the model, such as ``angry: anger``; ``null``
             leaves utterances out. Labels that are not in it keep their names.
         only_known: decide only among the classes that occur, for a corpus that lacks some of the model's.
@@ -224,7 +225,8 @@ def _targets(config: EvaluateConfig, checkpoint: Checkpoint) -> list[str]:
 def _corpus(config: EvaluateConfig, origin: Origin, targets: list[str]) -> tuple[Corpus, bool]:
     """Return the corpus, and whether it is that of the run, whose map of labels is then applied."""
     if origin.config is not None and config.data in ("", origin.data):
-        return corpus_of(replace(origin.config, targets=targets)), True
+        # A checkpoint does not name the target "value", which the run may have chosen beside a label.
+        return corpus_of(replace(origin.config, targets=targets or origin.config.targets)), True
     return load_corpus(config.data or origin.data, targets), False
 
 
@@ -304,6 +306,8 @@ def _chosen(
     notice = ""
     if same and split is None:
         notice = "the model was trained on this corpus, so its training utterances may be among these"
+    elif not same and origin.name and corpus.name == origin.name:  # with other labels, targets or files
+        notice = "the model was trained on a corpus of this name, so its training utterances may be among these"
     elif split is not None and (trained := len({*index} & {*split.train, *split.valid})):
         notice = f"{trained} of the {len(index)} utterances are of the run's training or validation part"
     chosen = dataset.part(index)

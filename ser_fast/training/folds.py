@@ -14,7 +14,10 @@ from ser_fast.training.config import TrainConfig
 
 HELD_OUT = ("test_speakers", "test_groups", "test_fold", "test_fraction", "test_data")
 PROTOCOLS = ("loso", "speakers", "random", "logo", "parts")
-_NOT_CHOSEN = ("data", "labels", "allow_missing_classes", "out", "model", "seed", "cache", "cache_dir", "workers")
+_NOT_CHOSEN = (
+    "data", "labels", "targets", "allow_missing_classes", "skip_bad", "out", "model", "seed", "cache", "cache_dir",
+    "workers",
+)  # fmt: skip
 
 
 @dataclass

@@ -343,7 +343,8 @@ class Trainer:
         targets = self.task.targets(batch.labels).to(batch.wave)
         wave, lengths, targets = self.augmenter.mix(batch.wave, batch.lengths, targets)
         branches = self._branches(wave, lengths)
-        outputs = torch.stack(branches).mean(0)
+        shares = getattr(self.model, "shares", [1.0])  # of the branches in the outputs
+        outputs = sum(share * branch for share, branch in zip(shares, branches, strict=True))
         loss = sum(self.task.loss(branch, targets) for branch in branches) / len(branches)
         loss = loss * (len(batch.index) / batch.size)
         loss.backward()

@@ -108,7 +108,7 @@ def test_joined_refuses_corpora_that_do_not_fit(test, given, message):
 def test_joined_refuses_shared_files(tmp_path):
     (tmp_path / "u.wav").touch()
     one, other = (Corpus(name, [Utterance(name, "s", "a", tmp_path / "u.wav")], ["a"]) for name in "mn")
-    with pytest.raises(ValueError, match="corpus 'm' lists n and m, the same audio; it must be listed once"):
+    with pytest.raises(ValueError, match="test_data is n, which does not fit data, m: corpus 'm' lists n and m"):
         joined(one, other, {})
 
 

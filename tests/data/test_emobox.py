@@ -65,6 +65,27 @@ def test_emobox_reads_seconds_and_speakers(tmp_path):
     assert load_corpus(f"emobox:{folder}").classes == ["anger", "neutral"]
 
 
+def test_emobox_finds_audio_without_folders(tmp_path):
+    folder = tree(tmp_path)
+    for path in folder.rglob("*.jsonl"):
+        path.write_text(path.read_text().replace("downloads/emodb/wav/", ""))
+    for path in (tmp_path / "downloads/emodb/wav").iterdir():
+        path.rename(folder / path.name)
+    assert all(u.path.parent == folder for u in load_corpus(f"emobox:{folder}").utterances)
+
+
+@pytest.mark.parametrize(("start", "end"), [(0.3, 0.1), (0, 0)])
+def test_emobox_refuses_an_end_before_the_start(tmp_path, start, end):
+    folder = tree(tmp_path)
+    table = folder / "emodb.jsonl"
+    row = json.loads(table.read_text().splitlines()[0]) | {"start_time": start, "end_time": end}
+    table.write_text(json.dumps(row) + "\n" + "".join(table.read_text().splitlines(True)[1:]))
+    with pytest.raises(
+        ValueError, match=f"line 1: column 'end_time' is {float(end)}; it must be more than start_time"
+    ):
+        load_corpus(f"emobox:{folder}")
+
+
 def edited(name: str, *change: str):
     def edit(folder: Path) -> None:
         path = folder / name

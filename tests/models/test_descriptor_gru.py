@@ -60,6 +60,8 @@ def test_classify_of_cached_features_equals_forward(options):
     lengths = torch.tensor([12000, 7001])
     rows = [torch.cat(list(model.utterance_features(wave[i, :n]).values())) for i, n in enumerate(lengths.tolist())]
     padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    for row, whole in zip(rows, model.features(wave, lengths)[0]):
+        assert torch.equal(row, whole[: len(row)])
     found = model.classify(padded, torch.tensor([len(row) for row in rows]))
     torch.testing.assert_close(found, model(wave, lengths), rtol=1e-5, atol=1e-5)
 

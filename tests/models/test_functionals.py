@@ -27,6 +27,13 @@ def masked() -> tuple[torch.Tensor, torch.Tensor]:
     return x.masked_fill(~mask[..., None], torch.inf), mask
 
 
+def test_moments_of_equal_frames_have_a_gradient():
+    x = torch.ones(1, 3, 2, requires_grad=True)
+    mean, std = moments(x, torch.ones(1, 3, dtype=torch.bool))
+    (mean.sum() + std.sum()).backward()
+    assert torch.equal(x.grad, torch.full_like(x, 1 / 3)) and not std.any()
+
+
 def test_moments_and_distribution_equal_numpy():
     x, mask = masked()
     found = distribution(x, mask).unflatten(1, (-1, 3))[:4]  # the quantiles lie by feature, the moments do not

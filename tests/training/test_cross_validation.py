@@ -179,10 +179,18 @@ def test_cross_validation_chooses_on_training_folds(voices, tmp_path):
     assert "What each fold chose" in page and all(cell in page for row in rows for cell in row)
 
 
-@pytest.mark.parametrize("name", ["learning_rat", "seed", "test_speakers", "bigru_mha.dropout", "cgru.num_classes"])
+@pytest.mark.parametrize(
+    "name", ["learning_rat", "seed", "targets", "test_speakers", "bigru_mha.dropout", "cgru.num_classes"]
+)
 def test_cross_validation_refuses_unknown_candidates(name, voices, tmp_path):
     with pytest.raises(ValueError, match=rf"choose names '{name}'; it must name options of training"):
         cross_validate(config(voices, tmp_path / "new"), TINY, Folds(choose=[{name: 1}]))
+    assert not (tmp_path / "new").exists()
+
+
+def test_cross_validation_refuses_losses_of_values_before_it_trains(voices, tmp_path):
+    with pytest.raises(ValueError, match="loss is mse, but data has classes, not values"):
+        cross_validate(config(voices, tmp_path / "new"), TINY, Folds(choose=[{"loss": "l1"}, {"loss": "mse"}]))
     assert not (tmp_path / "new").exists()
 
 
@@ -439,7 +447,7 @@ def test_cross_validation_runs_the_folds_of_emobox(voices, tmp_path):
     assert [(run["seed"], run["fold"]) for run in result["runs"]] == [
         (s, f"fold {f}") for s in range(3) for f in (1, 2)
     ]
-    assert result["protocol"].startswith("the corpus's own 2 folds; ") and result["data"] == "tiny"
+    assert result["protocol"].startswith("the corpus's own 2 folds, speakers shared; ") and result["data"] == "tiny"
     found = [json.loads((tmp_path / f"cv/seed2/fold0{number}/summary.json").read_text()) for number in (1, 2)]
     assert found[0]["utterances"] == {"train": 10, "valid": 10, "test": 10}
     assert (

@@ -15,6 +15,7 @@ from ser_fast.data.dataset import load_dataset
 from ser_fast.training import evaluation
 from ser_fast.training.checkpoint import CheckpointError
 from ser_fast.training.config import TrainConfig, run_folder, run_options
+from ser_fast.training.corpus import corpus_of
 from ser_fast.training.evaluation import EvaluateConfig, evaluate
 from ser_fast.training.trainer import Trainer
 
@@ -25,10 +26,11 @@ OPTIONS = {
 }
 
 
-def train(data: Path | str, out: Path, model: str = "cgru") -> Path:
+def train(data: Path | str, out: Path, model: str = "cgru", **more) -> Path:
     """Train one epoch without the speaker s2; return the run folder."""
-    config = TrainConfig(str(data), out, model, test_speakers="s2", epochs=1, batch_size=8, learning_rate=5e-3)
-    dataset = load_dataset(config.data, 16000)
+    options = {"test_speakers": "s2", "epochs": 1, "batch_size": 8, "learning_rate": 5e-3}
+    config = TrainConfig(str(data), out, model, **options, **more)
+    dataset = load_dataset(corpus_of(config), 16000)
     with run_folder(out, run_options(config, OPTIONS[model])) as folder:
         Trainer(config, OPTIONS[model], dataset, dataset.split(**config.held_out), folder).run()
     return out
@@ -198,6 +200,21 @@ def test_evaluate_measures_values(voices, tmp_path):
         assert found["mae"] == pytest.approx(sum(own) / 12, abs=1e-5)
     interval = result["intervals"]["mae"]["pooled"]
     assert interval["low"] <= interval["value"] == result["metrics"]["mae"] <= interval["high"]
+
+
+def test_evaluate_reads_the_target_value_beside_labels(voices, tmp_path):
+    header, *lines = (voices / "values.csv").read_text().splitlines()
+    both = voices / "both.csv"
+    both.write_text("\n".join([f"{header},label", *(f"{line},x" for line in lines)]) + "\n")
+    folder = train(both, tmp_path / "run", targets="value")
+    assert evaluate(EvaluateConfig(str(folder), part="test", out=tmp_path / "out"))["metrics"]["mae"] > 0
+
+
+def test_evaluate_warns_of_another_corpus_of_that_name(run, voices, tmp_path):
+    header, *lines = (voices / "classes.csv").read_text().splitlines()
+    (tmp_path / "classes.csv").write_text("\n".join([header, *(f"{voices}/{line}" for line in lines[1:])]) + "\n")
+    result = evaluate(EvaluateConfig(str(run), str(tmp_path / "classes.csv"), out=tmp_path / "out"))
+    assert result["notice"].startswith("the model was trained on a corpus of this name, so its training utterances")
 
 
 BAD = {

@@ -92,7 +92,12 @@ def joined(corpus: Corpus, test: Corpus, given: Mapping[str, str | None]) -> Cor
     ]
     passed_over = "; ".join(filter(None, (corpus.passed_over, test.passed_over)))
     utterances = [*trained, *tested]
-    return replace(corpus, utterances=utterances, notes=tuple(notes), passed_over=passed_over, test_data=test.name)
+    try:
+        return replace(
+            corpus, utterances=utterances, notes=tuple(notes), passed_over=passed_over, test_data=test.name
+        )
+    except ValueError as error:
+        raise ValueError(f"test_data is {test.name}, which does not fit data, {corpus.name}: {error}") from error
 
 
 def _refuse_values(corpus: Corpus) -> None:

@@ -55,6 +55,8 @@ def emobox(root: str | PathLike[str]) -> Corpus:
         known = not named or label.casefold() in named
         require(known, f"{place}: column 'emo' is {label!r}", f"one of {', '.join(named)}, as in label_map.json")
         start, end = (optional_seconds(row, column, place) for column in ("start_time", "end_time"))
+        good = end is None or end > (start or 0.0)
+        require(good, f"{place}: column 'end_time' is {end}", f"more than start_time, {start or 0.0}")
         parts = tuple(fold.get(key, "") for fold in folds)
         speaker = _speaker(name, files[key], row, place)
         utterances.append(
@@ -109,7 +111,7 @@ def _located(root: Path, wanted: dict[str, str]) -> dict[str, Path]:
         ValueError: the audio of the first key, or of others in the place of the first, is not found.
     """
     first = Path(next(iter(wanted.values()))).parts
-    places = [(base, drop) for drop in range(len(first) - 1) for base in (root, *root.parents[:3])]
+    places = [(base, drop) for drop in range(max(1, len(first) - 1)) for base in (root, *root.parents[:3])]
     place = next(((base, drop) for base, drop in places if base.joinpath(*first[drop:]).is_file()), None)
     allowed = f"there; link the folder of the downloads, such as {root.parent.parent / first[0]}"
     found = f"the audio {'/'.join(first)} is neither below {str(root)!r} nor below the three folders above it"
