@@ -207,6 +207,10 @@ def run(subject: str, way: str, form: str) -> str:
     assert_close(found, floats(truth(*other)))
     if way == "ONNX":
         return "forward"
+    if way == "eager" and subject in MODELS:
+        # In float64: rounding to float32 may cross a kink of the maxima over the convolution's outputs.
+        module = copy.deepcopy(module).double()
+        call, given = module, (given[0].double(), *given[1:])
     assert_close(gradients(call, module, given), gradients(truth, owner, given))
     return "forward, backward"
 
