@@ -194,7 +194,7 @@ class Functionals(nn.Module):
 
         Args:
             features: statistics ``[B, count]`` of :meth:`features`.
-            lengths: ignored; other models have a row for each frame.
+            lengths: ignored; the features of other models vary in number.
 
         Returns:
             Logits ``[B, num_classes]``.

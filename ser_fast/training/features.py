@@ -28,7 +28,7 @@ class CachedFeatures:
     def __call__(
         self, waves: Sequence[Tensor], index: Sequence[int], speeds: Sequence[float] | None = None
     ) -> list[Tensor]:
-        """Return the features of some utterances, ``[D]`` or of frames ``[T, D]``.
+        """Return the features ``[D]`` of some utterances; D may differ between them.
 
         Args:
             waves: float32 ``[n]`` each, on the CPU; only those without cached features are read.

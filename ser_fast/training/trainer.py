@@ -90,7 +90,7 @@ def spec_augment(options: Augmentation, spectrogram: nn.Module) -> SpecAugment |
 
 
 def logits(model: nn.Module, wave: Tensor, lengths: Tensor, features: bool) -> Tensor:
-    """Return the outputs of a model for waves ``[B, N]``, or for cached features ``[B, D]`` or ``[B, T, D]``."""
+    """Return the outputs of a model for waves ``[B, N]``, or for rows of cached features ``[B, D]``."""
     return model.classify(wave, lengths) if features else model(wave, lengths)
 
 
