@@ -1,5 +1,6 @@
 """Metrics by scikit-learn and statistical tests by SciPy, under the names of the field."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -46,6 +47,13 @@ def classification(truth: Sequence[int], predicted: Sequence[int], classes: Sequ
 
 
 AGREEMENT = ("ccc", "mae", "corr")  # measures of values on any scale
+RANGES = {
+    "recall": (0.0, 1.0),
+    "accuracy": (0.0, 1.0),
+    "ccc": (-1.0, 1.0),
+    "corr": (-1.0, 1.0),
+    "mae": (0.0, math.inf),
+}
 
 
 def regression(truth: Sequence[float], predicted: Sequence[float], scale: float = 0.0) -> dict:
@@ -226,8 +234,13 @@ def anova(groups: Sequence[Sequence[float]]) -> dict:
     return {"f": float(found.statistic), "df": df, "p": float(found.pvalue)}
 
 
-def interval(values: Sequence[float]) -> dict:
+def interval(values: Sequence[float], least: float = -math.inf, most: float = math.inf) -> dict:
     """Return the mean of n values and its 95 % interval, mean ± t s / √n with n − 1 degrees of freedom.
+
+    Args:
+        values: the values.
+        least: least possible value; the interval is cut there, which leaves its coverage as it is.
+        most: largest possible value, likewise.
 
     Returns:
         ``mean``, ``low`` and ``high``; the ends are None for a single value.
@@ -241,7 +254,7 @@ def interval(values: Sequence[float]) -> dict:
     if len(values) == 1:
         return {"mean": mean, "low": None, "high": None}
     half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
-    return {"mean": mean, "low": mean - half, "high": mean + half}
+    return {"mean": mean, "low": max(mean - half, least), "high": min(mean + half, most)}
 
 
 def bootstrap(measure: Callable[[np.ndarray], np.ndarray], groups: int) -> dict:

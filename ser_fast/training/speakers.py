@@ -67,7 +67,7 @@ def _described(
         },
         "intervals": {
             measure: {
-                "speakers": metrics.interval([found[measure] for found in own]),
+                "speakers": metrics.interval([found[measure] for found in own], *metrics.RANGES[measure]),
                 "pooled": {"value": whole[measure]} | metrics.bootstrap(pooled[measure], len(sizes)),
             }
             for measure in shown

@@ -235,6 +235,7 @@ def test_interval_equals_scipy_and_a_table():
     low, high = stats.t.interval(0.95, 10, loc=np.mean(values), scale=stats.sem(values))
     assert (found["mean"], found["low"], found["high"]) == pytest.approx((np.mean(values), low, high))
     # t of 2 degrees of freedom is 4.3027, the deviation of 1, 2, 3 is 1.
+    assert interval([0.5, 0.9], 0.0, 1.0) == {"mean": pytest.approx(0.7), "low": 0.0, "high": 1.0}
     assert interval([1, 2, 3])["high"] == pytest.approx(2 + 4.3027 / math.sqrt(3), abs=1e-4)
 
 

@@ -53,7 +53,7 @@ def test_by_speaker_means_over_the_speakers():
         kept = [(t, p) for t, p in pairs]
         uas.append(np.mean([np.mean([p == t for t, p in kept if t == label]) for label in {t for t, _ in kept}]))
         assert own["recall"] == pytest.approx(uas[-1])
-    assert found["intervals"]["recall"]["speakers"] == pytest.approx(metrics.interval(uas))
+    assert found["intervals"]["recall"]["speakers"] == pytest.approx(metrics.interval(uas, 0.0, 1.0))
     assert found["metrics"]["recall"] == pytest.approx(balanced_accuracy_score(truth, predicted))
 
 
@@ -100,7 +100,9 @@ def test_by_speaker_draws_agreement_of_several_targets():
         assert pooled["low"] < pooled["value"] < pooled["high"]
     own = [metrics.concordance(truth[names == name, 1], predicted[names == name, 1]) for name in "abcd"]
     assert [each["ccc"] for each in found["per_target"]["age"]["per_speaker"].values()] == pytest.approx(own)
-    assert found["per_target"]["age"]["intervals"]["ccc"]["speakers"] == pytest.approx(metrics.interval(own))
+    assert found["per_target"]["age"]["intervals"]["ccc"]["speakers"] == pytest.approx(
+        metrics.interval(own, -1.0, 1.0)
+    )
     assert found["metrics"]["per_target"]["age"] == metrics.regression(truth[:, 1], predicted[:, 1])
     assert found["per_speaker"]["b"].keys() == {"utterances", "ccc", "mae", "corr"}
 
