@@ -52,8 +52,8 @@ def by_fold(summary: dict, measure: str) -> dict[str, float]:
 
 
 def interval(summary: dict, measure: str) -> dict:
-    """Return :func:`ser_fast.training.metrics.interval` of a measure over the folds."""
-    return metrics.interval(list(by_fold(summary, measure).values()))
+    """Return :func:`ser_fast.training.metrics.interval` of a measure over the folds, within its range."""
+    return metrics.interval(list(by_fold(summary, measure).values()), *metrics.RANGES.get(measure, ()))
 
 
 def over_speakers(summary: dict, measure: str = "recall") -> str:

@@ -48,8 +48,7 @@ def classification(truth: Sequence[int], predicted: Sequence[int], classes: Sequ
 
 AGREEMENT = ("ccc", "mae", "corr")  # measures of values on any scale
 RANGES = {
-    "recall": (0.0, 1.0),
-    "accuracy": (0.0, 1.0),
+    **dict.fromkeys(("recall", "accuracy", "precision", "f1"), (0.0, 1.0)),
     "ccc": (-1.0, 1.0),
     "corr": (-1.0, 1.0),
     "mae": (0.0, math.inf),
