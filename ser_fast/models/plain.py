@@ -24,8 +24,8 @@ class PlainSpectrogram(PowerSpectrogram):
     """``PowerSpectrogram`` by :func:`torch.stft`, without ``center``; cropped before the squared modulus.
 
     Example:
-        >>> ours, wave, lengths = PowerSpectrogram(log=True), torch.randn(2, 8000), torch.tensor([8000, 5000])
-        >>> torch.allclose(PlainSpectrogram(log=True)(wave, lengths)[0], ours(wave, lengths)[0], atol=1e-3)
+        >>> ours, wave, lengths = PowerSpectrogram(), torch.randn(2, 8000), torch.tensor([8000, 5000])
+        >>> torch.allclose(PlainSpectrogram()(wave, lengths)[0], ours(wave, lengths)[0], atol=1e-2)
         True
     """
 
