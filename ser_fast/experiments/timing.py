@@ -30,7 +30,7 @@ SYSTEMS = {"CGRU": "CGRU", "BiGRU-MHA": "Bi-GRU + MHA"}
 OURS, OURS_AFTER = "ours, reset_after=False", "ours, reset_after=True"
 # Relative to the largest logit: float32 sums in another order on CPU, tf32 products on a GPU.
 TOLERANCE = {"cpu": 1e-4, "cuda": 2e-2}
-ROUNDS = {"full": 3, "quick": 3, "tiny": 1}
+ROUNDS = {"full": 3, "quick": 3, "long": 3, "tiny": 1}
 
 
 @torch.inference_mode()

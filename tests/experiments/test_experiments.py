@@ -117,6 +117,8 @@ def test_experiment_options_override_the_scale(data, tmp_path):
     assert options["channels"] == (8, 16) and options["cell"] == "lstm" and "log" not in options
     assert runner.configure(SYSTEMS["CNN"])[1]["log"] is False
     assert (runner.folds.protocol, runner.folds.folds) == ("random", 4)
+    lasting = Runner(Settings(data["classes"], tmp_path, "long"), "paper1")
+    assert [lasting.configure(SYSTEMS[name])[0].epochs for name in ("CGRU", "Bi-GRU")] == [100, 80]
     # Attention over heads is only possible where they divide what they attend to, at every scale.
     for scale in settings.SCALES:
         for system in SYSTEMS.values():
@@ -249,7 +251,7 @@ def test_experiment_refuses_what_cannot_run(name, changes, sentence, data, tmp_p
 
 
 def test_experiment_refuses_unknown_scales():
-    with pytest.raises(ValueError, match="scale is 'small'; it must be one of full, quick, tiny"):
+    with pytest.raises(ValueError, match="scale is 'small'; it must be one of full, quick, long, tiny"):
         Settings(scale="small")
 
 
