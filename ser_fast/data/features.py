@@ -4,15 +4,18 @@ from collections.abc import Callable, Hashable, Sequence
 
 from torch import Tensor
 
-KEPT_BYTES = 1 << 30  # 5000 utterances at seven speeds of the recipe own_gru, 10 000 of own
+from ser_fast.data.budget import available_memory
+
+KEPT_BYTES = 1 << 30  # in any case: 5000 utterances at seven speeds of the recipe own_gru, 10 000 of own
+KEPT_SHARE = 0.25  # of the memory that is available to the process
 TENSOR_BYTES = 512  # that a tensor takes beside its values
 
 
 class FeatureCache:
     """Named groups of features by a key, such as an utterance's number and the options of the computation.
 
-    The cache is emptied before it would hold more than :data:`KEPT_BYTES`: entries of options that are no longer used
-    must not keep others out.
+    The cache is emptied before it would hold more than :data:`KEPT_BYTES` or, where that is more, a quarter of the
+    available memory: entries of options that are no longer used must not keep others out.
     """
 
     def __init__(self):
@@ -37,7 +40,8 @@ class FeatureCache:
 
     def _add(self, key: Hashable, groups: dict[str, Tensor]) -> dict[str, Tensor]:
         self.bytes -= _size(self.entries.pop(key, {}))
-        if self.bytes + _size(groups) > KEPT_BYTES:
+        wanted = self.bytes + _size(groups)
+        if wanted > KEPT_BYTES and wanted > KEPT_SHARE * (available_memory() + self.bytes):
             self.entries, self.bytes = {}, 0
         self.entries[key] = groups
         self.bytes += _size(groups)

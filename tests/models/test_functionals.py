@@ -190,12 +190,17 @@ def test_the_cache_of_features_is_bounded(monkeypatch):
     data = Dataset("noise", waves, [0] * 7, ["a"] * 7, list("abcdefg"), ["x", "y"], [])
     an_entry = 4 * model.classifier.in_features + len(model.groups) * features.TENSOR_BYTES
     monkeypatch.setattr(features, "KEPT_BYTES", 3 * an_entry)
+    monkeypatch.setattr(features, "available_memory", lambda: 0)
     first, again = (CachedFeatures(model, data, range(7))(waves, range(7)) for _ in range(2))
     assert torch.equal(torch.stack(first), torch.stack(again)) and 1 <= len(data.features.entries) <= 3
     assert data.features.bytes == len(data.features.entries) * an_entry
     CachedFeatures(wider, data, range(7))(waves, range(7))  # entries grow
     kept = [values for groups in data.features.entries.values() for values in groups.values()]
     assert data.features.bytes == sum(values.nbytes + features.TENSOR_BYTES for values in kept) <= 3 * an_entry
+    # A quarter of the memory that is left and of what the cache holds, where that is more.
+    monkeypatch.setattr(features, "available_memory", lambda: 4 * 5 * an_entry - data.features.bytes)
+    CachedFeatures(model, data, range(7))(waves, range(7))
+    assert 3 * an_entry < data.features.bytes <= 5 * an_entry
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 0), (2, 3, 400)])
