@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ser_fast.data.summary import Share, Summary
+from ser_fast.data.utterance import plural
 from ser_fast.reports.figures import BLUE, plain_axes, save, shortened, style, wrapped
 
 _NAMED = 40  # speakers with a name, and counts in their cells
@@ -31,7 +32,7 @@ def draw(summary: Summary, path: Path) -> Path:
     left, right = figure.subfigures(1, 2, width_ratios=(width, _WIDTH))
     _speakers(left.subplots(), summary)
     _durations(right, histograms)
-    figure.suptitle(wrapped(f"{summary.name}: {summary.whole.utterances} utterances", 90), fontsize=10)
+    figure.suptitle(wrapped(f"{summary.name}: {plural(summary.whole.utterances, 'utterance')}", 90), fontsize=10)
     return save(figure, path)
 
 
@@ -71,4 +72,4 @@ def _durations(figure, shares: list[Share]) -> None:
         if len(shares) > 1:
             axes.set_ylabel(shortened(one.name, _LETTERS), rotation=0, ha="right", va="center", fontsize=9)
     every[0].set_title("utterances by duration", fontsize=10)
-    every[-1].set_xlabel("seconds")
+    every[-1].set(xlabel="seconds", xlim=(0, edges[-1]))
