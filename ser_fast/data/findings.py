@@ -1,11 +1,12 @@
 """Signs that a corpus was read in another way than it is meant, or that its audio is damaged."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 from ser_fast.data.corpora import labels
+from ser_fast.data.failures import Tally
 from ser_fast.data.flags import FLAGS, NO_SPEECH
 from ser_fast.data.survey import Properties
 from ser_fast.data.utterance import Corpus, Utterance
@@ -60,7 +61,8 @@ def of_audio(corpus: Corpus, properties: Sequence[Properties | AudioError]) -> l
     total = len(properties)
     errors = [str(one) for one in properties if isinstance(one, AudioError)]
     known = [(one, found) for one, found in zip(corpus.utterances, properties) if isinstance(found, Properties)]
-    leave = "--skip_bad leaves them out"
+    reasons = f"by reason: {', '.join(Tally(errors).by_reason())}; " if len(errors) > _SHOWN else ""
+    leave = f"{reasons}--skip_bad leaves them out"
     found = _finding("unreadable", "utterances that cannot be read", errors, total, leave, quote=False)
     for flag, meaning in FLAGS.items():
         names = [utterance.name for utterance, one in known if flag in one.flags]
@@ -81,10 +83,13 @@ def _finding(
     """Return a finding with the count of its names, or another one; none without a name."""
     if not names:
         return []
-    shown = ", ".join(repr(name) if quote else name for name in names[:_SHOWN])
-    more = ", ..." if len(names) > _SHOWN else ""
-    sentence = f"{phrase} ({count or len(names)} of {total}): {shown}{more}{after and '; '}{after}"
+    shown = _few([repr(name) if quote else name for name in names])
+    sentence = f"{phrase} ({count or len(names)} of {total}): {shown}{after and '; '}{after}"
     return [Finding(code, sentence, tuple(names))]
+
+
+def _few(names: Sequence[str], between: str = ", ") -> str:
+    return between.join([*names[:_SHOWN], *(["..."] if len(names) > _SHOWN else [])])
 
 
 def _spellings(corpus: Corpus) -> Iterator[Finding]:
@@ -117,7 +122,9 @@ def _exchanged(corpus: Corpus) -> Iterator[Finding]:
     like = [name for name in classes if labels.is_speaker(name)]
     yield from _finding("class_is_speaker", "classes named like speakers", like, len(classes))
     both = labels.speakers_in_classes(classes)
-    yield from _finding("class_has_speaker", "speakers in the names of classes", both, len(both))
+    if both:
+        said = f"the names of the classes contain speakers: {_few([repr(name) for name in both])}"
+        yield Finding("class_has_speaker", said, tuple(both))
     like = [name for name in speakers if labels.is_emotion(name)]
     same = set(map(labels.spelling, classes))
     # One alone may be a person's name, such as Joy.
@@ -198,7 +205,7 @@ def _copies(known: Sequence[tuple[Utterance, Properties]]) -> Iterator[Finding]:
     for utterance, one in known:
         if one.digest and not {"silent", "constant"} & set(one.flags):
             groups[one.digest].append(utterance)
-    copies: Mapping[str, list[list[Utterance]]] = defaultdict(list)
+    copies = defaultdict(list)
     for group in groups.values():
         if len(group) > 1:
             labelled = {(one.label, one.value, *sorted(one.values.items())) for one in group}
@@ -210,7 +217,7 @@ def _copies(known: Sequence[tuple[Utterance, Properties]]) -> Iterator[Finding]:
         ("_speaker", "utterances with the same audio and different speakers"),
         ("", "utterances with the same audio"),
     ):
-        names = [" = ".join(_described(one, kind) for one in group) for group in copies[kind]]
+        names = [_few([_described(one, kind) for one in group], " = ") for group in copies[kind]]
         count = sum(map(len, copies[kind]))
         yield from _finding(f"same_audio{kind}", phrase, names, len(known), after, quote=False, count=count)
 

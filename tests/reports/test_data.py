@@ -286,7 +286,7 @@ TABLES = {
     ),
     "products": (
         [f"{s}{c}.wav,{s},{s}_{c}" for s in ("OAF", "YAF") for c in CLASSES],
-        ["warning: speakers in the names of classes (2 of 2): 'oaf', 'yaf'"],
+        ["warning: the names of the classes contain speakers: 'oaf', 'yaf'"],
     ),
     "speakers are names of files": (
         [f"{n}.wav,{n}.wav,{CLASSES[n % 2]}" for n in range(4)],
@@ -362,6 +362,7 @@ def test_data_describes_a_corpus_without_readable_audio(tmp_path, capsys):
         (tmp_path / f"{n}.wav").write_bytes(b"")
     text = shown(capsys, data, f"--out={tmp_path / 'a.png'}")
     assert "audio: none can be read\n" in text and "warning: utterances that cannot be read (50 of 50)" in text
+    assert "; by reason: 50 the file is empty (N bytes); --skip_bad leaves them out\n" in text
     assert re.search(r"^s\[0\]\$ +1 +-$", text, re.M) and re.search(r"^and 10 more +$", text, re.M)
     assert (tmp_path / "a.png").is_file()
 
