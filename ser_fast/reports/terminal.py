@@ -35,7 +35,7 @@ def say(line: str) -> None:
 def reading_bar(task: str, total: int) -> Iterator[Callable[[int], None]]:
     """Show a bar while the context lasts; yield a function that takes the number of utterances that are done."""
     bar = Progress(
-        TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn(), TimeRemainingColumn(compact=True),
+        TextColumn("{task.description}"), MofNCompleteColumn(), BarColumn(30), TimeRemainingColumn(compact=True),
         TextColumn("left"), console=console, transient=True,
     )  # fmt: skip
     with bar:

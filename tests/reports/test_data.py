@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import pty
 import re
 import subprocess
 import sys
@@ -367,8 +366,8 @@ def test_data_describes_a_corpus_without_readable_audio(tmp_path, capsys):
     assert (tmp_path / "a.png").is_file()
 
 
-@pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
 def test_data_shows_a_bar_on_a_terminal(tmp_path):
+    pty = pytest.importorskip("pty")
     data = LAYOUTS["folders"](tmp_path)
     command = [sys.executable, "-m", "ser_fast", "data", data, "--out="]
     near, far = pty.openpty()
