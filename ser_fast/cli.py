@@ -206,6 +206,21 @@ def _with_recipe(argv: list[str]) -> list[str]:
     return found
 
 
+def _add_data(parser) -> None:
+    from ser_fast.training.config import TrainConfig
+
+    described = "the corpus, as train's --data names it: a folder, a table, or KIND:PATH"
+    parser.add_argument("data", type=str, help=described)
+    shown = {"labels", "test_data", "targets"}
+    others = {field.name for field in dataclasses.fields(TrainConfig)} - shown
+    parser.add_class_arguments(TrainConfig, skip=others)
+    described = "picture of the counts and durations, a .png; an empty name draws none"
+    parser.add_argument("--out", type=str, default="runs/data.png", help=described)
+    described = "read headers alone, not the audio: no search for silence, clipping, damage and copies"
+    parser.add_argument("--headers_only", action="store_true", help=described)
+    parser.add_argument("--json", action="store_true", help="print one JSON object, not tables")
+
+
 def _add_demo(parser) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the three runs and the report")
     parser.add_argument("--epochs", type=int, default=25, help="passes over the training voices")
@@ -286,6 +301,16 @@ def _add_predict(parser) -> None:
     parser.add_argument("--json", action="store_true", help="without --out: one JSON object a line, not a table")
     described = "also give the input of the model's last layer, in a .parquet, .jsonl or with --json"
     parser.add_argument("--embeddings", action="store_true", help=described)
+
+
+def _data(options) -> int:
+    from ser_fast.reports.data import describe
+    from ser_fast.training.config import TrainConfig
+
+    values = options.as_dict()
+    out, headers_only, as_json = (values.pop(name) for name in ("out", "headers_only", "json"))
+    describe(TrainConfig(**values), Path(out) if out else None, headers_only, as_json)
+    return 0
 
 
 def _demo(options) -> int:
@@ -395,6 +420,10 @@ COMMANDS = {
     "demo": Command(
         "train CGRU and its LSTM versions on synthetic voices and compare them; takes minutes and needs no data",
         _demo, _add_demo, resumes="epoch",
+    ),
+    "data": Command(
+        "show what is read of a corpus and what looks wrong in it; classes, speakers, durations, rates, copies",
+        _data, _add_data,
     ),
     "train": Command(
         "train a model on a corpus; the same command resumes an interrupted run", _train, _add_train, resumes="epoch"

@@ -19,7 +19,7 @@ from ser_fast._require import require
 from ser_fast.data.extras import import_extra
 from ser_fast.data.failures import POINTER, unreadable
 from ser_fast.data.files import AUDIO_SUFFIXES, Found, passed_over, printable, search
-from ser_fast.data.pace import Pace
+from ser_fast.data.pace import progress
 from ser_fast.data.sources import Source, opened, shown
 from ser_fast.data.utterance import Utterance
 from ser_fast.data.wav import RATES, UNKNOWN_SIZE, AudioError, PcmWav, open_pcm, riff_chunks
@@ -153,7 +153,9 @@ def loudest(samples: torch.Tensor) -> float:
     return max(float(wave.max()), -float(wave.min()))
 
 
-def largest_sample(path: str | os.PathLike[str], start: float | None = None, end: float | None = None) -> float:
+def largest_sample(
+    path: str | os.PathLike[str] | Source, start: float | None = None, end: float | None = None
+) -> float:
     """Return the largest absolute sample of all channels of a part of a file that :func:`read_audio` can read."""
     with open_audio(path, start, end) as (file, first, last):
         frames = last - file.seek(first) if file.seekable() else last
@@ -226,14 +228,20 @@ def read_corpus(
 
 
 def read_each(
-    utterances: Sequence[Utterance], read: Callable[[Utterance], T], report: Callable[[str], None] = lambda line: None
+    utterances: Sequence[Utterance],
+    read: Callable[[Utterance], T],
+    report: Callable[[str], None] = lambda line: None,
+    task: str = "read",
+    threads: int | None = None,
 ) -> Iterator[T | AudioError]:
-    """Yield ``read(utterance)`` for each utterance in order, or its ``AudioError``; one thread per core reads ahead.
+    """Yield ``read(utterance)`` for each utterance in order, or its ``AudioError``; threads read ahead.
 
     Args:
         utterances: the utterances.
         read: called with each of them, in a thread.
-        report: called with a line now and then while a large corpus is read.
+        report: shows the progress with a large corpus, as :func:`ser_fast.data.pace.progress` says.
+        task: verb of the lines that it is called with.
+        threads: number of threads; one per core by default.
     """
 
     def attempt(utterance: Utterance) -> T | AudioError:
@@ -242,11 +250,10 @@ def read_each(
         except AudioError as error:
             return error
 
-    pace = Pace()
-    for done, result in enumerate(_map_ahead(attempt, utterances, os.cpu_count() or 1), 1):
-        yield result
-        if pace.due(done / len(utterances)):
-            report(f"read {done} of {len(utterances)} utterances")
+    with progress(report, task, len(utterances)) as advance:
+        for done, result in enumerate(_map_ahead(attempt, utterances, threads or os.cpu_count() or 1), 1):
+            yield result
+            advance(done)
 
 
 def _map_ahead(function: Callable, items: Iterable, threads: int) -> Iterator:

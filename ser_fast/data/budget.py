@@ -17,6 +17,16 @@ def size(count: float) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{math.ceil(count / 1e6)} MB"
 
 
+def hours(seconds: float) -> str:
+    """Return a duration in hours, or in minutes below 0.1 hours.
+
+    Example:
+        >>> hours(5400), hours(90)
+        ('1.5 h', '1.5 min')
+    """
+    return f"{seconds / 3600:.1f} h" if seconds >= 360 else f"{seconds / 60:.1f} min"
+
+
 def free_disk(folder: Path) -> int:
     """Return the free bytes of the disk of a folder, which need not exist; 0 if it cannot be written."""
     folder = next(path for path in (folder, *folder.absolute().parents) if path.exists())

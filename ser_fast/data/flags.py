@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from ser_fast.data.audio import largest_sample, loudest
+from ser_fast.data.sources import Source
 from ser_fast.data.voicing import has_voice
 
 FLAGS = {
@@ -29,16 +30,16 @@ _FULL_SCALE = 0.99  # resampling moves the tops of clipped waves
 
 
 def flags(
-    wave: torch.Tensor, path: Path | str, sample_rate: int, frame: float, shortest: float = 0.0,
+    wave: torch.Tensor, path: Path | str | Source | None, sample_rate: int, frame: float = 0.0, shortest: float = 0.0,
     start: float | None = None, end: float | None = None,
 ) -> str:  # fmt: skip
     """Return the keys of ``FLAGS`` that hold, separated by spaces; ``""`` for ordinary audio.
 
     Args:
         wave: float32 ``[N]``, N at least 1.
-        path: the file that it was read from, whose channels are read again if the wave is weak.
+        path: what it was read from, whose channels are read again if the wave is weak; None for a wave in memory.
         sample_rate: of the wave, in hertz.
-        frame: samples of one frame of the model, below which a wave is too short.
+        frame: samples of one frame of the model, below which a wave is too short; 0 without a model.
         shortest: samples below which a longer wave is short.
         start: where the wave starts in the file, in seconds; None is the beginning.
         end: where it ends, in seconds; None is the end.
@@ -48,7 +49,8 @@ def flags(
     samples = wave.numpy()
     inner = samples[edge : len(wave) - edge]
     spread = float(inner.max() - inner.min())
-    cancelled = peak < _CANCELLED and peak < _CANCELLED * largest_sample(path, start, end)
+    weak = peak < _CANCELLED and path is not None
+    cancelled = weak and peak < _CANCELLED * largest_sample(path, start, end)
     silent = peak < _SILENCE and not cancelled
     clipped = peak >= _FULL_SCALE and (np.abs(samples) >= _FULL_SCALE).mean() >= 0.01
     holds = {

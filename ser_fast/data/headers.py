@@ -1,16 +1,15 @@
 """Lengths of utterances, and the memory that they take, from the headers of their files."""
 
 import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from ser_fast.data.audio import open_audio, read_utterance, resampled_length
+from ser_fast.data.audio import open_audio, read_each, read_utterance, resampled_length
 from ser_fast.data.sources import opened
 from ser_fast.data.utterance import Utterance
 from ser_fast.data.wav import AudioError, PcmWav
 
-_THREADS = 8  # most of the time of a scan is spent waiting for the disk
+THREADS = 8  # most of the time of a scan is spent waiting for the disk
 # A header that claims more frames for each byte is damaged or does not know the length.
 _FRAMES_PER_BYTE = 256
 _INTEGERS = ("PCM_16", "PCM_S8", "PCM_U8", "ULAW", "ALAW")  # subtypes of up to 16 bits
@@ -46,14 +45,9 @@ def measure(utterance: Utterance, sample_rate: int) -> Measured:
     return Measured(samples, 4 * samples)
 
 
-def scan(utterances: Sequence[Utterance], sample_rate: int) -> list[Measured | AudioError]:
-    """Return :func:`measure` of each utterance, or its error."""
-
-    def attempt(utterance: Utterance) -> Measured | AudioError:
-        try:
-            return measure(utterance, sample_rate)
-        except AudioError as error:
-            return error
-
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return list(pool.map(attempt, utterances))
+def scan(
+    utterances: Sequence[Utterance], sample_rate: int, report: Callable[[str], None] = lambda line: None
+) -> list[Measured | AudioError]:
+    """Return :func:`measure` of each utterance, or its error; ``report`` as in ``ser_fast.data.audio.read_each``."""
+    found = read_each(utterances, lambda one: measure(one, sample_rate), report, "read headers of", THREADS)
+    return list(found)

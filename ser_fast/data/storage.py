@@ -10,7 +10,7 @@ import numpy as np
 
 from ser_fast._require import require
 from ser_fast.data.audio import read_each, read_utterance, readable
-from ser_fast.data.budget import available_memory, free_disk, size
+from ser_fast.data.budget import available_memory, free_disk, hours, size
 from ser_fast.data.cache import Cache, DiskWaves
 from ser_fast.data.files import printable
 from ser_fast.data.headers import scan
@@ -131,7 +131,7 @@ def open_waves(
         chosen, needed = "disk", cache.written()
         samples = sum(row.samples for row in rows if not isinstance(row, AudioError))
     else:
-        measured = scan(utterances, sample_rate)
+        measured = scan(utterances, sample_rate, report)
         known = [one for one in measured if not isinstance(one, AudioError)]
         samples, needed = sum(one.samples for one in known), sum(one.bytes for one in known)
         memory, disk = available_memory(), free_disk(storage.folder) + (cache.written() if cache else 0)
@@ -144,7 +144,8 @@ def open_waves(
     else:
         reason = f"; {size(needed)} fit neither in memory nor on disk" if storage.cache == "auto" else ""
         where = f"read from the files in every epoch{reason}"
-    report(f"{len(utterances)} utterances, {_duration(samples / sample_rate)}: {where}")
+    verb = "" if rows or chosen == "none" else "reading "
+    report(f"{verb}{counted(utterances)} ({hours(samples / sample_rate)}): {where}")
     if chosen == "memory":
         return _in_memory(utterances, sample_rate, skip_bad, needed, report)
     if chosen == "none":
@@ -170,5 +171,7 @@ def _in_memory(
     return kept, MemoryWaves(waves, [one.name for one in kept]), errors
 
 
-def _duration(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
+def counted(utterances: Sequence[Utterance]) -> str:
+    """Return the number of utterances, which are called files if each is a whole one."""
+    whole = all(one.start is None and one.end is None for one in utterances)
+    return f"{len(utterances)} {'files' if whole else 'utterances'}"

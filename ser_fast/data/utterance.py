@@ -200,18 +200,15 @@ class Corpus:
     def summary(self) -> list[str]:
         """Return lines that say what was read: utterances of each class and speaker, and the notes."""
         count, speakers = len(self.utterances), self.speakers
-        lines = [f"{self.name}: {count} utterances of {_plural(len(speakers), 'speaker')}"]
+        lines = [f"{self.name}: {count} utterances of {plural(len(speakers), 'speaker')}"]
         if self.classes:
-            lines.append(f"{_plural(len(self.classes), 'class')}: {_counts([u.label for u in self.utterances])}")
+            lines.append(f"{plural(len(self.classes), 'class')}: {_counts([u.label for u in self.utterances])}")
         else:
             lines.append("; ".join(map(self._range, self.targets)) if self.utterances else "no values")
-        lines.append(f"{_plural(len(speakers), 'speaker')}: {_counts([u.speaker for u in self.utterances])}")
+        lines.append(f"{plural(len(speakers), 'speaker')}: {_counts([u.speaker for u in self.utterances])}")
         groups = [utterance.group for utterance in self.utterances if utterance.group is not None]
         if groups:
-            lines.append(f"{_plural(len(set(groups)), 'group')}: {_counts(groups)}")
-        pairs = {(utterance.speaker, utterance.label) for utterance in self.utterances}
-        if 1 < len(pairs) == len(speakers) == len(self.classes):
-            lines.append("each class has one speaker of its own, so a model can learn the speakers instead")
+            lines.append(f"{plural(len(set(groups)), 'group')}: {_counts(groups)}")
         return [*lines, *self.notes, *([self.passed_over] if self.passed_over else [])]
 
     def _range(self, target: str) -> str:
@@ -219,7 +216,13 @@ class Corpus:
         return f"{'values' if target == VALUE else target} from {min(values):g} to {max(values):g}"
 
 
-def _plural(count: int, noun: str) -> str:
+def plural(count: int, noun: str) -> str:
+    """Return a number with its noun.
+
+    Example:
+        >>> plural(1, "class"), plural(2, "class"), plural(0, "speaker")
+        ('1 class', '2 classes', '0 speakers')
+    """
     return f"{count} {noun}" + ("" if count == 1 else "es" if noun.endswith("s") else "s")
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from ser_fast.data.dataset import Dataset, load_dataset, split_corpus
 from ser_fast.data.failures import listed, summarise
+from ser_fast.data.findings import corpus_lines
 from ser_fast.data.splits import Split
 from ser_fast.reports import figures, html
 from ser_fast.reports.terminal import TrainingDisplay, print_table, say
@@ -58,7 +59,7 @@ def train(config: TrainConfig, options: dict) -> dict:
             split = split_corpus(corpus, **config.held_out)
             if distributed.rank() == 0:
                 stack.enter_context(folder)
-        for line in corpus.summary():
+        for line in corpus_lines(corpus):
             say(line)
         with distributed.agreed(), listed(config.out) if distributed.rank() == 0 else contextlib.nullcontext():
             storage = config.storage(distributed.local_world())
@@ -78,7 +79,7 @@ def train(config: TrainConfig, options: dict) -> dict:
         tables = [html.scores(epochs), html.intervals(tested)] if tested else []
         parts = [
             html.note(_described(summary)),
-            *map(html.note, corpus.summary()),
+            *map(html.note, corpus_lines(corpus)),
             *(html.table(*each) for each in tables),
             *([html.per_class(summary["best"])] if tested and dataset.classes else []),
             *_pictures(trainer, summary, config.model),

@@ -20,6 +20,7 @@ import torch
 from ser_fast.data.corpora import Corpus
 from ser_fast.data.dataset import Dataset, groups, load_dataset, own_folds, read_dataset, speakers, split_corpus
 from ser_fast.data.failures import LIST, listing, summarise
+from ser_fast.data.findings import corpus_lines
 from ser_fast.data.pace import Pace
 from ser_fast.data.reading import end_with_parent
 from ser_fast.data.splits import Split, held_by, how_chosen
@@ -107,7 +108,7 @@ def cross_validate(
         sys.exit(1)  # a worker imports a script without a main guard; its parent raises the error
     config = resumed(config)
     corpus = corpus_of(config)
-    for line in corpus.summary():
+    for line in corpus_lines(corpus):
         report(line)
     model = blank(config.model, 2, options)
     dataset, skipped = None, []
@@ -159,7 +160,7 @@ def cross_validate(
             "model": config.model,
             "classes": corpus.classes,
             **({"targets": targets} if targets else {}),
-            "corpus_summary": corpus.summary(),
+            "corpus_summary": corpus_lines(corpus),
             "skipped": skipped,
             "passed_over": corpus.passed_over,
             "parameters": ordered[0]["parameters"],

@@ -308,13 +308,13 @@ print(sorted({heavy} & sys.modules.keys()), "ser_fast.reports" in sys.modules, "
 """
     result = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
-    for command in ("demo", "train", "cv", "experiment", "convert", "evaluate", "predict", "info", "tune"):
+    for command in ("demo", "train", "cv", "experiment", "convert", "data", "evaluate", "predict", "info", "tune"):
         assert re.search(rf"^    {command}\b", result.stdout, re.MULTILINE)
     assert result.stdout.endswith("[] False False\n")
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "train", "cv", "experiment", "convert", "evaluate", "predict", "info", "tune"]
+    "command", ["demo", "train", "cv", "experiment", "convert", "data", "evaluate", "predict", "info", "tune"]
 )
 def test_help_of_each_command_lists_its_options(command, capsys):
     with pytest.raises(SystemExit, match="0"):

@@ -44,6 +44,8 @@ COMMANDS = {
     "predict RUN nowhere.wav": 1,
     "predict RUN nowhere.wav --json": 1,
     "demo --epochs=1 --out=OUT": 0,
+    "data synthetic-sentiment --headers_only --out=OUT.png": 0,
+    "data nowhere": 1,
     "convert mosi nowhere --out=OUT.csv": 1,
     "experiment dance": 1,
     "train --epochs=none": 2,

@@ -39,17 +39,17 @@ _MANNERS = set(_MANNER_WORDS.split())
 
 def is_emotion(name: str) -> bool:
     """Return whether a name is a word for an emotion, or "neutral", beside numbers and punctuation."""
-    return "".join(filter(str.isalpha, _key(name))) in _EMOTIONS
+    return "".join(filter(str.isalpha, spelling(name))) in _EMOTIONS
 
 
 def is_speaker(name: str) -> bool:
     """Return whether a name looks like the number of a speaker: ``Actor_01``, ``spk3``, ``S01``, ``001``."""
-    return _SPEAKER.fullmatch(_key(name)) is not None
+    return _SPEAKER.fullmatch(spelling(name)) is not None
 
 
 def is_part(name: str) -> bool:
     """Return whether a name is that of a part for training, validation or test."""
-    return _key(name) in _PARTS
+    return spelling(name) in _PARTS
 
 
 def mostly(names: Iterable, kind: Callable[..., bool]) -> bool:
@@ -66,7 +66,7 @@ def speakers_in_classes(classes: Iterable[str]) -> list[str]:
     emotions = defaultdict(set)
     classes = list(classes)
     for name in classes:
-        words = re.split(r"[\s_.\-]+", _key(name))
+        words = re.split(r"[\s_.\-]+", spelling(name))
         for count in range(1, len(words)):
             for emotion, rest in ((words[count:], words[:count]), (words[:count], words[count:])):
                 if is_emotion("".join(emotion)) and not set(rest) <= _MANNERS:
@@ -83,7 +83,7 @@ def merge_spellings(utterances: list[Utterance]) -> tuple[list[Utterance], tuple
     """
     spellings = defaultdict(Counter)
     for utterance in utterances:
-        spellings[_key(utterance.label)][utterance.label] += 1
+        spellings[spelling(utterance.label)][utterance.label] += 1
     chosen, notes = {}, []
     for key, counts in spellings.items():
         most = min(counts, key=lambda name: (-counts[name], name))
@@ -91,7 +91,7 @@ def merge_spellings(utterances: list[Utterance]) -> tuple[list[Utterance], tuple
         if len(counts) > 1:
             others = ", ".join(f"{name!r} ({counts[name]})" for name in sorted(counts) if name != most)
             notes.append(f"class {chosen[key]!r} ({counts.total()} utterances) includes the spellings {others}")
-    return [replace(one, label=chosen[_key(one.label)]) for one in utterances], tuple(notes)
+    return [replace(one, label=chosen[spelling(one.label)]) for one in utterances], tuple(notes)
 
 
 def read_map(path: Path) -> dict[str, str | None]:
@@ -160,6 +160,6 @@ def map_labels(
     return mapped
 
 
-def _key(name: str) -> str:
+def spelling(name: str) -> str:
     """Return a name without differences of case, blanks and Unicode form."""
     return " ".join(unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold()).split())
