@@ -276,8 +276,8 @@ def _add_predict(parser) -> None:
     )
     # Not Path, which jsonargparse parses as YAML: that fails for a name that is not UTF-8.
     described = (
-        "audio files, folders, lists (.txt, .csv, .jsonl, .parquet) of files, or - for a list on standard input; "
-        "the first may be the checkpoint instead"
+        "audio files, folders, lists (.txt, .csv, .tsv, .jsonl, .parquet) of files, or - for a list on standard "
+        "input; the first may be the checkpoint instead"
     )
     parser.add_argument("files", type=str, nargs="+", help=described)
     described = "a .safetensors file, or a run folder for its best epoch; by default the model that comes along"

@@ -447,11 +447,11 @@ def test_cross_validation_runs_the_folds_of_emobox(voices, tmp_path):
     assert [(run["seed"], run["fold"]) for run in result["runs"]] == [
         (s, f"fold {f}") for s in range(3) for f in (1, 2)
     ]
-    assert result["protocol"].startswith("the corpus's own 2 folds, speakers shared; ") and result["data"] == "tiny"
+    assert result["protocol"].startswith("the corpus's own 2 folds, speakers unknown; ") and result["data"] == "tiny"
     found = [json.loads((tmp_path / f"cv/seed2/fold0{number}/summary.json").read_text()) for number in (1, 2)]
     assert found[0]["utterances"] == {"train": 10, "valid": 10, "test": 10}
     assert (
         found[0]["protocol"]
-        == "fold 1 of the corpus's own 2, speakers shared; best epoch chosen on its validation part"
+        == "fold 1 of the corpus's own 2, speakers unknown; best epoch chosen on its validation part"
     )
     assert found[1]["utterances"] == {"train": 16, "valid": 4, "test": 10}

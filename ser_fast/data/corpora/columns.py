@@ -1,6 +1,6 @@
 """The columns of a table of utterances under the names that its owner gave them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from ser_fast._require import require
@@ -55,9 +55,13 @@ def check_columns(columns: Mapping[str, str], there: Iterable[str], table: str) 
         require(column in there, found, f"one of {', '.join(there)}")
 
 
-def renamed(cells: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """Return a row with our names beside those of the table; a target that is chosen leaves out the other one."""
+def renamed(cells: Mapping[str, Any], columns: Mapping[str, str], targets: Collection[str] = ()) -> dict[str, Any]:
+    """Return a row with our names beside those of the table.
+
+    A ``label`` or ``value`` that ``columns`` chooses leaves out the other one, unless that is among the ``targets``.
+    """
     hidden = {*columns, *(TARGETS if set(TARGETS) & columns.keys() else ()), *((SPLIT,) if "part" in columns else ())}
+    hidden -= set(targets) - columns.keys()
     kept = {name: cell for name, cell in cells.items() if name not in hidden}
     return kept | {name: cells[column] for name, column in columns.items() if column in cells}
 

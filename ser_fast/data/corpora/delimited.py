@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -13,6 +14,12 @@ SEPARATORS = ",;\t"
 _WIDE = (b"\xff\xfe", b"\xfe\xff")  # byte order marks of UTF-16
 
 
+def encoding(path: str | os.PathLike[str]) -> str:
+    """Return the encoding that the byte order mark of a table names, UTF-8 without one."""
+    with open(path, "rb") as file:
+        return "utf-16" if file.read(2) in _WIDE else "utf-8-sig"
+
+
 def decoded(path: Path) -> str:
     """Return the text of a table in UTF-8, or in UTF-16 with a byte order mark.
 
@@ -21,9 +28,8 @@ def decoded(path: Path) -> str:
         ValueError: it has another encoding; the message names line and byte.
     """
     content = path.read_bytes()
-    encoding = "utf-16" if content.startswith(_WIDE) else "utf-8-sig"
     try:
-        return content.decode(encoding).lstrip("\ufeff")
+        return content.decode(encoding(path)).lstrip("\ufeff")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         found = f"{path}, line {line}: byte 0x{content[min(error.start, len(content) - 1)]:02x}"

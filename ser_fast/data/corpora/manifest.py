@@ -56,7 +56,7 @@ def manifest(path: str | PathLike[str], targets: Sequence[str] = (), columns: st
         header, rows = separated_rows(decoded(path), str(path), {*NAMES, *columns.values(), *targets})
         check_columns(columns, header, f"{path}, line 1")
         check_header(header, columns, targets, f"{path}, line 1")
-    rows = [(place, renamed(cells, columns)) for place, cells in rows]
+    rows = [(place, renamed(cells, columns, targets)) for place, cells in rows]
     require(bool(rows), f"manifest {str(path)!r} lists 0 utterances", "a table of at least one")
     listed = [(place, cells, text(cells, FILE, place)) for place, cells in rows]
     return to_corpus(path.stem, str(path), [Row(*row, path.parent / row[-1]) for row in listed], targets)
