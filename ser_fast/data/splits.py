@@ -104,6 +104,7 @@ def split(
         parts, (test, sentence) = (), _held_out(speakers, test_speakers, "speaker")
     elif test_groups:
         parts, (test, sentence) = (), _held_out(groups, test_groups, "group")
+        sentence += f", {_sharing(speakers, test)}"
     elif "/" in test_fold:
         parts, (test, sentence) = (), _random_fold(strata, classes, test_fold, seed)
     elif not (test_fold or test_fraction):
@@ -113,8 +114,7 @@ def split(
         test = _own(parts, "test")
     elif parts:
         test = _own(parts, "test")
-        known, others = {speakers[i] for i in test}, {speakers[i] for i in set(range(len(parts))) - set(test)}
-        sentence = origin or f"the corpus's own test part, {sharing(known, others)}"
+        sentence = origin or f"the corpus's own test part, {_sharing(speakers, test)}"
     else:
         everything = list(range(len(labels)))
         test = _draw(everything, strata, classes, "test_fraction", test_fraction, seed)
@@ -247,6 +247,12 @@ def sharing(test: Set[str], rest: Set[str]) -> str:
     if UNKNOWN in test | rest:
         return "speakers unknown"
     return f"speakers shared ({len(test & rest)} of {len(test)})" if test & rest else "no speakers shared"
+
+
+def _sharing(speakers: Sequence[str], test: Sequence[int]) -> str:
+    """Return :func:`sharing` of the utterances of a test part and all others."""
+    rest = set(range(len(speakers))) - set(test)
+    return sharing({speakers[i] for i in test}, {speakers[i] for i in rest})
 
 
 def _random_fold(strata: Sequence[int], classes: Sequence[str], text: str, seed: int) -> tuple[list[int], str]:

@@ -128,7 +128,7 @@ def cross_validate(
         blank(config.model, 2, of_model)
         task_of(corpus.classes, chosen.loss, chosen.label_smoothing, sentiment_scale=scale, targets=targets)
     planned = [_candidates(corpus, run.config, options, folds) for run in runs]
-    if folds.protocol == "parts":
+    if folds.protocol in ("parts", "logo"):
         sentence += f", {_sharing(speakers(corpus), [found[0].run.split for found in planned])}"
     # The number of jobs may change: it affects time, and results by rounding only.
     kept = run_options(config, options) | {name: value for name, value in asdict(folds).items() if name != "jobs"}

@@ -156,7 +156,9 @@ def test_split_holds_out_whole_groups():
     assert_disjoint_and_whole(found)
     assert {SPEAKERS[i] for i in found.test} == {"s2", "s3"}
     assert {SPEAKERS[i] for i in found.train}.isdisjoint(SPEAKERS[i] for i in found.valid)
-    assert found.protocol == "groups g1 held out; best epoch chosen on 40% of the training speakers"
+    assert (
+        found.protocol == "groups g1 held out, no speakers shared; best epoch chosen on 40% of the training speakers"
+    )
     by_groups = split(SPEAKERS, LABELS, CLASSES, groups=GROUPS, test_groups=["g1"], validation="groups")
     assert {GROUPS[i] for i in by_groups.valid} in ({"g0"}, {"g2"})
     assert {GROUPS[i] for i in by_groups.train}.isdisjoint(GROUPS[i] for i in by_groups.valid)

@@ -376,7 +376,7 @@ def grouped(voices) -> str:
 def test_cross_validation_leaves_groups_out(voices, grouped, tmp_path):
     dropped = config(voices, tmp_path, data=grouped, labels={"fear": None}, validation="none")
     result = cross_validate(dropped, TINY, Folds("logo"))
-    assert result["protocol"] == "leave one group out, 2 groups; weights of the last epoch"
+    assert result["protocol"] == "leave one group out, 2 groups, no speakers shared; weights of the last epoch"
     assert [run["fold"] for run in result["runs"]] == ["one", "two"] and result["labels"] == {"fear": None}
     kept = json.loads((tmp_path / "seed0" / "fold02" / "config.json").read_text())
     assert (kept["test_groups"], kept["labels"]) == (["two"], {"fear": None})
