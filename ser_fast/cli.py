@@ -211,7 +211,7 @@ def _add_data(parser) -> None:
 
     described = "the corpus, as train's --data names it: a folder, a table, or KIND:PATH"
     parser.add_argument("data", type=str, help=described)
-    shown = {"labels", "test_data", "targets"}
+    shown = {"columns", "labels", "test_data", "targets"}
     others = {field.name for field in dataclasses.fields(TrainConfig)} - shown
     parser.add_class_arguments(TrainConfig, skip=others)
     described = "picture of the counts and durations, a .png; an empty name draws none"
@@ -291,8 +291,8 @@ def _add_predict(parser) -> None:
     )
     # Not Path, which jsonargparse parses as YAML: that fails for a name that is not UTF-8.
     described = (
-        "audio files, folders, lists (.txt, .csv, .jsonl, .parquet) of files, or - for a list on standard input; "
-        "the first may be the checkpoint instead"
+        "audio files, folders, lists (.txt, .csv, .tsv, .jsonl, .parquet) of files, or - for a list on standard "
+        "input; the first may be the checkpoint instead"
     )
     parser.add_argument("files", type=str, nargs="+", help=described)
     described = "a .safetensors file, or a run folder for its best epoch; by default the model that comes along"

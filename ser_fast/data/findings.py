@@ -9,10 +9,9 @@ from ser_fast.data.corpora import labels
 from ser_fast.data.failures import Tally
 from ser_fast.data.flags import FLAGS, NO_SPEECH
 from ser_fast.data.survey import Properties
-from ser_fast.data.utterance import Corpus, Utterance
+from ser_fast.data.utterance import UNKNOWN, Corpus, Utterance
 from ser_fast.data.wav import AudioError
 
-UNKNOWN = "unknown"  # speaker where a corpus names none
 SHORT, LONG = 0.2, 30.0  # seconds
 _IMBALANCE = 10  # utterances of the largest class for each one of the smallest
 _ALIKE = 0.6  # share of the shorter of two words for one emotion with which both begin

@@ -7,10 +7,12 @@ import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 import torch
+
+from ser_fast.data.utterance import UNKNOWN
 
 _SETS = 100  # sets of speakers of which the best is the validation part
 _SHOWN = 5
@@ -102,6 +104,7 @@ def split(
         parts, (test, sentence) = (), _held_out(speakers, test_speakers, "speaker")
     elif test_groups:
         parts, (test, sentence) = (), _held_out(groups, test_groups, "group")
+        sentence += f", {_sharing(speakers, test)}"
     elif "/" in test_fold:
         parts, (test, sentence) = (), _random_fold(strata, classes, test_fold, seed)
     elif not (test_fold or test_fraction):
@@ -110,7 +113,8 @@ def split(
         parts, sentence = _own_fold(folds, test_fold, speakers)
         test = _own(parts, "test")
     elif parts:
-        test, sentence = _own(parts, "test"), origin or "the corpus's own test part"
+        test = _own(parts, "test")
+        sentence = origin or f"the corpus's own test part, {_sharing(speakers, test)}"
     else:
         everything = list(range(len(labels)))
         test = _draw(everything, strata, classes, "test_fraction", test_fraction, seed)
@@ -230,8 +234,25 @@ def _own_fold(folds: Sequence[Sequence[str]], text: str, speakers: Sequence[str]
     test, rest = (
         {name for name, part in zip(speakers, parts) if (part == "test") == of and part} for of in (True, False)
     )
-    shared = ", speakers shared" if test & rest else ""
-    return parts, f"fold {number} of the corpus's own {count}{shared}"
+    return parts, f"fold {number} of the corpus's own {count}, {sharing(test, rest)}"
+
+
+def sharing(test: Set[str], rest: Set[str]) -> str:
+    """Return a phrase that says whether the speakers of a test part are in the other parts too.
+
+    Example:
+        >>> sharing({"03", "08"}, {"08", "09"}), sharing({"03"}, {"08"}), sharing({"unknown"}, {"unknown"})
+        ('speakers shared (1 of 2)', 'no speakers shared', 'speakers unknown')
+    """
+    if UNKNOWN in test | rest:
+        return "speakers unknown"
+    return f"speakers shared ({len(test & rest)} of {len(test)})" if test & rest else "no speakers shared"
+
+
+def _sharing(speakers: Sequence[str], test: Sequence[int]) -> str:
+    """Return :func:`sharing` of the utterances of a test part and all others."""
+    rest = set(range(len(speakers))) - set(test)
+    return sharing({speakers[i] for i in test}, {speakers[i] for i in rest})
 
 
 def _random_fold(strata: Sequence[int], classes: Sequence[str], text: str, seed: int) -> tuple[list[int], str]:

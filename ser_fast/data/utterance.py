@@ -14,6 +14,7 @@ from ser_fast.data.files import printable
 from ser_fast.data.sources import Source, identity, state
 
 PARTS = ("train", "valid", "test")
+UNKNOWN = "unknown"  # name of the speaker where a corpus tells none
 VALUE = "value"  # name of the target of a corpus that names none
 # Columns of tables of utterances, predictions and results; a target of such a name would hide one.
 RESERVED = (

@@ -146,7 +146,7 @@ class Runner:
         self.settings, self.scale = settings, SCALES[settings.scale]
         self.recipe = settings.recipe or recipe
         self.data = _embedded(settings) or settings.data
-        self.corpus: Corpus = load_corpus(self.data)
+        self.corpus: Corpus = load_corpus(self.data, columns=settings.training.get("columns") or "")
         self.folds = Folds(**self.scale.get("folds", {}) | settings.folds)
         self.used: dict[str, str] = {}
         rows = [(utterance.name, utterance.speaker, utterance.label, utterance.value)

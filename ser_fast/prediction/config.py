@@ -19,8 +19,8 @@ class PredictConfig:
 
     Args:
         checkpoint: a .safetensors file, or a run folder for its best epoch; "" is the model that comes with ser_fast.
-        files: audio files, folders of audio files, lists of names (.txt, .csv, .jsonl or .parquet), or "-" for names
-            on standard input, one a line.
+        files: audio files, folders of audio files, lists of names (.txt, .csv, .tsv, .jsonl or .parquet), or "-" for
+            names on standard input, one a line.
         out: table to write, .parquet, .jsonl or .csv; the same command resumes an interrupted run. Without it the
             results are printed.
         device: "auto", "cpu" or "cuda"; under torchrun each process takes its own GPU.

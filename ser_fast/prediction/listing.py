@@ -10,12 +10,15 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TextIO
 
 from ser_fast._require import require
+from ser_fast.data.corpora.delimited import encoding, separator
+from ser_fast.data.corpora.rows import closest
 from ser_fast.data.extras import import_extra
 from ser_fast.data.files import AUDIO_SUFFIXES, Found, passed_over, printable, walk
 from ser_fast.data.tables import from_cell
 
 STDIN = "-"
-LISTS = (".txt", ".csv", ".jsonl", ".parquet")
+TABLES = (".csv", ".tsv")
+LISTS = (".txt", *TABLES, ".jsonl", ".parquet")
 _ROWS_AT_ONCE = 4096  # of a .parquet
 
 
@@ -77,9 +80,9 @@ def is_list(name: str | os.PathLike[str]) -> bool:
 def of_list(name: str) -> Iterator[Item]:
     """Yield the items of a list of names.
 
-    A ``.txt`` has one name a line. A ``.csv`` with a header row, a ``.jsonl`` and a ``.parquet`` have a column
-    ``file`` (in a ``.parquet`` also ``path``), and may have ``start`` and ``end`` in seconds. Names are relative to
-    the folder of the list. A row that cannot be used gives an item with an error.
+    A ``.txt`` has one name a line. A ``.csv`` or ``.tsv`` with a header row, separated as in a manifest, a ``.jsonl``
+    and a ``.parquet`` have a column ``file``, or ``path``, and may have ``start`` and ``end`` in seconds. Names are
+    relative to the folder of the list. A row that cannot be used gives an item with an error.
 
     Raises:
         ValueError: there is no column of names.
@@ -89,7 +92,7 @@ def of_list(name: str) -> Iterator[Item]:
         if isinstance(row, str):
             yield Item(place, error=row)
             continue
-        file = row.get("file")
+        file = row["file"] if "file" in row else row.get("path")
         if not isinstance(file, str) or not file.strip() or "\0" in file:
             yield Item(place, error=f"column 'file' is {file!r:.80}; it must be a name")
             continue
@@ -140,10 +143,11 @@ def _rows(name: str) -> Iterator[tuple[str, dict[str, Any] | str]]:
     if suffix == ".parquet":
         yield from _parquet_rows(name)
         return
+    table = suffix in TABLES
     # Names that are not UTF-8 stay what they are, as in a listing of their folder.
-    with open(name, encoding="utf-8-sig", errors="surrogateescape", newline="" if suffix == ".csv" else None) as file:
-        if suffix == ".csv":
-            yield from _csv_rows(name, file)
+    with open(name, encoding=encoding(name), errors="surrogateescape", newline="" if table else None) as file:
+        if table:
+            yield from _table_rows(name, file)
             return
         for number, line in enumerate(file, 1):
             place = f"{name}, line {number}"
@@ -159,19 +163,22 @@ def _rows(name: str) -> Iterator[tuple[str, dict[str, Any] | str]]:
             yield place, row if isinstance(row, dict) else "not a JSON object"
 
 
-def _csv_rows(name: str, file: TextIO) -> Iterator[tuple[str, dict[str, Any] | str]]:
-    reader = csv.DictReader(file, skipinitialspace=True)
+def _table_rows(name: str, file: TextIO) -> Iterator[tuple[str, dict[str, Any] | str]]:
+    first = file.readline()
+    mark = separator(first, ("file", "start", "end"))
+    reader = csv.DictReader(itertools.chain([first], file), skipinitialspace=True, delimiter=mark)
     try:
         header = [column.strip() for column in reader.fieldnames or []]
-        require(
-            "file" in header, f"{name} has the columns {', '.join(header)[:200] or 'none'}", "a table with 'file'"
-        )
+        found = f"{name} has the columns {', '.join(header)[:200] or 'none'}{closest('file', header)}"
+        require(not {"file", "path"}.isdisjoint(header), found, "a table with 'file' or 'path'")
         reader.fieldnames = header
         for row in reader:
             cells = {column: from_cell(cell) if cell else None for column, cell in row.items() if column}
             yield f"{name}, line {reader.line_num}", cells
     except csv.Error as error:
-        raise ValueError(f"{name}, line {reader.line_num}: {error}; it must be comma-separated values") from error
+        raise ValueError(
+            f"{name}, line {reader.line_num}: {error}; it must be values separated by {mark!r}"
+        ) from error
 
 
 def _parquet(name: str):
@@ -195,7 +202,7 @@ def _parquet_rows(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for batch in table.iter_batches(_ROWS_AT_ONCE, columns=wanted):
         for row in batch.to_pylist():
             number += 1
-            yield f"{name}, row {number}", {"file": row[key]} | row
+            yield f"{name}, row {number}", row
 
 
 def _line(line: str) -> str:

@@ -22,7 +22,8 @@ def describe(config: TrainConfig, out: Path | None, headers_only: bool = False, 
     """Read a corpus as ``train`` does, print what it is, and draw it.
 
     Args:
-        config: options of a run, of which ``data``, ``labels``, ``test_data`` and ``targets`` count.
+        config: options of a run, of which ``data``, ``columns``, ``labels``, ``test_data`` and
+            ``targets`` count.
         out: the picture, a PNG file; None draws none.
         headers_only: read the headers of the audio files alone.
         as_json: print one JSON object instead of tables.

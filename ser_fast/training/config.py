@@ -11,6 +11,7 @@ import torch
 
 from ser_fast._require import require
 from ser_fast.data.augmentation import Augmentation
+from ser_fast.data.corpora.columns import parse_columns
 from ser_fast.data.corpora.labels import read_map
 from ser_fast.data.splits import parse_fold
 from ser_fast.data.storage import Storage
@@ -25,8 +26,9 @@ class TrainConfig:
     """Options of a training run.
 
     Args:
-        data: "synthetic", "synthetic-sentiment", "emodb:PATH", "casia:PATH", "ravdess:PATH", "folders:PATH",
-            "speakers:PATH", "emobox:PATH", "manifest:PATH", or a path whose kind is recognised.
+        data: "synthetic", "synthetic-sentiment", "emodb:PATH", "casia:PATH", "cremad:PATH", "meld:PATH",
+            "ravdess:PATH", "savee:PATH", "tess:PATH", "folders:PATH", "speakers:PATH", "emobox:PATH",
+            "manifest:PATH", or a path whose kind is recognised.
         labels: YAML file that maps labels of the corpus to classes, such as ``angry: anger``, or the map itself;
             ``null`` leaves utterances out. Labels that are not in it keep their names.
         test_data: another corpus, whose test part, or all of it without parts, is the test part. ``labels`` maps its
@@ -77,6 +79,9 @@ class TrainConfig:
         targets: columns of numbers of the corpus to predict together, such as "arousal,valence", separated by commas
             or as a list; by default its labels, or its column "value".
 
+        columns: columns of the tables of ``data`` and ``test_data`` under other names than ours, such as
+            "file=path,label=emotion,speaker=spk,split=set", or a map.
+
     Raises:
         ValueError: a value is out of range or two options contradict each other.
 
@@ -120,6 +125,7 @@ class TrainConfig:
     test_data: str = ""
     test_groups: str | int | list[str | int] = ""
     allow_missing_classes: bool = False
+    columns: dict | str = ""
 
     def __post_init__(self):
         if isinstance(self.augment, dict):
@@ -149,6 +155,7 @@ class TrainConfig:
         names = self.targets if isinstance(self.targets, list) else str(self.targets).split(",")
         self.targets = [str(name).strip() for name in names] if self.targets else []
         check_targets(self.targets)
+        self.columns = parse_columns(self.columns)
         if self.test_fold:
             parse_fold(self.test_fold)
         given = [name for name in ("test_speakers", "test_groups", "test_fold", "test_data") if getattr(self, name)]
@@ -187,7 +194,14 @@ def _names(given: str | int | list[str | int]) -> list[str]:
 
 
 # Options that runs of older versions lack, with the values that those runs had.
-LATER = {"labels": {}, "targets": [], "test_data": "", "test_groups": [], "allow_missing_classes": False}
+LATER = {
+    "labels": {},
+    "targets": [],
+    "test_data": "",
+    "test_groups": [],
+    "allow_missing_classes": False,
+    "columns": {},
+}
 
 
 def resumed(config: TrainConfig) -> TrainConfig:

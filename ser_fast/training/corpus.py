@@ -1,7 +1,7 @@
 """The corpus of a run: loaded, with the labels of its map, and joined with a corpus for the test."""
 
 from ser_fast._require import require
-from ser_fast.data.corpora import Corpus, load_corpus
+from ser_fast.data.corpora import Corpus, is_manifest, load_corpus
 from ser_fast.data.corpora.combined import joined, relabelled
 from ser_fast.training.config import TrainConfig
 
@@ -10,15 +10,15 @@ def corpus_of(config: TrainConfig) -> Corpus:
     """Return the corpus of a run: that of ``data``, with other labels and a test part from ``test_data`` if given.
 
     Args:
-        config: options of a run; ``data``, ``labels``, ``test_data`` and ``targets`` count.
+        config: options of a run; ``data``, ``columns``, ``labels``, ``test_data`` and ``targets`` count.
 
     Raises:
         FileNotFoundError: a path does not exist.
         ValueError: a corpus is malformed, the map names a label that none of the corpora has, or the corpora do not
             fit each other.
     """
-    corpus = load_corpus(config.data, config.targets)
-    test = load_corpus(config.test_data, config.targets) if config.test_data else None
+    corpus = _load(config, config.data)
+    test = _load(config, config.test_data) if config.test_data else None
     if not config.labels and test is None:
         return corpus
     own = {utterance.label for utterance in corpus.utterances}
@@ -33,3 +33,9 @@ def corpus_of(config: TrainConfig) -> Corpus:
     if test is None:
         return corpus
     return joined(corpus, test, {label: name for label, name in config.labels.items() if label in others})
+
+
+def _load(config: TrainConfig, spec: str) -> Corpus:
+    """Return ``data`` or ``test_data``; ``columns`` is for those of them that are tables, and one must be."""
+    tables = any(map(is_manifest, (config.data, config.test_data)))
+    return load_corpus(spec, config.targets, config.columns if is_manifest(spec) or not tables else {})

@@ -23,7 +23,7 @@ from ser_fast.data.failures import LIST, listing, summarise
 from ser_fast.data.findings import corpus_lines
 from ser_fast.data.pace import Pace
 from ser_fast.data.reading import end_with_parent
-from ser_fast.data.splits import Split, held_by, how_chosen
+from ser_fast.data.splits import Split, held_by, how_chosen, sharing
 from ser_fast.training.checkpoint import blank
 from ser_fast.training.config import TrainConfig, resumed, run_folder, run_options
 from ser_fast.training.corpus import corpus_of
@@ -129,8 +129,8 @@ def cross_validate(
         blank(config.model, 2, of_model)
         task_of(corpus.classes, chosen.loss, chosen.label_smoothing, sentiment_scale=scale, targets=targets)
     planned = [_candidates(corpus, run.config, options, folds) for run in runs]
-    if folds.protocol == "parts" and _shared(speakers(corpus), [found[0].run.split for found in planned]):
-        sentence += ", speakers shared"
+    if folds.protocol in ("parts", "logo"):
+        sentence += f", {_sharing(speakers(corpus), [found[0].run.split for found in planned])}"
     # The number of jobs may change: it affects time, and results by rounding only.
     kept = run_options(config, options) | {name: value for name, value in asdict(folds).items() if name != "jobs"}
     kept = {name: value for name, value in kept.items() if name not in HELD_OUT}
@@ -178,9 +178,13 @@ def plan_corpus(config: TrainConfig, folds: Folds, corpus: Corpus) -> tuple[list
     return plan(config, folds, speakers(corpus), groups(corpus), own_folds(corpus))
 
 
-def _shared(own: list[str], splits: list[Split]) -> bool:
-    """Return whether a speaker of a test part is in the training part too."""
-    return any({own[i] for i in split.test} & {own[i] for i in split.train + split.valid} for split in splits)
+def _sharing(own: list[str], splits: list[Split]) -> str:
+    """Return a phrase that says whether speakers of the test parts are in the other parts of their folds too."""
+    found = [sharing({own[i] for i in split.test}, {own[i] for i in split.train + split.valid}) for split in splits]
+    shared = [phrase for phrase in found if phrase.startswith("speakers")]
+    if not shared or len(set(found)) == 1:
+        return found[0]
+    return f"{shared[0].partition(' (')[0]} in {len(shared)} of {len(found)} folds"
 
 
 def _candidates(corpus: Corpus, config: TrainConfig, options: dict, folds: Folds) -> list[Candidate]:

@@ -53,6 +53,8 @@ class EvaluateConfig:
         device: "auto", "cpu" or "cuda".
         targets: columns of the corpus for the model's targets, in the model's order, separated by commas or as a
             list; by default those of their names.
+        columns: columns of a table under other names than ours, as in training; by default those of the run if the
+            corpus is that of the run.
 
     Raises:
         ValueError: a value is out of range.
@@ -77,13 +79,24 @@ class EvaluateConfig:
     workers: int = -1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     targets: str | list[str] = ""
+    columns: dict | str = ""
 
     def __post_init__(self):
         # These mean the same as in training, where they are checked.
-        shared = ("out", "test_speakers", "batch_size", "cache", "cache_dir", "workers", "device", "targets")
+        shared = (
+            "out",
+            "test_speakers",
+            "batch_size",
+            "cache",
+            "cache_dir",
+            "workers",
+            "device",
+            "targets",
+            "columns",
+        )
         checked = TrainConfig(**{name: getattr(self, name) for name in shared})
         self.out, self.test_speakers, self.storage = Path(self.out), checked.test_speakers, checked.storage()
-        self.targets = checked.targets
+        self.targets, self.columns = checked.targets, checked.columns
 
 
 class Origin(NamedTuple):
@@ -226,8 +239,10 @@ def _corpus(config: EvaluateConfig, origin: Origin, targets: list[str]) -> tuple
     """Return the corpus, and whether it is that of the run, whose map of labels is then applied."""
     if origin.config is not None and config.data in ("", origin.data):
         # A checkpoint does not name the target "value", which the run may have chosen beside a label.
-        return corpus_of(replace(origin.config, targets=targets or origin.config.targets)), True
-    return load_corpus(config.data or origin.data, targets), False
+        run = origin.config
+        columns = config.columns or run.columns
+        return corpus_of(replace(run, targets=targets or run.targets, columns=columns)), True
+    return load_corpus(config.data or origin.data, targets, config.columns), False
 
 
 def _mapped(

@@ -15,8 +15,8 @@ from ser_fast.training.config import TrainConfig
 HELD_OUT = ("test_speakers", "test_groups", "test_fold", "test_fraction", "test_data")
 PROTOCOLS = ("loso", "speakers", "random", "logo", "parts")
 _NOT_CHOSEN = (
-    "data", "labels", "targets", "allow_missing_classes", "skip_bad", "out", "model", "seed", "cache", "cache_dir",
-    "workers",
+    "data", "columns", "labels", "targets", "allow_missing_classes", "skip_bad", "out", "model", "seed", "cache",
+    "cache_dir", "workers",
 )  # fmt: skip
 
 

@@ -282,12 +282,15 @@ def test_manifest_jsonl_equals_csv(tmp_path):
     [
         ("", r"line 1: column 'file' occurs 0 times"),
         ("file,label\na.wav,sad\n", r"line 1: column 'speaker' occurs 0 times"),
-        ("file;speaker;label\na.wav;s;sad\n", r"line 1: columns are separated by ';'; it must be ','"),
+        ("file\tspeakr\tlabel\na.wav\ts\tsad\n", r"line 1: column 'speaker' occurs 0 .* \(the closest is 'speakr'\)"),
         (
-            "file\tspeakr\tlabel\na.wav\ts\tsad\n",
-            r"line 1: columns are separated by '\\t', and column 'speaker' is missing \(the closest is 'speakr'\)",
+            "File,speaker,label\n",
+            r"line 1: column 'file' occurs 0 times in .* \(the closest is 'File'\); .*, or named by --columns=file=File",
         ),
-        ("File,speaker,label\n", r"line 1: column 'file' occurs 0 times in .* \(the closest is 'File'\)"),
+        ("path,speaker,label\n", r"column 'file' occurs 0 times in .*or named by --columns=file=path"),
+        ("file,speaker,emotion\n", r"column 'label' occurs 0 times in .*or named by --columns=label=emotion"),
+        ("file|speaker|label\n", r"column 'file' occurs 0 times in \['file\|speaker\|label'\]"),
+        ("file;speaker;label\na;s;l;;x\n", r"line 2: the number of cells is 5; it must be 3"),
         ("file,speaker,label\na.wav,s,s\0d\n", r"line 2: column 'label' is 's\\x00d'"),
         ("file,speaker,label\na.wav,s," + "x" * 200_000, r"line 2: field larger than field limit"),
         (
@@ -364,8 +367,8 @@ def test_manifest_of_values_and_parts(tmp_path):
         ("file,speaker,value\na.wav,s\n", r"line 2: column 'value' is missing; it must be a finite number"),
         ("file,speaker,value\na.wav,s,0\nb.wav,s,inf\n", r"line 3: column 'value' is 'inf'"),
         (
-            "file,speaker,value,part\na.wav,s,0,dev\n",
-            r"line 2: column 'part' is 'dev'; it must be one of train, valid, test",
+            "file,speaker,value,part\na.wav,s,0,held out\n",
+            r"line 2: column 'part' is 'held out'; it must be one of train, valid, test, training, dev",
         ),
         ("file,speaker,value,part\na.wav,s,0,train\nb.wav,s,0,\n", r"1 of 2 utterances without a part, such as b"),
     ],
@@ -550,7 +553,7 @@ def test_corpus_summary(tmp_path):
 
 
 def test_manifest_refuses_other_file_types(tmp_path):
-    with pytest.raises(ValueError, match=r"suffix '\.txt'; it must be one of \.csv, \.jsonl"):
+    with pytest.raises(ValueError, match=r"suffix '\.txt'; it must be one of \.csv, \.tsv, \.jsonl"):
         manifest(table(tmp_path, "file,speaker,label\n", "table.txt"))
     (tmp_path / "table.csv").write_bytes("file,speaker,label\nä.wav,s,l\n".encode("latin-1"))
     with pytest.raises(ValueError, match=r"table\.csv, line 2: byte 0xe4; it must be UTF-8"):

@@ -124,3 +124,91 @@ def test_emobox_refuses_broken_trees(tmp_path, edit, message):
 def test_emobox_refuses_missing_folders(tmp_path):
     with pytest.raises(FileNotFoundError, match="none' is not an existing folder; it must be CORPUS with CORPUS"):
         load_corpus(f"emobox:{tmp_path / 'none'}")
+
+
+@pytest.mark.parametrize(
+    ("name", "wav", "speaker"),
+    [
+        ("aesdd", "anger/a03 (3).wav", "3"),
+        ("aesdd", "sadness/s01 (05)b.wav", "5"),
+        ("ased", "05Angry/a5-02-01-01-33.wav", "33"),
+        ("asvpesd", "Audio/actor_36/03-01-09-01-06-36-02-02-01-39.wav", "36"),
+        ("asvpesd", "Audio/actor_150/03-02-04-01-52-150-04-01-00-14 -01.wav", "150"),
+        ("cafe", "CaFE_48k/Peur/Fort/12-P-2-5.wav", "12"),
+        ("casia", "wangzhe/neutral/239.wav", "wangzhe"),
+        ("cremad", "AudioWAV/1087_IWL_ANG_XX.wav", "1087"),
+        ("emodb", "wav/03a01Wa.wav", "03"),
+        ("emovdb", "jenie_Amused/amused_57-84_0057.wav", "jenie"),
+        ("emovo", "f2/gio-f2-b2.wav", "f2"),
+        ("enterface", "subject 19/anger/sentence 4/s19_an_4.avi", "s19"),
+        ("enterface", "subject 3/fear/sentence 5/s_3_fe_5.avi", "s3"),
+        ("esd", "0005/Neutral/0005_000001.wav", "0005"),
+        ("iemocap", "Session1/sentences/wav/Ses01F_impro04/Ses01F_impro04_M000.wav", "Ses01M"),
+        ("jlcorpus", "Raw/JL(wav+txt)/male2_concerned_6b_1.wav", "male2"),
+        ("mead", "W019/audio/neutral/level_1/020.m4a", "W019"),
+        ("meld", "train/train_splits/dia0_utt0.mp4", "unknown"),
+        ("oreau", "Oréau/f/sessj/10a02Ja.wav", "10"),
+        ("polish", "m3.s_trzymaj_5.wav", "m3"),
+        ("ravdess", "audio/Actor_18/03-01-05-01-02-01-18.wav", "18"),
+        ("resd", "train/happiness_enthusiasm_32/32_happiness_enthusiasm_h_120.wav", "unknown"),
+        ("savee", "JE_n23.wav", "JE"),
+        ("shemo", "male/M36S02.wav", "M36"),
+        ("subesco", "F_10_FAHMEE_S_6_FEAR_5.wav", "F_10"),
+        ("tess", "OAF_lid_fear.wav", "OAF"),
+        ("turevdb", "Sound Source/Calm/1984_sk_eger.wav", "1984"),
+        ("urdu", "Neutral/SM20_F8_N012.wav", "SM20"),
+    ],
+)
+def test_emobox_finds_the_speaker_in_the_path(tmp_path, name, wav, speaker):
+    folder, place = tmp_path / "data" / name, f"downloads/{name}/{wav}"
+    (folder / "fold_1").mkdir(parents=True)
+    row = json.dumps({"key": "one", "wav": place, "emo": "sad"})
+    for table in (f"{name}.jsonl", f"fold_1/{name}_train_fold_1.jsonl"):
+        (folder / table).write_text(row)
+    (folder / f"fold_1/{name}_test_fold_1.jsonl").write_text(row.replace("one", "two"))
+    other = json.dumps({"key": "two", "wav": "downloads/x.wav", "emo": "sad"})
+    (folder / f"{name}.jsonl").write_text(f"{row}\n{other}")
+    audio = (tmp_path / place).with_suffix(".wav")
+    audio.parent.mkdir(parents=True)
+    audio.touch()
+    (tmp_path / "downloads/x.wav").touch()
+    corpus = load_corpus(f"emobox:{folder}")
+    assert [one.speaker for one in corpus.utterances] == [speaker, "unknown"]
+    assert corpus.utterances[0].path == audio, "a WAV file in place of a film"
+
+
+def test_emobox_says_whether_a_fold_shares_speakers(tmp_path):
+    folder = tree(tmp_path)
+    corpus = load_corpus(f"emobox:{folder}")
+    protocols = [split_corpus(corpus, test_fold=fold, validation="none").protocol for fold in "12"]
+    assert protocols[0].startswith("fold 1 of the corpus's own 2, speakers shared (1 of 1); ")
+    assert protocols[1].startswith("fold 2 of the corpus's own 2, no speakers shared; ")
+    (folder.parent / "emodb").rename(folder.parent / "meld")
+    for path in (folder.parent / "meld").rglob("emodb*"):
+        path.rename(path.with_name(path.name.replace("emodb", "meld")))
+    unknown = split_corpus(load_corpus(f"emobox:{folder.parent / 'meld'}"), test_fold="1").protocol
+    assert unknown.startswith("fold 1 of the corpus's own 2, speakers unknown; ")
+
+
+def test_emobox_leaves_out_the_same_audio_again(tmp_path):
+    """PAVOQUE lists sections of its files twice, with two labels."""
+    folder = tree(tmp_path)
+    again = {"key": "again", "wav": "downloads/emodb/wav/03a01Wa.wav", "emo": "neutral"}
+    later = again | {"key": "later", "start_time": 1, "end_time": 2}
+    with (folder / "emodb.jsonl").open("a") as file:
+        file.write(f"{json.dumps(again)}\n{json.dumps(later)}\n")
+    corpus = load_corpus(f"emobox:{folder}")
+    assert [one.name for one in corpus.utterances][-2:] == ["emodb-08a02Na", "later"] and len(corpus.utterances) == 5
+    assert corpus.notes == ("left out 1 lines with the audio of an earlier one (again)",)
+
+
+def test_emobox_of_films_names_the_command(tmp_path):
+    folder = tree(tmp_path)
+    for path in folder.rglob("*.jsonl"):
+        path.write_text(path.read_text().replace(".wav", ".avi"))
+    assert len(load_corpus(f"emobox:{folder}").utterances) == 4, "WAV files beside"
+    wav = tmp_path / "downloads/emodb/wav"
+    for path in wav.iterdir():
+        path.rename(path.with_suffix(".avi"))
+    with pytest.raises(ValueError, match=rf"4 files .* not read; it must be audio; .*: find {wav} -name '\*\.avi' "):
+        load_corpus(f"emobox:{folder}")

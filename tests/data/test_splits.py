@@ -84,7 +84,9 @@ def test_split_keeps_the_corpus_parts():
     parts = ["train"] * 40 + ["valid"] * 8 + ["test"] * 12
     found = split(SPEAKERS, LABELS, CLASSES, parts)
     assert (found.train, found.valid, found.test) == (list(range(40)), list(range(40, 48)), list(range(48, 60)))
-    assert found.protocol == "the corpus's own test part; best epoch chosen on its validation part"
+    assert (
+        found.protocol == "the corpus's own test part, no speakers shared; best epoch chosen on its validation part"
+    )
     unchosen = split(SPEAKERS, LABELS, CLASSES, parts, validation="none")
     assert (unchosen.train, unchosen.valid, unchosen.test) == (list(range(48)), [], list(range(48, 60)))
     held_out = split(SPEAKERS, LABELS, CLASSES, parts, test_speakers=["s0"])
@@ -154,7 +156,9 @@ def test_split_holds_out_whole_groups():
     assert_disjoint_and_whole(found)
     assert {SPEAKERS[i] for i in found.test} == {"s2", "s3"}
     assert {SPEAKERS[i] for i in found.train}.isdisjoint(SPEAKERS[i] for i in found.valid)
-    assert found.protocol == "groups g1 held out; best epoch chosen on 40% of the training speakers"
+    assert (
+        found.protocol == "groups g1 held out, no speakers shared; best epoch chosen on 40% of the training speakers"
+    )
     by_groups = split(SPEAKERS, LABELS, CLASSES, groups=GROUPS, test_groups=["g1"], validation="groups")
     assert {GROUPS[i] for i in by_groups.valid} in ({"g0"}, {"g2"})
     assert {GROUPS[i] for i in by_groups.train}.isdisjoint(GROUPS[i] for i in by_groups.valid)
@@ -173,7 +177,9 @@ OWN = [("train", "test") if i < 24 else ("test", "train") if i < 48 else ("valid
 def test_split_takes_a_fold_of_the_corpus():
     first, second = (split(SPEAKERS, LABELS, CLASSES, folds=OWN, test_fold=fold) for fold in "12")
     assert (first.train, first.valid, first.test) == (list(range(24)), list(range(48, 60)), list(range(24, 48)))
-    assert first.protocol == "fold 1 of the corpus's own 2; best epoch chosen on its validation part"
+    assert (
+        first.protocol == "fold 1 of the corpus's own 2, no speakers shared; best epoch chosen on its validation part"
+    )
     # The second fold has no validation part, and lacks 12 utterances.
     assert second.test == list(range(24)) and sorted(second.train + second.valid) == list(range(24, 48))
     assert second.chosen == "best epoch chosen on 10% of the training speakers"
@@ -184,10 +190,20 @@ def test_split_takes_a_fold_of_the_corpus():
     assert split(SPEAKERS, LABELS, CLASSES, folds=OWN, test_speakers=["s0"]).test == list(range(12))
 
 
+def test_split_says_that_speakers_are_unknown():
+    found = split(["unknown"] * 60, LABELS, CLASSES, folds=OWN, test_fold="2")
+    assert found.protocol.startswith("fold 2 of the corpus's own 2, speakers unknown; ")
+    parts = ["train"] * 40 + ["test"] * 20
+    apart = split(["a"] * 40 + ["b"] * 20, LABELS, CLASSES, parts).protocol
+    some = split(["a"] * 45 + ["b"] * 15, LABELS, CLASSES, parts).protocol
+    assert apart.startswith("the corpus's own test part, no speakers shared; ")
+    assert some.startswith("the corpus's own test part, speakers shared (1 of 2); ")
+
+
 def test_split_says_that_a_fold_shares_speakers():
     found = split(["a"] * 60, LABELS, CLASSES, folds=OWN, test_fold="2")
     assert found.protocol.startswith(
-        "fold 2 of the corpus's own 2, speakers shared; best epoch chosen on a random 10%"
+        "fold 2 of the corpus's own 2, speakers shared (1 of 1); best epoch chosen on a random 10%"
     )
 
 

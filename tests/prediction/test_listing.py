@@ -90,9 +90,21 @@ def test_listing_goes_on_after_bad_rows(line, error, tmp_path):
     assert first.error == error and second == Item(str(tmp_path / "b.wav"))
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize(
+    ("name", "mark"), [("list.csv", ";"), ("list.csv", "\t"), ("list.tsv", "\t"), ("list.csv", ",")]
+)
+def test_listing_reads_tables_of_spreadsheets(tmp_path, name, mark, encoding):
+    rows = [["path", "start", "note"], ["ü.wav", "0.5", '"a, b; c"'], ["b.wav", "", ""]]
+    (tmp_path / name).write_bytes("\r\n".join(map(mark.join, rows)).encode(encoding))
+    found = [Item(str(tmp_path / "ü.wav"), 0.5), Item(str(tmp_path / "b.wav"))]
+    assert list(listing([tmp_path / name])) == found and check([str(tmp_path / name)])
+
+
 def test_listing_refuses_tables_without_names(tmp_path):
-    (tmp_path / "list.csv").write_text("path,label\na.wav,x\n")
-    with pytest.raises(ValueError, match=r"has the columns path, label; it must be a table with 'file'"):
+    (tmp_path / "list.csv").write_text("File,label\na.wav,x\n")
+    found = r"has the columns File, label \(the closest is 'File'\); it must be a table with 'file' or 'path'"
+    with pytest.raises(ValueError, match=found):
         check([str(tmp_path / "list.csv")])
     (tmp_path / "list.parquet").write_text("no table")
     pytest.importorskip("pyarrow")

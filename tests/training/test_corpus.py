@@ -101,7 +101,7 @@ def test_run_of_an_older_version_resumes(voices, tmp_path):
     plain = config(voices, tmp_path, test_data="", labels="", test_speakers="s2")
     runs.train(plain, TINY)
     kept = json.loads((tmp_path / "config.json").read_text())
-    for name in ("labels", "test_data", "test_groups", "allow_missing_classes"):
+    for name in ("labels", "test_data", "test_groups", "allow_missing_classes", "columns"):
         del kept[name]
     (tmp_path / "config.json").write_text(json.dumps(kept))
     assert evaluate(EvaluateConfig(str(tmp_path), part="test", out=tmp_path / "test"))["utterances"] == 9
@@ -110,6 +110,46 @@ def test_run_of_an_older_version_resumes(voices, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(kept))
     with pytest.raises(ValueError, match="which contains a run with different test_fraction"):
         runs.train(plain, TINY)
+
+
+def renamed(voices: Path, corpus: str) -> str:
+    """Return a corpus as a table of a spreadsheet, under other names of the columns."""
+    text = (voices / f"{corpus}.csv").read_text().replace("file,speaker,label", "path,spk,emotion").replace(",", ";")
+    (voices / f"{corpus}_theirs.csv").write_bytes(text.encode("utf-16"))
+    return str(voices / f"{corpus}_theirs.csv")
+
+
+def test_run_with_names_of_columns(voices, tmp_path):
+    """The run and its evaluation equal those of a table with our names; the names are options of the run."""
+    ours = config(voices, tmp_path / "ours", test_data="", labels="", test_speakers="s2")
+    names = "file=path,speaker=spk,label=emotion"
+    theirs = config(voices, tmp_path / "run", data=renamed(voices, "a"), columns=names, test_data="", labels="",
+                    test_speakers="s2")  # fmt: skip
+    best = runs.train(theirs, TINY)["best"]
+    assert best == runs.train(ours, TINY)["best"]
+    kept = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert kept["columns"] == {"file": "path", "speaker": "spk", "label": "emotion"}
+    again = evaluate(EvaluateConfig(str(tmp_path / "run"), part="test", batch_size=6, out=tmp_path / "out"))
+    assert confusion(again["metrics"]) == confusion(best)
+    other = EvaluateConfig(str(tmp_path / "ours"), data=theirs.data, columns=names, out=tmp_path / "other")
+    assert evaluate(other)["utterances"] == 27
+    with pytest.raises(ValueError, match="or named by --columns=file=path"):
+        evaluate(EvaluateConfig(str(tmp_path / "ours"), data=theirs.data, out=tmp_path / "third"))
+    with pytest.raises(ValueError, match="which contains a run with different columns"):
+        runs.train(config(voices, tmp_path / "ours", columns="file=file", test_data="", labels="",
+                          test_speakers="s2"), TINY)  # fmt: skip
+
+
+def test_corpus_of_takes_columns_of_its_tables(voices, tmp_path):
+    names = {"file": "path", "speaker": "spk", "label": "emotion"}
+    both = config(voices, tmp_path, data=renamed(voices, "a"), test_data=renamed(voices, "b"), columns=names)
+    assert [one.speaker for one in corpus_of(both).utterances] == [
+        one.speaker.replace("b/", "b_theirs/") for one in corpus_of(config(voices, tmp_path)).utterances
+    ]
+    with pytest.raises(ValueError, match="columns names 'path' for 'file', which is no column"):
+        corpus_of(config(voices, tmp_path, test_data=renamed(voices, "b"), columns=names))
+    with pytest.raises(ValueError, match=r"columns is given, but corpus 'emodb:x' is no \.csv"):
+        corpus_of(TrainConfig(data="emodb:x", columns=names))
 
 
 def test_run_with_mapped_labels(voices, tmp_path, capsys):

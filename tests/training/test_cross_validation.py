@@ -376,7 +376,7 @@ def grouped(voices) -> str:
 def test_cross_validation_leaves_groups_out(voices, grouped, tmp_path):
     dropped = config(voices, tmp_path, data=grouped, labels={"fear": None}, validation="none")
     result = cross_validate(dropped, TINY, Folds("logo"))
-    assert result["protocol"] == "leave one group out, 2 groups; weights of the last epoch"
+    assert result["protocol"] == "leave one group out, 2 groups, no speakers shared; weights of the last epoch"
     assert [run["fold"] for run in result["runs"]] == ["one", "two"] and result["labels"] == {"fear": None}
     kept = json.loads((tmp_path / "seed0" / "fold02" / "config.json").read_text())
     assert (kept["test_groups"], kept["labels"]) == (["two"], {"fear": None})
@@ -447,11 +447,11 @@ def test_cross_validation_runs_the_folds_of_emobox(voices, tmp_path):
     assert [(run["seed"], run["fold"]) for run in result["runs"]] == [
         (s, f"fold {f}") for s in range(3) for f in (1, 2)
     ]
-    assert result["protocol"].startswith("the corpus's own 2 folds, speakers shared; ") and result["data"] == "tiny"
+    assert result["protocol"].startswith("the corpus's own 2 folds, speakers unknown; ") and result["data"] == "tiny"
     found = [json.loads((tmp_path / f"cv/seed2/fold0{number}/summary.json").read_text()) for number in (1, 2)]
     assert found[0]["utterances"] == {"train": 10, "valid": 10, "test": 10}
     assert (
         found[0]["protocol"]
-        == "fold 1 of the corpus's own 2, speakers shared; best epoch chosen on its validation part"
+        == "fold 1 of the corpus's own 2, speakers unknown; best epoch chosen on its validation part"
     )
     assert found[1]["utterances"] == {"train": 16, "valid": 4, "test": 10}

@@ -5,8 +5,8 @@ import re
 from os import PathLike
 from pathlib import Path
 
-from ser_fast.data.corpora.trees import refuse, repeated, require_folder, wanted_files
-from ser_fast.data.utterance import Corpus, Utterance
+from ser_fast.data.corpora.trees import named_corpus, require_folder
+from ser_fast.data.utterance import Corpus
 
 # The letters abbreviate the German words: Wut, Langeweile, Ekel, Angst, Freude, Trauer.
 LABELS = {
@@ -42,14 +42,9 @@ def emodb(root: str | PathLike[str]) -> Corpus:
     root = require_folder(root, "Emo-DB's")
     folder = root / "wav" if (root / "wav").is_dir() else root
     scheme = "a folder of names of 2-digit speaker, 3-character sentence, emotion letter of WLEAFTN, take letter"
-    files, others = wanted_files(folder, scheme)
-    strays = [path.name for path in files if not follows_scheme(path)]
-    refuse(strays, folder, "not named like 03a01Wa.wav", scheme)
-    refuse(repeated([path.stem for path in files]), folder, "more than once", "a folder without repeated names")
+    return named_corpus("emodb", folder, _named, list(LABELS.values()), "not named like 03a01Wa.wav", scheme)
 
-    utterances = []
-    for path in files:
-        stem = _STEM.fullmatch(path.stem)
-        utterances.append(Utterance(path.stem, stem["speaker"], LABELS[stem["emotion"]], path))
-    present = {utterance.label for utterance in utterances}
-    return Corpus("emodb", utterances, [label for label in LABELS.values() if label in present], others)
+
+def _named(path: Path) -> tuple[str, str, str] | None:
+    stem = _STEM.fullmatch(path.stem)
+    return stem and (path.stem, stem["speaker"], LABELS[stem["emotion"]])

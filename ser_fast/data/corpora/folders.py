@@ -1,20 +1,14 @@
 """Corpora with one folder per class, or with one per speaker and in it one per class."""
 
-import json
 from os import PathLike
 from pathlib import Path
 
 from ser_fast._require import require
 from ser_fast.data.corpora import labels
-from ser_fast.data.corpora.casia import follows_layout as follows_casia
-from ser_fast.data.corpora.emodb import follows_scheme as follows_emodb
-from ser_fast.data.corpora.ravdess import follows_scheme as follows_ravdess
+from ser_fast.data.corpora.detection import mostly, typed
 from ser_fast.data.corpora.trees import require_folder, wanted_files
 from ser_fast.data.files import printable
-from ser_fast.data.utterance import Corpus, Utterance
-
-# Corpora that are recognised by the paths of their files, and by which of these functions.
-RECOGNISED = {"emodb": follows_emodb, "ravdess": follows_ravdess, "casia": follows_casia}
+from ser_fast.data.utterance import UNKNOWN, Corpus, Utterance
 
 _SHOWN = 4
 
@@ -39,7 +33,7 @@ def folders(root: str | PathLike[str]) -> Corpus:
     for path, name in zip(files, inside, strict=True):
         wanted = root / "<label>" / path.name
         require(len(name.parts) > 1, f"audio file {str(path)!r} is in no class folder", repr(str(wanted)))
-        speaker = name.parts[1] if len(name.parts) > 2 else "unknown"
+        speaker = name.parts[1] if len(name.parts) > 2 else UNKNOWN
         utterances.append(Utterance(name.as_posix(), speaker, name.parts[0], path))
 
     below = {printable(path.name) for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}
@@ -84,17 +78,17 @@ def _refuse_other_levels(root: Path, inside: list[Path]) -> None:
     found = f"root {str(root)!r}: its folders, which would be the classes, are {_shown(first)}"
     table = "a manifest, a .csv with the columns file,speaker,label: --data=FILE.csv"
     deeper = next((depth for depth in (1, 2) if levels[depth] and labels.mostly(levels[depth], labels.is_emotion)), 0)
-    known = next((kind for kind, follows in RECOGNISED.items() if labels.mostly(inside, follows)), None)
+    known = mostly(inside)
     products = labels.speakers_in_classes(first)
     if known:
-        fault = f"but most files are those of {known}; type {_typed(f'{known}:', root)}"
+        fault = f"but most files are those of {known}; type {typed(f'{known}:', root)}"
     elif deeper and len(first) == 1:
-        fault = f"and the emotions are below it; type {_typed('', root / first[0])}"
+        fault = f"and the emotions are below it; type {typed('', root / first[0])}"
     elif labels.mostly(first, labels.is_part):
-        one = _typed("", root / first[0])
+        one = typed("", root / first[0])
         fault = f"the parts of a division; type {one} for one of them, or write {table}, with a column part"
     elif deeper == 1:
-        fault = f"but those in them are emotions ({_shown(second)}); type {_typed('speakers:', root)}"
+        fault = f"but those in them are emotions ({_shown(second)}); type {typed('speakers:', root)}"
     elif deeper == 2:
         fault = f"but emotions are two levels below ({_shown(third)}); write {table}"
     elif products:
@@ -108,8 +102,3 @@ def _refuse_other_levels(root: Path, inside: list[Path]) -> None:
 
 def _shown(names: list[str]) -> str:
     return ", ".join(map(printable, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
-
-
-def _typed(kind: str, path: Path) -> str:
-    """Return the option ``--data`` in double quotes, which every shell takes."""
-    return "--data=" + json.dumps(f"{kind}{printable(path)}", ensure_ascii=False)

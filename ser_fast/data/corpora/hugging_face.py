@@ -11,11 +11,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ser_fast._require import require
+from ser_fast.data.corpora import labels
 from ser_fast.data.corpora.rows import OPTIONAL, SCALE, SPEAKER, Row, to_corpus
 from ser_fast.data.corpora.trees import repeated, require_folder
 from ser_fast.data.extras import import_extra
 from ser_fast.data.sources import Source
-from ser_fast.data.utterance import Corpus
+from ser_fast.data.utterance import UNKNOWN, Corpus
 
 if TYPE_CHECKING:
     import datasets
@@ -25,7 +26,6 @@ _PURPOSE = "a corpus of Hugging Face datasets"
 _LABELS = ("label", "emotion")
 _SPEAKERS = (SPEAKER, "speaker_id")
 _NAMES = ("file", "name", "id")
-_PARTS = {"train": "train", "valid": "valid", "validation": "valid", "dev": "valid", "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ def hugging_face(root: str | PathLike[str], targets: Sequence[str] = ()) -> Corp
     names the splits by the files' names, such as ``train-00000-of-00002.parquet``.
 
     A ``DatasetDict`` of several splits is the corpus's own division; their names must be ``train``, ``validation``
-    (or ``valid``, ``dev``) and ``test``. One column has the feature ``Audio``, with bytes or the path of a file.
-    The label is a ``ClassLabel`` or a text, ``label`` or ``emotion``; for a regression the column is ``value``.
+    (or ``valid``, ``dev``, ``val``) and ``test``. One column has the feature ``Audio``, with bytes or the path of a
+    file. The label is a ``ClassLabel`` or a text, ``label`` or ``emotion``; for a regression the column is ``value``.
     The speaker is ``speaker`` or ``speaker_id``, "unknown" where there is none. An utterance is named by ``file``,
     ``name`` or ``id``, else by the path beside its audio, and by its row if these names are not all different. The
     columns ``start``, ``end``, ``part``, ``group`` and ``sentiment_scale`` are those of a manifest.
@@ -88,11 +88,11 @@ def hugging_face(root: str | PathLike[str], targets: Sequence[str] = ()) -> Corp
         raise ValueError(f"{str(root)!r} is not readable as a dataset ({reason}); it must be {wanted}") from error
     single = isinstance(loaded, library.Dataset)
     splits = {"": loaded} if single else dict(loaded)
-    unknown = [name for name in splits if name not in _PARTS and len(splits) > 1]
-    require(not unknown, f"{str(root)!r} has the splits {', '.join(splits)}", f"some of {', '.join(_PARTS)}")
+    unknown = [name for name in splits if len(splits) > 1 and not labels.is_part(name)]
+    require(not unknown, f"{str(root)!r} has the splits {', '.join(splits)}", f"some of {labels.PART_NAMES}")
     rows = []
     for split, dataset in splits.items():
-        part = _PARTS.get(split) if len(splits) > 1 else None
+        part = labels.part_of(split) if len(splits) > 1 else None
         rows += _rows(root / split, dataset, f"{root.resolve().name}{split and '/'}{split}", part, targets)
     require(bool(rows), f"{str(root)!r} has 0 rows", "a dataset of at least one")
     if repeated([row.name for row in rows]):
@@ -126,7 +126,7 @@ def _rows(folder: Path, dataset: datasets.Dataset, name: str, part: str | None, 
     for index in range(len(dataset)):
         where = f"{name}[{index}]"
         own = {column: values[index] for column, values in cells.items()}
-        own = {SPEAKER: "unknown"} | {column: value for column, value in own.items() if value is not None}
+        own = {SPEAKER: UNKNOWN} | {column: value for column, value in own.items() if value is not None}
         path = paths[index]
         require(has_bytes[index] or path, f"{where}: column {audio[0]!r} is empty", "bytes, or the path of a file")
         called = next((str(own.pop(column)) for column in _NAMES if column in own), path or where)

@@ -24,7 +24,11 @@ _EMOTION_WORDS = """
     beishang fennu gaoxing haipa jingya kongju kuaile nanguo shengqi yanwu zhongxing
 """
 _EMOTIONS = set(_EMOTION_WORDS.split())
-_PARTS = {"dev", "eval", "test", "testing", "train", "training", "val", "valid", "validation"}
+_PARTS = {
+    "train": "train", "valid": "valid", "test": "test", "training": "train", "dev": "valid", "val": "valid",
+    "validation": "valid", "testing": "test", "eval": "test",
+}  # fmt: skip
+PART_NAMES = ", ".join(_PARTS)  # for messages
 _SPEAKER = re.compile(
     r"(actor|actress|female|id|male|participant|person|s|ses|session|speaker|spk|spkr|sp|subj|subject|sub|talker|user"
     r"|f|m|p)[ _.-]*\d+[a-z]?|\d{2,}|sprecher(in)?[ _.-]*\d+|说话人?\d+"
@@ -49,7 +53,12 @@ def is_speaker(name: str) -> bool:
 
 def is_part(name: str) -> bool:
     """Return whether a name is that of a part for training, validation or test."""
-    return spelling(name) in _PARTS
+    return part_of(name) is not None
+
+
+def part_of(name: str) -> str | None:
+    """Return "train", "valid" or "test" for a name of that part, such as "dev" or "Training"; None for others."""
+    return _PARTS.get(spelling(name))
 
 
 def mostly(names: Iterable, kind: Callable[..., bool]) -> bool:

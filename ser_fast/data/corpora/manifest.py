@@ -1,41 +1,43 @@
-"""A corpus listed in a CSV or JSONL table."""
+"""A corpus listed in a table: CSV, TSV or JSONL."""
 
-import csv
-import io
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from ser_fast._require import require
-from ser_fast.data.corpora.rows import OPTIONAL, SCALE, SPEAKER, TARGETS, Row, closest, text, to_corpus
+from ser_fast.data.corpora.columns import FILE, NAMES, check_columns, check_header, parse_columns, renamed
+from ser_fast.data.corpora.delimited import decoded, separated_rows
+from ser_fast.data.corpora.rows import OPTIONAL, SCALE, SPEAKER, Row, text, to_corpus
 from ser_fast.data.corpora.trees import quoted
 from ser_fast.data.files import printable, write_atomically
-from ser_fast.data.tables import from_cell, to_csv
+from ser_fast.data.tables import to_csv
 from ser_fast.data.utterance import VALUE, Corpus, check_targets
 
-SUFFIXES = (".csv", ".jsonl")
-REQUIRED = ("file", SPEAKER)
+SUFFIXES = (".csv", ".tsv", ".jsonl")
 
 
-def manifest(path: str | PathLike[str], targets: Sequence[str] = ()) -> Corpus:
+def manifest(path: str | PathLike[str], targets: Sequence[str] = (), columns: str | Mapping[str, str] = "") -> Corpus:
     """Return the utterances listed in a table with the columns ``file,speaker,label[,start,end,part,group]``.
 
     ``file`` may be relative to the folder of the table. ``start`` and ``end`` are seconds; empty or null is the
     beginning or the end of the file. ``part`` is ``train``, ``valid`` or ``test``, for all utterances or none;
-    ``group`` is the name of what is held out together, such as a recording session, for all or none. For a
-    regression the column ``value``, a finite number, replaces ``label``. A column ``sentiment_scale``, 1 or 3 in all
-    rows, declares values from -1 to 1 or from -3 to 3 as sentiment, for which Acc-2, F1 and the like are measured.
-    The classes are sorted; those that differ in case only are merged. Other columns and blank lines are ignored.
-    With ``targets`` the columns of these names, finite numbers such as arousal and valence, replace ``label`` and
-    ``value``, which may be there or not.
+    ``training``, ``dev``, ``val``, ``validation``, ``testing`` and ``eval`` are understood too, and the column may be
+    called ``split``. ``group`` is the name of what is held out together, such as a recording session, for all or
+    none. For a regression the column ``value``, a finite number, replaces ``label``. A column ``sentiment_scale``, 1
+    or 3 in all rows, declares values from -1 to 1 or from -3 to 3 as sentiment, for which Acc-2, F1 and the like are
+    measured. The classes are sorted; those that differ in case only are merged. Other columns and blank lines are
+    ignored. With ``targets`` the columns of these names, finite numbers such as arousal and valence, replace
+    ``label`` and ``value``, which may be there or not.
 
     Args:
-        path: a ``.csv`` with a header row, or a ``.jsonl`` with one object a line; UTF-8.
+        path: a ``.csv`` or ``.tsv`` with a header row, separated by commas, semicolons or tabs, or a ``.jsonl`` with
+            one object a line; in UTF-8, or in UTF-16 with a byte order mark.
         targets: names of the columns to predict, in this order.
+        columns: the table's columns for the names above, as ``file=path,label=emotion`` or a map.
 
     Raises:
         OSError: the table cannot be read.
@@ -45,10 +47,18 @@ def manifest(path: str | PathLike[str], targets: Sequence[str] = ()) -> Corpus:
     suffix = path.suffix.lower()
     found = f"manifest {str(path)!r} has the suffix {suffix!r}"
     require(suffix in SUFFIXES, found, f"one of {', '.join(SUFFIXES)}")
-    read_rows = _csv_rows(_decoded(path), str(path), targets) if suffix == ".csv" else read_jsonl(path)
-    rows = list(read_rows)
+    columns = parse_columns(columns)
+    if suffix == ".jsonl":
+        rows = list(read_jsonl(path))
+        header = list(dict.fromkeys(name for _, cells in rows for name in cells))
+        check_columns(columns, header, str(path))
+    else:
+        header, rows = separated_rows(decoded(path), str(path), {*NAMES, *columns.values(), *targets})
+        check_columns(columns, header, f"{path}, line 1")
+        check_header(header, columns, targets, f"{path}, line 1")
+    rows = [(place, renamed(cells, columns, targets)) for place, cells in rows]
     require(bool(rows), f"manifest {str(path)!r} lists 0 utterances", "a table of at least one")
-    listed = [(place, cells, text(cells, "file", place)) for place, cells in rows]
+    listed = [(place, cells, text(cells, FILE, place)) for place, cells in rows]
     return to_corpus(path.stem, str(path), [Row(*row, path.parent / row[-1]) for row in listed], targets)
 
 
@@ -61,7 +71,7 @@ def write_manifest(corpus: Corpus, out: Path) -> None:
         ValueError: an utterance is not a file, or its name cannot be written.
     """
     target = ["label"] if corpus.classes else ["value"] if corpus.targets == [VALUE] else []
-    columns = [*REQUIRED, *target, *(name for name in OPTIONAL if any(getattr(u, name) is not None
+    columns = [FILE, SPEAKER, *target, *(name for name in OPTIONAL if any(getattr(u, name) is not None
                                                                       for u in corpus.utterances))]  # fmt: skip
     values = list(dict.fromkeys(name for utterance in corpus.utterances for name in utterance.values))
     check_targets(values)
@@ -87,51 +97,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         OSError: the table cannot be read.
         ValueError: it is not UTF-8, or a line is no JSON object; the message names the line.
     """
-    yield from _jsonl_rows(_decoded(path), str(path))
-
-
-def _decoded(path: Path) -> str:
-    content = path.read_bytes()
-    try:
-        return content.decode().lstrip("\ufeff")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}, line {line}: byte 0x{content[error.start]:02x}; it must be UTF-8") from error
-
-
-def _csv_rows(text: str, name: str, targets: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
-    try:
-        header = [column.strip() for column in reader.fieldnames or []]
-        # Targets that are missing are refused with those that are there.
-        required = (*REQUIRED, *([] if targets else ["value" if "value" in header else "label"]))
-        _refuse_separators(header, required, name)
-        for column in dict.fromkeys((*REQUIRED, *TARGETS, *OPTIONAL, SCALE, *targets)):
-            count = header.count(column)
-            good = count == 1 or (count == 0 and column not in required)
-            found = f"{name}, line 1: column {column!r} occurs {count} times in {quoted(header)}"
-            require(good, found + (closest(column, header) if count == 0 else ""), "there once")
-        reader.fieldnames = header
-        for row in reader:
-            place = f"{name}, line {reader.line_num}"
-            # DictReader stores the cells beyond the header under None; an unquoted comma adds one.
-            cells = len(header) + len(row.get(None, ()))
-            require(None not in row, f"{place}: the number of cells is {cells}", f"{len(header)}, as in the header")
-            yield place, {column: from_cell(cell) if cell else cell for column, cell in row.items()}
-    except csv.Error as error:
-        # line_num is that of the last good row; after an open quote the reader is at the last line.
-        place = f"{name}, line {reader.line_num + 1}"
-        raise ValueError(f"{place}: {error}; it must be comma-separated values") from error
-
-
-def _refuse_separators(header: list[str], required: tuple[str, ...], name: str) -> None:
-    separator = next((mark for mark in ";\t|" if len(header) == 1 and mark in header[0]), None)
-    if separator is None:
-        return
-    columns = [column.strip() for column in header[0].split(separator)]
-    missing = (column for column in required if column not in columns)
-    others = "".join(f", and column {column!r} is missing{closest(column, columns)}" for column in missing)
-    raise ValueError(f"{name}, line 1: columns are separated by {separator!r}{others}; it must be ','")
+    yield from _jsonl_rows(decoded(path), str(path))
 
 
 def _jsonl_rows(text: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:

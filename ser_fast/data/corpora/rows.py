@@ -9,15 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from ser_fast._require import require
-from ser_fast.data.corpora.labels import merge_spellings
+from ser_fast.data.corpora.labels import PART_NAMES, is_part, merge_spellings, part_of
 from ser_fast.data.corpora.trees import quoted
 from ser_fast.data.sources import Source
-from ser_fast.data.utterance import PARTS, RESERVED, VALUE, Corpus, Utterance, check_targets
+from ser_fast.data.utterance import RESERVED, VALUE, Corpus, Utterance, check_targets
 
 SPEAKER = "speaker"
 TARGETS = ("label", "value")
 OPTIONAL = ("start", "end", "part", "group")
 SCALE = "sentiment_scale"
+SPLIT = "split"  # another name of the column "part"
+# Other names that the columns of tables often have.
+_USUAL = {
+    "file": ("path", "filename", "filepath", "audio", "audio_path", "wav"),
+    SPEAKER: ("spk", "speaker_id", "spk_id", "actor", "subject"),
+    "label": ("emotion", "emo", "class", "category"),
+}
 _LONGEST = 4096  # characters of a name; of a path on Linux
 
 
@@ -46,7 +53,8 @@ def to_corpus(name: str, table: str, rows: Sequence[Row], targets: Sequence[str]
         name: name of the corpus.
         table: the table, for messages.
         rows: its rows, with the columns ``speaker`` and ``label`` or ``value``, and ``start``, ``end``, ``part``,
-            ``group`` and ``sentiment_scale`` as in :func:`ser_fast.data.corpora.manifest.manifest`.
+            ``group`` and ``sentiment_scale`` as in :func:`ser_fast.data.corpora.manifest.manifest`. A column
+            ``split`` is taken for ``part`` if there is none and it names parts.
         targets: columns of numbers to predict, in this order; without them ``label`` or ``value``.
 
     Raises:
@@ -56,10 +64,12 @@ def to_corpus(name: str, table: str, rows: Sequence[Row], targets: Sequence[str]
     _check_columns(table, rows, targets)
     target = "value" if targets else _target(rows)
     targets = list(targets) or ([VALUE] if target == "value" else [])
-    utterances = [_utterance(row, targets) for row in rows]
-    more = {"targets": targets, SCALE: _scale(rows) if targets == [VALUE] else 0.0}
+    part, notes = _part_column(rows)
+    utterances = [_utterance(row, targets, part) for row in rows]
+    more = {"targets": targets, SCALE: _scale(rows) if targets == [VALUE] else 0.0, "notes": notes}
     if target == "label":
-        utterances, more["notes"] = merge_spellings(utterances)
+        utterances, merged = merge_spellings(utterances)
+        more["notes"] += merged
     classes = sorted({utterance.label for utterance in utterances}) if target == "label" else []
     try:
         return Corpus(name, utterances, classes, **more)
@@ -84,7 +94,17 @@ def _is_numeric(rows: Sequence[Row], column: str) -> bool:
     return bool(cells) and all(math.isfinite(_read(cell)) for cell in cells)
 
 
-def _utterance(row: Row, targets: Sequence[str]) -> Utterance:
+def _part_column(rows: Sequence[Row]) -> tuple[str, tuple[str, ...]]:
+    """Return the column that names the parts, and a note if there is a ``split`` that names none."""
+    named = {str(row.cells[SPLIT]) for row in rows if not empty(row.cells.get(SPLIT))}
+    if not named or any(not empty(row.cells.get("part")) for row in rows):
+        return "part", ()
+    if any(map(is_part, named)):
+        return SPLIT, ()
+    return "part", (f"the column 'split' names no parts ({quoted(min(named))}) and is not used",)
+
+
+def _utterance(row: Row, targets: Sequence[str], part_column: str) -> Utterance:
     cells, place = row.cells, row.place
     speaker, label = text(cells, SPEAKER, place), "" if targets else text(cells, "label", place)
     values = {name: _number(cells, name, place, -math.inf, "a finite number") for name in targets}
@@ -94,7 +114,7 @@ def _utterance(row: Row, targets: Sequence[str]) -> Utterance:
     require(end is None or end > least, f"{place}: column 'end' is {end}", f"more than start, {least}")
     whole = start is None and end is None
     name = row.name if whole else f"{row.name}[{'' if start is None else start}:{'' if end is None else end}]"
-    part = _part(cells, place)
+    part = _part(cells, part_column, place)
     group = None if empty(cells.get("group")) else text(cells, "group", place)
     more = {"value": value, "values": values, "part": part, "source": row.source, "group": group}
     return Utterance(name, speaker, label, row.path, start, end, **more)
@@ -120,10 +140,18 @@ def _scale(rows: Sequence[Row]) -> float:
     return found[0]
 
 
+def nearest(column: str, columns: Iterable[str]) -> str | None:
+    """Return the column whose name is similar, or usual for the same content; None if there is none."""
+    names = {name.lower(): name for name in columns}
+    similar = difflib.get_close_matches(column.lower(), names, 1)
+    found = [*similar, *(name for name in _USUAL.get(column, ()) if name in names)]
+    return names[found[0]] if found else None
+
+
 def closest(column: str, columns: Iterable[str]) -> str:
     """Return `` (the closest is 'lable')``, or ``""`` if no column has a similar name."""
-    names = {name.lower(): name for name in columns}
-    return "".join(f" (the closest is {names[one]!r})" for one in difflib.get_close_matches(column, names, 1))
+    name = nearest(column, columns)
+    return "" if name is None else f" (the closest is {name!r})"
 
 
 def text(row: dict[str, Any], column: str, place: str) -> str:
@@ -155,11 +183,12 @@ def _encodes(value: str) -> bool:
     return True
 
 
-def _part(row: dict[str, Any], place: str) -> str | None:
-    if empty(row.get("part")):
+def _part(row: dict[str, Any], column: str, place: str) -> str | None:
+    if empty(row.get(column)):
         return None
-    part = text(row, "part", place)
-    require(part in PARTS, f"{place}: column 'part' is {quoted(part)}", f"one of {', '.join(PARTS)}")
+    name = text(row, column, place)
+    part = part_of(name)
+    require(part is not None, f"{place}: column {column!r} is {quoted(name)}", f"one of {PART_NAMES}")
     return part
 
 

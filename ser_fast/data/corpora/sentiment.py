@@ -9,13 +9,12 @@ IEEE Intelligent Systems 31(6), 2016.
 import csv
 import io
 import math
-import shlex
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 
 from ser_fast._require import require
-from ser_fast.data.corpora.trees import quoted, refuse, require_folder
+from ser_fast.data.corpora.trees import extraction, quoted, refuse, require_folder
 from ser_fast.data.utterance import PARTS, Corpus, Utterance
 
 _COLUMNS = ("video_id", "clip_id", "text", "label", "label_T", "label_A", "label_V", "annotation", "mode")
@@ -74,9 +73,7 @@ def _read(name: str, root: str | PathLike[str], limit: float, *patterns: str) ->
             silent.append(f"{video}/{clip}")
         else:
             utterances.append(Utterance(f"{video}/{clip}", video, "", path, value=value, part=part))
-    films = shlex.quote(str(root / "Raw"))
-    extract = 'ffmpeg -nostdin -loglevel error -y -i "$1" -vn -ac 1 -ar 16000 "${1%.mp4}.wav"'
-    command = f"find {films} -name '*.mp4' -exec sh -c '{extract}' _ {{}} \\;"
+    command = extraction(root / "Raw", ".mp4")
     places = " or ".join(pattern.format(video="VIDEO", clip="CLIP") for pattern in patterns)
     refuse(silent, root, "without audio", f"a folder with {places} for each; this command extracts them: {command}")
     return Corpus(name, utterances, [], sentiment_scale=limit), {}

@@ -15,7 +15,7 @@ from ser_fast.data.corpora.trees import quoted, repeated
 from ser_fast.data.extras import import_extra
 from ser_fast.data.files import AUDIO_SUFFIXES
 from ser_fast.data.sources import Section
-from ser_fast.data.utterance import Corpus
+from ser_fast.data.utterance import UNKNOWN, Corpus
 
 _LABELS = ("json", "cls", "txt")  # the first that a sample has is read
 _LARGEST_LABEL = 1 << 20  # bytes
@@ -121,7 +121,7 @@ def _row(shard: Path, sample: dict[str, Any], targets: Sequence[str]) -> Row:
     require(len(audio) == 1, found, f"one of {', '.join(AUDIO_SUFFIXES)}, beside its label")
     kind = next((kind for kind in _LABELS if kind in sample), None)
     require(kind is not None, f"{shard}: sample {key!r} has no label ({others})", "a .json, .cls or .txt next to it")
-    cells = {SPEAKER: "unknown"} | _cells(f"{place}.{kind}", kind, sample[kind], targets)
+    cells = {SPEAKER: UNKNOWN} | _cells(f"{place}.{kind}", kind, sample[kind], targets)
     source = sample[audio[0]]
     return Row(f"{place}.{kind}", cells, source.name.partition(":")[2], source=source)
 

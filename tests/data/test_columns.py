@@ -1,0 +1,147 @@
+"""Tables as people have them: their own names of columns, other separators and encodings, names of parts."""
+
+import json
+
+import pytest
+
+from ser_fast.data.corpora import load_corpus
+from ser_fast.data.corpora.columns import parse_columns
+from ser_fast.data.corpora.manifest import manifest
+
+OURS = [["file", "speaker", "label", "part"], ["a.wav", "s1", "sad", "train"], ["ü.wav", "s2", "so; so, so", "test"]]
+
+
+def written(path, rows, mark=",", encoding="utf-8", end="\r\n"):
+    quoted = [[f'"{cell}"' if set(cell) & set(",; ") else cell for cell in row] for row in rows]
+    path.write_bytes((end.join(map(mark.join, quoted)) + end).encode(encoding))
+    return path
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize(("name", "mark"), [("t.csv", ","), ("t.csv", ";"), ("t.csv", "\t"), ("t.tsv", "\t")])
+def test_manifest_reads_any_separator_and_encoding(tmp_path, name, mark, encoding):
+    path = written(tmp_path / name, OURS, mark, encoding)
+    if encoding in ("utf-16-le", "utf-16-be"):  # without the mark they cannot be told from UTF-8
+        path.write_bytes("\ufeff".encode(encoding) + path.read_bytes())
+    corpus = load_corpus(str(path))
+    assert [(u.name, u.speaker, u.label, u.part) for u in corpus.utterances] == [
+        ("a.wav", "s1", "sad", "train"),
+        ("ü.wav", "s2", "so; so, so", "test"),
+    ]
+    assert corpus == load_corpus(f"manifest:{path}")
+
+
+def test_manifest_leaves_out_what_spreadsheets_add(tmp_path):
+    rows = [[*row, "", ""] for row in OURS] + [[""] * 6] * 3
+    assert manifest(written(tmp_path / "t.csv", rows, ";")) == manifest(written(tmp_path / "t.csv", OURS))
+
+
+def test_manifest_takes_the_separator_of_the_header(tmp_path):
+    """A header decides by its known names, however many other separators its cells and the rows have."""
+    rows = [["file", "speaker", '"a,b,c,d,e"', "label"], ["a,1,2,3,4.wav", "s,1", "x", "sad"]]
+    path = tmp_path / "t.csv"
+    path.write_text("\n".join(map(";".join, rows)))
+    only = manifest(path).utterances[0]
+    assert (only.name, only.speaker, only.label) == ("a,1,2,3,4.wav", "s,1", "sad")
+
+
+def test_manifest_refuses_other_encodings(tmp_path):
+    path = written(tmp_path / "t.csv", OURS, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"t\.csv, line 3: byte 0xfc; it must be UTF-8, or UTF-16 with a byte order"):
+        manifest(path)
+    path.write_bytes(b"\xff\xfef\x00i\x00l")
+    with pytest.raises(ValueError, match=r"t\.csv, line 1: byte .*; it must be UTF-8, or UTF-16"):
+        manifest(path)
+
+
+THEIRS = [["path", "emotion", "spk", "set", "label"], ["a.wav", "sad", "s1", "Training", "7"],
+          ["b.wav", "froh", "s2", "dev", "8"], ["c.wav", "froh", "s3", "eval", "9"]]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl"])
+def test_manifest_takes_other_names_of_columns(tmp_path, form):
+    path = tmp_path / f"t.{form}"
+    if form == "jsonl":
+        path.write_text("\n".join(json.dumps(dict(zip(THEIRS[0], row))) for row in THEIRS[1:]))
+    else:
+        written(path, THEIRS, "\t" if form == "tsv" else ",")
+    corpus = load_corpus(str(path), columns="file=path,label=emotion,speaker=spk,split=set")
+    assert [(u.name, u.speaker, u.label, u.part) for u in corpus.utterances] == [
+        ("a.wav", "s1", "sad", "train"),
+        ("b.wav", "s2", "froh", "valid"),
+        ("c.wav", "s3", "froh", "test"),
+    ]
+    assert corpus == manifest(path, columns={"file": "path", "label": "emotion", "speaker": "spk", "part": "set"})
+
+
+def test_columns_may_name_one_column_twice_and_choose_the_target(tmp_path):
+    rows = [["file", "speaker", "label", "value"], ["a.wav", "s1", "sad", "0.5"]]
+    path = written(tmp_path / "t.csv", rows)
+    with pytest.raises(ValueError, match="has 'label' in a table of 'value'"):
+        manifest(path)
+    assert manifest(path, columns="label=label,group=speaker").utterances[0].group == "s1"
+    assert manifest(path, columns="label=label").classes == ["sad"]
+    assert manifest(path, columns="value=value").utterances[0].value == 0.5
+    assert manifest(path, ["value"], columns="label=label").utterances[0].label == ""
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_columns_refuse_names_that_the_table_lacks(tmp_path, form):
+    path = tmp_path / f"t.{form}"
+    path.write_text('{"Path": "a", "spk": "s", "label": "l"}' if form == "jsonl" else "Path,spk,label\na,s,l\n")
+    message = (
+        r"columns names 'path' for 'file', which is no column \(the closest is 'Path'\); it must be one of Path, spk"
+    )
+    with pytest.raises(ValueError, match=message):
+        manifest(path, columns="file=path,speaker=spk")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("path", "columns is 'path'; it must be like file=path,label=emotion"),
+        ("fiel=path", r"columns names 'fiel' \(the closest is 'file'\); it must be one of file, speaker, label"),
+        ("part=a,split=b", "columns names 'part' twice; it must be there once"),
+        ("file=", "columns has '' for 'file'; it must be the name of a column"),
+        ({"file": 3}, "columns has 3 for 'file'; it must be the name of a column"),
+        ({1: "path"}, "columns names 1; it must be one of file"),
+    ],
+)
+def test_columns_refuse_other_forms(given, message):
+    with pytest.raises(ValueError, match=message):
+        parse_columns(given)
+    assert parse_columns("") == {} and parse_columns(" file = a b ,") == {"file": "a b"}
+
+
+def test_columns_are_for_tables_only(tmp_path):
+    (tmp_path / "sad").mkdir()
+    (tmp_path / "sad" / "a.wav").touch()
+    with pytest.raises(
+        ValueError, match=r"columns is given, but corpus '.*' is no \.csv, .* table; it must be omitted"
+    ):
+        load_corpus(str(tmp_path), columns="file=path")
+
+
+@pytest.mark.parametrize(
+    ("cells", "parts"),
+    [(["Train", "VAL", "testing"], ["train", "valid", "test"]), (["training", "validation", "test"],
+     ["train", "valid", "test"]), (["1", "2", "3"], [None] * 3), (["", "", ""], [None] * 3)],
+)  # fmt: skip
+def test_manifest_understands_split(tmp_path, cells, parts):
+    rows = [f"{name}.wav,s,sad,{cell}" for name, cell in zip("abc", cells)]
+    path = tmp_path / "t.csv"
+    path.write_text("\n".join(["file,speaker,label,split", *rows]))
+    corpus = manifest(path)
+    assert [one.part for one in corpus.utterances] == parts
+    assert any("'split' names no parts ('1')" in line for line in corpus.summary()) == (cells[0] == "1")
+
+
+def test_manifest_refuses_split_that_names_parts_here_and_there(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("file,speaker,label,split\na,s,sad,train\nb,s,sad,later\n")
+    with pytest.raises(
+        ValueError, match="line 3: column 'split' is 'later'; it must be one of train, valid, test, tr"
+    ):
+        manifest(path)
+    path.write_text("file,speaker,label,split,part\na,s,sad,train,test\nb,s,sad,later,train\n")
+    assert [one.part for one in manifest(path).utterances] == ["test", "train"], "part is used where there are both"
