@@ -14,7 +14,7 @@ from ser_fast.data.budget import available_memory, free_disk, hours, size
 from ser_fast.data.cache import Cache, DiskWaves
 from ser_fast.data.files import printable
 from ser_fast.data.headers import scan
-from ser_fast.data.utterance import Utterance
+from ser_fast.data.utterance import Utterance, plural
 from ser_fast.data.wav import AudioError
 from ser_fast.data.waves import FileWaves, MemoryWaves, Waves, pack
 
@@ -174,4 +174,4 @@ def _in_memory(
 def counted(utterances: Sequence[Utterance]) -> str:
     """Return the number of utterances, which are called files if each is a whole one."""
     whole = all(one.start is None and one.end is None for one in utterances)
-    return f"{len(utterances)} {'files' if whole else 'utterances'}"
+    return plural(len(utterances), "file" if whole else "utterance")
