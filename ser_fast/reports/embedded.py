@@ -13,14 +13,16 @@ from ser_fast.training.results import Results
 
 # Bytes of a page, in base64. Speech is 25 kB a second, a spectrogram 10 kB.
 AUDIO_BYTES, PICTURE_BYTES = 6_000_000, 2_500_000
+CURVES = 500  # of attention, each a pass through a model
 LONGEST = 30.0  # seconds of an utterance; the attention of heads takes memory by the square of the length
 
 
 class Embedded:
     """Audio, spectrograms and attention for rows of a page.
 
-    In the order of the rows, audio is embedded up to :data:`AUDIO_BYTES`, and spectrograms with the attention up to
-    :data:`PICTURE_BYTES`; nothing of an utterance longer than :data:`LONGEST`. Other audio is linked if it is a file.
+    In the order of the rows, audio is embedded up to :data:`AUDIO_BYTES`, spectrograms up to :data:`PICTURE_BYTES`,
+    and for these the attention of up to :data:`CURVES` rows; nothing of an utterance longer than :data:`LONGEST`.
+    Other audio is linked if it is a file.
 
     Args:
         results: the corpus, and the checkpoints that the attention is computed by.
@@ -74,7 +76,7 @@ class Embedded:
             wave = self.results.dataset.waves[item]
             if new:
                 self._embed(found, run, wave)
-            if "picture" in found and run not in self._without:
+            if "picture" in found and run not in self._without and len(self.attention) < CURVES:
                 self._attend(number, run, wave)
         except (OSError, ValueError, RuntimeError) as error:  # the file was changed, or is shorter than a frame
             found["failure"] = printable(error)

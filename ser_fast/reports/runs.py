@@ -21,7 +21,7 @@ from ser_fast.training.config import TrainConfig, resumed, run_folder, run_optio
 from ser_fast.training.corpus import corpus_of
 from ser_fast.training.folds import Folds
 from ser_fast.training.predictions import Prediction, as_rows, read_csv
-from ser_fast.training.results import Results, Tested
+from ser_fast.training.results import Predicted, Results
 from ser_fast.training.run_folder import RunFolder
 from ser_fast.training.task import task_of
 from ser_fast.training.trainer import Trainer
@@ -382,7 +382,7 @@ def _outcome(shown: Prediction, classes: list[str]) -> str:
 
 
 def _tested(trainer: Trainer, summary: dict, corpus: Corpus) -> Results:
-    tested = Tested("", trainer.best, trainer.split.test, trainer.predictions)
+    tested = Predicted("", trainer.best, trainer.split.test, trainer.predictions)
     return Results(summary, corpus, trainer.dataset, trainer.model.spectrogram.sample_rate, [tested])
 
 

@@ -29,7 +29,7 @@ from ser_fast.training.corpus import corpus_of
 from ser_fast.training.folds import HELD_OUT, Fold, Folds, changed, plan
 from ser_fast.training.predictions import Prediction, as_rows, damaged, read_csv
 from ser_fast.training.reporter import Reporter
-from ser_fast.training.results import Results, Tested
+from ser_fast.training.results import Predicted, Results
 from ser_fast.training.speakers import by_speaker
 from ser_fast.training.task import Task, task_of
 from ser_fast.training.trainer import Trainer
@@ -180,7 +180,7 @@ def results(
         result |= _over_speakers(task, predictions, folds.seeds, result.get("per_target", {}))
         folder.write("summary.json", json.dumps(result, indent=1) + "\n")
     tested = [
-        Tested(
+        Predicted(
             f"seed {run.seed}, without {run.name}", found.folder / "best.safetensors", found.test, found.predictions
         )
         for run, found in zip(runs, (outcomes[number] for number in range(len(runs))))

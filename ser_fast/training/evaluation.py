@@ -24,7 +24,7 @@ from ser_fast.training.config import LATER, TrainConfig
 from ser_fast.training.corpus import corpus_of
 from ser_fast.training.features import CachedFeatures
 from ser_fast.training.predictions import described, to_csv
-from ser_fast.training.results import Results, Tested
+from ser_fast.training.results import Predicted, Results
 from ser_fast.training.run_folder import RunFolder
 from ser_fast.training.speakers import by_speaker
 from ser_fast.training.task import Task, task_of
@@ -193,7 +193,7 @@ def results(config: EvaluateConfig, report: Callable[[str], None] = lambda line:
             **by_speaker(task, chosen.dataset.speakers, labels, task.predict(outputs)),
         }
         folder.write("summary.json", json.dumps(summary, indent=1) + "\n")
-    return Results(summary, corpus, chosen.dataset, rate, [Tested("", path, index, predictions)])
+    return Results(summary, corpus, chosen.dataset, rate, [Predicted("", path, index, predictions)])
 
 
 def _origin(path: Path, checkpoint: Checkpoint) -> Origin:

@@ -9,7 +9,7 @@ from ser_fast.data.dataset import Dataset
 from ser_fast.training.predictions import Prediction
 
 
-class Tested(NamedTuple):
+class Predicted(NamedTuple):
     """Utterances that one model was tested on.
 
     Attributes:
@@ -40,4 +40,4 @@ class Results(NamedTuple):
     corpus: Corpus
     dataset: Dataset
     sample_rate: int
-    tested: list[Tested]
+    tested: list[Predicted]
