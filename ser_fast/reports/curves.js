@@ -36,7 +36,7 @@
     hovermode: names.length > 6 ? "closest" : "x unified",
     hoverlabel: { namelength: -1 },
     legend: { orientation: "h", y: -0.25 },
-  }, { responsive: true, displaylogo: false });
+  }, { responsive: true, displayModeBar: false });
   const still = document.querySelector('img[alt="loss"]');
   if (still) still.closest("figure").hidden = true;
 })().catch((error) => {

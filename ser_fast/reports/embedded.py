@@ -61,22 +61,25 @@ class Embedded:
             said.append(f"Audio of {lost} others is left out: it is no file of its own or cannot be read.")
         if seen and not self.attention:
             said.append("The model has no attention.")
+        if len(self.attention) == CURVES:
+            said.append(f"The attention of {CURVES} predictions is shown.")
         if unread := [run for run, model in self._models.items() if model is None]:
             said.append(f"Spectrograms and attention of {len(unread)} runs lack: their checkpoints cannot be read.")
         return said
 
     def _add(self, number: int, run: int, item: int) -> None:
         """Add what the budget allows for a row."""
+        new = item not in self.items and any(self._left.values())
+        attend = run not in self._without and len(self.attention) < CURVES
         long = self.results.dataset.lengths[item] > LONGEST * self.results.sample_rate
-        if long or not (any(self._left.values()) or "picture" in self.items.get(item, ())):
+        if long or not (new or (attend and "picture" in self.items.get(item, ()))):
             return
-        new = item not in self.items
         found = self.items.setdefault(item, {})
         try:
             wave = self.results.dataset.waves[item]
             if new:
                 self._embed(found, run, wave)
-            if "picture" in found and run not in self._without and len(self.attention) < CURVES:
+            if attend and "picture" in found:
                 self._attend(number, run, wave)
         except (OSError, ValueError, RuntimeError) as error:  # the file was changed, or is shorter than a frame
             found["failure"] = printable(error)
