@@ -11,7 +11,7 @@ from ser_fast.reports import media
 from ser_fast.training.checkpoint import load_checkpoint
 from ser_fast.training.results import Results
 
-# Bytes of a page, in base64. Speech is 25 kB a second, a spectrogram 10 kB.
+# Bytes of a page, in base64. Speech is 28 kB a second, a spectrogram 10 kB.
 AUDIO_BYTES, PICTURE_BYTES = 6_000_000, 2_500_000
 CURVES = 500  # of attention, each a pass through a model
 LONGEST = 30.0  # seconds of an utterance; the attention of heads takes memory by the square of the length

@@ -215,3 +215,22 @@ def test_list_of_ten_thousand_is_shown_in_steps(run, corpus, opened):
     assert page.locator("#utterances .name").count() == 100
     page.locator("select[name=run]").select_option(index=1)
     assert page.locator("#count").inner_text() == "16 of 10000 utterances" and page.locator("#more").is_hidden()
+
+
+def test_values_are_listed_with_their_errors(corpus, tmp_path, opened):
+    """Two targets, one of them with a name that would be HTML."""
+    rows = [line.split('","') for line in corpus.read_text().splitlines()[1:]]
+    table = [f'{file}","{speaker}",{place % 4},{10 * place}' for place, (file, speaker, _) in enumerate(rows)]
+    path = corpus.with_name("values.csv")
+    path.write_text("\n".join(["file,speaker,arousal,<i>", *table]) + "\n")
+    options = [f"--data={path}", "--targets=arousal,<i>", "--test_speakers=b", f"--out={tmp_path / 'values'}"]
+    assert main(["train", *options, *OPTIONS, "--validation=none"]) == 0
+    page = opened(tmp_path / "values" / "report.html")
+    headings = page.locator("#utterances th").all_inner_texts()
+    assert headings == ["name", "speaker", "true arousal", "predicted arousal", "true <i>", "predicted <i>",
+                        "error (deviations)", "seconds", "audio"]  # fmt: skip
+    assert page.locator("#confusion").count() == 0 and page.locator("#browser i").count() == 0
+    errors = [float(row.locator("td").nth(6).inner_text()) for row in page.locator("#utterances tbody tr").all()]
+    assert len(errors) == 8 and errors == sorted(errors, reverse=True)
+    page.locator("input[name=least]").fill(str(errors[3]))
+    assert page.locator("#utterances .name").count() == sum(error >= errors[3] for error in errors)
