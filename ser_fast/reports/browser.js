@@ -4,9 +4,13 @@
   const data = JSON.parse(document.getElementById("browser-data").textContent);
   const { classes, targets, speakers, runs } = data;
   const id = (name) => document.getElementById(name);
+  const mediaOf = (item) => {
+    const held = id(`media-${item}`);
+    return { link: data.links[item], ...(held ? JSON.parse(held.textContent) : {}) };
+  };
   const rows = data.rows.map(([name, speaker, truth, predicted, odds, error, seconds, run, item], number) => ({
     name, speaker, truth, predicted, odds, error, seconds, run, number,
-    media: data.media[item] || {},
+    item,
     attention: data.attention[number],
     confidence: odds.length ? Math.max(...odds) : NaN,
     wrong: classes.length > 0 && truth !== predicted,
@@ -100,8 +104,8 @@
   };
 
   // The picture of an utterance: spectrogram, attention below it, and a line where the audio is.
-  const picture = (row, audio) => {
-    const [jpeg, begin, end, top] = row.media.picture;
+  const picture = (row, media, audio) => {
+    const [jpeg, begin, end, top] = media.picture;
     const [width, high, low] = [800, 180, 70];
     const height = high + (row.attention ? low : 0) + 20;
     const at = (seconds) => width * seconds / row.seconds;
@@ -145,8 +149,8 @@
     return svg;
   };
 
-  const player = (row) => {
-    const { audio, link } = row.media;
+  const player = (row, media) => {
+    const { audio, link } = media;
     if (!audio && !link) return null;
     const source = audio ? `data:${audio[1]};base64,${audio[0]}` : link;
     const made = element("audio", { controls: "", preload: "none", src: source, "aria-label": `audio of ${row.name}` });
@@ -157,7 +161,7 @@
     return made;
   };
 
-  const detail = (row, audio) => {
+  const detail = (row, media, audio) => {
     const cell = element("td", { colspan: columns.length + 2 });
     if (row.odds.length) {
       const list = element("ul", { class: "odds", "aria-label": "probabilities of the classes" });
@@ -166,13 +170,14 @@
       ));
       cell.append(list);
     }
-    if (row.media.picture) cell.append(picture(row, audio));
-    else cell.append(element("p", { class: "note" }, row.media.failure || "No spectrogram of it is in this page."));
+    if (media.picture) cell.append(picture(row, media, audio));
+    else cell.append(element("p", { class: "note" }, media.failure || "No spectrogram of it is in this page."));
     return element("tr", { class: "detail" }, cell);
   };
 
   const line = (row) => {
-    const audio = player(row);
+    const media = mediaOf(row.item);
+    const audio = player(row, media);
     const button = element("button", { type: "button", class: "name", "aria-expanded": "false" }, row.name);
     const made = element("tr", {}, element("td", {}, button));
     for (const [heading, value, text] of columns) {
@@ -182,7 +187,7 @@
     made.append(element("td", {}, audio || "–"));
     let below = null;
     button.addEventListener("click", () => {
-      if (below) { below.remove(); below = null; } else { below = detail(row, audio); made.after(below); }
+      if (below) { below.remove(); below = null; } else { below = detail(row, media, audio); made.after(below); }
       button.setAttribute("aria-expanded", String(below !== null));
     });
     return [made, button];
@@ -196,7 +201,7 @@
     }
     shown = Math.min(shown + STEP, listed.length);
     id("more").hidden = shown === listed.length;
-    id("count").textContent = `${listed.length} of ${rows.length} utterances` +
+    id("count").textContent = `${listed.length} of ${rows.length} predictions` +
       (shown < listed.length ? `, the first ${shown} shown` : "");
   };
 

@@ -65,7 +65,7 @@ def section(results: Results, page: Path) -> list[str]:
         "speakers": list(map(printable, names)),
         "runs": list(map(printable, runs)) if len(runs) > 1 else [],
         "rows": [_row(results, row, number) for row in shown],
-        "media": embedded.items,
+        "links": {item: media["link"] for item, media in embedded.items.items() if "link" in media},
         "attention": embedded.attention,
     }
     lines = [" ".join(embedded.sentences())]
@@ -77,6 +77,8 @@ def section(results: Results, page: Path) -> list[str]:
         f"<style>{_STYLE.read_text(encoding='utf-8')}</style>",
         _TEMPLATE.format(matrix=_matrix(found, classes) if classes else ""),
         html.data("browser-data", content),
+        # An element each: a browser takes seconds for one of many megabytes.
+        *(html.data(f"media-{item}", media) for item, media in embedded.items.items() if media.keys() != {"link"}),
         html.script(_SCRIPT),
     ]
 

@@ -2,7 +2,8 @@
 (async () => {
   const place = document.getElementById("curves");
   const panels = JSON.parse(document.getElementById("curves-data").textContent);
-  const packed = Uint8Array.from(atob(document.getElementById("curves-library").textContent), (c) => c.charCodeAt(0));
+  const pieces = Array.from(document.querySelectorAll(".curves-library"), (piece) => piece.textContent);
+  const packed = Uint8Array.from(atob(pieces.join("")), (letter) => letter.charCodeAt(0));
   const unpacked = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
   const library = document.createElement("script");
   library.textContent = await new Response(unpacked).text();
@@ -24,11 +25,13 @@
   const range = (panel) => panel.low === null && panel.top === null ? { rangemode: "normal" }
     : { range: [panel.low, panel.top] };
   const axis = (panel, more) => ({ title: { text: panel.label }, ...range(panel), gridcolor: "#e4e6ea", ...more });
+  const last = Math.max(...panels[0].lines.flatMap((line) => line.epochs));
+  const epochs = { title: { text: "epoch" }, tickformat: "d", ...(last < 12 ? { dtick: 1 } : {}) };
   const rows = Math.ceil(names.length / 4);
   await Plotly.newPlot(place, traces, {
     grid: { rows: 1, columns: 2, pattern: "independent" },
-    xaxis: { title: { text: "epoch" }, tickformat: "d" },
-    xaxis2: { title: { text: "epoch" }, tickformat: "d" },
+    xaxis: epochs,
+    xaxis2: epochs,
     yaxis: axis(panels[0]),
     yaxis2: axis(panels[1]),
     height: 340 + 22 * rows,

@@ -10,6 +10,7 @@ from ser_fast.reports import html
 
 _SCRIPT = Path(__file__).with_name("curves.js")
 _ID = "curves"
+_PIECE = 1 << 15
 
 
 class Line(NamedTuple):
@@ -88,7 +89,11 @@ def section(runs: dict[str, list[dict]]) -> list[str]:
         html.heading("Learning curves"),
         f'<div id="{_ID}" role="img" aria-label="loss and measure of each epoch"></div>',
         html.data(f"{_ID}-data", drawn),
-        f'<script type="text/plain" id="{_ID}-library">{packed}</script>',
+        # In pieces: a browser takes seconds for one element of many megabytes.
+        *(
+            f'<script type="text/plain" class="{_ID}-library">{packed[begin : begin + _PIECE]}</script>'
+            for begin in range(0, len(packed), _PIECE)
+        ),
         html.script(_SCRIPT),
     ]
 

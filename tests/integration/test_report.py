@@ -89,7 +89,7 @@ def play(audio) -> dict:
 def test_cell_of_the_matrix_lists_its_utterances(run, opened):
     page = opened(run / "report.html")
     names = page.locator("#utterances .name")
-    assert names.count() == 16 and page.locator("#count").inner_text() == "16 of 16 utterances"
+    assert names.count() == 16 and page.locator("#count").inner_text() == "16 of 16 predictions"
     confusion = json.loads((run / "summary.json").read_text())["pooled"]["confusion"]
     cells = page.locator("#confusion button:not([disabled])")
     assert cells.count() == sum(count > 0 for row in confusion for count in row)
@@ -103,7 +103,7 @@ def test_cell_of_the_matrix_lists_its_utterances(run, opened):
     cell.focus()
     page.keyboard.press("Enter")
     assert cell.get_attribute("aria-pressed") == "true"
-    assert names.count() == count and page.locator("#count").inner_text() == f"{count} of 16 utterances"
+    assert names.count() == count and page.locator("#count").inner_text() == f"{count} of 16 predictions"
     classes = json.loads((run / "summary.json").read_text())["classes"]
     for row in page.locator("#utterances tbody tr").all():
         cells_of_row = row.locator("td").all_inner_texts()
@@ -154,9 +154,9 @@ def test_list_is_filtered_and_sorted(run, opened):
     data = json.loads(page.locator("#browser-data").text_content())
     counted = page.locator("#count")
     page.locator("select[name=speaker]").select_option(label=SPEAKER)
-    assert counted.inner_text() == "8 of 16 utterances"
+    assert counted.inner_text() == "8 of 16 predictions"
     page.locator("input[name=text]").fill("anger 0 2")
-    assert counted.inner_text() == "1 of 16 utterances"
+    assert counted.inner_text() == "1 of 16 predictions"
     page.get_by_role("button", name="Reset", exact=True).click()
     page.wait_for_function("document.getElementById('count').textContent.startsWith('16 of')")
     confidence = sorted(max(row[4]) for row in data["rows"])
@@ -210,11 +210,11 @@ def test_list_of_ten_thousand_is_shown_in_steps(run, corpus, opened):
     found = found._replace(tested=found.tested * 625)
     path = html.write(run.with_name("many.html"), "many", browser.section(found, run.with_name("many.html")))
     page = opened(path)
-    assert page.locator("#count").inner_text() == "10000 of 10000 utterances, the first 50 shown"
+    assert page.locator("#count").inner_text() == "10000 of 10000 predictions, the first 50 shown"
     page.locator("#more").click()
     assert page.locator("#utterances .name").count() == 100
     page.locator("select[name=run]").select_option(index=1)
-    assert page.locator("#count").inner_text() == "16 of 10000 utterances" and page.locator("#more").is_hidden()
+    assert page.locator("#count").inner_text() == "16 of 10000 predictions" and page.locator("#more").is_hidden()
 
 
 def test_values_are_listed_with_their_errors(corpus, tmp_path, opened):

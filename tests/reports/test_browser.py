@@ -1,6 +1,7 @@
 """The tested utterances on a page: order, names, budget, links; what a browser does is in tests/integration."""
 
 import base64
+import gzip
 import io
 import json
 import math
@@ -52,7 +53,11 @@ class Scripts(HTMLParser):
 
 
 def of(parts: list[str]) -> dict:
-    return json.loads(Scripts("".join(parts)).found["browser-data"])
+    found = {name: json.loads(text) for name, text in Scripts("".join(parts)).found.items() if "code" not in name}
+    data = found.pop("browser-data")
+    embedded = {name.removeprefix("media-"): media for name, media in found.items()}
+    linked = {name: {"link": address} for name, address in data["links"].items()}
+    return data | {"media": linked | embedded}
 
 
 def results(folder: Path, odds: list[list[float]], truth: list[int], model: str = "cgru", **changed) -> Results:
@@ -106,7 +111,8 @@ def test_names_are_data_and_text_only(tmp_path):
     parts = browser.section(given, tmp_path / "report.html")
     page = html.write(tmp_path / "report.html", HOSTILE, parts).read_text()
     found = Scripts(page)
-    assert found.found.keys() == {"browser-data", "code 1"} and "alert" not in found.found["code 1"]
+    assert found.found.keys() == {"browser-data", "media-0", "media-1", "code 3"}
+    assert "alert" not in found.found["code 3"]
     shown = HOSTILE.replace("\u2028", r"\u2028")
     data = json.loads(found.found["browser-data"])
     assert data["classes"][0] == data["runs"][0] == shown and shown in data["speakers"]
@@ -311,11 +317,15 @@ def test_curves_without_plotly_say_what_to_install(monkeypatch):
 
 
 def test_curves_show_names_literally(monkeypatch):
-    pytest.importorskip("plotly")
+    plotly = pytest.importorskip("plotly")
+    pytest.importorskip("plotly.offline")
     page = Scripts("".join(curves.section({HOSTILE: ROWS, "<b>": ROWS})))
     data = json.loads(page.found["curves-data"])
     assert {line["name"] for line in data[1]["lines"]} == {
         HOSTILE.replace("\u2028", r"\u2028").replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"),
         "&lt;b&gt;",
     }
-    assert set(page.found) == {"curves-data", "curves-library", "code 2"}
+    library = "".join(text for name, text in page.found.items() if name.startswith("code"))
+    code = library[library.index('"use strict"') :]
+    packed = base64.b64decode(library.removesuffix(code))
+    assert "newPlot" in code and gzip.decompress(packed).decode() == plotly.offline.get_plotlyjs()
