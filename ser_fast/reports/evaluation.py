@@ -3,8 +3,8 @@
 import numpy as np
 
 from ser_fast.data.failures import listed
-from ser_fast.reports import figures, html
-from ser_fast.reports.runs import draw, scatter
+from ser_fast.reports import corpus_tables, figures, html
+from ser_fast.reports.runs import draw, scatter, utterances
 from ser_fast.reports.terminal import print_table, say
 from ser_fast.training import evaluation
 from ser_fast.training.evaluation import EvaluateConfig
@@ -18,7 +18,8 @@ def evaluate(config: EvaluateConfig) -> dict:
     Args and returns are those of that function.
     """
     with listed(config.out):
-        result = evaluation.evaluate(config, say)
+        results = evaluation.results(config, say)
+    result, page = results.summary, config.out / "report.html"
     header, rows = html.scores({"all utterances": result["metrics"]})
     spans = html.intervals(result)
     parts = [
@@ -34,13 +35,15 @@ def evaluate(config: EvaluateConfig) -> dict:
         title = f"{result['model']} on {result['data']}, {result['utterances']} utterances"
         parts += scatter([config.out / "predictions.csv"], result["targets"], config.out, title)
     parts += [
+        *utterances(results, page),
         html.heading("Speakers"),
         *html.speakers(result),
+        *corpus_tables.section(results.dataset, results.sample_rate, result["skipped"]),
         html.heading("Options"),
         html.preformatted((config.out / "config.json").read_text()),
         html.machine(),
     ]
-    page = html.write(config.out / "report.html", f"{result['model']} on {result['data']}", parts)
+    html.write(page, f"{result['model']} on {result['data']}", parts)
     say(result["protocol"])  # not a title, which would be folded within paths
     print_table("", header, rows)
     print_table("", *spans)

@@ -6,6 +6,7 @@ import textwrap
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from ser_fast.data.files import write_atomically
 from ser_fast.nn.power_spectrogram import PowerSpectrogram
+from ser_fast.reports.curves import panels
 
 BLUE, ORANGE, GREY = "#2563a8", "#d9741a", "#8c8c8c"
 # Class names may be Chinese; matplotlib's default font has no glyphs for them.
@@ -58,34 +60,18 @@ def loss_curves(runs: dict[str, list[dict]], path: Path) -> Path:
         path: the PNG file.
     """
     figure = Figure(figsize=(9, 3.4))
-    left, right = figure.subplots(1, 2)
-    share = not any("valid_mae" in rows[0] for rows in runs.values())
-    counted = all("accuracy" in row for rows in runs.values() for row in rows)
-    several = any("valid_standardised_mae" in rows[0] for rows in runs.values())
-    measure = "valid_recall" if share else "valid_ccc" if several else "valid_mae"
-    for (name, rows), color in zip(runs.items(), (BLUE, ORANGE, GREY)):
-        epochs = [row["epoch"] for row in rows]
-        marker = "o" if len(rows) == 1 else None  # a single point has no line
-        look = {"color": color, "marker": marker}
-        left.plot(epochs, [row["loss"] for row in rows], label=name, **look)
-        if "valid_loss" not in rows[0]:
-            right.plot(epochs, [100 * row["accuracy"] if counted else row["loss"] for row in rows], **look)
-            continue
-        left.plot(epochs, [row["valid_loss"] for row in rows], linestyle=":", **look)
-        right.plot(epochs, [100 * row[measure] if share else row[measure] for row in rows], **look)
-    validated = any("valid_loss" in rows[0] for rows in runs.values())
-    left.set(xlabel="epoch", ylabel="loss (dotted: validation)" if validated else "loss", ylim=(0, None))
-    measured, top = ("validation UA (%)", 100) if share else ("validation MAE", None)
-    low = 0
-    if several:
-        measured, top, low = "validation CCC, mean of the targets", 1, None
-    if not validated:
-        measured, top = ("training accuracy (%)", 100) if counted else ("training loss", None)
-    right.set(xlabel="epoch", ylabel=measured, ylim=(low, top))
-    for axes in (left, right):
+    colors = dict(zip(runs, (BLUE, ORANGE, GREY)))
+    for axes, panel in zip(figure.subplots(1, 2), panels(runs)):
+        for line in panel.lines:
+            marker = "o" if len(line.epochs) == 1 else None  # a single point has no line
+            name, shape = (None, ":") if line.dotted else (line.name, "-")
+            axes.plot(line.epochs, line.values, shape, color=colors[line.name], marker=marker, label=name)
+        axes.set(xlabel="epoch", ylabel=panel.label, ylim=(panel.low, panel.top))
         plain_axes(axes)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    figure.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=len(runs))
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    look = {"frameon": False, "fontsize": 9, "loc": "upper center", "bbox_to_anchor": (0.5, 0)}
+    figure.legend(handles, names, ncols=len(runs), **look)
     return save(figure, path)
 
 
@@ -169,6 +155,31 @@ def frame_attention(weights: Tensor) -> Tensor:
     return weights if weights.dim() == 1 else weights.mean((0, 1))
 
 
+class Decibels(NamedTuple):
+    """Power of an utterance.
+
+    Attributes:
+        values: ``[T, F]``, in decibels.
+        first: where the first frame begins, in seconds; it is one hop wide around the middle of its window.
+        step: seconds between frames.
+        top: frequency of the last bin, in hertz.
+    """
+
+    values: Tensor
+    first: float
+    step: float
+    top: float
+
+
+def spectrogram(front: nn.Module, wave: Tensor) -> Decibels:
+    """Return the power of one utterance ``[N]`` in the bins of a model's spectrogram."""
+    rate, top = front.sample_rate, (front.bins[1] - 1) * front.sample_rate / front.n_fft
+    decibel = PowerSpectrogram(
+        rate, front.n_fft, win_length=front.win_length, hop_length=front.hop_length, f_max=top, log=True
+    )(wave[None].float())[0] * (10 / math.log(10))
+    return Decibels(decibel, (front.win_length - front.hop_length) / 2 / rate, front.hop_length / rate, top)
+
+
 @style()
 def attention(model: nn.Module, wave: Tensor, path: Path, title: str = "") -> Path:
     """Draw the spectrogram of one utterance above the attention over its frames.
@@ -179,19 +190,12 @@ def attention(model: nn.Module, wave: Tensor, path: Path, title: str = "") -> Pa
         path: the PNG file.
         title: title of the figure.
     """
-    front = model.spectrogram
-    rate = front.sample_rate
     device = next(model.parameters()).device
     with torch.no_grad():
         _, weights = model.eval()(wave[None].to(device), return_weights=True)
-    top_frequency = (front.bins[1] - 1) * rate / front.n_fft
-    front_end = PowerSpectrogram(
-        rate, front.n_fft, win_length=front.win_length, hop_length=front.hop_length, f_max=top_frequency, log=True
-    )
-    decibel = front_end(wave[None].float())[0] * (10 / math.log(10))
-    seconds, step = len(wave) / rate, front.hop_length / rate
-    # A frame is drawn one hop wide around the middle of its window.
-    first = (front.win_length - front.hop_length) / 2 / rate
+    decibel, first, step, top_frequency = spectrogram(model.spectrogram, wave)
+    rate = model.spectrogram.sample_rate
+    seconds = len(wave) / rate
     figure = Figure(figsize=(8, 4.2 if weights is not None else 3.2))
     top, *below = np.atleast_1d(figure.subplots(2, 1, sharex=True, height_ratios=(3, 1)) if weights is not None
                                 else figure.subplots())  # fmt: skip

@@ -2,6 +2,7 @@
 
 import base64
 import html
+import json
 from pathlib import Path
 
 from ser_fast.backends import info
@@ -154,6 +155,19 @@ def write(path: Path, title: str, parts: list[str]) -> Path:
 def note(text: str) -> str:
     """Return a paragraph in small print."""
     return f'<p class="note">{escaped(text)}</p>'
+
+
+def data(name: str, value: object) -> str:
+    """Return a script element with the id ``name`` that holds a value as JSON; no text in it ends the element."""
+    text = json.dumps(value, separators=(",", ":"))  # in ASCII
+    for letter in "<>&":
+        text = text.replace(letter, f"\\u{ord(letter):04x}")
+    return f'<script type="application/json" id="{name}">{text}</script>'
+
+
+def script(path: Path) -> str:
+    """Return a script element with a file of this package."""
+    return f"<script>{path.read_text(encoding='utf-8')}</script>"
 
 
 def preformatted(text: str) -> str:

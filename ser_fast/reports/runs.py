@@ -1,6 +1,7 @@
 """Whole runs as the command line starts them: training, cross-validation and demo, with figures and a report."""
 
 import contextlib
+import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -8,11 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ser_fast.data.dataset import Dataset, load_dataset, split_corpus
+from ser_fast.data.corpora import Corpus, load_corpus
+from ser_fast.data.dataset import Dataset, load_dataset, read_dataset, split_corpus
 from ser_fast.data.failures import listed, summarise
 from ser_fast.data.findings import corpus_lines
 from ser_fast.data.splits import Split
-from ser_fast.reports import figures, html
+from ser_fast.reports import browser, corpus_tables, curves, figures, html
 from ser_fast.reports.terminal import TrainingDisplay, print_table, say
 from ser_fast.training import cross_validation, distributed
 from ser_fast.training.checkpoint import blank
@@ -20,6 +22,7 @@ from ser_fast.training.config import TrainConfig, resumed, run_folder, run_optio
 from ser_fast.training.corpus import corpus_of
 from ser_fast.training.folds import Folds
 from ser_fast.training.predictions import Prediction, as_rows, read_csv
+from ser_fast.training.results import Predicted, Results
 from ser_fast.training.run_folder import RunFolder
 from ser_fast.training.task import task_of
 from ser_fast.training.trainer import Trainer
@@ -59,11 +62,13 @@ def train(config: TrainConfig, options: dict) -> dict:
             split = split_corpus(corpus, **config.held_out)
             if distributed.rank() == 0:
                 stack.enter_context(folder)
-        for line in corpus_lines(corpus):
+        described = corpus_lines(corpus)  # of all utterances, also those that cannot be read
+        for line in described:
             say(line)
         with distributed.agreed(), listed(config.out) if distributed.rank() == 0 else contextlib.nullcontext():
             storage = config.storage(distributed.local_world())
-            dataset = load_dataset(corpus, model.spectrogram.sample_rate, config.skip_bad, say, storage)
+            rate = model.spectrogram.sample_rate
+            corpus, dataset = read_dataset(corpus, rate, config.skip_bad, say, storage)
             if dataset.skipped:  # the parts are drawn from the utterances that could be read
                 split = dataset.split(**config.held_out)
         if dataset.skipped:
@@ -77,18 +82,22 @@ def train(config: TrainConfig, options: dict) -> dict:
         epochs = {f"{name} epoch": summary[name] for name in ("best", "last") if name in summary}
         tested = {"metrics": summary["best"], **summary} if epochs else {}
         tables = [html.scores(epochs), html.intervals(tested)] if tested else []
+        page = folder.path / "report.html"
         parts = [
             html.note(_described(summary)),
-            *map(html.note, corpus_lines(corpus)),
+            *map(html.note, described),
             *(html.table(*each) for each in tables),
             *([html.per_class(summary["best"])] if tested and dataset.classes else []),
+            *learning({config.model: trainer.progress.rows}),
             *_pictures(trainer, summary, config.model),
+            *(utterances(_tested(trainer, summary, corpus), page) if tested else []),
             *([html.heading("Test speakers"), *html.speakers(tested)] if tested else []),
+            *corpus_tables.section(dataset, rate, dataset.skipped),
             html.heading("Options"),
             html.preformatted(folder.config.read_text()),
             html.machine(),
         ]
-        page = html.write(folder.path / "report.html", f"{config.model} on {dataset.name}", parts)
+        html.write(page, f"{config.model} on {dataset.name}", parts)
     for title, each in zip((f"Test: {summary['protocol']}", ""), tables):
         print_table(title, *each)
     if not tested:
@@ -104,7 +113,8 @@ def cross_validate(config: TrainConfig, options: dict, folds: Folds) -> dict:
     """
     out = Path(config.out)
     with listed(out):
-        result = cross_validation.cross_validate(config, options, folds, say)
+        results = cross_validation.results(config, options, folds, say)
+    result, page = results.summary, out / "report.html"
     described = (
         f"{result['data']}: {result['protocol']}; {len(result['runs'])} runs; {len(result['skipped'])} skipped; "
         f"{result['parameters']:,} parameters"
@@ -129,9 +139,15 @@ def cross_validate(config: TrainConfig, options: dict, folds: Folds) -> dict:
     else:
         title = f"{config.model} on {result['data']}, all predictions\n{result['protocol']}"
         parts += scatter(sorted(out.glob("seed*/fold*/predictions.csv")), result["targets"], out, title)
-    parts += [html.heading("Speakers"), *html.speakers(tested)]
+    parts += [
+        *learning({tested.name: read_metrics(tested.checkpoint.parent) for tested in results.tested}),
+        *utterances(results, page),
+        html.heading("Speakers"),
+        *html.speakers(tested),
+        *corpus_tables.section(results.dataset, results.sample_rate, result["skipped"]),
+    ]
     parts += [html.heading("Options"), html.preformatted((out / "config.json").read_text()), html.machine()]
-    page = html.write(out / "report.html", f"{config.model} on {result['data']}: {result['protocol']}", parts)
+    html.write(page, f"{config.model} on {result['data']}: {result['protocol']}", parts)
     print_table(described, header, rows)
     for each in tables[1:]:
         print_table("", *each)
@@ -235,7 +251,8 @@ def demo(out: Path, epochs: int, seed: int) -> dict[str, dict]:
     Returns:
         The summaries of the runs in :data:`DEMO`.
     """
-    dataset = load_dataset("synthetic", 16000)
+    corpus = load_corpus("synthetic")
+    dataset = load_dataset(corpus, 16000)
     held_out = ",".join(sorted(set(dataset.speakers))[-2:])
     configs = {
         key: resumed(
@@ -246,16 +263,18 @@ def demo(out: Path, epochs: int, seed: int) -> dict[str, dict]:
         for key, network in DEMO.items()
     }
     split = dataset.split(**configs["gru"].held_out)
-    summaries, curves, pictures = {}, {}, []
+    summaries, histories, pictures = {}, {}, []
+    page = out / "report.html"
     with run_folder(out, {"command": "demo", "epochs": epochs, "seed": seed}) as whole:
         whole.begin()
         for key, config in configs.items():
             network = DEMO[key]
             with run_folder(config.out, run_options(config, network.options)) as folder:
                 trainer, summaries[key] = _fit(config, network.options, dataset, split, folder, network.name)
-                curves[network.name] = trainer.progress.rows
+                histories[network.name] = trainer.progress.rows
                 if key == "gru":
                     pictures = _pictures(trainer, summaries[key], network.name, skip="loss")
+                    pictures += utterances(_tested(trainer, summaries[key], corpus), page)
         described = _described(summaries["gru"])
         header, rows = _side_by_side(summaries)
         spans = _spans(summaries)
@@ -267,11 +286,12 @@ def demo(out: Path, epochs: int, seed: int) -> dict[str, dict]:
             html.table(*spans),
             html.note(sentence),
             html.per_class(summaries["gru"]["best"]),
-            *draw(loss, CAPTIONS["loss"], lambda: figures.loss_curves(curves, loss)),
+            *draw(loss, CAPTIONS["loss"], lambda: figures.loss_curves(histories, loss)),
+            *learning(histories),
             *pictures,
             html.machine(),
         ]
-        page = html.write(out / "report.html", "CGRU on synthetic voices, and the same network with an LSTM", parts)
+        html.write(page, "CGRU on synthetic voices, and the same network with an LSTM", parts)
     print_table(described, header, rows)
     print_table("", *spans)
     say(sentence)
@@ -362,13 +382,42 @@ def _outcome(shown: Prediction, classes: list[str]) -> str:
     return f"true: {truth}, predicted: {predicted}"
 
 
-def draw(path: Path, caption: str, drawing: Callable[[], Path]) -> list[str]:
-    """Return the picture as HTML, or a note if it cannot be drawn: the report of a finished run is still written."""
+def _tested(trainer: Trainer, summary: dict, corpus: Corpus) -> Results:
+    tested = Predicted("", trainer.best, trainer.split.test, trainer.predictions)
+    return Results(summary, corpus, trainer.dataset, trainer.model.spectrogram.sample_rate, [tested])
+
+
+def read_metrics(folder: Path) -> list[dict]:
+    """Return the rows of the ``metrics.jsonl`` of a run; none if they cannot be read."""
     try:
-        return [html.picture(drawing(), caption)]
+        return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    except (OSError, ValueError):
+        return []
+
+
+def learning(histories: dict[str, list[dict]]) -> list[str]:
+    """Return :func:`ser_fast.reports.curves.section`, or a note if it fails."""
+    return attempt("learning curves", lambda: curves.section(histories))
+
+
+def utterances(results: Results, page: Path) -> list[str]:
+    """Return :func:`ser_fast.reports.browser.section`, or a note if it fails."""
+    return attempt("the list of utterances", lambda: browser.section(results, page))
+
+
+def draw(path: Path, caption: str, drawing: Callable[[], Path]) -> list[str]:
+    """Return the picture as HTML, or a note if it cannot be drawn."""
+    return attempt(path.name, lambda: [html.picture(drawing(), caption)])
+
+
+def attempt(name: str, parts: Callable[[], list[str]]) -> list[str]:
+    """Return HTML parts, or a note if they fail: the report of a finished run is still written."""
+    try:
+        return parts()
     except Exception as error:
-        say(f"{path} could not be drawn: {error}")
-        return [html.note(f"{path.name} could not be drawn: {error}")]
+        said = f"{name} could not be drawn: {error}"
+        say(said)
+        return [html.note(said)]
 
 
 def _described(summary: dict) -> str:

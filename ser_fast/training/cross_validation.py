@@ -30,6 +30,7 @@ from ser_fast.training.corpus import corpus_of
 from ser_fast.training.folds import HELD_OUT, Fold, Folds, changed, plan
 from ser_fast.training.predictions import Prediction, as_rows, damaged, read_csv
 from ser_fast.training.reporter import Reporter
+from ser_fast.training.results import Predicted, Results
 from ser_fast.training.speakers import by_speaker
 from ser_fast.training.task import Task, task_of
 from ser_fast.training.trainer import Trainer
@@ -70,10 +71,12 @@ class Lines(Reporter):
 
 
 class Outcome(NamedTuple):
-    """The summary and the predictions of a finished run."""
+    """The summary and the predictions of a finished run, its folder and the utterances of its test part."""
 
     summary: dict
     predictions: list[Prediction]
+    folder: Path
+    test: list[int]
 
 
 def cross_validate(
@@ -104,6 +107,13 @@ def cross_validate(
         ValueError: the options do not fit the corpus; raised before any audio is read, except with ``skip_bad``.
         RuntimeError: a process of ``folds.jobs`` ended, or imports the script that calls this without a main guard.
     """
+    return results(config, options, folds, report).summary
+
+
+def results(
+    config: TrainConfig, options: dict, folds: Folds, report: Callable[[str], None] = lambda line: None
+) -> Results:
+    """Run :func:`cross_validate`; return also the corpus and what each fold predicted."""
     if folds.jobs > 1 and getattr(multiprocessing.current_process(), "_inheriting", False):
         sys.exit(1)  # a worker imports a script without a main guard; its parent raises the error
     config = resumed(config)
@@ -170,7 +180,13 @@ def cross_validate(
         }
         result |= _over_speakers(task, predictions, folds.seeds, result.get("per_target", {}))
         folder.write("summary.json", json.dumps(result, indent=1) + "\n")
-    return result
+    tested = [
+        Predicted(
+            f"seed {run.seed}, without {run.name}", found.folder / "best.safetensors", found.test, found.predictions
+        )
+        for run, found in zip(runs, (outcomes[number] for number in range(len(runs))))
+    ]
+    return Results(result, corpus, dataset, model.spectrogram.sample_rate, tested)
 
 
 def plan_corpus(config: TrainConfig, folds: Folds, corpus: Corpus) -> tuple[list[Fold], str]:
@@ -294,9 +310,10 @@ def _run(run: Run, dataset: Dataset, report: Callable[[str], None]) -> Outcome:
         finished = folder.path / "summary.json"
         summary = _summary(finished) if finished.is_file() else {}
         if (summary.get("corpus"), summary.get("epochs")) == (dataset.digest(), config.epochs):
-            return Outcome(summary, read_csv(folder.path / "predictions.csv", dataset.classes, dataset.targets))
+            predictions = read_csv(folder.path / "predictions.csv", dataset.classes, dataset.targets)
+            return Outcome(summary, predictions, folder.path, run.split.test)
         trainer = Trainer(config, run.options, dataset, run.split, folder, Lines(config, report))
-        return Outcome(trainer.run(), trainer.predictions)
+        return Outcome(trainer.run(), trainer.predictions, folder.path, run.split.test)
 
 
 def _summary(path: Path) -> dict:

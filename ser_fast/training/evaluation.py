@@ -24,6 +24,7 @@ from ser_fast.training.config import LATER, TrainConfig
 from ser_fast.training.corpus import corpus_of
 from ser_fast.training.features import CachedFeatures
 from ser_fast.training.predictions import described, to_csv
+from ser_fast.training.results import Predicted, Results
 from ser_fast.training.run_folder import RunFolder
 from ser_fast.training.speakers import by_speaker
 from ser_fast.training.task import Task, task_of
@@ -152,6 +153,11 @@ def evaluate(config: EvaluateConfig, report: Callable[[str], None] = lambda line
             ``part`` if the corpus is not that of the run and has none.
         UnreadableError: utterances cannot be read and ``skip_bad`` is false.
     """
+    return results(config, report).summary
+
+
+def results(config: EvaluateConfig, report: Callable[[str], None] = lambda line: None) -> Results:
+    """Run :func:`evaluate`; return also the corpus and the predictions."""
     path = find_checkpoint(config.checkpoint)
     checkpoint = load_checkpoint(path)
     model, origin = checkpoint.build(path), _origin(path, checkpoint)
@@ -200,7 +206,7 @@ def evaluate(config: EvaluateConfig, report: Callable[[str], None] = lambda line
             **by_speaker(task, chosen.dataset.speakers, labels, task.predict(outputs)),
         }
         folder.write("summary.json", json.dumps(summary, indent=1) + "\n")
-    return summary
+    return Results(summary, corpus, chosen.dataset, rate, [Predicted("", path, index, predictions)])
 
 
 def _origin(path: Path, checkpoint: Checkpoint) -> Origin:

@@ -187,7 +187,14 @@ def test_build_with_a_failing_compiler(sources, fakes):
 def test_build_switched_off(sources):
     built = build(sources, SER_FAST_BUILD="0")
     assert_left_out(built, "SER_FAST_BUILD=0 leaves the kernels out")
-    data = {"recipes/own.yaml", "pretrained/emodb.safetensors", "pretrained/emodb.md"}
+    data = {
+        "recipes/own.yaml",
+        "reports/browser.css",
+        "reports/browser.js",
+        "reports/curves.js",
+        "pretrained/emodb.safetensors",
+        "pretrained/emodb.md",
+    }
     assert {f"ser_fast/{name}" for name in data} <= set(built[2])
 
 

@@ -22,6 +22,7 @@ from ser_fast.data import pace, storage
 from ser_fast.data.corpora.synthetic import synthesize
 from ser_fast.reports import runs
 from ser_fast.training import cross_validation
+from ser_fast.training.checkpoint import load_checkpoint
 from ser_fast.training.config import TrainConfig, run_folder
 from ser_fast.training.cross_validation import cross_validate
 from ser_fast.training.folds import Folds
@@ -199,6 +200,23 @@ def test_cross_validation_refuses_candidates_of_wrong_type(voices, tmp_path):
         ValueError, match=r"choose has {'learning_rate': 'fast'}; its values must be of their options'"
     ):
         cross_validate(config(voices, tmp_path / "new"), TINY, Folds(choose=[{"learning_rate": "fast"}]))
+
+
+def test_results_have_the_model_and_the_utterances_of_each_fold(voices, tmp_path):
+    """Also of finished folds, which are read from their tables."""
+    choose = [{"cgru.hidden_size": 4}, {"cgru.hidden_size": 2}]
+    given = config(voices, tmp_path), TINY, Folds("loso", choose=choose, inner_folds=2)
+    first, again = cross_validation.results(*given), cross_validation.results(*given)
+    assert first.summary == again.summary and first.sample_rate == again.sample_rate == 16000
+    for found in (first, again):
+        assert [part.name for part in found.tested] == [f"seed 0, without s{i}" for i in range(3)]
+        assert sorted(i for part in found.tested for i in part.index) == list(range(30))
+        for number, part in enumerate(found.tested):
+            assert part.checkpoint == tmp_path / "seed0" / f"fold0{number + 1}" / "best.safetensors"
+            assert [row.name for row in part.predictions] == [found.dataset.names[i] for i in part.index]
+            assert {found.corpus.utterances[i].speaker for i in part.index} == {f"s{number}"}
+            chosen = found.summary["runs"][number]["chosen"]["cgru.hidden_size"]
+            assert load_checkpoint(part.checkpoint).options["hidden_size"] == chosen
 
 
 def test_cross_validation_of_values(voices, tmp_path):
