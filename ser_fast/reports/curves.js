@@ -43,5 +43,5 @@
   const still = document.querySelector('img[alt="loss"]');
   if (still) still.closest("figure").hidden = true;
 })().catch((error) => {
-  document.getElementById("curves").textContent = `The learning curves could not be drawn: ${error.message}`;
+  document.getElementById("curves").textContent = `No learning curves: ${error.message}`;
 });
