@@ -214,8 +214,8 @@ def _add_data(parser) -> None:
     shown = {"columns", "labels", "test_data", "targets"}
     others = {field.name for field in dataclasses.fields(TrainConfig)} - shown
     parser.add_class_arguments(TrainConfig, skip=others)
-    described = "picture of the counts and durations, a .png; an empty name draws none"
-    parser.add_argument("--out", type=str, default="runs/data.png", help=described)
+    described = "picture of the counts and durations, a .png; by default runs/data.png, and none with --json or ''"
+    parser.add_argument("--out", type=str, help=described)
     described = "read headers alone, not the audio: no search for silence, clipping, damage and copies"
     parser.add_argument("--headers_only", action="store_true", help=described)
     parser.add_argument("--json", action="store_true", help="print one JSON object, not tables")
@@ -309,6 +309,8 @@ def _data(options) -> int:
 
     values = options.as_dict()
     out, headers_only, as_json = (values.pop(name) for name in ("out", "headers_only", "json"))
+    if out is None and not as_json:
+        out = "runs/data.png"
     describe(TrainConfig(**values), Path(out) if out else None, headers_only, as_json)
     return 0
 

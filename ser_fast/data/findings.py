@@ -25,12 +25,12 @@ class Finding:
     Args:
         code: short name of its kind.
         sentence: what was found, with its number and up to three examples.
-        names: all classes, speakers or utterances that it is about.
+        names: all classes, speakers or utterances that it is about; copies of one utterance are one tuple.
     """
 
     code: str
     sentence: str
-    names: tuple[str, ...]
+    names: tuple[str | tuple[str, ...], ...]
 
 
 def of_names(corpus: Corpus) -> list[Finding]:
@@ -59,10 +59,11 @@ def of_audio(corpus: Corpus, properties: Sequence[Properties | AudioError]) -> l
     """
     total = len(properties)
     errors = [str(one) for one in properties if isinstance(one, AudioError)]
+    lost = [one.name for one, found in zip(corpus.utterances, properties) if isinstance(found, AudioError)]
     known = [(one, found) for one, found in zip(corpus.utterances, properties) if isinstance(found, Properties)]
     reasons = f"by reason: {', '.join(Tally(errors).by_reason())}; " if len(errors) > _SHOWN else ""
     leave = f"{reasons}--skip_bad leaves them out"
-    found = _finding("unreadable", "utterances that cannot be read", errors, total, leave, quote=False)
+    found = _finding("unreadable", "utterances that cannot be read", lost, total, leave, errors)
     for flag, meaning in FLAGS.items():
         names = [utterance.name for utterance, one in known if flag in one.flags]
         phrase = "utterances without speech" if flag == NO_SPEECH else f"{flag} utterances"
@@ -77,14 +78,17 @@ def of_audio(corpus: Corpus, properties: Sequence[Properties | AudioError]) -> l
 
 
 def _finding(
-    code: str, phrase: str, names: Sequence[str], total: int, after: str = "", quote: bool = True, count: int = 0
-) -> list[Finding]:
-    """Return a finding with the count of its names, or another one; none without a name."""
+    code: str, phrase: str, names: Sequence[str | tuple[str, ...]], total: int, after: str = "",
+    shown: Sequence[str] = (), count: int = 0,
+) -> list[Finding]:  # fmt: skip
+    """Return a finding with the count of its names, or another one; none without a name.
+
+    ``shown`` takes the place of the quoted names in the sentence.
+    """
     if not names:
         return []
-    shown = _few([repr(name) if quote else name for name in names])
-    sentence = f"{phrase} ({count or len(names)} of {total}): {shown}{after and '; '}{after}"
-    return [Finding(code, sentence, tuple(names))]
+    sentence = f"{phrase} ({count or len(names)} of {total}): {_few(shown or list(map(repr, names[: _SHOWN + 1])))}"
+    return [Finding(code, sentence + (after and f"; {after}"), tuple(names))]
 
 
 def _few(names: Sequence[str], between: str = ", ") -> str:
@@ -96,8 +100,11 @@ def _spellings(corpus: Corpus) -> Iterator[Finding]:
     yield from _finding("class_spelling", f"classes {differ}", _same(classes), len(classes))
     after = "they are taken for different speakers"
     yield from _finding("speaker_spelling", f"speakers {differ}", _same(speakers), len(speakers), after)
-    pairs = combinations([name for name in classes if labels.is_emotion(name)], 2)
-    names = list(dict.fromkeys(name for pair in pairs if _alike(*pair) for name in pair))
+    words = defaultdict(list)  # few: is_emotion knows a list
+    for name in filter(labels.is_emotion, classes):
+        words["".join(filter(str.isalpha, labels.spelling(name)))].append(name)
+    pairs = [pair for pair in combinations(words, 2) if _alike(*pair)]
+    names = [name for word in dict.fromkeys(word for pair in pairs for word in pair) for name in words[word]]
     yield from _finding("class_synonym", "classes that may be one emotion", names, len(classes))
 
 
@@ -108,11 +115,10 @@ def _same(names: Sequence[str]) -> list[str]:
 
 
 def _alike(one: str, other: str) -> bool:
-    """Return whether two emotions are forms of one word: anger and angry, sad and sadness."""
-    words = ["".join(filter(str.isalpha, labels.spelling(name))) for name in (one, other)]
-    shorter = min(map(len, words))
-    same = next((at for at, letters in enumerate(zip(*words)) if len(set(letters)) > 1), shorter)
-    return words[0] != words[1] and same > 1 and same >= _ALIKE * shorter
+    """Return whether two words of letters are forms of one: anger and angry, sad and sadness."""
+    shorter = min(len(one), len(other))
+    same = next((at for at, letters in enumerate(zip(one, other)) if letters[0] != letters[1]), shorter)
+    return same > 1 and same >= _ALIKE * shorter
 
 
 def _exchanged(corpus: Corpus) -> Iterator[Finding]:
@@ -176,11 +182,13 @@ def _classes(corpus: Corpus) -> Iterator[Finding]:
     for label, speaker in sorted(pairs):
         of_class[label].append(speaker)
         of_speaker[speaker].add(label)
-    alone = [f"{name} (speaker {of_class[name][0]})" for name in classes if len(of_class[name]) == 1]
-    yield from _finding("class_of_one_speaker", "classes of one speaker alone", alone, len(classes), learn, False)
-    lack = {speaker: [name for name in classes if name not in of_speaker[speaker]] for speaker in speakers}
-    lacking = [f"{speaker} ({', '.join(lost)})" for speaker, lost in lack.items() if lost]
-    yield from _finding("speaker_lacks_class", "speakers without some classes", lacking, len(speakers), quote=False)
+    alone = [name for name in classes if len(of_class[name]) == 1]
+    shown = [f"{name} (speaker {of_class[name][0]})" for name in alone[: _SHOWN + 1]]
+    yield from _finding("class_of_one_speaker", "classes of one speaker alone", alone, len(classes), learn, shown)
+    lacking = [speaker for speaker in speakers if len(of_speaker[speaker]) < len(classes)]
+    lost = ([name for name in classes if name not in of_speaker[speaker]] for speaker in lacking[: _SHOWN + 1])
+    shown = [f"{speaker} ({_few(names)})" for speaker, names in zip(lacking, lost)]
+    yield from _finding("speaker_lacks_class", "speakers without some classes", lacking, len(speakers), "", shown)
 
 
 def _parts(corpus: Corpus) -> Iterator[Finding]:
@@ -200,12 +208,12 @@ def _parts(corpus: Corpus) -> Iterator[Finding]:
 
 def _copies(known: Sequence[tuple[Utterance, Properties]]) -> Iterator[Finding]:
     """Yield utterances with the same samples; those without content are alike anyway."""
-    groups = defaultdict(list)
+    alike = defaultdict(list)
     for utterance, one in known:
         if one.digest and not {"silent", "constant"} & set(one.flags):
-            groups[one.digest].append(utterance)
+            alike[one.digest].append(utterance)
     copies = defaultdict(list)
-    for group in groups.values():
+    for group in alike.values():
         if len(group) > 1:
             labelled = {(one.label, one.value, *sorted(one.values.items())) for one in group}
             kinds = (len(labelled) > 1, len({one.speaker for one in group}) > 1)
@@ -216,9 +224,10 @@ def _copies(known: Sequence[tuple[Utterance, Properties]]) -> Iterator[Finding]:
         ("_speaker", "utterances with the same audio and different speakers"),
         ("", "utterances with the same audio"),
     ):
-        names = [_few([_described(one, kind) for one in group], " = ") for group in copies[kind]]
-        count = sum(map(len, copies[kind]))
-        yield from _finding(f"same_audio{kind}", phrase, names, len(known), after, quote=False, count=count)
+        groups = copies[kind]
+        shown = [_few([_described(one, kind) for one in group], " = ") for group in groups[: _SHOWN + 1]]
+        names = [tuple(one.name for one in group) for group in groups]
+        yield from _finding(f"same_audio{kind}", phrase, names, len(known), after, shown, sum(map(len, groups)))
 
 
 def _described(utterance: Utterance, kind: str) -> str:

@@ -173,5 +173,5 @@ def _in_memory(
 
 def counted(utterances: Sequence[Utterance]) -> str:
     """Return the number of utterances, which are called files if each is a whole one."""
-    whole = all(one.start is None and one.end is None for one in utterances)
+    whole = all(one.path is not None and one.start is None and one.end is None for one in utterances)
     return plural(len(utterances), "file" if whole else "utterance")

@@ -48,7 +48,7 @@ class Summary:
         whole: all of it.
         classes: each class, in the corpus's order; empty for a regression.
         speakers: each speaker, in alphabetical order.
-        counts: utterances ``[speakers][classes]``.
+        counts: utterances of each pair of speaker and class that occurs.
         targets: smallest, mean and largest value of each target of a regression, by its name.
         formats: number of utterances of each sample rate and number of channels.
         parts, groups: number of utterances of each, by name; empty without any.
@@ -62,7 +62,7 @@ class Summary:
     whole: Share
     classes: list[Share]
     speakers: list[Share]
-    counts: list[list[int]]
+    counts: Counter[tuple[str, str]]
     targets: dict[str, tuple[float, float, float]]
     formats: dict[tuple[int, int], int]
     parts: dict[str, int]
@@ -74,6 +74,9 @@ class Summary:
 
     def as_dict(self) -> dict:
         """Return the content as JSON can hold it."""
+        of_class: dict[str, dict[str, int]] = defaultdict(dict)
+        for (speaker, label), count in sorted(self.counts.items()):
+            of_class[speaker][label] = count
         return {
             "corpus": self.name,
             "utterances": self.whole.utterances,
@@ -81,8 +84,7 @@ class Summary:
             **_times(self.whole),
             "classes": {one.name: _entry(one, "speakers") for one in self.classes},
             "speakers": {
-                one.name: _entry(one, "classes") | {"of_class": dict(zip((c.name for c in self.classes), row))}
-                for one, row in zip(self.speakers, self.counts)
+                one.name: _entry(one, "classes") | {"of_class": of_class[one.name]} for one in self.speakers
             },
             "targets": {name: dict(zip(("min", "mean", "max"), found)) for name, found in self.targets.items()},
             "formats": [
@@ -108,7 +110,7 @@ def summarise(corpus: Corpus, properties: Sequence[Properties | AudioError]) -> 
         properties: what :func:`ser_fast.data.survey.survey` returns for its utterances.
     """
     seconds = [one.seconds if isinstance(one, Properties) else None for one in properties]
-    pairs = Counter((one.speaker, one.label) for one in corpus.utterances)
+    pairs = Counter((one.speaker, one.label) for one in corpus.utterances if corpus.classes)
     formats = Counter((one.sample_rate, one.channels) for one in properties if isinstance(one, Properties))
     classes = _shares(corpus.utterances, seconds, "label", "speaker")
     speakers = _shares(corpus.utterances, seconds, "speaker", "label")
@@ -117,7 +119,7 @@ def summarise(corpus: Corpus, properties: Sequence[Properties | AudioError]) -> 
         Share("all", len(seconds), len(speakers), [one for one in seconds if one is not None]),
         [classes[name] for name in corpus.classes if name in classes],
         [speakers[name] for name in corpus.speakers],
-        [[pairs[speaker, label] for label in corpus.classes if label in classes] for speaker in corpus.speakers],
+        pairs,
         {name: _range([one.target(name) for one in corpus.utterances]) for name in corpus.targets},
         dict(formats.most_common()),
         dict(sorted(Counter(one.part for one in corpus.utterances if one.part).items())),

@@ -1,6 +1,7 @@
 """A corpus as it was read, before any training: tables, a picture or JSON."""
 
 import json
+import os
 from pathlib import Path
 
 from ser_fast._require import require
@@ -32,30 +33,45 @@ def describe(config: TrainConfig, out: Path | None, headers_only: bool = False, 
         The summary.
 
     Raises:
-        FileNotFoundError, ValueError: as :func:`ser_fast.training.corpus.corpus_of`, or ``out`` is no PNG file.
+        FileNotFoundError, ValueError: as :func:`ser_fast.training.corpus.corpus_of`, or ``out`` is no PNG file or
+            cannot be written.
     """
-    named = out is None or out.suffix.lower() == ".png"
-    require(named, f"out is {str(out)!r}", "a file of the suffix .png")
+    _check_out(out)
     corpus = corpus_of(config)
     report = (lambda line: None) if as_json else say
     report(f"reading {'the headers of ' if headers_only else ''}{counted(corpus.utterances)}")
     summary = summarise(corpus, survey(corpus.utterances, headers_only, report))
-    if out is not None:
-        from ser_fast.reports.data_figure import draw  # matplotlib takes a second
-
-        draw(summary, out)
     if as_json:
         print(json.dumps(summary.as_dict(), indent=1))
-        return summary
+    else:
+        _print(summary, headers_only)
+    if out is not None:  # last, so that a full disk costs the picture alone
+        from ser_fast.reports.data_figure import draw  # matplotlib takes a second
+
+        try:
+            draw(summary, out)
+        except OSError as error:
+            raise ValueError(f"out is {str(out)!r}, which cannot be written: {error}") from error
+        report(f"picture: {out}")
+    return summary
+
+
+def _check_out(out: Path | None) -> None:
+    if out is None:
+        return
+    require(out.suffix.lower() == ".png", f"out is {str(out)!r}", "a file of the suffix .png")
+    folder = next(path for path in out.absolute().parents if path.exists())
+    good = folder.is_dir() and os.access(folder, os.W_OK)
+    require(good, f"out is {str(out)!r}", f"in a folder that can be written, which {str(folder)!r} is not")
+
+
+def _print(summary: Summary, headers_only: bool) -> None:
     for line in _heading(summary):
         say(line)
     for title, header, rows in _tables(summary):
         print_table(title, header, rows)
     for line in _notices(summary, headers_only):
         say(line)
-    if out is not None:
-        say(f"picture: {out}")
-    return summary
 
 
 def _heading(summary: Summary) -> list[str]:
@@ -90,8 +106,8 @@ def _tables(summary: Summary) -> list[tuple[str, list[str], list[list[str]]]]:
         tables.append(("", ["target", "smallest", "mean", "largest"], rows))
     names = [one.name for one in summary.classes] if len(summary.classes) <= _COLUMNS else []
     rows = [
-        [one.name, str(one.utterances), *_times(one)[:1], *(str(count or "-") for count in counts[: len(names)])]
-        for one, counts in zip(summary.speakers[:_ROWS], summary.counts)
+        [one.name, str(one.utterances), *_times(one)[:1], *(str(summary.counts[one.name, c] or "-") for c in names)]
+        for one in summary.speakers[:_ROWS]
     ]
     if len(summary.speakers) > _ROWS:
         rows.append([f"and {len(summary.speakers) - _ROWS} more", *[""] * (2 + len(names))])

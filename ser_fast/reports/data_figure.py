@@ -12,6 +12,7 @@ from ser_fast.reports.figures import BLUE, plain_axes, save, shortened, style, w
 
 _NAMED = 40  # speakers with a name, and counts in their cells
 _COLUMNS = 20  # classes with a name, and a histogram of their own
+_CELLS = 1_000_000  # of a heat map
 _LETTERS = 18  # of a name
 _BINS = 40
 _WIDTH = 5.0  # inches of the histograms
@@ -22,7 +23,7 @@ def draw(summary: Summary, path: Path) -> Path:
     """Draw the utterances of each speaker and class as a heat map, and the durations of each class as a histogram.
 
     Args:
-        summary: the corpus; without classes it has a bar for each speaker instead of the heat map.
+        summary: the corpus; without classes, or with very many, it has a bar for each speaker, no heat map.
         path: the PNG file.
     """
     histograms = summary.classes if 0 < len(summary.classes) <= _COLUMNS else [summary.whole]
@@ -39,8 +40,8 @@ def draw(summary: Summary, path: Path) -> Path:
 def _speakers(axes, summary: Summary) -> None:
     names = [shortened(one.name, _LETTERS) for one in summary.speakers]
     named = len(names) <= _NAMED
-    if summary.classes:
-        counts = np.asarray(summary.counts)
+    if summary.classes and len(names) * len(summary.classes) <= _CELLS:
+        counts = np.array([[summary.counts[s.name, c.name] for c in summary.classes] for s in summary.speakers])
         axes.imshow(counts, cmap="Blues", vmin=0, aspect="auto", interpolation="nearest")
         few = len(summary.classes) <= _COLUMNS
         for (row, column), count in np.ndenumerate(counts if named and few else counts[:0]):

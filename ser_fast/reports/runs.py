@@ -14,6 +14,7 @@ from ser_fast.data.dataset import Dataset, load_dataset, read_dataset, split_cor
 from ser_fast.data.failures import listed, summarise
 from ser_fast.data.findings import corpus_lines
 from ser_fast.data.splits import Split
+from ser_fast.data.utterance import plural
 from ser_fast.reports import browser, corpus_tables, curves, figures, html
 from ser_fast.reports.terminal import TrainingDisplay, print_table, say
 from ser_fast.training import cross_validation, distributed
@@ -72,7 +73,7 @@ def train(config: TrainConfig, options: dict) -> dict:
             if dataset.skipped:  # the parts are drawn from the utterances that could be read
                 split = dataset.split(**config.held_out)
         if dataset.skipped:
-            say(f"skipped {len(dataset.skipped)} unreadable utterances:")
+            say(f"skipped {plural(len(dataset.skipped), 'unreadable utterance')}:")
             for line in summarise(dataset.skipped):
                 say(f"  {line}")
         trainer, summary = _fit(config, options, dataset, split, folder, config.model)

@@ -24,6 +24,7 @@ from ser_fast.data.findings import corpus_lines
 from ser_fast.data.pace import Pace
 from ser_fast.data.reading import end_with_parent
 from ser_fast.data.splits import Split, held_by, how_chosen, sharing
+from ser_fast.data.utterance import plural
 from ser_fast.training.checkpoint import blank
 from ser_fast.training.config import TrainConfig, resumed, run_folder, run_options
 from ser_fast.training.corpus import corpus_of
@@ -118,9 +119,16 @@ def results(
         sys.exit(1)  # a worker imports a script without a main guard; its parent raises the error
     config = resumed(config)
     corpus = corpus_of(config)
-    for line in corpus_lines(corpus):
+    described = corpus_lines(corpus)  # of all utterances, also those that cannot be read
+    for line in described:
         report(line)
     model = blank(config.model, 2, options)
+    scale, targets = corpus.sentiment_scale, corpus.targets
+    task = task_of(corpus.classes, config.loss, config.label_smoothing, sentiment_scale=scale, targets=targets)
+    for candidate in folds.choose:
+        chosen, of_model = changed(config, options, candidate)
+        blank(config.model, 2, of_model)
+        task_of(corpus.classes, chosen.loss, chosen.label_smoothing, sentiment_scale=scale, targets=targets)
     dataset, skipped = None, []
     if config.skip_bad:  # the folds depend on which utterances can be read
         corpus, dataset = read_dataset(
@@ -128,16 +136,10 @@ def results(
         )
         skipped = dataset.skipped
     if skipped:
-        report(f"skipped {len(skipped)} unreadable utterances:")
+        report(f"skipped {plural(len(skipped), 'unreadable utterance')}:")
         for line in summarise(skipped):
             report(f"  {line}")
     runs, sentence = plan_corpus(config, folds, corpus)
-    scale, targets = corpus.sentiment_scale, corpus.targets
-    task = task_of(corpus.classes, config.loss, config.label_smoothing, sentiment_scale=scale, targets=targets)
-    for candidate in folds.choose:
-        chosen, of_model = changed(config, options, candidate)
-        blank(config.model, 2, of_model)
-        task_of(corpus.classes, chosen.loss, chosen.label_smoothing, sentiment_scale=scale, targets=targets)
     planned = [_candidates(corpus, run.config, options, folds) for run in runs]
     if folds.protocol in ("parts", "logo"):
         sentence += f", {_sharing(speakers(corpus), [found[0].run.split for found in planned])}"
@@ -170,7 +172,7 @@ def results(
             "model": config.model,
             "classes": corpus.classes,
             **({"targets": targets} if targets else {}),
-            "corpus_summary": corpus_lines(corpus),
+            "corpus_summary": described,
             "skipped": skipped,
             "passed_over": corpus.passed_over,
             "parameters": ordered[0]["parameters"],

@@ -114,3 +114,13 @@ def test_progress_is_shown_by_what_can_show_it():
         done(1)
         raise KeyError
     assert report == ["read 3", 1, "end"]
+
+
+def test_many_classes_take_little_time_and_short_sentences():
+    rows = [(f"s{number % 7}", f"angry_{number}") for number in range(3000)] + [("s0", "anger"), ("s0", "Joy")]
+    found = {one.code: one for one in of_names(corpus(*rows))}
+    assert set(found["class_synonym"].names) == {f"angry_{number}" for number in range(3000)} | {"anger"}
+    assert found["speaker_lacks_class"].names == tuple(f"s{number}" for number in range(7))
+    assert max(len(one.sentence) for one in found.values()) < 300
+    assert "s0 (angry_1, angry_10, angry_100, ...)" in found["speaker_lacks_class"].sentence
+    assert len(found["class_of_one_speaker"].names) == 3002

@@ -129,7 +129,7 @@ def test_data_describes_each_layout(layout, tmp_path, capsys):
     """Two classes and two speakers, an utterance of each pair; nothing is wrong."""
     data = LAYOUTS[layout](tmp_path)
     text = shown(capsys, data, "--out=")
-    noun = "utterances" if layout == "sections" else "files"
+    noun = "utterances" if layout in ("sections", "tar", "hf") else "files"
     assert text.startswith(f"reading 4 {noun}\n")
     assert re.search(r"^.+: 4 utterances, 2 classes, 2 speakers, 0\.0 min; seconds 0\.[25]\d to 0\.\d+, ", text, re.M)
     assert f"audio: {RATE} Hz mono (4)\n" in text
@@ -387,3 +387,32 @@ def _read(descriptor: int) -> bytes:
         return os.read(descriptor, 4096)
     except OSError:  # the other end is closed
         return b""
+
+
+def test_data_keeps_its_tables_if_the_picture_cannot_be_written(monkeypatch, tmp_path, capsys):
+    def full(summary, path):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("ser_fast.reports.data_figure.draw", full)
+    data = LAYOUTS["folders"](tmp_path)
+    assert main(["data", data, f"--out={tmp_path / 'x.png'}"]) == 1
+    printed = capsys.readouterr()
+    assert "4 utterances, 2 classes" in printed.out and "No space left" in printed.err and "x.png" in printed.err
+    (tmp_path / "file").touch()
+    assert main(["data", data, f"--out={tmp_path / 'file' / 'x.png'}"]) == 1
+    printed = capsys.readouterr()
+    assert not printed.out and "out is" in printed.err and "in a folder that can be written" in printed.err
+
+
+def test_json_draws_nothing_by_default_and_names_all_copies(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    data = LAYOUTS["folders"](tmp_path)
+    files = sorted(path for path in tmp_path.rglob("*.wav"))
+    for path in files[1:]:
+        path.write_bytes(files[0].read_bytes())
+    assert main(["data", data, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert not list(tmp_path.rglob("*.png"))
+    (copies,) = (one["names"] for one in found["warnings"] if one["code"] == "same_audio_label")
+    assert len(copies) == 1 and len(copies[0]) == 4
+    assert all(sum(one["of_class"].values()) == one["utterances"] for one in found["speakers"].values())
