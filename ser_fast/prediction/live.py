@@ -47,7 +47,7 @@ class Update(NamedTuple):
 class Live:
     """Predicts the last seconds of a recording while it goes on.
 
-    An update is the model's output for the last ``window`` seconds as an utterance of their own: any model has one,
+    An update is the model's output for the last ``seconds`` as an utterance of their own: any model has one,
     also a bidirectional one, and it equals the prediction of a file that was cut there. :meth:`push` and
     :meth:`update` may be called by two threads. An update takes the newest window, so that the delay stays below
     ``step`` and the time of two updates however slow the model is. The delay of the resampling, if the rates differ,
@@ -56,7 +56,7 @@ class Live:
     Args:
         predictor: the model.
         sample_rate: of the recording, 1000 to 768000 hertz.
-        window: in seconds, from a frame of the model to a minute. Less is predicted until so much was recorded.
+        seconds: length of the window, from a frame of the model to a minute; at the beginning there is less.
         step: seconds of new audio before an update is due.
         spectrogram: the updates carry its frames.
 
@@ -77,7 +77,7 @@ class Live:
         self,
         predictor: Predictor,
         sample_rate: int,
-        window: float = WINDOW,
+        seconds: float = WINDOW,
         step: float = STEP,
         spectrogram: PowerSpectrogram | None = None,
     ):
@@ -85,10 +85,10 @@ class Live:
         self._reader, rate = predictor.reader(), predictor.sample_rate
         shortest = self._reader.frame / rate
         allowed = f"in {shortest}..{LONGEST:g} s, from a frame of the model to a minute"
-        require(shortest <= window <= LONGEST, f"window is {window}", allowed)
-        require(0 < step <= window, f"step is {step}", f"above 0 and at most window, {window} s")
+        require(shortest <= seconds <= LONGEST, f"seconds is {seconds}", allowed)
+        require(0 < step <= seconds, f"step is {step}", f"above 0 and at most seconds, {seconds}")
         self._predictor, self._scale = predictor, sample_rate / rate
-        self._size, self._step = round(window * rate), max(1, round(step * rate))
+        self._size, self._step = round(seconds * rate), max(1, round(step * rate))
         self._resampler = None
         if sample_rate != rate:
             soxr = import_extra("soxr", f"resampling from {sample_rate} to {rate} Hz")

@@ -42,7 +42,7 @@ def expected(predictor, wave):
 
 @pytest.mark.parametrize("sizes", [(160,), (1, 997, 16, 3001), (7000,)], ids=str)
 def test_update_equals_the_model_on_its_window(shipped, voice, sizes):
-    updates = follow(Live(shipped, 16000, window=1.5, step=0.5), voice, sizes)
+    updates = follow(Live(shipped, 16000, seconds=1.5, step=0.5), voice, sizes)
     assert 5 <= len(updates) <= 8
     for update in updates:
         window = voice[max(0, update.samples - 24000) : update.samples]
@@ -56,7 +56,7 @@ def test_update_equals_the_model_on_its_window(shipped, voice, sizes):
 @pytest.mark.parametrize("rate", [8000, 44100, 48000])
 def test_update_equals_the_model_at_other_rates(shipped, voice, rate):
     recorded = soxr.resample(voice, 16000, rate)
-    *_, last = follow(Live(shipped, rate, window=2.0, step=0.25), recorded, (rate // 100, 13))
+    *_, last = follow(Live(shipped, rate, seconds=2.0, step=0.25), recorded, (rate // 100, 13))
     assert 0 <= len(recorded) - last.samples <= 0.4 * rate  # the step and the resampler's delay
     end = round(last.samples * 16000 / rate)
     window = soxr.resample(recorded, rate, 16000, quality="HQ")[end - 32000 : end]
@@ -64,7 +64,7 @@ def test_update_equals_the_model_at_other_rates(shipped, voice, rate):
 
 
 def test_slow_updates_take_the_newest_window(shipped, voice):
-    live = Live(shipped, 16000, window=1.0, step=0.1)
+    live = Live(shipped, 16000, seconds=1.0, step=0.1)
     for chunk in np.split(voice[:48000], 300):
         live.push(chunk)
     update = live.update()
@@ -88,19 +88,19 @@ def test_slow_updates_take_the_newest_window(shipped, voice):
     ids=["silent", "constant", "no_speech", "too_short"],
 )
 def test_sound_without_speech_has_no_values(shipped, wave, flag):
-    *_, last = follow(Live(shipped, 16000, window=1.0, step=0.01), wave.astype(np.float32), (160,))
+    *_, last = follow(Live(shipped, 16000, seconds=1.0, step=0.01), wave.astype(np.float32), (160,))
     assert flag in last.flag.split() and last.values is None and last.weights is None
 
 
 def test_voice_that_has_ended_has_no_values(shipped, voice):
-    live = Live(shipped, 16000, window=1.0, step=0.5)
+    live = Live(shipped, 16000, seconds=1.0, step=0.5)
     assert follow(live, voice[:32000], (160,))[-1].values
     assert follow(live, np.zeros(32000, np.float32), (160,))[-1][2:4] == ("silent", None)
 
 
 def test_frames_of_all_updates_are_those_of_the_wave(shipped, voice):
     front = PowerSpectrogram(16000, 512, win_length=400, hop_length=160, log=True)
-    live = Live(shipped, 16000, window=0.5, step=0.2, spectrogram=front)
+    live = Live(shipped, 16000, seconds=0.5, step=0.2, spectrogram=front)
     frames = torch.cat([update.frames for update in follow(live, voice[:19200], (331,))])
     whole = front(torch.from_numpy(voice[:19200])[None])[0]
     assert 0 <= len(whole) - len(frames) <= 20
@@ -118,7 +118,7 @@ def test_regression_has_values_without_softmax(tmp_path, voice):
     saved = Checkpoint("cgru", options, [], weights, targets=["arousal", "valence"])
     save_checkpoint(tmp_path / "best.safetensors", saved)
     predictor = Predictor(tmp_path / "best.safetensors", device="cpu")
-    *_, last = follow(Live(predictor, 16000, window=1.0), voice[:20000], (1600,))
+    *_, last = follow(Live(predictor, 16000, seconds=1.0), voice[:20000], (1600,))
     assert last.values == pytest.approx(expected(predictor, voice[last.samples - 16000 : last.samples]), abs=1e-4)
 
 
@@ -126,9 +126,9 @@ def test_regression_has_values_without_softmax(tmp_path, voice):
     ("options", "message"),
     [
         ({"sample_rate": 10}, "sample_rate is 10; it must be 1000 to 768000 hertz"),
-        ({"window": 0.01}, "window is 0.01; it must be in 0.04..60 s"),
-        ({"window": float("nan")}, "window is nan"),
-        ({"step": 0.0}, "step is 0.0; it must be above 0 and at most window, 3.0 s"),
+        ({"seconds": 0.01}, "seconds is 0.01; it must be in 0.04..60 s"),
+        ({"seconds": float("nan")}, "seconds is nan"),
+        ({"step": 0.0}, "step is 0.0; it must be above 0 and at most seconds, 3.0"),
     ],
 )
 def test_options_out_of_range_are_errors(shipped, options, message):
