@@ -64,6 +64,9 @@ class Limits(NamedTuple):
     wait: float = 60.0
 
 
+LIMITS = Limits()
+
+
 class SameOrigin:
     """Refuses requests that come from the page of another site, and adds the headers of :data:`HEADERS`.
 
@@ -114,7 +117,7 @@ def _is_address(name: str) -> bool:
 
 
 def application(
-    predictor: Predictor, seconds: float, host: str = "localhost", about: str = "", limits: Limits = Limits()
+    predictor: Predictor, seconds: float, host: str = "localhost", about: str = "", limits: Limits = LIMITS
 ) -> Starlette:
     """Return the web application.
 
