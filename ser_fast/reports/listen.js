@@ -66,7 +66,7 @@
         drawn("path", { class: "attention", d: `M${at(first).toFixed(1)} ${height}${steps.join("")}V${height}`,
                         fill: "#3ad0ff", "fill-opacity": 0.25, stroke: "#3ad0ff", "stroke-width": 1.5 }),
         drawn("text", { x: width / 2, y: height + 14, fill: "#626a74", "text-anchor": "middle" },
-          `blue: attention of the model, up to ${(100 * peak).toPrecision(3)} % of a frame`),
+          `blue: attention of the model, up to ${(100 * peak).toPrecision(3)} % for one of its frames`),
       );
     }
     const line = drawn("line", { y1: 0, y2: height, stroke: "#fff", visibility: "hidden" });
@@ -166,6 +166,9 @@
       }
       track.stroke();
     });
+    [track.font, track.fillStyle] = ["19px system-ui, sans-serif", "#626a74"];
+    track.fillText(shown(range[1]), 4, 20);
+    track.fillText(shown(range[0]), 4, height - 6);
   };
 
   let stop = null;

@@ -127,8 +127,6 @@ def test_file_gets_probabilities_and_a_picture(opened, wav, checkpoint):
     )
     assert opened.locator("script").count() == 1 and opened.locator("img").count() == 0
     assert opened.locator("#player").evaluate("(audio) => audio.error") is None
-    if path := os.environ.get("SER_FAST_SCREENSHOT"):
-        opened.screenshot(path=path)
 
 
 def test_file_that_is_no_audio_gets_a_sentence(opened, tmp_path):
@@ -160,9 +158,6 @@ def test_microphone_moves_the_track(opened):
     }"""
     assert opened.evaluate(drawn, "spectrum") > 30 and opened.evaluate(drawn, "track") > 5
     assert opened.evaluate(drawn, "attention") > 2
-    if path := os.environ.get("SER_FAST_SCREENSHOT"):
-        updated(opened, 200)
-        opened.screenshot(path=path.replace(".png", "-live.png"), full_page=True)
     opened.locator("#start").click()
     assert opened.locator("#start").inner_text() == "Start"
     before = opened.locator("#live").get_attribute("data-updates")
