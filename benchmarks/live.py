@@ -98,7 +98,7 @@ def main() -> None:
     works = [answer["work"] / 1e3 for answer in answers]
     rows = []
     for name, values in (
-        ("a frame of 10 ms to its probabilities", found),
+        ("a frame of 10 ms to probabilities", found),
         ("of it the model, with the flags", works),
     ):
         shown = (f"{1e3 * value:.1f}" for value in np.quantile(values, [0.5, 0.99, 1]))

@@ -16,7 +16,7 @@ from ser_fast.prediction.predictor import Predictor
 from ser_fast.reports.listen import ListenConfig, listen
 
 pytest.importorskip("starlette")
-testclient = pytest.importorskip("starlette.testclient", exc_type=(ImportError, RuntimeError))  # it needs httpx
+testclient = pytest.importorskip("starlette.testclient", exc_type=(ImportError, RuntimeError))  # it needs httpx2
 
 from starlette.websockets import WebSocketDisconnect  # noqa: E402
 
