@@ -21,7 +21,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -47,6 +47,7 @@ HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; "
     "media-src blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "microphone=(self), camera=(), geolocation=()",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
@@ -180,6 +181,8 @@ class Listener:
                     data = b"".join([chunk async for chunk in self._chunks(request)])
             except TimeoutError as error:
                 raise HTTPException(408, f"The file did not arrive within {self.limits.wait:g} s.") from error
+            except ClientDisconnect as error:
+                raise HTTPException(400, "The file did not arrive whole.") from error
             return JSONResponse(await run_in_threadpool(self._predicted, data))
 
     async def _chunks(self, request: Request) -> AsyncIterator[bytes]:

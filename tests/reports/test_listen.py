@@ -16,6 +16,7 @@ from ser_fast.prediction.predictor import Predictor
 from ser_fast.reports.listen import ListenConfig, listen
 
 pytest.importorskip("starlette")
+anyio = pytest.importorskip("anyio")
 testclient = pytest.importorskip("starlette.testclient", exc_type=(ImportError, RuntimeError))  # it needs httpx2
 
 from starlette.websockets import WebSocketDisconnect  # noqa: E402
@@ -136,6 +137,34 @@ def test_file_that_is_refused_gets_one_sentence(client, data, status, message):
 def test_file_of_unknown_size_is_cut_off(client):
     answer = client.post("/file", content=(bytes(30_000) for _ in range(10)))
     assert "content-length" not in answer.request.headers and answer.status_code == 413
+
+
+@pytest.mark.parametrize(
+    ("pause", "status", "message"),
+    [(True, 408, b"The file did not arrive within 0.2 s."), (False, 400, b"The file did not arrive whole.")],
+    ids=["stalls", "ends"],
+)
+def test_upload_that_does_not_arrive_is_ended(predictor, pause, status, message):
+    app, sent = application(predictor, 1.0, limits=Limits(wait=0.2)), []
+    messages = iter([{"type": "http.request", "body": b"RIFF", "more_body": True}])
+
+    async def receive():
+        if (found := next(messages, None)) is None and pause:
+            await anyio.sleep_forever()
+        return found or {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/file",
+        "headers": [(b"host", b"localhost")],
+        "query_string": b"",
+    }
+    anyio.run(app, scope, receive, send)
+    assert (sent[0]["status"], sent[1]["body"]) == (status, message)
 
 
 @pytest.mark.parametrize(
