@@ -19,9 +19,9 @@
   id("about").textContent = model.about;
 
   // Values of a regression have no range of their own: it grows with what was seen.
-  const range = model.classes ? [0, 1] : [-1e-6, 1e-6];
-  const share = (value) => (value - range[0]) / (range[1] - range[0]);
-  const shown = (value) => model.classes ? `${(100 * value).toFixed(1)} %` : value.toPrecision(4);
+  const range = model.classes ? [0, 1] : [0, 0];
+  const share = (value) => (value - range[0]) / (range[1] - range[0] || 1);
+  const shown = (value) => model.classes ? `${(100 * value).toFixed(1)} %` : String(Number(value.toPrecision(4)));
 
   const bars = (place) => {
     const rows = model.names.map((name, number) => {
