@@ -303,6 +303,14 @@ def _add_predict(parser) -> None:
     parser.add_argument("--embeddings", action="store_true", help=described)
 
 
+def _add_listen(parser) -> None:
+    from ser_fast.reports.listen import ListenConfig
+
+    described = "a .safetensors file, or a run folder for its best epoch; by default the model that comes along"
+    parser.add_argument("checkpoint", type=str, nargs="?", default="", help=described)
+    parser.add_class_arguments(ListenConfig)
+
+
 def _data(options) -> int:
     from ser_fast.reports.data import describe
     from ser_fast.training.config import TrainConfig
@@ -400,6 +408,14 @@ def _predict(options) -> int:
     return _complain("\n  ".join([found, *lines]), 1)
 
 
+def _listen(options) -> int:
+    from ser_fast.reports.listen import ListenConfig, listen
+
+    values = options.as_dict()
+    listen(values.pop("checkpoint"), ListenConfig(**values))
+    return 0
+
+
 def _info(argv: list[str]) -> int:
     from ser_fast.backends import info
 
@@ -449,6 +465,10 @@ COMMANDS = {
     "predict": Command(
         "predict audio files by a checkpoint; with --out the same command resumes an interrupted run",
         _predict, _add_predict, resumes="part",
+    ),
+    "listen": Command(
+        "predict a file or the microphone on a local web page; needs the extra app, and stores nothing",
+        _listen, _add_listen,
     ),
     "info": Command("print what was built, what was loaded and which backend runs", _info),
     "tune": Command(

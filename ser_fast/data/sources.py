@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -92,6 +92,29 @@ class Section(Source):
     def open(self) -> BinaryIO:
         """Open the section; only what is read of it is read from the file."""
         return io.BufferedReader(_Section(open(self.container, "rb", buffering=0), self.offset, self.size))
+
+
+@dataclass(frozen=True)
+class Bytes(Source):
+    """An audio file in memory, which lies in no container.
+
+    Args:
+        name: name for messages.
+        data: the bytes of the file.
+
+    Example:
+        >>> Bytes("upload", b"RIFF").open().read()
+        b'RIFF'
+    """
+
+    name: str
+    data: bytes = field(repr=False)
+    container = Path()
+    place = ""
+
+    def open(self) -> BinaryIO:
+        """Open the bytes, which are not copied."""
+        return io.BytesIO(self.data)
 
 
 class _Section(io.RawIOBase):

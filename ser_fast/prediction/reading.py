@@ -10,6 +10,7 @@ import torch
 from ser_fast.data.audio import duration, read_audio
 from ser_fast.data.files import printable
 from ser_fast.data.flags import NO_SPEECH, UNPREDICTED, flags
+from ser_fast.data.sources import Source
 from ser_fast.data.wav import AudioError
 from ser_fast.data.waves import pack
 from ser_fast.prediction.listing import Item
@@ -79,7 +80,7 @@ class Reader:
             raise AudioError(f"{printable(item.file)}: {item.error}")
         if self.segment is None:
             wave = read_audio(item.file, self.sample_rate, item.start, item.end)
-            return [self._clip(item.file, wave, item.start, item.end)], False
+            return [self.clip(wave, item.file, item.start, item.end)], False
         begin, end = item.start or 0.0, duration(item.file) if item.end is None else item.end
         hop = self.segment if self.hop is None else self.hop
         count = 1 + max(0, math.floor((end - begin - self.segment / 2) / hop + 1e-6))
@@ -94,10 +95,21 @@ class Reader:
             offset = round((place - start) * self.sample_rate)
             part = wave[offset : offset + round(self.segment * self.sample_rate)]
             if len(part):
-                clips.append(self._clip(item.file, part, place, round(place + len(part) / self.sample_rate, 6)))
+                clips.append(self.clip(part, item.file, place, round(place + len(part) / self.sample_rate, 6)))
         return clips, numbers[-1] + 1 < count
 
-    def _clip(self, file: str, wave: torch.Tensor, start: float | None, end: float | None) -> Clip:
+    def clip(
+        self, wave: torch.Tensor, file: str | Source | None = None,
+        start: float | None = None, end: float | None = None,
+    ) -> Clip:  # fmt: skip
+        """Return audio with its flags, and without samples where these say that there is nothing to predict.
+
+        Args:
+            wave: float32 ``[N]`` at the sample rate, N at least 1.
+            file: what it was read from, whose channels are read again if the wave is weak; None for a wave in memory.
+            start: where the wave starts in the file, in seconds; None is the beginning.
+            end: where it ends, in seconds; None is the end.
+        """
         flag = flags(wave, file, self.sample_rate, self.frame, self.shortest, start, end)
         withheld = UNPREDICTED | {NO_SPEECH} if self.speech else UNPREDICTED
         samples = None if withheld.intersection(flag.split()) else pack(wave.numpy())

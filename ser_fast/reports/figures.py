@@ -171,13 +171,25 @@ class Decibels(NamedTuple):
     top: float
 
 
+def log_power(front: nn.Module) -> PowerSpectrogram:
+    """Return a spectrogram of the logarithm of the power, in the bins and frames of a model's spectrogram."""
+    return PowerSpectrogram(
+        front.sample_rate, front.n_fft, win_length=front.win_length, hop_length=front.hop_length, f_max=_top(front),
+        log=True,
+    )  # fmt: skip
+
+
+def _top(front: nn.Module) -> float:
+    """Return the frequency of a spectrogram's last bin, in hertz."""
+    return (front.bins[1] - 1) * front.sample_rate / front.n_fft
+
+
 def spectrogram(front: nn.Module, wave: Tensor) -> Decibels:
     """Return the power of one utterance ``[N]`` in the bins of a model's spectrogram."""
-    rate, top = front.sample_rate, (front.bins[1] - 1) * front.sample_rate / front.n_fft
-    decibel = PowerSpectrogram(
-        rate, front.n_fft, win_length=front.win_length, hop_length=front.hop_length, f_max=top, log=True
-    )(wave[None].float())[0] * (10 / math.log(10))
-    return Decibels(decibel, (front.win_length - front.hop_length) / 2 / rate, front.hop_length / rate, top)
+    rate = front.sample_rate
+    decibel = log_power(front)(wave[None].float())[0] * (10 / math.log(10))
+    first = (front.win_length - front.hop_length) / 2 / rate
+    return Decibels(decibel, first, front.hop_length / rate, _top(front))
 
 
 @style()

@@ -20,7 +20,8 @@ from ser_fast.reports import figures
 PICTURE = (400, 100)  # most columns and rows of a spectrogram
 POINTS = 200  # most values of a curve of attention
 RANGE = 80.0  # decibels below the maximum
-_COLOURS = (255 * colormaps["magma"](np.linspace(0, 1, 256))[:, :3]).astype(np.uint8)
+# Red, green and blue of 256 levels.
+COLOURS = (255 * colormaps["magma"](np.linspace(0, 1, 256))[:, :3]).astype(np.uint8)
 
 
 class Curve(NamedTuple):
@@ -75,7 +76,7 @@ def picture(front: nn.Module, wave: Tensor) -> Picture:
     size = tuple(map(min, grey.shape[::-1], PICTURE))
     grey = np.asarray(Image.fromarray(grey).resize(size, Image.Resampling.BOX))
     file = io.BytesIO()
-    Image.fromarray(_COLOURS[grey]).save(file, "JPEG", quality=60)
+    Image.fromarray(COLOURS[grey]).save(file, "JPEG", quality=60)
     end = found.first + len(found.values) * found.step
     return Picture(file.getvalue(), found.first, end, found.top)
 
@@ -84,9 +85,17 @@ def attention(model: nn.Module, wave: Tensor) -> Curve | None:
     """Return the attention of a model in evaluation mode to a wave ``[N]``; None if it has none."""
     with torch.no_grad():
         _, weights = model(wave[None], return_weights=True)
-    if weights is None:
-        return None
-    front, share = model.spectrogram, figures.frame_attention(weights[0])
+    return None if weights is None else curve(model, weights[0])
+
+
+def curve(model: nn.Module, weights: Tensor) -> Curve:
+    """Return the attention of a model as a curve.
+
+    Args:
+        model: the model.
+        weights: its weights for one utterance, as :func:`ser_fast.reports.figures.frame_attention` takes them.
+    """
+    front, share = model.spectrogram, figures.frame_attention(weights.cpu())
     first = (front.win_length - front.hop_length) / 2 / front.sample_rate
     end = first + len(share) * model.weights_hop / front.sample_rate
     if len(share) > POINTS:

@@ -192,6 +192,8 @@ def test_build_switched_off(sources):
         "reports/browser.css",
         "reports/browser.js",
         "reports/curves.js",
+        "reports/listen.html",
+        "reports/microphone.js",
         "pretrained/emodb.safetensors",
         "pretrained/emodb.md",
     }
