@@ -38,7 +38,7 @@ def survey(
         utterances: the utterances.
         headers_only: read headers alone, which is fast; an MP3 without a Xing header then has an estimated duration,
             and damage behind the header is not seen.
-        report: shows the progress, as in :func:`ser_fast.data.audio.read_each`.
+        report: shows the progress, as in ``ser_fast.data.audio.read_each``.
     """
     if headers_only:
         return list(read_each(utterances, _of_header, report, "read headers of", THREADS))
