@@ -240,6 +240,20 @@ def test_link_is_relative_and_quoted(name, address, tmp_path):
     assert media.link(part, page) == f"{address}#t=1.25,2.5"
 
 
+@pytest.mark.parametrize(
+    ("start", "end", "ends"),
+    [
+        (12345.6789, 12346.5, "12345.679,12346.5"),
+        (1234567.25, None, "1234567.25"),
+        (1e-5, 20.0, "0,20"),
+        (None, 100, "0,100"),
+    ],
+)
+def test_link_has_the_seconds_without_exponents(start, end, ends, tmp_path):
+    part = Utterance("a", "s", "l", tmp_path / "a.wav", start=start, end=end)
+    assert media.link(part, tmp_path / "report.html") == f"a.wav#t={ends}"
+
+
 def test_link_follows_linked_folders(tmp_path):
     """``..`` in an address leaves the real folder of the page."""
     (tmp_path / "disk" / "runs").mkdir(parents=True)
