@@ -308,6 +308,21 @@ def test_corpus_tables_show_the_largest_speakers(monkeypatch):
     assert "1 more are in unreadable.txt" in page
 
 
+def test_corpus_tables_of_many_classes_have_no_column_for_each():
+    names = [f"class {number}" for number in range(corpus_tables.CLASSES + 2)]
+
+    def page(used: int) -> str:
+        labels = list(range(used))
+        dataset = Dataset("c", [torch.zeros(16000)] * used, labels, ["s"] * used, list(map(str, labels)), names, [])
+        return "".join(corpus_tables.section(dataset, 16000))
+
+    few, many = page(corpus_tables.CLASSES), page(corpus_tables.CLASSES + 1)
+    assert few.count("<th>class ") == corpus_tables.CLASSES and "not counted by class" not in few
+    assert many.count("<th>class ") == 0 and "not counted by class: 21 classes, over 20." in many
+    assert many.count("<td>class ") == 21, "the durations have each class"
+    assert "<td>s</td><td>21</td>" in many and "<td>all</td><td>21</td>" in many
+
+
 ROWS = [{"epoch": 1, "loss": 2.0, "accuracy": 0.5, "valid_loss": 1.5, "valid_recall": 0.25},
         {"epoch": 2, "loss": 1.0, "accuracy": 0.75, "valid_loss": 1.25, "valid_recall": 0.5}]  # fmt: skip
 
