@@ -6,7 +6,9 @@ import io
 import json
 import math
 import os
+import re
 import sys
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -202,6 +204,54 @@ def test_table_of_many_rows_says_what_it_leaves_out(tmp_path, monkeypatch):
     assert [row[-1] for row in of(parts)["rows"]] == [1, 2]
     assert "the 2 worst of 3 predictions" in "".join(parts)
     assert 'aria-label="true angry, predicted angry: 2"' in "".join(parts), "the matrix has all"
+
+
+def cells(counts: Counter, classes: list[str]) -> list[tuple[int, int, int]]:
+    """True and predicted class and count of each cell of a matrix."""
+    found = re.findall(
+        r'data-true="(\d+)" data-predicted="(\d+)".*?>(\d+)</button>', browser._matrix(counts, classes)
+    )
+    return [tuple(map(int, each)) for each in found]
+
+
+def test_matrix_of_many_classes_has_those_with_most_errors(monkeypatch):
+    monkeypatch.setattr(browser, "CLASSES", 3)
+    classes = ["a", "unused", "b", "ab", "c", "d"]
+    counts = Counter({("a", "a"): 90, ("b", "c"): 5, ("c", "c"): 2, ("d", "ab"): 1, ("ab", "d"): 1, ("a", "b"): 1})
+    page = browser._matrix(counts, classes)
+    assert "Of 5 classes the 3 with most errors are shown." in page
+    shown = [2, 3, 4]  # b and c, then ab before d by their order
+    assert cells(counts, classes) == [(i, j, counts[classes[i], classes[j]]) for i in shown for j in shown], (
+        "in the order of the classes"
+    )
+    counts = Counter({("a", "a"): 1, ("c", "d"): 2})
+    assert "most errors" not in browser._matrix(counts, classes)
+    assert {true for true, _, _ in cells(counts, classes)} == {0, 4, 5}
+
+
+def test_matrix_has_contrast_at_every_share():
+    """WCAG 2 AA demands 4.5:1 between text and background."""
+    css = Path(browser.__file__).with_name("browser.css").read_text()
+    blue = tuple(map(int, re.search(r"background: rgb\((\d+) (\d+) (\d+) / var\(--share\)\)", css).groups()))
+    texts = {
+        dark: int(re.search(rf"^{rule} {{ color: #(\w)\1\1 }}", css, re.MULTILINE)[1] * 2, 16)
+        for dark, rule in ((True, r"\.dark"), (False, r"#confusion button:not\(\.dark\):not\(:disabled\)"))
+    }
+
+    def luminance(colour: tuple[float, ...]) -> float:
+        parts = [c / 255 / 12.92 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colour]
+        return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), parts))
+
+    darks = set()
+    for right in range(1, 1001):
+        page = browser._matrix(Counter({("a", "a"): right, ("a", "b"): 1000 - right}), ["a", "b"])
+        dark, share = re.search(r'data-predicted="0" aria-pressed="false"( class="dark")? .*?--share:([\d.]+)', page).groups()  # fmt: skip
+        alpha = round(255 * float(share)) / 255
+        back = luminance(tuple(255 + alpha * (part - 255) for part in blue))
+        text = luminance((texts[bool(dark)],) * 3)
+        assert (max(back, text) + 0.05) / (min(back, text) + 0.05) >= 4.5, right
+        darks.add(bool(dark))
+    assert darks == {True, False}
 
 
 def test_values_have_errors_and_no_matrix(tmp_path):
