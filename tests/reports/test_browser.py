@@ -22,7 +22,7 @@ from ser_fast.data.dataset import Dataset
 from ser_fast.data.sources import Section
 from ser_fast.data.waves import FileWaves
 from ser_fast.models import MODELS
-from ser_fast.reports import browser, corpus_tables, curves, embedded, html, media
+from ser_fast.reports import browser, corpus_tables, curves, embedded, html, media, runs
 from ser_fast.training.checkpoint import Checkpoint, save_checkpoint
 from ser_fast.training.predictions import Prediction
 from ser_fast.training.results import Predicted, Results
@@ -393,6 +393,18 @@ def test_curves_without_plotly_say_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
     (note,) = curves.section({"a": ROWS})
     assert "ser_fast[report]" in note and curves.section({"a": []}) == []
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_data_that_json_cannot_hold_is_refused(value):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        html.data("x", [{"y": value}])
+
+
+def test_curves_of_a_diverged_run_become_a_note():
+    pytest.importorskip("plotly.offline")
+    (note,) = runs.learning({"a": [ROWS[0] | {"loss": math.nan}]})
+    assert note.startswith('<p class="note">learning curves could not be drawn') and "JSON" in note
 
 
 def test_curves_show_names_literally(monkeypatch):
