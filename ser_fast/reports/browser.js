@@ -8,6 +8,7 @@
     const held = id(`media-${item}`);
     return { link: data.links[item], ...(held ? JSON.parse(held.textContent) : {}) };
   };
+  const left = new Map(Object.entries(data.left).flatMap(([why, items]) => items.map((item) => [item, why])));
   const rows = data.rows.map(([name, speaker, truth, predicted, odds, error, seconds, run, item], number) => ({
     name, speaker, truth, predicted, odds, error, seconds, run, number,
     item,
@@ -171,7 +172,10 @@
       cell.append(list);
     }
     if (media.picture) cell.append(picture(row, media, audio));
-    else cell.append(element("p", { class: "note" }, media.failure || "No spectrogram of it is in this page."));
+    else {
+      const why = media.failure || left.get(row.item) || "The corpus has another utterance in its place.";
+      cell.append(element("p", { class: "note" }, why));
+    }
     return element("tr", { class: "detail" }, cell);
   };
 

@@ -70,6 +70,7 @@ def section(results: Results, page: Path) -> list[str]:
         "rows": [_row(results, row, number) for row in shown],
         "links": {item: media["link"] for item, media in embedded.items.items() if "link" in media},
         "attention": embedded.attention,
+        "left": embedded.left,
     }
     lines = [" ".join(embedded.sentences())]
     if len(found) > len(shown):

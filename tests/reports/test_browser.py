@@ -20,6 +20,7 @@ import torch
 from ser_fast.data.corpora import Corpus, Utterance
 from ser_fast.data.dataset import Dataset
 from ser_fast.data.sources import Section
+from ser_fast.data.wav import AudioError
 from ser_fast.data.waves import FileWaves
 from ser_fast.models import MODELS
 from ser_fast.reports import browser, corpus_tables, curves, embedded, html, media, runs
@@ -187,7 +188,11 @@ def test_unreadable_checkpoint_leaves_the_audio(tmp_path):
     given = results(tmp_path, [[0.9, 0.1]], [0])
     given.tested[0].checkpoint.write_bytes(b"no model")
     parts = browser.section(given, tmp_path / "report.html")
-    assert of(parts)["media"]["0"].keys() == {"audio"} and "their checkpoints cannot be read" in "".join(parts)
+    data = of(parts)
+    assert data["left"] == {"No spectrogram: the checkpoint of its run cannot be read.": [0]}
+    assert data["media"]["0"].keys() == {
+        "audio"
+    } and "of 1 run are missing: its checkpoint cannot be read" in "".join(parts)
 
 
 def test_failing_utterance_is_said_in_its_row(tmp_path):
@@ -318,9 +323,36 @@ def test_audio_in_an_archive_has_no_link(tmp_path, monkeypatch):
     monkeypatch.setattr(embedded, "AUDIO_BYTES", 1)
     given = results(tmp_path, [[0.9, 0.1]], [0])
     given.corpus.utterances[0] = inside
-    assert "Audio of 1 others is left out: it is no file of its own" in "".join(
-        browser.section(given, tmp_path / "r")
-    )
+    page = "".join(browser.section(given, tmp_path / "r"))
+    assert "of the 1 utterance are in this page" in page
+    assert "Audio of 1 other is left out: 1 beyond the limit of 1e-06 MB." in page
+
+
+def test_what_is_left_out_has_its_cause(tmp_path, monkeypatch):
+    """Utterances in an archive: too long, one that cannot be read, beyond the limits; and a file beyond them."""
+    given = results(tmp_path, [[0.1, 0.9]] * 5 + [[0.9, 0.1]], [0] * 6)
+    for number in range(5):
+        inside = Section(tmp_path / "a.tar", f"a.tar:{number}.wav", 512, 44)
+        given.corpus.utterances[number] = Utterance("a", "s", "l", source=inside)
+
+    class Changed(list):
+        def __getitem__(self, i):
+            if i == 2:
+                raise AudioError("it was changed")
+            return super().__getitem__(i)
+
+    given.dataset.waves = Changed([torch.zeros(31 * 16000)] * 2 + given.dataset.waves[2:])
+    monkeypatch.setattr(embedded, "AUDIO_BYTES", 1)
+    monkeypatch.setattr(embedded, "PICTURE_BYTES", 2)
+    parts = browser.section(given, tmp_path / "report.html")
+    data, page = of(parts), Scripts("".join(parts)).text
+    assert "Audio of 5 others is left out: 2 longer than 30 s, 1 unreadable, 2 beyond the limit of 1e-06 MB." in page
+    assert "Audio of 1 other is played" in page
+    assert data["left"] == {
+        "Spectrograms of utterances longer than 30 s are not in this page.": [0, 1],
+        "Spectrograms of worse predictions take the 2e-06 MB that this page has for them.": [3, 4, 5],
+    }
+    assert data["media"].keys() == {"2", "5"} and data["media"]["2"] == {"failure": "it was changed"}
 
 
 @pytest.mark.parametrize("rate", [16000, 22050, 1_000_000])
