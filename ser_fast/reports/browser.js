@@ -209,12 +209,15 @@
       (shown < listed.length ? `, the first ${shown} shown` : "");
   };
 
+  const collator = new Intl.Collator(undefined, { numeric: true }); // localeCompare makes one for each comparison
   const before = (a, b) => {
-    if (typeof a === "string") return a.localeCompare(b, undefined, { numeric: true });
+    if (typeof a === "string") return collator.compare(a, b);
     const [none, other] = [a, b].map((value) => value === null || Number.isNaN(value));
     return none || other ? none - other : a - b;
   };
+  let waiting = 0; // timer of an update
   const update = () => {
+    clearTimeout(waiting);
     listed = rows.filter(passes());
     if (order) {
       const [[, value], direction] = order;
@@ -245,7 +248,11 @@
   }
   head.append(element("th", { scope: "col" }, "audio"));
 
-  form.addEventListener("input", update);
+  form.addEventListener("input", (event) => {
+    clearTimeout(waiting);
+    if (["search", "number"].includes(event.target.type)) waiting = setTimeout(update, 150); // until typing pauses
+    else update();
+  });
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("reset", () => {
     order = null;
