@@ -8,6 +8,7 @@
     const held = id(`media-${item}`);
     return { link: data.links[item], ...(held ? JSON.parse(held.textContent) : {}) };
   };
+  const left = new Map(Object.entries(data.left).flatMap(([why, items]) => items.map((item) => [item, why])));
   const rows = data.rows.map(([name, speaker, truth, predicted, odds, error, seconds, run, item], number) => ({
     name, speaker, truth, predicted, odds, error, seconds, run, number,
     item,
@@ -171,7 +172,10 @@
       cell.append(list);
     }
     if (media.picture) cell.append(picture(row, media, audio));
-    else cell.append(element("p", { class: "note" }, media.failure || "No spectrogram of it is in this page."));
+    else {
+      const why = media.failure || left.get(row.item) || "The corpus has another utterance in its place.";
+      cell.append(element("p", { class: "note" }, why));
+    }
     return element("tr", { class: "detail" }, cell);
   };
 
@@ -205,12 +209,15 @@
       (shown < listed.length ? `, the first ${shown} shown` : "");
   };
 
+  const collator = new Intl.Collator(undefined, { numeric: true }); // localeCompare makes one for each comparison
   const before = (a, b) => {
-    if (typeof a === "string") return a.localeCompare(b, undefined, { numeric: true });
+    if (typeof a === "string") return collator.compare(a, b);
     const [none, other] = [a, b].map((value) => value === null || Number.isNaN(value));
     return none || other ? none - other : a - b;
   };
+  let waiting = 0; // timer of an update
   const update = () => {
+    clearTimeout(waiting);
     listed = rows.filter(passes());
     if (order) {
       const [[, value], direction] = order;
@@ -241,7 +248,11 @@
   }
   head.append(element("th", { scope: "col" }, "audio"));
 
-  form.addEventListener("input", update);
+  form.addEventListener("input", (event) => {
+    clearTimeout(waiting);
+    if (["search", "number"].includes(event.target.type)) waiting = setTimeout(update, 150); // until typing pauses
+    else update();
+  });
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("reset", () => {
     order = null;

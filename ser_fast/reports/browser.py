@@ -13,6 +13,8 @@ from ser_fast.training.predictions import Prediction, as_rows
 from ser_fast.training.results import Results
 
 ROWS = 20_000  # of the table, 3 MB of a page
+CLASSES = 60  # of the confusion matrix, 0.6 MB of a page
+DARK = 0.765  # share of a row from which white text has more contrast than black; both have at least 4.5:1 there
 _SCRIPT, _STYLE = (Path(__file__).with_name(f"browser.{kind}") for kind in ("js", "css"))
 _TEMPLATE = """<div id="browser">
 {matrix}
@@ -59,6 +61,7 @@ def section(results: Results, page: Path) -> list[str]:
     names, runs = sorted({row.prediction.speaker for row in shown}), [tested.name for tested in results.tested]
     number = {name: place for place, name in enumerate(names)}
     classes = results.dataset.classes
+    counts = Counter((row.prediction.truth, row.prediction.predicted) for row in found)
     content = {
         "classes": list(map(printable, classes)),
         "targets": list(map(printable, results.dataset.targets)),
@@ -67,6 +70,7 @@ def section(results: Results, page: Path) -> list[str]:
         "rows": [_row(results, row, number) for row in shown],
         "links": {item: media["link"] for item, media in embedded.items.items() if "link" in media},
         "attention": embedded.attention,
+        "left": embedded.left,
     }
     lines = [" ".join(embedded.sentences())]
     if len(found) > len(shown):
@@ -75,7 +79,7 @@ def section(results: Results, page: Path) -> list[str]:
         html.heading("Utterances"),
         *map(html.note, lines),
         f"<style>{_STYLE.read_text(encoding='utf-8')}</style>",
-        _TEMPLATE.format(matrix=_matrix(found, classes) if classes else ""),
+        _TEMPLATE.format(matrix=_matrix(counts, classes) if classes else ""),
         html.data("browser-data", content),
         # An element each: a browser takes seconds for one of many megabytes.
         *(html.data(f"media-{item}", media) for item, media in embedded.items.items() if media.keys() != {"link"}),
@@ -129,16 +133,26 @@ def _row(results: Results, row: Row, speakers: dict[str, int]) -> list:
     return [*who, *outcome, probabilities, error, seconds, row.run, row.item]
 
 
-def _matrix(found: list[Row], classes: Sequence[str]) -> str:
-    """Return the confusion matrix as a table of buttons, without classes that occur in neither."""
-    counts = Counter((row.prediction.truth, row.prediction.predicted) for row in found)
-    sums = Counter(row.prediction.truth for row in found)
-    shown = [(number, name) for number, name in enumerate(classes) if any(name in pair for pair in counts)]
+def _matrix(counts: Counter[tuple[str, str]], classes: Sequence[str]) -> str:
+    """Return the confusion matrix as a table of buttons, of up to :data:`CLASSES` classes with most errors.
+
+    Args:
+        counts: number of utterances of each true and predicted class.
+        classes: all classes; those that occur in neither are left out.
+    """
+    sums, errors = Counter(), Counter()
+    for (true, predicted), count in counts.items():
+        sums[true] += count
+        for name in (true, predicted):
+            errors[name] += count * (true != predicted)
+    used = [name for name in classes if name in errors]
+    most = set(sorted(used, key=errors.get, reverse=True)[:CLASSES])
+    shown = [(number, name) for number, name in enumerate(classes) if name in most]
 
     def cell(true: int, row: str, predicted: int, column: str) -> str:
         count = counts[row, column]
         share = count / max(sums[row], 1)
-        dark = ' class="dark"' if share > 0.55 else ""
+        dark = ' class="dark"' if share > DARK else ""
         words = html.escaped(f"true {row}, predicted {column}: {count}")
         return (
             f'<td><button type="button" data-true="{true}" data-predicted="{predicted}" aria-pressed="false"{dark} '
@@ -151,6 +165,8 @@ def _matrix(found: list[Row], classes: Sequence[str]) -> str:
         for i, row in shown
     )
     caption = "Utterances by true class (rows) and predicted class; select a number to list its utterances."
+    if len(used) > len(shown):
+        caption += f" Of {len(used)} classes the {len(shown)} with most errors are shown."
     return (
         f'<div class="wide"><table id="confusion"><caption>{caption}</caption><thead><tr><td></td>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"

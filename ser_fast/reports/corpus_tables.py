@@ -1,13 +1,14 @@
 """Tables of a corpus on a page: utterances by class and speaker, values, and durations."""
 
 import statistics
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from ser_fast.data.dataset import Dataset
 from ser_fast.reports import html
 
 SPEAKERS = 60  # rows of a table; a corpus may have thousands
+CLASSES = 20  # columns of a table
 
 
 def section(dataset: Dataset, sample_rate: int, skipped: Sequence[str] = ()) -> list[str]:
@@ -20,6 +21,10 @@ def section(dataset: Dataset, sample_rate: int, skipped: Sequence[str] = ()) -> 
     """
     seconds = [length / sample_rate for length in dataset.lengths]
     parts = [html.heading("Corpus"), html.table(*_speakers(dataset, seconds))]
+    if (count := len(_used(dataset))) > CLASSES:
+        parts.append(
+            html.note(f"The speakers' utterances are not counted by class: {count} classes, over {CLASSES}.")
+        )
     if not dataset.classes:
         parts.append(html.table(*_values(dataset)))
     parts.append(html.table(*_durations(dataset, seconds)))
@@ -30,13 +35,20 @@ def section(dataset: Dataset, sample_rate: int, skipped: Sequence[str] = ()) -> 
     return parts
 
 
+def _used(dataset: Dataset) -> list[tuple[int, str]]:
+    """Return number and name of each class that has utterances."""
+    labels = set(dataset.labels) if dataset.classes else ()
+    return [(number, name) for number, name in enumerate(dataset.classes) if number in labels]
+
+
 def _speakers(dataset: Dataset, seconds: list[float]) -> tuple[list[str], list[list]]:
-    """Return header and rows: the utterances of each speaker, by class if there are classes, and their minutes."""
+    """Return header and rows: the utterances of each speaker, by up to :data:`CLASSES` classes, and their minutes."""
     counts = Counter(zip(dataset.speakers, dataset.labels if dataset.classes else [None] * len(seconds)))
     sizes, minutes = Counter(dataset.speakers), Counter()
     for speaker, length in zip(dataset.speakers, seconds):
         minutes[speaker] += length / 60
-    used = [(number, name) for number, name in enumerate(dataset.classes) if number in set(dataset.labels)]
+    used = _used(dataset)
+    used = used if len(used) <= CLASSES else []
     shown = sorted(speaker for speaker, _ in sizes.most_common(SPEAKERS))
     rows = [
         [speaker, *(counts[speaker, number] for number, _ in used), sizes[speaker], minutes[speaker]]
@@ -51,10 +63,10 @@ def _speakers(dataset: Dataset, seconds: list[float]) -> tuple[list[str], list[l
 
 def _durations(dataset: Dataset, seconds: list[float]) -> tuple[list[str], list[list]]:
     """Return header and rows: utterances, minutes and quantiles of the seconds of each class and of all."""
-    groups: dict[str, list[float]] = {}
-    for number, name in enumerate(dataset.classes):
-        groups[name] = [length for length, label in zip(seconds, dataset.labels) if label == number]
-    rows = [[name, *_spread(found)] for name, found in groups.items() if found]
+    groups = defaultdict(list)
+    for length, label in zip(seconds, dataset.labels):
+        groups[label].append(length)
+    rows = [[name, *_spread(groups[number])] for number, name in _used(dataset)]
     header = ["durations", "utterances", "minutes", "shortest (s)", "median (s)", "longest (s)"]
     return header, [*rows, ["all", *_spread(seconds)]]
 

@@ -87,7 +87,7 @@ def section(runs: dict[str, list[dict]]) -> list[str]:
     packed = base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
     return [
         html.heading("Learning curves"),
-        f'<div id="{_ID}" role="img" aria-label="loss and measure of each epoch"></div>',
+        f'<div id="{_ID}" role="group" aria-label="loss and measure of each epoch"></div>',
         html.data(f"{_ID}-data", drawn),
         # In pieces: a browser takes seconds for one element of many megabytes.
         *(

@@ -1,12 +1,14 @@
 """What a page holds of the audio of a corpus: files, pictures and attention up to a budget, and links to the rest."""
 
 import base64
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from ser_fast.data.files import printable
+from ser_fast.data.utterance import plural
 from ser_fast.reports import media
 from ser_fast.training.checkpoint import load_checkpoint
 from ser_fast.training.results import Results
@@ -33,18 +35,27 @@ class Embedded:
         items: by number of the utterance ``audio``, file and MIME type, or ``link``; ``picture``, file, begin, end
             and highest frequency; ``failure``, an error message.
         attention: by number of the row: levels, begin, end and peak.
+        left: numbers of the utterances without a spectrogram or an error message, by a sentence that says why.
     """
 
     def __init__(self, results: Results, rows: Sequence[tuple[int, int | None]], page: Path):
         self.results, self.items, self.attention = results, {}, {}
+        self._lengths = results.dataset.lengths  # counted anew at each access
         self._models: dict[int, nn.Module | None] = {}
         self._without: set[int] = set()  # runs whose model has no attention
         self._left = {"audio": AUDIO_BYTES, "picture": PICTURE_BYTES}
-        self.count = len({item for _, item in rows if item is not None})
+        first: dict[int, int] = {}  # run that an utterance is embedded by
         for number, (run, item) in enumerate(rows):
             if item is not None:
+                first.setdefault(item, run)
                 self._add(number, run, item)
                 self._link(item, page)
+        self.count = len(first)
+        self.left = defaultdict(list)
+        for item, run in first.items():
+            if not self.items[item].keys() & {"picture", "failure"}:
+                self.left[self._cause(item, run)].append(item)
+        self._lost = Counter(self._fault(item) for item in first if not self.items[item].keys() & {"audio", "link"})
         self.items = {item: found for item, found in self.items.items() if found}
 
     def sentences(self) -> list[str]:
@@ -52,27 +63,49 @@ class Embedded:
         files = [found[kind][0] for found in self.items.values() for kind in self._left if kind in found]
         heard, seen, linked = (sum(kind in found for found in self.items.values()) for kind in (*self._left, "link"))
         said = [
-            f"The worst predictions come first. Audio of {heard} and spectrograms of {seen} of the {self.count} "
-            f"utterances are in this page ({sum(map(len, files)) / 1e6:.1f} MB)."
+            f"The worst predictions come first. Audio of {heard} and spectrograms of {seen} of the "
+            f"{plural(self.count, 'utterance')} are in this page ({sum(map(len, files)) / 1e6:.1f} MB)."
         ]
         if linked:
-            said.append(f"Audio of {linked} others is played from the corpus, by its place relative to this page.")
-        if lost := self.count - heard - linked:
-            said.append(f"Audio of {lost} others is left out: it is no file of its own or cannot be read.")
+            said.append(
+                f"Audio of {plural(linked, 'other')} is played from the corpus, by its place relative to this page."
+            )
+        if self._lost:
+            causes = ", ".join(f"{count} {fault}" for fault, count in self._lost.items())
+            lost = plural(self._lost.total(), "other")
+            said.append(f"Audio of {lost} is left out: {causes}. It is no file of its own that the page could link.")
         if seen and not self.attention:
             said.append("The model has no attention.")
         if len(self.attention) == CURVES:
             said.append(f"The attention of {CURVES} predictions is shown.")
         if unread := [run for run, model in self._models.items() if model is None]:
-            said.append(f"Spectrograms and attention of {len(unread)} runs lack: their checkpoints cannot be read.")
+            whose = "its checkpoint" if len(unread) == 1 else "their checkpoints"
+            missing = f"Spectrograms and attention of {plural(len(unread), 'run')} are missing"
+            said.append(f"{missing}: {whose} cannot be read.")
         return said
+
+    def _long(self, item: int) -> bool:
+        return self._lengths[item] > LONGEST * self.results.sample_rate
+
+    def _cause(self, item: int, run: int) -> str:
+        """Return why an utterance that can be read has no spectrogram."""
+        if self._long(item):
+            return f"Spectrograms of utterances longer than {LONGEST:g} s are not in this page."
+        if run in self._models and self._models[run] is None:
+            return "No spectrogram: the checkpoint of its run cannot be read."
+        return f"Spectrograms of worse predictions take the {PICTURE_BYTES / 1e6:g} MB that this page has for them."
+
+    def _fault(self, item: int) -> str:
+        """Return why the audio of an utterance is not embedded, after a number of utterances."""
+        if self._long(item):
+            return f"longer than {LONGEST:g} s"
+        return "unreadable" if "failure" in self.items[item] else f"beyond the limit of {AUDIO_BYTES / 1e6:g} MB"
 
     def _add(self, number: int, run: int, item: int) -> None:
         """Add what the budget allows for a row."""
         new = item not in self.items and any(self._left.values())
         attend = run not in self._without and len(self.attention) < CURVES
-        long = self.results.dataset.lengths[item] > LONGEST * self.results.sample_rate
-        if long or not (new or (attend and "picture" in self.items.get(item, ()))):
+        if self._long(item) or not (new or (attend and "picture" in self.items.get(item, ()))):
             return
         found = self.items.setdefault(item, {})
         try:

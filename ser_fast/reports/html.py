@@ -9,11 +9,13 @@ from ser_fast.backends import info
 from ser_fast.data.files import printable, write_atomically
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #22262b; max-width: 60rem; margin: 2.5rem auto; padding: 0 1rem }
+body { font: 15px/1.5 system-ui, sans-serif; color: #22262b; max-width: 60rem; margin: 2.5rem auto; padding: 0 1rem;
+  overflow-wrap: break-word }
 h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin-top: 2rem }
 table { border-collapse: collapse; margin: 0.8rem 0 }
 th, td { padding: 0.25rem 0.9rem 0.25rem 0; text-align: right; border-bottom: 1px solid #e4e6ea }
 th:first-child, td:first-child { text-align: left }
+.wide, pre { overflow-x: auto }
 figure { margin: 1.5rem 0 } img { max-width: 100% } figcaption, p.note { color: #626a74 }
 """
 
@@ -31,7 +33,7 @@ def table(header: list[str], rows: list[list]) -> str:
 
     head = "".join(f"<th>{cell(value)}</th>" for value in header)
     body = "".join("<tr>" + "".join(f"<td>{cell(value)}</td>" for value in row) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def titled(title: str, header: list[str], rows: list[list]) -> str:
@@ -145,7 +147,9 @@ def machine() -> str:
 def write(path: Path, title: str, parts: list[str]) -> Path:
     """Write a page of HTML parts; return its path."""
     page = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escaped(title)}</title>'
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escaped(title)}</title>"
         f"<style>{STYLE}</style><h1>{escaped(title)}</h1>{''.join(parts)}</html>\n"
     )
     write_atomically(path, page.encode(errors="backslashreplace"))
@@ -158,8 +162,12 @@ def note(text: str) -> str:
 
 
 def data(name: str, value: object) -> str:
-    """Return a script element with the id ``name`` that holds a value as JSON; no text in it ends the element."""
-    text = json.dumps(value, separators=(",", ":"))  # in ASCII
+    """Return a script element with the id ``name`` that holds a value as JSON; no text in it ends the element.
+
+    Raises:
+        ValueError: a number is infinite or not a number, which JSON cannot hold.
+    """
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)  # in ASCII
     for letter in "<>&":
         text = text.replace(letter, f"\\u{ord(letter):04x}")
     return f'<script type="application/json" id="{name}">{text}</script>'

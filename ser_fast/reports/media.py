@@ -116,5 +116,10 @@ def link(utterance: Utterance, page: Path) -> str:
         address = Path(path).as_uri()
     if utterance.start is None and utterance.end is None:
         return address
-    ends = f"{utterance.start or 0:g}" + ("" if utterance.end is None else f",{utterance.end:g}")
-    return f"{address}#t={ends}"
+    ends = [utterance.start or 0] if utterance.end is None else [utterance.start or 0, utterance.end]
+    return f"{address}#t={','.join(map(_seconds, ends))}"
+
+
+def _seconds(value: float) -> str:
+    """Return a time in milliseconds' precision; a media fragment has no exponents."""
+    return f"{value:.3f}".rstrip("0").rstrip(".")

@@ -71,6 +71,11 @@ def opened():
     assert not faults
 
 
+def counts(page, words: str) -> None:
+    """Wait until the list, which follows a pause in typing, has this count."""
+    page.wait_for_function("(words) => document.getElementById('count').textContent === words", arg=words)
+
+
 def fold(run: Path) -> Path:
     return sorted(run.glob("seed0/fold*"))[0]
 
@@ -156,13 +161,14 @@ def test_list_is_filtered_and_sorted(run, opened):
     page.locator("select[name=speaker]").select_option(label=SPEAKER)
     assert counted.inner_text() == "8 of 16 predictions"
     page.locator("input[name=text]").fill("anger 0 2")
-    assert counted.inner_text() == "1 of 16 predictions"
+    counts(page, "1 of 16 predictions")
     page.get_by_role("button", name="Reset", exact=True).click()
-    page.wait_for_function("document.getElementById('count').textContent.startsWith('16 of')")
+    counts(page, "16 of 16 predictions")
     confidence = sorted(max(row[4]) for row in data["rows"])
     page.locator("input[name=least]").fill(str(100 * confidence[8]))
-    assert int(counted.inner_text().split()[0]) == sum(value >= confidence[8] for value in confidence)
+    counts(page, f"{sum(value >= confidence[8] for value in confidence)} of 16 predictions")
     page.locator("input[name=least]").fill("")
+    counts(page, "16 of 16 predictions")
     page.locator("input[name=wrong]").check()
     assert int(counted.inner_text().split()[0]) == sum(row[2] != row[3] for row in data["rows"])
     page.locator("input[name=wrong]").uncheck()
@@ -188,6 +194,62 @@ def test_linked_audio_plays_from_its_file(run, corpus, opened, monkeypatch):
     heard = play(audio)
     assert heard["at"] > 0.05 and heard["error"] is None
     assert "Audio of 16 others is played from the corpus" in page.locator("body").inner_text()
+
+
+def test_utterance_without_spectrogram_says_why(run, corpus, opened, monkeypatch):
+    monkeypatch.setattr(embedded, "LONGEST", 1.25)
+    out = run.with_name("long")
+    assert main(["evaluate", str(fold(run)), f"--data={corpus}", f"--out={out}"]) == 0
+    page = opened(out / "report.html")
+    page.locator("#utterances .name").nth(15).click()
+    said = page.locator("#utterances .detail .note").inner_text()
+    assert said == "Spectrograms of utterances longer than 1.25 s are not in this page."
+
+
+def test_typing_updates_the_list_once(run, opened):
+    page = opened(run / "report.html")
+    counts(page, "16 of 16 predictions")
+    page.evaluate(
+        """() => {
+            window.updates = 0;
+            const body = document.querySelector("#utterances tbody");
+            const replace = body.replaceChildren.bind(body);
+            body.replaceChildren = () => { window.updates++; replace(); };
+            const field = document.querySelector("input[name=text]");
+            for (const text of ["s", "sa", "sad"]) {
+                field.value = text;
+                field.dispatchEvent(new Event("input", { bubbles: true }));
+            }
+        }"""
+    )
+    assert page.evaluate("window.updates") == 0
+    counts(page, "8 of 16 predictions")
+    page.locator("input[name=wrong]").check()
+    assert page.evaluate("window.updates") == 2, "a box needs no pause"
+
+
+def test_names_are_sorted_by_their_numbers(run, corpus, opened):
+    found = results(EvaluateConfig(str(fold(run)), data=str(corpus), out=run.with_name("sorted")))
+    rows = [row._replace(name=f"take {17 - place}") for place, row in enumerate(found.tested[0].predictions)]
+    found = found._replace(tested=[found.tested[0]._replace(predictions=rows)])
+    path = run.with_name("sorted.html")
+    page = opened(html.write(path, "sorted", browser.section(found, path)))
+    for order in (1, -1):
+        page.locator("#utterances th button", has_text="name").click()
+        names = page.locator("#utterances .name").all_inner_texts()
+        assert names == [f"take {number}" for number in range(2, 18)][::order]
+    page.locator("#utterances .name").first.click()
+    assert "another utterance in its place" in page.locator("#utterances .detail").inner_text()
+
+
+def test_page_fits_a_narrow_screen(run, opened):
+    page = opened(run / "report.html")
+    page.set_viewport_size({"width": 400, "height": 800})
+    assert page.locator("meta[name=viewport]").get_attribute("content") == "width=device-width, initial-scale=1"
+    page.wait_for_function("document.documentElement.scrollWidth <= 400")
+    assert page.locator("table").count() == page.locator(".wide > table").count() > 5
+    assert page.get_by_role("columnheader", name="minutes").count() == 2
+    assert page.locator("#curves").get_attribute("role") == "group"
 
 
 def test_curves_show_values_under_the_pointer(run, opened):
@@ -233,4 +295,4 @@ def test_values_are_listed_with_their_errors(corpus, tmp_path, opened):
     errors = [float(row.locator("td").nth(6).inner_text()) for row in page.locator("#utterances tbody tr").all()]
     assert len(errors) == 8 and errors == sorted(errors, reverse=True)
     page.locator("input[name=least]").fill(str(errors[3]))
-    assert page.locator("#utterances .name").count() == sum(error >= errors[3] for error in errors)
+    counts(page, f"{sum(error >= errors[3] for error in errors)} of 8 predictions")

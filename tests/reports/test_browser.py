@@ -6,7 +6,9 @@ import io
 import json
 import math
 import os
+import re
 import sys
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,9 +20,10 @@ import torch
 from ser_fast.data.corpora import Corpus, Utterance
 from ser_fast.data.dataset import Dataset
 from ser_fast.data.sources import Section
+from ser_fast.data.wav import AudioError
 from ser_fast.data.waves import FileWaves
 from ser_fast.models import MODELS
-from ser_fast.reports import browser, corpus_tables, curves, embedded, html, media
+from ser_fast.reports import browser, corpus_tables, curves, embedded, html, media, runs
 from ser_fast.training.checkpoint import Checkpoint, save_checkpoint
 from ser_fast.training.predictions import Prediction
 from ser_fast.training.results import Predicted, Results
@@ -185,7 +188,11 @@ def test_unreadable_checkpoint_leaves_the_audio(tmp_path):
     given = results(tmp_path, [[0.9, 0.1]], [0])
     given.tested[0].checkpoint.write_bytes(b"no model")
     parts = browser.section(given, tmp_path / "report.html")
-    assert of(parts)["media"]["0"].keys() == {"audio"} and "their checkpoints cannot be read" in "".join(parts)
+    data = of(parts)
+    assert data["left"] == {"No spectrogram: the checkpoint of its run cannot be read.": [0]}
+    assert data["media"]["0"].keys() == {
+        "audio"
+    } and "of 1 run are missing: its checkpoint cannot be read" in "".join(parts)
 
 
 def test_failing_utterance_is_said_in_its_row(tmp_path):
@@ -202,6 +209,54 @@ def test_table_of_many_rows_says_what_it_leaves_out(tmp_path, monkeypatch):
     assert [row[-1] for row in of(parts)["rows"]] == [1, 2]
     assert "the 2 worst of 3 predictions" in "".join(parts)
     assert 'aria-label="true angry, predicted angry: 2"' in "".join(parts), "the matrix has all"
+
+
+def cells(counts: Counter, classes: list[str]) -> list[tuple[int, int, int]]:
+    """True and predicted class and count of each cell of a matrix."""
+    found = re.findall(
+        r'data-true="(\d+)" data-predicted="(\d+)".*?>(\d+)</button>', browser._matrix(counts, classes)
+    )
+    return [tuple(map(int, each)) for each in found]
+
+
+def test_matrix_of_many_classes_has_those_with_most_errors(monkeypatch):
+    monkeypatch.setattr(browser, "CLASSES", 3)
+    classes = ["a", "unused", "b", "ab", "c", "d"]
+    counts = Counter({("a", "a"): 90, ("b", "c"): 5, ("c", "c"): 2, ("d", "ab"): 1, ("ab", "d"): 1, ("a", "b"): 1})
+    page = browser._matrix(counts, classes)
+    assert "Of 5 classes the 3 with most errors are shown." in page
+    shown = [2, 3, 4]  # b and c, then ab before d by their order
+    assert cells(counts, classes) == [(i, j, counts[classes[i], classes[j]]) for i in shown for j in shown], (
+        "in the order of the classes"
+    )
+    counts = Counter({("a", "a"): 1, ("c", "d"): 2})
+    assert "most errors" not in browser._matrix(counts, classes)
+    assert {true for true, _, _ in cells(counts, classes)} == {0, 4, 5}
+
+
+def test_matrix_has_contrast_at_every_share():
+    """WCAG 2 AA demands 4.5:1 between text and background."""
+    css = Path(browser.__file__).with_name("browser.css").read_text()
+    blue = tuple(map(int, re.search(r"background: rgb\((\d+) (\d+) (\d+) / var\(--share\)\)", css).groups()))
+    texts = {
+        dark: int(re.search(rf"^{rule} {{ color: #(\w)\1\1 }}", css, re.MULTILINE)[1] * 2, 16)
+        for dark, rule in ((True, r"\.dark"), (False, r"#confusion button:not\(\.dark\):not\(:disabled\)"))
+    }
+
+    def luminance(colour: tuple[float, ...]) -> float:
+        parts = [c / 255 / 12.92 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colour]
+        return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), parts))
+
+    darks = set()
+    for right in range(1, 1001):
+        page = browser._matrix(Counter({("a", "a"): right, ("a", "b"): 1000 - right}), ["a", "b"])
+        dark, share = re.search(r'data-predicted="0" aria-pressed="false"( class="dark")? .*?--share:([\d.]+)', page).groups()  # fmt: skip
+        alpha = round(255 * float(share)) / 255
+        back = luminance(tuple(255 + alpha * (part - 255) for part in blue))
+        text = luminance((texts[bool(dark)],) * 3)
+        assert (max(back, text) + 0.05) / (min(back, text) + 0.05) >= 4.5, right
+        darks.add(bool(dark))
+    assert darks == {True, False}
 
 
 def test_values_have_errors_and_no_matrix(tmp_path):
@@ -240,6 +295,20 @@ def test_link_is_relative_and_quoted(name, address, tmp_path):
     assert media.link(part, page) == f"{address}#t=1.25,2.5"
 
 
+@pytest.mark.parametrize(
+    ("start", "end", "ends"),
+    [
+        (12345.6789, 12346.5, "12345.679,12346.5"),
+        (1234567.25, None, "1234567.25"),
+        (1e-5, 20.0, "0,20"),
+        (None, 100, "0,100"),
+    ],
+)
+def test_link_has_the_seconds_without_exponents(start, end, ends, tmp_path):
+    part = Utterance("a", "s", "l", tmp_path / "a.wav", start=start, end=end)
+    assert media.link(part, tmp_path / "report.html") == f"a.wav#t={ends}"
+
+
 def test_link_follows_linked_folders(tmp_path):
     """``..`` in an address leaves the real folder of the page."""
     (tmp_path / "disk" / "runs").mkdir(parents=True)
@@ -254,9 +323,36 @@ def test_audio_in_an_archive_has_no_link(tmp_path, monkeypatch):
     monkeypatch.setattr(embedded, "AUDIO_BYTES", 1)
     given = results(tmp_path, [[0.9, 0.1]], [0])
     given.corpus.utterances[0] = inside
-    assert "Audio of 1 others is left out: it is no file of its own" in "".join(
-        browser.section(given, tmp_path / "r")
-    )
+    page = "".join(browser.section(given, tmp_path / "r"))
+    assert "of the 1 utterance are in this page" in page
+    assert "Audio of 1 other is left out: 1 beyond the limit of 1e-06 MB." in page
+
+
+def test_what_is_left_out_has_its_cause(tmp_path, monkeypatch):
+    """Utterances in an archive: too long, one that cannot be read, beyond the limits; and a file beyond them."""
+    given = results(tmp_path, [[0.1, 0.9]] * 5 + [[0.9, 0.1]], [0] * 6)
+    for number in range(5):
+        inside = Section(tmp_path / "a.tar", f"a.tar:{number}.wav", 512, 44)
+        given.corpus.utterances[number] = Utterance("a", "s", "l", source=inside)
+
+    class Changed(list):
+        def __getitem__(self, i):
+            if i == 2:
+                raise AudioError("it was changed")
+            return super().__getitem__(i)
+
+    given.dataset.waves = Changed([torch.zeros(31 * 16000)] * 2 + given.dataset.waves[2:])
+    monkeypatch.setattr(embedded, "AUDIO_BYTES", 1)
+    monkeypatch.setattr(embedded, "PICTURE_BYTES", 2)
+    parts = browser.section(given, tmp_path / "report.html")
+    data, page = of(parts), Scripts("".join(parts)).text
+    assert "Audio of 5 others is left out: 2 longer than 30 s, 1 unreadable, 2 beyond the limit of 1e-06 MB." in page
+    assert "Audio of 1 other is played" in page
+    assert data["left"] == {
+        "Spectrograms of utterances longer than 30 s are not in this page.": [0, 1],
+        "Spectrograms of worse predictions take the 2e-06 MB that this page has for them.": [3, 4, 5],
+    }
+    assert data["media"].keys() == {"2", "5"} and data["media"]["2"] == {"failure": "it was changed"}
 
 
 @pytest.mark.parametrize("rate", [16000, 22050, 1_000_000])
@@ -294,6 +390,21 @@ def test_corpus_tables_show_the_largest_speakers(monkeypatch):
     assert "1 more are in unreadable.txt" in page
 
 
+def test_corpus_tables_of_many_classes_have_no_column_for_each():
+    names = [f"class {number}" for number in range(corpus_tables.CLASSES + 2)]
+
+    def page(used: int) -> str:
+        labels = list(range(used))
+        dataset = Dataset("c", [torch.zeros(16000)] * used, labels, ["s"] * used, list(map(str, labels)), names, [])
+        return "".join(corpus_tables.section(dataset, 16000))
+
+    few, many = page(corpus_tables.CLASSES), page(corpus_tables.CLASSES + 1)
+    assert few.count("<th>class ") == corpus_tables.CLASSES and "not counted by class" not in few
+    assert many.count("<th>class ") == 0 and "not counted by class: 21 classes, over 20." in many
+    assert many.count("<td>class ") == 21, "the durations have each class"
+    assert "<td>s</td><td>21</td>" in many and "<td>all</td><td>21</td>" in many
+
+
 ROWS = [{"epoch": 1, "loss": 2.0, "accuracy": 0.5, "valid_loss": 1.5, "valid_recall": 0.25},
         {"epoch": 2, "loss": 1.0, "accuracy": 0.75, "valid_loss": 1.25, "valid_recall": 0.5}]  # fmt: skip
 
@@ -314,6 +425,18 @@ def test_curves_without_plotly_say_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
     (note,) = curves.section({"a": ROWS})
     assert "ser_fast[report]" in note and curves.section({"a": []}) == []
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_data_that_json_cannot_hold_is_refused(value):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        html.data("x", [{"y": value}])
+
+
+def test_curves_of_a_diverged_run_become_a_note():
+    pytest.importorskip("plotly.offline")
+    (note,) = runs.learning({"a": [ROWS[0] | {"loss": math.nan}]})
+    assert note.startswith('<p class="note">learning curves could not be drawn') and "JSON" in note
 
 
 def test_curves_show_names_literally(monkeypatch):
