@@ -54,6 +54,77 @@ def test_manifest_refuses_other_encodings(tmp_path):
         manifest(path)
 
 
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_manifest_refuses_utf16_without_a_mark(tmp_path, name, encoding):
+    text = "file,speaker,label\na,s,l\n" if name == "t.csv" else '{"file": "a", "speaker": "s", "label": "l"}'
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    with pytest.raises(
+        ValueError, match=rf"{name}, line 1: byte 0x00; it must be UTF-8, or UTF-16 with a byte order"
+    ):
+        manifest(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("top", "mark"),
+    [(" \n", ";"), ("\r\n,,\r\n", ";"), (";;\n", ","), ("sep=;\n", ";"), ('"SEP=;"\r\n', ";"), ("sep=|\n", "|"),
+     ("sep=\t\n\n", "\t")],
+)  # fmt: skip
+def test_manifest_finds_the_header_below_other_lines(tmp_path, top, mark):
+    rows = [["file", "speaker", "label"], ["a, b.wav", "s", "sad"], ["c.wav", "", "sad"]]
+    path = tmp_path / "t.csv"
+    path.write_bytes((top + "\n".join(map(mark.join, [[f'"{cell}"' for cell in row] for row in rows]))).encode())
+    with pytest.raises(ValueError, match=rf"t\.csv, line {top.count(chr(10)) + 3}: column 'speaker' is ''"):
+        manifest(path)
+    path.write_text(path.read_text().replace('""', '"s"'))
+    assert [one.name for one in manifest(path).utterances] == ["a, b.wav", "c.wav"]
+    path.write_text(path.read_text().replace("speaker", "speakr"))
+    with pytest.raises(
+        ValueError, match=rf"t\.csv, line {path.read_text().count(chr(10)) - 1}: column 'speaker' occurs 0"
+    ):
+        manifest(path)
+
+
+@pytest.mark.parametrize(
+    "sentences",
+    [['"Hello" he said', "fine"], ['"oops', "fine"], ['"oops', 'the end"'], ["fine", 'the "end'], ['"', '"'],
+     ['"whole"', "it's"]],
+)  # fmt: skip
+def test_manifest_reads_quotes_of_tabs_as_text(tmp_path, sentences):
+    """Tables such as Common Voice's separate by tabs and quote nothing; every row is there, with its label."""
+    rows = [
+        ["file", "speaker", "sentence", "label"],
+        *([f"{n}.wav", "s", one, "sad"] for n, one in enumerate(sentences)),
+    ]
+    path = tmp_path / "cv.tsv"
+    path.write_text("\n".join(map("\t".join, rows)))
+    assert [(one.name, one.label) for one in manifest(path).utterances] == [("0.wav", "sad"), ("1.wav", "sad")]
+
+
+def test_manifest_reads_quoted_cells_of_tabs(tmp_path):
+    """Cells in quotes may contain a tab or a line end, as a spreadsheet exports them."""
+    path = tmp_path / "t.tsv"
+    path.write_text('file\tspeaker\tlabel\n"a\tb.wav"\t"s ""1"""\tsad\nb.wav\ts\t"sad\nor so"\n')
+    first, second = manifest(path).utterances
+    assert (first.path.name, first.speaker, second.label) == ("a\tb.wav", 's "1"', r"sad\nor so")
+
+
+def test_manifest_reads_decimal_commas_between_semicolons(tmp_path):
+    rows = ["file;speaker;label;start;end;mood", "a.wav;1,5;2,5;0,25;1,5E+01;-0,5", "b.wav;s;x;1.5;;+1,25"]
+    path = tmp_path / "t.csv"
+    path.write_text("\n".join(rows))
+    first, second = manifest(path, columns="group=mood").utterances
+    assert (first.speaker, first.label, first.start, first.end, first.group) == ("1,5", "2,5", 0.25, 15.0, "-0,5")
+    assert (second.start, second.end) == (1.5, None)
+    assert [one.values for one in manifest(path, ["mood"]).utterances] == [{"mood": -0.5}, {"mood": 1.25}]
+    path.write_text("\n".join(rows).replace("0,25", "1.000,25"))
+    with pytest.raises(ValueError, match=r"line 2: column 'start' is '1\.000,25'"):
+        manifest(path)
+    path.write_text("\n".join(rows).replace(";", "\t"))
+    with pytest.raises(ValueError, match="line 2: column 'start' is '0,25'"):
+        manifest(path)
+
+
 THEIRS = [["path", "emotion", "spk", "set", "label"], ["a.wav", "sad", "s1", "Training", "7"],
           ["b.wav", "froh", "s2", "dev", "8"], ["c.wav", "froh", "s3", "eval", "9"]]  # fmt: skip
 
