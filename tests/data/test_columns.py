@@ -1,6 +1,7 @@
 """Tables as people have them: their own names of columns, other separators and encodings, names of parts."""
 
 import json
+import shlex
 
 import pytest
 
@@ -165,6 +166,66 @@ def test_columns_refuse_names_that_the_table_lacks(tmp_path, form):
     )
     with pytest.raises(ValueError, match=message):
         manifest(path, columns="file=path,speaker=spk")
+
+
+HOLES = [
+    ({"lab": ""}, "column 'lab' (label) is ''; it must be a text that is not empty"),
+    ({"f": " "}, "column 'f' (file) is ' '"),
+    ({"spk": ""}, "column 'spk' (speaker) is ''"),
+    ({"from": "soon"}, "column 'from' (start) is 'soon'; it must be a number of seconds >= 0"),
+    ({"from": "2", "to": "1"}, "column 'to' (end) is 1.0; it must be more than start, 2.0"),
+    ({"set": "later"}, "column 'set' (part) is 'later'; it must be one of train"),
+    ({"group": "x" * 5000}, "column 'group' is 'xxx"),
+]
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+@pytest.mark.parametrize(("change", "message"), HOLES)
+def test_manifest_errors_name_the_columns_of_the_table(tmp_path, form, change, message):
+    columns = "file=f,label=lab,speaker=spk,start=from,end=to,split=set,group=group"
+    good = {"f": "a", "lab": "sad", "spk": "s", "from": "", "to": "", "set": "train", "group": "g", "label": "7"}
+    rows, path = [good, good | change], tmp_path / f"t.{form}"
+    if form == "jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    else:
+        written(path, [list(good), *map(lambda row: list(row.values()), rows)])
+    with pytest.raises(ValueError) as error:
+        manifest(path, columns=columns)
+    assert f"t.{form}, line {2 if form == 'jsonl' else 3}: {message}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [("label=emotion", "line 1: column 'emotion' (label) is missing (the closest is 'emotions')"),
+     ("value=emotion", "line 1: column 'emotion' (value) is missing"),
+     ("value=score,sentiment_scale=scale", "line 2: column 'scale' (sentiment_scale) is 2")],
+)  # fmt: skip
+def test_manifest_jsonl_errors_name_missing_columns(tmp_path, columns, message):
+    """A column ``label`` of the table is another one than that which ``columns`` names."""
+    first = {"file": "a", "speaker": "s", "label": "7", "emotions": "sad", "score": 1, "scale": 1}
+    rows = [first, {"file": "b", "speaker": "s", "label": "8", "emotion": "sad", "score": 1, "scale": 2}]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(ValueError) as error:
+        manifest(tmp_path / "t.jsonl", columns=columns)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "option"),
+    [("", "file=audio"), ("file=audio", "file=audio,speaker=spk"),
+     ("file=audio,speaker=spk,split=my set", "'file=audio,speaker=spk,part=my set,label=emotion'")],
+)  # fmt: skip
+def test_manifest_suggests_the_whole_option(tmp_path, given, option):
+    """Typed as it stands, it keeps what was given and leads to the next error, or to none."""
+    path = written(tmp_path / "t.csv", [["audio", "spk", "emotion", "my set"], ["a.wav", "s", "sad", "dev"]])
+    with pytest.raises(ValueError, match=rf"it must be there once, or named by --columns={option}$"):
+        manifest(path, columns=given)
+    (typed,) = shlex.split(option)
+    if "label" in typed:
+        assert manifest(path, columns=typed).utterances[0].part == "valid"
+    else:
+        with pytest.raises(ValueError, match="it must be there once, or named by"):
+            manifest(path, columns=typed)
 
 
 @pytest.mark.parametrize(

@@ -63,8 +63,9 @@ def manifest(path: str | PathLike[str], targets: Sequence[str] = (), columns: st
         rows, numbers = table.named(), {*_NUMBERS, *targets} if table.mark == ";" else ()
     rows = [(place, with_decimal_points(renamed(cells, columns, targets), numbers)) for place, cells in rows]
     require(bool(rows), f"manifest {str(path)!r} lists 0 utterances", "a table of at least one")
-    listed = [(place, cells, text(cells, FILE, place)) for place, cells in rows]
-    return to_corpus(path.stem, str(path), [Row(*row, path.parent / row[-1]) for row in listed], targets)
+    listed = [(place, cells, text(cells, FILE, place, columns)) for place, cells in rows]
+    listed = [Row(*row, path.parent / row[-1], columns=columns) for row in listed]
+    return to_corpus(path.stem, str(path), listed, targets)
 
 
 def write_manifest(corpus: Corpus, out: Path) -> None:
