@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 
-from ser_fast.data.corpora import load_corpus
+from ser_fast.data.corpora import is_manifest, load_corpus
 from ser_fast.data.corpora.columns import parse_columns
 from ser_fast.data.corpora.manifest import manifest
 
@@ -226,6 +226,24 @@ def test_manifest_suggests_the_whole_option(tmp_path, given, option):
     else:
         with pytest.raises(ValueError, match="it must be there once, or named by"):
             manifest(path, columns=typed)
+
+
+@pytest.mark.parametrize("spec", ["{0}/d.csv", "folders:{0}/d.csv", "tar:{0}/x.csv", "hf:{0}/x.tsv", "emodb:x.jsonl"])
+def test_columns_are_refused_for_what_is_no_table(tmp_path, spec):
+    """A suffix makes no table of a folder, nor of the path of another kind of corpus."""
+    (tmp_path / "d.csv" / "sad").mkdir(parents=True)
+    (tmp_path / "d.csv" / "sad" / "a.wav").touch()
+    spec = spec.format(tmp_path)
+    assert not is_manifest(spec)
+    with pytest.raises(
+        ValueError, match=r"columns is given, but corpus '.*' is no \.csv, .* table; it must be omitted"
+    ):
+        load_corpus(spec, columns="file=nonsense")
+
+
+def test_is_manifest_knows_tables(tmp_path):
+    names = ["t.csv", "T.TSV", "none.jsonl", "manifest:t.txt", "a:b.csv", str(tmp_path / "t.csv")]
+    assert all(map(is_manifest, names)) and not any(map(is_manifest, ["manifest:", "csv", "", "x.txt", "synthetic"]))
 
 
 @pytest.mark.parametrize(
