@@ -1,6 +1,5 @@
 """Names of the audio to predict, listed one by one: files, folders, lists, manifests and standard input."""
 
-import csv
 import itertools
 import json
 import math
@@ -10,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TextIO
 
 from ser_fast._require import require
-from ser_fast.data.corpora.delimited import encoding, separator
+from ser_fast.data.corpora.delimited import encoding, read_table, with_decimal_points
 from ser_fast.data.corpora.rows import closest
 from ser_fast.data.extras import import_extra
 from ser_fast.data.files import AUDIO_SUFFIXES, Found, passed_over, printable, walk
@@ -19,6 +18,7 @@ from ser_fast.data.tables import from_cell
 STDIN = "-"
 TABLES = (".csv", ".tsv")
 LISTS = (".txt", *TABLES, ".jsonl", ".parquet")
+_SPAN = ("start", "end")
 _ROWS_AT_ONCE = 4096  # of a .parquet
 
 
@@ -96,14 +96,14 @@ def of_list(name: str) -> Iterator[Item]:
         if not isinstance(file, str) or not file.strip() or "\0" in file:
             yield Item(place, error=f"column 'file' is {file!r:.80}; it must be a name")
             continue
-        start, end = (_seconds(row.get(column)) for column in ("start", "end"))
+        start, end = (_seconds(row.get(column)) for column in _SPAN)
         error = next((f"{one} is {row[one]!r:.80}; it must be a number of seconds >= 0"
-                      for one, value in (("start", start), ("end", end)) if value == -1), "")  # fmt: skip
+                      for one, value in zip(_SPAN, (start, end)) if value == -1), "")  # fmt: skip
         yield Item(os.path.join(folder, file), *((None, None) if error else (start, end)), error)
 
 
 def check(names: Iterable[str]) -> bool:
-    """Check the columns of every list among the names.
+    """Check every list among the names: the columns, and that all rows of a table can be told apart.
 
     Returns:
         Whether a list has ``start`` or ``end``.
@@ -112,7 +112,7 @@ def check(names: Iterable[str]) -> bool:
         ValueError: a list has no column of names, or is not readable as a table.
     """
     # A list, not a generator: every list is checked.
-    return any([not {"start", "end"}.isdisjoint(_columns(name)) for name in names if is_list(name)])
+    return any([not set(_SPAN).isdisjoint(_columns(name)) for name in names if is_list(name)])
 
 
 def _columns(name: str) -> Iterable[str]:
@@ -120,8 +120,8 @@ def _columns(name: str) -> Iterable[str]:
     if suffix == ".parquet":
         return _parquet(name).schema_arrow.names
     rows = (row for _, row in _rows(name) if isinstance(row, dict))
-    # Each object of a .jsonl has its own keys; the rows of the others have the same.
-    return set(itertools.chain.from_iterable(rows if suffix == ".jsonl" else itertools.islice(rows, 1)))
+    # Each object of a .jsonl has its own keys, and an open quote of a table takes all rows up to its end.
+    return set(itertools.chain.from_iterable(itertools.islice(rows, 1) if suffix == ".txt" else rows))
 
 
 def _of_folder(name: str, report: Callable[[str], None]) -> Iterator[Item]:
@@ -163,22 +163,14 @@ def _rows(name: str) -> Iterator[tuple[str, dict[str, Any] | str]]:
             yield place, row if isinstance(row, dict) else "not a JSON object"
 
 
-def _table_rows(name: str, file: TextIO) -> Iterator[tuple[str, dict[str, Any] | str]]:
-    first = file.readline()
-    mark = separator(first, ("file", "start", "end"))
-    reader = csv.DictReader(itertools.chain([first], file), skipinitialspace=True, delimiter=mark)
-    try:
-        header = [column.strip() for column in reader.fieldnames or []]
-        found = f"{name} has the columns {', '.join(header)[:200] or 'none'}{closest('file', header)}"
-        require(not {"file", "path"}.isdisjoint(header), found, "a table with 'file' or 'path'")
-        reader.fieldnames = header
-        for row in reader:
-            cells = {column: from_cell(cell) if cell else None for column, cell in row.items() if column}
-            yield f"{name}, line {reader.line_num}", cells
-    except csv.Error as error:
-        raise ValueError(
-            f"{name}, line {reader.line_num}: {error}; it must be values separated by {mark!r}"
-        ) from error
+def _table_rows(name: str, file: TextIO) -> Iterator[tuple[str, dict[str, Any]]]:
+    table = read_table(file, name, ("file", "path", *_SPAN))
+    found = f"{name} has the columns {', '.join(table.header)[:200] or 'none'}{closest('file', table.header)}"
+    require(not {"file", "path"}.isdisjoint(table.header), found, "a table with 'file' or 'path'")
+    for place, cells in table.rows:
+        named = itertools.zip_longest(table.header, cells[: len(table.header)], fillvalue="")
+        row = {column: from_cell(cell) or None for column, cell in named if column}
+        yield place, with_decimal_points(row, _SPAN if table.mark == ";" else ())
 
 
 def _parquet(name: str):
@@ -197,7 +189,7 @@ def _parquet(name: str):
 def _parquet_rows(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     table = _parquet(name)
     key = "file" if "file" in table.schema_arrow.names else "path"
-    wanted = [key, *(column for column in ("start", "end") if column in table.schema_arrow.names)]
+    wanted = [key, *(column for column in _SPAN if column in table.schema_arrow.names)]
     number = 0
     for batch in table.iter_batches(_ROWS_AT_ONCE, columns=wanted):
         for row in batch.to_pylist():

@@ -54,7 +54,7 @@ class EvaluateConfig:
         device: "auto", "cpu" or "cuda".
         targets: columns of the corpus for the model's targets, in the model's order, separated by commas or as a
             list; by default those of their names.
-        columns: columns of a table under other names than ours, as in training; by default those of the run if the
+        columns: columns of a table under other names than ours, as in training; beside those of the run if the
             corpus is that of the run.
 
     Raises:
@@ -246,7 +246,7 @@ def _corpus(config: EvaluateConfig, origin: Origin, targets: list[str]) -> tuple
     if origin.config is not None and config.data in ("", origin.data):
         # A checkpoint does not name the target "value", which the run may have chosen beside a label.
         run = origin.config
-        columns = config.columns or run.columns
+        columns = run.columns | config.columns
         return corpus_of(replace(run, targets=targets or run.targets, columns=columns)), True
     return load_corpus(config.data or origin.data, targets, config.columns), False
 

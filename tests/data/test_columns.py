@@ -1,10 +1,11 @@
 """Tables as people have them: their own names of columns, other separators and encodings, names of parts."""
 
 import json
+import shlex
 
 import pytest
 
-from ser_fast.data.corpora import load_corpus
+from ser_fast.data.corpora import is_manifest, load_corpus
 from ser_fast.data.corpora.columns import parse_columns
 from ser_fast.data.corpora.manifest import manifest
 
@@ -54,6 +55,77 @@ def test_manifest_refuses_other_encodings(tmp_path):
         manifest(path)
 
 
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_manifest_refuses_utf16_without_a_mark(tmp_path, name, encoding):
+    text = "file,speaker,label\na,s,l\n" if name == "t.csv" else '{"file": "a", "speaker": "s", "label": "l"}'
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    with pytest.raises(
+        ValueError, match=rf"{name}, line 1: byte 0x00; it must be UTF-8, or UTF-16 with a byte order"
+    ):
+        manifest(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("top", "mark"),
+    [(" \n", ";"), ("\r\n,,\r\n", ";"), (";;\n", ","), ("sep=;\n", ";"), ('"SEP=;"\r\n', ";"), ("sep=|\n", "|"),
+     ("sep=\t\n\n", "\t")],
+)  # fmt: skip
+def test_manifest_finds_the_header_below_other_lines(tmp_path, top, mark):
+    rows = [["file", "speaker", "label"], ["a, b.wav", "s", "sad"], ["c.wav", "", "sad"]]
+    path = tmp_path / "t.csv"
+    path.write_bytes((top + "\n".join(map(mark.join, [[f'"{cell}"' for cell in row] for row in rows]))).encode())
+    with pytest.raises(ValueError, match=rf"t\.csv, line {top.count(chr(10)) + 3}: column 'speaker' is ''"):
+        manifest(path)
+    path.write_text(path.read_text().replace('""', '"s"'))
+    assert [one.name for one in manifest(path).utterances] == ["a, b.wav", "c.wav"]
+    path.write_text(path.read_text().replace("speaker", "speakr"))
+    with pytest.raises(
+        ValueError, match=rf"t\.csv, line {path.read_text().count(chr(10)) - 1}: column 'speaker' occurs 0"
+    ):
+        manifest(path)
+
+
+@pytest.mark.parametrize(
+    "sentences",
+    [['"Hello" he said', "fine"], ['"oops', "fine"], ['"oops', 'the end"'], ["fine", 'the "end'], ['"', '"'],
+     ['"whole"', "it's"]],
+)  # fmt: skip
+def test_manifest_reads_quotes_of_tabs_as_text(tmp_path, sentences):
+    """Tables such as Common Voice's separate by tabs and quote nothing; every row is there, with its label."""
+    rows = [
+        ["file", "speaker", "sentence", "label"],
+        *([f"{n}.wav", "s", one, "sad"] for n, one in enumerate(sentences)),
+    ]
+    path = tmp_path / "cv.tsv"
+    path.write_text("\n".join(map("\t".join, rows)))
+    assert [(one.name, one.label) for one in manifest(path).utterances] == [("0.wav", "sad"), ("1.wav", "sad")]
+
+
+def test_manifest_reads_quoted_cells_of_tabs(tmp_path):
+    """Cells in quotes may contain a tab or a line end, as a spreadsheet exports them."""
+    path = tmp_path / "t.tsv"
+    path.write_text('file\tspeaker\tlabel\n"a\tb.wav"\t"s ""1"""\tsad\nb.wav\ts\t"sad\nor so"\n')
+    first, second = manifest(path).utterances
+    assert (first.path.name, first.speaker, second.label) == ("a\tb.wav", 's "1"', r"sad\nor so")
+
+
+def test_manifest_reads_decimal_commas_between_semicolons(tmp_path):
+    rows = ["file;speaker;label;start;end;mood", "a.wav;1,5;2,5;0,25;1,5E+01;-0,5", "b.wav;s;x;1.5;;+1,25"]
+    path = tmp_path / "t.csv"
+    path.write_text("\n".join(rows))
+    first, second = manifest(path, columns="group=mood").utterances
+    assert (first.speaker, first.label, first.start, first.end, first.group) == ("1,5", "2,5", 0.25, 15.0, "-0,5")
+    assert (second.start, second.end) == (1.5, None)
+    assert [one.values for one in manifest(path, ["mood"]).utterances] == [{"mood": -0.5}, {"mood": 1.25}]
+    path.write_text("\n".join(rows).replace("0,25", "1.000,25"))
+    with pytest.raises(ValueError, match=r"line 2: column 'start' is '1\.000,25'"):
+        manifest(path)
+    path.write_text("\n".join(rows).replace(";", "\t"))
+    with pytest.raises(ValueError, match="line 2: column 'start' is '0,25'"):
+        manifest(path)
+
+
 THEIRS = [["path", "emotion", "spk", "set", "label"], ["a.wav", "sad", "s1", "Training", "7"],
           ["b.wav", "froh", "s2", "dev", "8"], ["c.wav", "froh", "s3", "eval", "9"]]  # fmt: skip
 
@@ -94,6 +166,84 @@ def test_columns_refuse_names_that_the_table_lacks(tmp_path, form):
     )
     with pytest.raises(ValueError, match=message):
         manifest(path, columns="file=path,speaker=spk")
+
+
+HOLES = [
+    ({"lab": ""}, "column 'lab' (label) is ''; it must be a text that is not empty"),
+    ({"f": " "}, "column 'f' (file) is ' '"),
+    ({"spk": ""}, "column 'spk' (speaker) is ''"),
+    ({"from": "soon"}, "column 'from' (start) is 'soon'; it must be a number of seconds >= 0"),
+    ({"from": "2", "to": "1"}, "column 'to' (end) is 1.0; it must be more than start, 2.0"),
+    ({"set": "later"}, "column 'set' (part) is 'later'; it must be one of train"),
+    ({"group": "x" * 5000}, "column 'group' is 'xxx"),
+]
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+@pytest.mark.parametrize(("change", "message"), HOLES)
+def test_manifest_errors_name_the_columns_of_the_table(tmp_path, form, change, message):
+    columns = "file=f,label=lab,speaker=spk,start=from,end=to,split=set,group=group"
+    good = {"f": "a", "lab": "sad", "spk": "s", "from": "", "to": "", "set": "train", "group": "g", "label": "7"}
+    rows, path = [good, good | change], tmp_path / f"t.{form}"
+    if form == "jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    else:
+        written(path, [list(good), *map(lambda row: list(row.values()), rows)])
+    with pytest.raises(ValueError) as error:
+        manifest(path, columns=columns)
+    assert f"t.{form}, line {2 if form == 'jsonl' else 3}: {message}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [("label=emotion", "line 1: column 'emotion' (label) is missing (the closest is 'emotions')"),
+     ("value=emotion", "line 1: column 'emotion' (value) is missing"),
+     ("value=score,sentiment_scale=scale", "line 2: column 'scale' (sentiment_scale) is 2")],
+)  # fmt: skip
+def test_manifest_jsonl_errors_name_missing_columns(tmp_path, columns, message):
+    """A column ``label`` of the table is another one than that which ``columns`` names."""
+    first = {"file": "a", "speaker": "s", "label": "7", "emotions": "sad", "score": 1, "scale": 1}
+    rows = [first, {"file": "b", "speaker": "s", "label": "8", "emotion": "sad", "score": 1, "scale": 2}]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(ValueError) as error:
+        manifest(tmp_path / "t.jsonl", columns=columns)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "option"),
+    [("", "file=audio"), ("file=audio", "file=audio,speaker=spk"),
+     ("file=audio,speaker=spk,split=my set", "'file=audio,speaker=spk,part=my set,label=emotion'")],
+)  # fmt: skip
+def test_manifest_suggests_the_whole_option(tmp_path, given, option):
+    """Typed as it stands, it keeps what was given and leads to the next error, or to none."""
+    path = written(tmp_path / "t.csv", [["audio", "spk", "emotion", "my set"], ["a.wav", "s", "sad", "dev"]])
+    with pytest.raises(ValueError, match=rf"it must be there once, or named by --columns={option}$"):
+        manifest(path, columns=given)
+    (typed,) = shlex.split(option)
+    if "label" in typed:
+        assert manifest(path, columns=typed).utterances[0].part == "valid"
+    else:
+        with pytest.raises(ValueError, match="it must be there once, or named by"):
+            manifest(path, columns=typed)
+
+
+@pytest.mark.parametrize("spec", ["{0}/d.csv", "folders:{0}/d.csv", "tar:{0}/x.csv", "hf:{0}/x.tsv", "emodb:x.jsonl"])
+def test_columns_are_refused_for_what_is_no_table(tmp_path, spec):
+    """A suffix makes no table of a folder, nor of the path of another kind of corpus."""
+    (tmp_path / "d.csv" / "sad").mkdir(parents=True)
+    (tmp_path / "d.csv" / "sad" / "a.wav").touch()
+    spec = spec.format(tmp_path)
+    assert not is_manifest(spec)
+    with pytest.raises(
+        ValueError, match=r"columns is given, but corpus '.*' is no \.csv, .* table; it must be omitted"
+    ):
+        load_corpus(spec, columns="file=nonsense")
+
+
+def test_is_manifest_knows_tables(tmp_path):
+    names = ["t.csv", "T.TSV", "none.jsonl", "manifest:t.txt", "a:b.csv", str(tmp_path / "t.csv")]
+    assert all(map(is_manifest, names)) and not any(map(is_manifest, ["manifest:", "csv", "", "x.txt", "synthetic"]))
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,40 @@ def test_listing_reads_tables_of_spreadsheets(tmp_path, name, mark, encoding):
     assert list(listing([tmp_path / name])) == found and check([str(tmp_path / name)])
 
 
+def test_listing_keeps_rows_with_stray_quotes_between_tabs(tmp_path):
+    path = tmp_path / "list.tsv"
+    path.write_text('file\tsentence\n000.wav\t"oops\n001.wav\tfine\n002.wav\tsaid "so"\n003.wav\t"Hi" he said\n')
+    assert list(listing([path])) == [Item(str(tmp_path / f"00{number}.wav")) for number in range(4)]
+    path.write_text('file\tnote\n"a\tb.wav"\t"one\ntwo"\n')
+    assert list(listing([path])) == [Item(str(tmp_path / "a\tb.wav"))]
+
+
+def test_check_refuses_an_open_quote(tmp_path):
+    """It would take all rows up to the end of the table into one cell."""
+    path = tmp_path / "list.csv"
+    path.write_text('file,sentence\na.wav,x\nb.wav,"oops\nc.wav,fine\n')
+    with pytest.raises(
+        ValueError, match=r"list\.csv, line 3: unexpected end of data; it must be values separated by"
+    ):
+        check([str(path)])
+
+
+@pytest.mark.parametrize("top", ["", " \n", ",,,\n", "sep=;\n"])
+def test_listing_finds_the_header_and_its_separator(tmp_path, top):
+    """Names decide, ``path`` too; a decimal comma is one where semicolons separate."""
+    path = tmp_path / "list.csv"
+    path.write_text(f"{top}path;a, b, c, d;start\nx, y.wav;1;0,5\n;;\nz.wav\n")
+    assert list(listing([path])) == [Item(str(tmp_path / "x, y.wav"), 0.5), Item(str(tmp_path / "z.wav"))]
+    path.write_text("path;start\nx.wav;0,5s\n")
+    assert [item.error for item in listing([path])] == ["start is '0,5s'; it must be a number of seconds >= 0"]
+
+
+def test_listing_refuses_utf16_without_a_mark(tmp_path):
+    (tmp_path / "list.csv").write_bytes("file,start\na.wav,1\n".encode("utf-16-le"))
+    with pytest.raises(ValueError, match=r"line 1: byte 0x00; it must be UTF-8, or UTF-16 with a byte order mark"):
+        check([str(tmp_path / "list.csv")])
+
+
 def test_listing_refuses_tables_without_names(tmp_path):
     (tmp_path / "list.csv").write_text("File,label\na.wav,x\n")
     found = r"has the columns File, label \(the closest is 'File'\); it must be a table with 'file' or 'path'"

@@ -131,6 +131,9 @@ def test_run_with_names_of_columns(voices, tmp_path):
     assert kept["columns"] == {"file": "path", "speaker": "spk", "label": "emotion"}
     again = evaluate(EvaluateConfig(str(tmp_path / "run"), part="test", batch_size=6, out=tmp_path / "out"))
     assert confusion(again["metrics"]) == confusion(best)
+    changed = EvaluateConfig(str(tmp_path / "run"), columns="speaker=emotion", test_speakers="fear",
+                             out=tmp_path / "changed")  # fmt: skip
+    assert evaluate(changed)["utterances"] == 9, "the other names are those of the run"
     other = EvaluateConfig(str(tmp_path / "ours"), data=theirs.data, columns=names, out=tmp_path / "other")
     assert evaluate(other)["utterances"] == 27
     with pytest.raises(ValueError, match="or named by --columns=file=path"):

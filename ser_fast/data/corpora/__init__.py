@@ -81,8 +81,11 @@ def load_corpus(spec: str, targets: Sequence[str] = (), columns: str | Mapping[s
 
 def is_manifest(spec: str) -> bool:
     """Return whether a ``--data`` option names a manifest, whose columns may have other names."""
-    kind, _, place = spec.partition(":")
-    return (kind == "manifest" and bool(place)) or Path(spec).suffix.lower() in _MANIFEST_SUFFIXES
+    kind, colon, place = spec.partition(":")
+    if colon and kind in _READERS:
+        return kind == "manifest" and bool(place)
+    path = Path(spec).expanduser()
+    return path.suffix.lower() in _MANIFEST_SUFFIXES and not path.is_dir()
 
 
 def _load(spec: str, targets: Sequence[str], columns: Mapping[str, str]) -> Corpus:

@@ -1,5 +1,6 @@
 """The columns of a table of utterances under the names that its owner gave them."""
 
+import shlex
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -66,7 +67,7 @@ def renamed(cells: Mapping[str, Any], columns: Mapping[str, str], targets: Colle
     return kept | {name: cells[column] for name, column in columns.items() if column in cells}
 
 
-def check_header(header: list[str], columns: Mapping[str, str], targets: Iterable[str], place: str) -> None:
+def check_header(header: list[str], columns: dict[str, str], targets: Iterable[str], place: str) -> None:
     """Refuse a header row that lacks a column that every table has, or has one of ours twice.
 
     Raises:
@@ -80,6 +81,9 @@ def check_header(header: list[str], columns: Mapping[str, str], targets: Iterabl
         count = header.count(column)
         found = f"{place}: column {column!r} occurs {count} times in {quoted(header)}"
         if count == 0 and name in required:
-            fix = f"or named by --columns={name}={nearest(column, header) or 'COLUMN'}"
+            # The option replaces an earlier one.
+            whole = columns | {name: nearest(column, header) or "COLUMN"}
+            option = shlex.quote(",".join(map("=".join, whole.items())))
+            fix = f"or named by --columns={option}"
             raise ValueError(f"{found}{closest(column, header)}; it must be there once, {fix}")
         require(count < 2, found, "there once")

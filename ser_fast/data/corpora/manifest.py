@@ -1,5 +1,6 @@
 """A corpus listed in a table: CSV, TSV or JSONL."""
 
+import io
 import json
 import os
 import re
@@ -10,7 +11,7 @@ from typing import Any
 
 from ser_fast._require import require
 from ser_fast.data.corpora.columns import FILE, NAMES, check_columns, check_header, parse_columns, renamed
-from ser_fast.data.corpora.delimited import decoded, separated_rows
+from ser_fast.data.corpora.delimited import decoded, read_table, with_decimal_points
 from ser_fast.data.corpora.rows import OPTIONAL, SCALE, SPEAKER, Row, text, to_corpus
 from ser_fast.data.corpora.trees import quoted
 from ser_fast.data.files import printable, write_atomically
@@ -18,6 +19,7 @@ from ser_fast.data.tables import to_csv
 from ser_fast.data.utterance import VALUE, Corpus, check_targets
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
+_NUMBERS = ("start", "end", VALUE, SCALE)
 
 
 def manifest(path: str | PathLike[str], targets: Sequence[str] = (), columns: str | Mapping[str, str] = "") -> Corpus:
@@ -35,7 +37,7 @@ def manifest(path: str | PathLike[str], targets: Sequence[str] = (), columns: st
 
     Args:
         path: a ``.csv`` or ``.tsv`` with a header row, separated by commas, semicolons or tabs, or a ``.jsonl`` with
-            one object a line; in UTF-8, or in UTF-16 with a byte order mark.
+            one object a line; in UTF-8, or in UTF-16 with a byte order mark. Between semicolons ``0,5`` is a number.
         targets: names of the columns to predict, in this order.
         columns: the table's columns for the names above, as ``file=path,label=emotion`` or a map.
 
@@ -52,14 +54,18 @@ def manifest(path: str | PathLike[str], targets: Sequence[str] = (), columns: st
         rows = list(read_jsonl(path))
         header = list(dict.fromkeys(name for _, cells in rows for name in cells))
         check_columns(columns, header, str(path))
+        numbers = ()
     else:
-        header, rows = separated_rows(decoded(path), str(path), {*NAMES, *columns.values(), *targets})
-        check_columns(columns, header, f"{path}, line 1")
-        check_header(header, columns, targets, f"{path}, line 1")
-    rows = [(place, renamed(cells, columns, targets)) for place, cells in rows]
+        file = io.StringIO(decoded(path), newline="")
+        table = read_table(file, str(path), {*NAMES, *columns.values(), *targets})
+        check_columns(columns, table.header, table.place)
+        check_header(table.header, columns, targets, table.place)
+        rows, numbers = table.named(), {*_NUMBERS, *targets} if table.mark == ";" else ()
+    rows = [(place, with_decimal_points(renamed(cells, columns, targets), numbers)) for place, cells in rows]
     require(bool(rows), f"manifest {str(path)!r} lists 0 utterances", "a table of at least one")
-    listed = [(place, cells, text(cells, FILE, place)) for place, cells in rows]
-    return to_corpus(path.stem, str(path), [Row(*row, path.parent / row[-1]) for row in listed], targets)
+    listed = [(place, cells, text(cells, FILE, place, columns)) for place, cells in rows]
+    listed = [Row(*row, path.parent / row[-1], columns=columns) for row in listed]
+    return to_corpus(path.stem, str(path), listed, targets)
 
 
 def write_manifest(corpus: Corpus, out: Path) -> None:

@@ -1,11 +1,12 @@
 """MELD: S. Poria, D. Hazarika, N. Majumder, G. Naik, E. Cambria and R. Mihalcea, "MELD: A Multimodal Multi-Party
 Dataset for Emotion Recognition in Conversations", ACL 2019."""
 
+import io
 from os import PathLike
 from pathlib import Path
 
 from ser_fast._require import require
-from ser_fast.data.corpora.delimited import decoded, separated_rows
+from ser_fast.data.corpora.delimited import decoded, read_table
 from ser_fast.data.corpora.rows import text
 from ser_fast.data.corpora.trees import extraction, readable, require_folder
 from ser_fast.data.files import AUDIO_SUFFIXES
@@ -81,7 +82,7 @@ def _inside(root: Path, name: str) -> Path | None:
 
 def _listed(table: Path, folder: Path, part: str) -> list[Utterance]:
     """Return the utterances of a part, with the film of each that has no audio file."""
-    _, rows = separated_rows(decoded(table), str(table))
+    rows = read_table(io.StringIO(decoded(table), newline=""), str(table)).named()
     utterances = []
     for place, cells in rows:
         columns = ("Dialogue_ID", "Utterance_ID", "Speaker", "Emotion")

@@ -3,9 +3,10 @@
 import difflib
 import math
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ser_fast._require import require
@@ -26,6 +27,7 @@ _USUAL = {
     "label": ("emotion", "emo", "class", "category"),
 }
 _LONGEST = 4096  # characters of a name; of a path on Linux
+_OURS: Mapping[str, str] = MappingProxyType({})  # no column has another name
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Row:
         cells: the value of each column, a text or a JSON value.
         name: name of the file, from which that of the utterance is made.
         path, source: the audio, as in :class:`ser_fast.data.utterance.Utterance`.
+        columns: the names of columns in the table that are not those of ``cells``, for messages.
     """
 
     place: str
@@ -44,6 +47,7 @@ class Row:
     name: str
     path: Path | None = None
     source: Source | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 def to_corpus(name: str, table: str, rows: Sequence[Row], targets: Sequence[str] = ()) -> Corpus:
@@ -105,24 +109,26 @@ def _part_column(rows: Sequence[Row]) -> tuple[str, tuple[str, ...]]:
 
 
 def _utterance(row: Row, targets: Sequence[str], part_column: str) -> Utterance:
-    cells, place = row.cells, row.place
-    speaker, label = text(cells, SPEAKER, place), "" if targets else text(cells, "label", place)
-    values = {name: _number(cells, name, place, -math.inf, "a finite number") for name in targets}
+    cells, place, columns = row.cells, row.place, row.columns
+    speaker = text(cells, SPEAKER, place, columns)
+    label = "" if targets else text(cells, "label", place, columns)
+    values = {name: _number(cells, name, place, -math.inf, "a finite number", columns) for name in targets}
     value = values.pop(VALUE, None)
-    start, end = (optional_seconds(cells, column, place) for column in ("start", "end"))
-    least = start or 0.0
-    require(end is None or end > least, f"{place}: column 'end' is {end}", f"more than start, {least}")
+    start, end = (optional_seconds(cells, column, place, columns) for column in ("start", "end"))
+    least, called = start or 0.0, _called("end", columns)
+    require(end is None or end > least, f"{place}: {called} is {end}", f"more than start, {least}")
     whole = start is None and end is None
     name = row.name if whole else f"{row.name}[{'' if start is None else start}:{'' if end is None else end}]"
-    part = _part(cells, part_column, place)
-    group = None if empty(cells.get("group")) else text(cells, "group", place)
+    part = _part(cells, part_column, place, columns)
+    group = None if empty(cells.get("group")) else text(cells, "group", place, columns)
     more = {"value": value, "values": values, "part": part, "source": row.source, "group": group}
     return Utterance(name, speaker, label, row.path, start, end, **more)
 
 
 def _target(rows: Sequence[Row]) -> str:
     """Return ``"label"`` or ``"value"``, whichever column the table has."""
-    target, other = ("value", "label") if "value" in rows[0].cells else ("label", "value")
+    has_value = "value" in rows[0].cells or "value" in rows[0].columns
+    target, other = ("value", "label") if has_value else ("label", "value")
     for row in rows:
         found = f"{row.place}: has {other!r} in a table of {target!r}"
         require(other not in row.cells, found, "one of the two in the whole table")
@@ -132,11 +138,13 @@ def _target(rows: Sequence[Row]) -> str:
 def _scale(rows: Sequence[Row]) -> float:
     """Return the sentiment scale that every row declares, 0 without one."""
     found = [
-        0.0 if empty(row.cells.get(SCALE)) else _number(row.cells, SCALE, row.place, 1.0, "1 or 3") for row in rows
+        0.0 if empty(row.cells.get(SCALE)) else _number(row.cells, SCALE, row.place, 1.0, "1 or 3", row.columns)
+        for row in rows
     ]
     for row, scale in zip(rows, found):
         good = scale == found[0] and scale in (0, 1, 3)
-        require(good, f"{row.place}: column {SCALE!r} is {scale:g}", "1 in every row, 3 in every row, or left out")
+        called = _called(SCALE, row.columns)
+        require(good, f"{row.place}: {called} is {scale:g}", "1 in every row, 3 in every row, or left out")
     return found[0]
 
 
@@ -154,8 +162,14 @@ def closest(column: str, columns: Iterable[str]) -> str:
     return "" if name is None else f" (the closest is {name!r})"
 
 
-def text(row: dict[str, Any], column: str, place: str) -> str:
-    """Return the text of a cell.
+def _called(column: str, columns: Mapping[str, str]) -> str:
+    """Return ``column 'emotion' (label)`` for a label that the table has under another name."""
+    name = columns.get(column, column)
+    return f"column {name!r}{'' if name == column else f' ({column})'}"
+
+
+def text(row: dict[str, Any], column: str, place: str, columns: Mapping[str, str] = _OURS) -> str:
+    """Return the text of a cell; ``columns`` has the table's names of columns, for messages.
 
     Raises:
         ValueError: it is missing, empty, not a text or a whole number, or longer than the name of a file.
@@ -164,13 +178,12 @@ def text(row: dict[str, Any], column: str, place: str) -> str:
     # JSON speakers and labels are often numbers.
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
-    found = f"missing{closest(column, row)}" if value is None else quoted(value)
+    found = f"missing{closest(columns.get(column, column), row)}" if value is None else quoted(value)
+    found = f"{place}: {_called(column, columns)} is {found}"
     good = isinstance(value, str) and value.strip() != ""
-    require(good, f"{place}: column {column!r} is {found}", "a text that is not empty")
+    require(good, found, "a text that is not empty")
     possible = len(value) <= _LONGEST and "\0" not in value and _encodes(value)
-    require(
-        possible, f"{place}: column {column!r} is {found}", f"at most {_LONGEST} characters that a file name can have"
-    )
+    require(possible, found, f"at most {_LONGEST} characters that a file name can have")
     return value.strip()
 
 
@@ -183,22 +196,26 @@ def _encodes(value: str) -> bool:
     return True
 
 
-def _part(row: dict[str, Any], column: str, place: str) -> str | None:
+def _part(row: dict[str, Any], column: str, place: str, columns: Mapping[str, str]) -> str | None:
     if empty(row.get(column)):
         return None
-    name = text(row, column, place)
+    name = text(row, column, place, columns)
     part = part_of(name)
-    require(part is not None, f"{place}: column {column!r} is {quoted(name)}", f"one of {PART_NAMES}")
+    require(part is not None, f"{place}: {_called(column, columns)} is {quoted(name)}", f"one of {PART_NAMES}")
     return part
 
 
-def optional_seconds(row: dict[str, Any], column: str, place: str) -> float | None:
-    """Return a number of seconds, None for an empty cell.
+def optional_seconds(
+    row: dict[str, Any], column: str, place: str, columns: Mapping[str, str] = _OURS
+) -> float | None:
+    """Return a number of seconds, None for an empty cell; ``columns`` as in :func:`text`.
 
     Raises:
         ValueError: it is not a number of 0 or more.
     """
-    return None if empty(row.get(column)) else _number(row, column, place, 0.0, "a number of seconds >= 0")
+    if empty(row.get(column)):
+        return None
+    return _number(row, column, place, 0.0, "a number of seconds >= 0", columns)
 
 
 def empty(value: Any) -> bool:
@@ -206,11 +223,13 @@ def empty(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
-def _number(row: dict[str, Any], column: str, place: str, least: float, wanted: str) -> float:
+def _number(
+    row: dict[str, Any], column: str, place: str, least: float, wanted: str, columns: Mapping[str, str]
+) -> float:
     value = row.get(column)
     number = _read(value)
     found = "missing" if value is None else quoted(value)
-    require(math.isfinite(number) and number >= least, f"{place}: column {column!r} is {found}", wanted)
+    require(math.isfinite(number) and number >= least, f"{place}: {_called(column, columns)} is {found}", wanted)
     return number
 
 
