@@ -11,7 +11,7 @@ def size(count: float) -> str:
     """Return a number of bytes in words.
 
     Example:
-        >>> size(170_400_000), size(5.84e9)
+        >>> size(169_400_000), size(5.84e9)
         ('170 MB', '5.8 GB')
     """
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{math.ceil(count / 1e6)} MB"
