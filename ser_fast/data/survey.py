@@ -12,7 +12,7 @@ from ser_fast.data.wav import AudioError
 
 
 class Properties(NamedTuple):
-    """What the audio of an utterance is.
+    """Duration, format and condition of an utterance's audio.
 
     Args:
         seconds: its duration.

@@ -1,4 +1,4 @@
-"""What a page holds of the audio of a corpus: files, pictures and attention up to a budget, and links to the rest."""
+"""Put audio, spectrograms and attention into a page up to a size limit, and link the remaining audio files."""
 
 import base64
 from collections import Counter, defaultdict

@@ -1,4 +1,4 @@
-"""What names, counts and audio of a corpus show, in cases that a folder of files does not have."""
+"""Warnings about names, counts and audio, for corpora that are made in memory."""
 
 from pathlib import Path
 
