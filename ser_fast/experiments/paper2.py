@@ -146,7 +146,9 @@ def sentiment(runner: Runner) -> Result:
         runs, protocol, folds = summary["runs"], summary["protocol"], "folds"
     shared = set.intersection(*(set(run["metrics"]) for run in runs))  # runs of older versions lack some measures
     shown = {key: label for key, label in html.measures(runs[0]["metrics"]).items() if key in shared}
-    spans = {key: metrics.interval([run["metrics"][key] for run in runs]) for key in shown}
+    spans = {
+        key: metrics.interval([run["metrics"][key] for run in runs], *metrics.RANGES.get(key, ())) for key in shown
+    }
     paper = published.SENTIMENT
 
     def given(corpus: str, key: str) -> str:
@@ -198,7 +200,7 @@ def anova(runner: Runner) -> Result:
     protocol = found[OURS]["protocol"]
     pair = tests[f"{OURS} against Bi-GRU"]
     differ = pair["p"] is not None and pair["p"] < 0.05
-    spans = [metrics.interval(runs) for runs in values.values()]
+    spans = [metrics.interval(runs, *metrics.RANGES["recall"]) for runs in values.values()]
     title = f"UA of every run on {found[OURS]['data']}; {protocol}"
     return Result(
         Table(["groups", "F", "degrees of freedom", "p", *(f"paper, {corpus}" for corpus in CORPORA)], rows),

@@ -31,7 +31,7 @@ def table(header: list[str], rows: list[list]) -> str:
     def cell(value) -> str:
         return escaped(f"{value:.1f}" if isinstance(value, float) else value)
 
-    head = "".join(f"<th>{cell(value)}</th>" for value in header)
+    head = "".join(f'<th scope="col">{cell(value)}</th>' for value in header)
     body = "".join("<tr>" + "".join(f"<td>{cell(value)}</td>" for value in row) + "</tr>" for row in rows)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 

@@ -372,7 +372,10 @@ def test_corpus_tables_count_classes_speakers_and_durations():
     waves = [torch.zeros(16000 * n) for n in (1, 2, 3, 6)]
     dataset = Dataset("c", waves, [0, 0, 2, 2], ["b", "a", "a", "<a>"], list("abcd"), ["x", "y", "<z>"], [])
     page = "".join(corpus_tables.section(dataset, 16000, ["<lost>.wav: no"]))
-    assert "<th>x</th><th>&lt;z&gt;</th><th>utterances</th>" in page and "<th>y</th>" not in page
+    assert (
+        '<th scope="col">x</th><th scope="col">&lt;z&gt;</th><th scope="col">utterances</th>' in page
+        and ">y</th>" not in page
+    )
     assert "<td>a</td><td>1</td><td>1</td><td>2</td>" in page and "<td>all</td><td>2</td><td>2</td><td>4</td>" in page
     assert "<td>&lt;z&gt;</td><td>2</td><td>0.1</td><td>3.00</td><td>4.50</td><td>6.00</td>" in page
     assert "&lt;lost&gt;.wav: no" in page and "<lost>" not in page
@@ -399,8 +402,8 @@ def test_corpus_tables_of_many_classes_have_no_column_for_each():
         return "".join(corpus_tables.section(dataset, 16000))
 
     few, many = page(corpus_tables.CLASSES), page(corpus_tables.CLASSES + 1)
-    assert few.count("<th>class ") == corpus_tables.CLASSES and "not counted by class" not in few
-    assert many.count("<th>class ") == 0 and "not counted by class: 21 classes, over 20." in many
+    assert few.count('<th scope="col">class ') == corpus_tables.CLASSES and "not counted by class" not in few
+    assert many.count('<th scope="col">class ') == 0 and "not counted by class: 21 classes, over 20." in many
     assert many.count("<td>class ") == 21, "the durations have each class"
     assert "<td>s</td><td>21</td>" in many and "<td>all</td><td>21</td>" in many
 
