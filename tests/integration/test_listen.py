@@ -15,8 +15,9 @@ import torch
 
 from ser_fast import pretrained
 from ser_fast.data.corpora.synthetic import synthesize
+from ser_fast.models import MODELS
 from ser_fast.prediction.predictor import Predictor
-from ser_fast.training.checkpoint import load_checkpoint, save_checkpoint
+from ser_fast.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PACKAGES = ("playwright", "starlette", "uvicorn", "websockets")
@@ -50,9 +51,9 @@ def checkpoint(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module")
-def address(checkpoint):
-    """The address of the page, as the command prints it; an interrupt ends the command."""
+@contextlib.contextmanager
+def listening(checkpoint):
+    """Yield the address of the page, as the command prints it; an interrupt ends the command."""
     command = [sys.executable, "-m", "ser_fast", "listen", str(checkpoint), "--port=0", "--seconds=2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -66,9 +67,21 @@ def address(checkpoint):
     assert (process.returncode, rest, errors) == (130, "", "ser-fast: interrupted\n")
 
 
+@pytest.fixture(scope="module")
+def address(checkpoint):
+    with listening(checkpoint) as found:
+        yield found
+
+
 @pytest.fixture
 def opened(address, wav):
-    """Return the page, which must run without an error, a dialog or a request to another host."""
+    with browsing(address, wav) as page:
+        yield page
+
+
+@contextlib.contextmanager
+def browsing(address, wav):
+    """Yield the page, which must run without an error, a dialog or a request to another host."""
     from playwright.sync_api import sync_playwright
 
     faults = []
@@ -165,3 +178,23 @@ def test_microphone_moves_the_track(opened):
     assert opened.locator("#live").get_attribute("data-updates") == before
     opened.locator("#start").click()  # a second time
     updated(opened, int(before) + 1)
+
+
+def test_page_of_values_has_a_bar_and_a_track_for_each(wav, tmp_path):
+    model = MODELS["cgru"](2, hidden_size=8)
+    targets = ["arousal", "<b>valence</b>"]
+    checkpoint = Checkpoint("cgru", {"hidden_size": 8}, [], model.state_dict(), targets=targets)
+    save_checkpoint(tmp_path / "values.safetensors", checkpoint)
+    with listening(tmp_path / "values.safetensors") as address, browsing(address, wav) as page:
+        page.locator("#file").set_input_files(wav)
+        page.locator("#file-result").wait_for()
+        [(_, scores)] = Predictor(tmp_path / "values.safetensors", device="cpu").files([wav])
+        found = numbers(page, "#file-bars")
+        assert list(found) == list(scores) == targets
+        for name, value in scores.items():
+            assert float(found[name]) == pytest.approx(value, rel=1e-3)  # four digits are shown
+        assert page.locator("#file-bars .first").count() == 0  # no value is the best one
+        page.locator("#start").click()
+        updated(page, 5)
+        assert list(numbers(page, "#live-bars")) == targets
+        assert "values of the last" in page.locator("#caption").inner_text()
