@@ -1,7 +1,7 @@
 """Markers, worker processes and fixtures of all tests.
 
-A test below ``tests/graphs``, ``triton``, ``native``, ``build`` or ``integration`` gets the marker of that name. A test
-beyond the important cases is marked ``thorough``: in a list of parameters by
+A test below ``tests/backends``, ``graphs``, ``triton``, ``native``, ``build`` or ``integration`` gets the marker of
+that name. A test beyond the important cases is marked ``thorough``: in a list of parameters by
 :func:`selection.important`, or the whole test.
 
     pytest                                  everything but the thorough cases, some minutes on two cores
@@ -35,7 +35,7 @@ if not torch.cuda.is_available():
 # cuBLAS reads it when it starts; deterministic algorithms, by which tests fill new tensors with NaN, need it.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-KINDS = ("graphs", "triton", "native", "build", "integration")
+KINDS = ("backends", "graphs", "triton", "native", "build", "integration")
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the options
