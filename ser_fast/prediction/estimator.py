@@ -94,7 +94,7 @@ class _Estimator(base.BaseEstimator):
         self.verbose = verbose
 
     @classmethod
-    def from_recipe(cls, recipe: str, **parameters: Any) -> "_Estimator":
+    def from_recipe(cls, recipe: str, **parameters: Any) -> "SERClassifier | SERRegressor":
         """Return an estimator with the options of a recipe.
 
         Args:
@@ -164,7 +164,7 @@ class _Estimator(base.BaseEstimator):
             _check_type(name, value)
         held = {"validation": "groups" if grouped else "random", "valid_fraction": self.valid_fraction}
         return TrainConfig(
-            data="", out=out, test_fraction=0.0, seed=int(seed),
+            data="X", out=out, test_fraction=0.0, seed=int(seed),
             augment=self.augment or {}, **given, **held if self.valid_fraction else {"validation": "none"},
         )  # fmt: skip
 
@@ -192,8 +192,8 @@ class SERClassifier(base.ClassifierMixin, _Estimator):
     Args:
         model: a name in ``ser_fast.models.MODELS``.
         options: keyword arguments of the model.
-        epochs, batch_size, bucket, balance, optimizer, learning_rate, schedule, weight_decay, loss, label_smoothing,
-            clip, patience, device: as in :class:`ser_fast.training.config.TrainConfig`.
+        epochs, batch_size, bucket, balance, patience, device: as in :class:`ser_fast.training.config.TrainConfig`.
+        optimizer, learning_rate, schedule, weight_decay, loss, label_smoothing, clip: as there.
         augment: arguments of :class:`ser_fast.data.augmentation.Augmentation`; none by default.
         valid_fraction: share of the utterances, or of the groups where ``fit`` has some, that choose the best epoch;
             0 takes the last epoch.

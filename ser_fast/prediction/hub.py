@@ -40,7 +40,7 @@ class SERModel(nn.Module, huggingface_hub.ModelHubMixin, library_name="ser_fast"
     ``config.json``, which describes it and which nothing reads; and ``README.md``, its card. Nothing is unpickled.
 
     Args:
-        checkpoint: the model, such as ``checkpoint_`` of an estimator of :mod:`ser_fast.prediction.estimator`.
+        checkpoint: the model, such as ``checkpoint_`` of :class:`ser_fast.prediction.estimator.SERClassifier`.
 
     Attributes:
         model: the bare model, one of ``ser_fast.models.MODELS``; ``forward`` is its own.

@@ -45,7 +45,7 @@ class Checkpoint:
         optimizer: state of the optimizer as ``{parameter index: {name: tensor}}``.
         targets: names of the values, one for each output; by default "value" without classes, and none with them.
         standardised: last layer, mean and deviation with which a regression trains on, of
-            :meth:`ser_fast.training.task.Regression.kept`; empty for classes and where nothing resumes.
+            ``ser_fast.training.task.Regression.kept``; empty for classes and where nothing resumes.
 
     Attributes:
         names: names of the outputs: the classes, or the targets.

@@ -166,6 +166,8 @@ def test_classifier_validates_by_groups(voices, tmp_path, capsys):
     assert main(["predict", str(tmp_path / "run"), str(tmp_path / "none.wav")]) == 1  # the run is one of ours
     with pytest.raises(ValueError, match=r"out is .*, which contains a run with different"):
         SERClassifier("cgru", **parameters | {"batch_size": 4}).fit(waves, labels, groups=speakers)
+    with pytest.raises(ValueError, match="data is X, whose corpus differs from the one that the run in"):
+        SERClassifier("cgru", **parameters).fit(waves[:30], labels[:30], groups=speakers[:30])
     with pytest.raises(ValueError, match="none can be left out without a class"):
         SERClassifier("cgru", **TINY, valid_fraction=0.3).fit(waves, labels, groups=[1] * len(waves))
 
