@@ -244,6 +244,13 @@ def _tested(path: Path, checkpoint: Checkpoint, folder: Path | None) -> dict:
         for name in ("model", "classes", "targets"):
             wanted, given = getattr(checkpoint, name), known.get(name) or getattr(checkpoint, name)
             require(given == wanted, f"results is {folder}, of the {name} {given}", f"of {wanted}")
+        if found.kind == "pooled":  # of other models, which must be alike
+            given = _options(folder / "config.json").get(checkpoint.model, checkpoint.options)
+            require(
+                given == checkpoint.options,
+                f"results is {folder}, of the options {given}",
+                f"of {checkpoint.options}",
+            )
         return {"tested": card.kept(found)}
     if path.name != "best.safetensors":
         return {}
@@ -254,6 +261,15 @@ def _tested(path: Path, checkpoint: Checkpoint, folder: Path | None) -> dict:
     about = checkpoint.progress
     same = (summary.get("corpus"), summary.get("best_epoch")) == (about.get("corpus"), about.get("epoch"))
     return {"tested": card.kept(found)} if same and found.kind == "best" else {}
+
+
+def _options(path: Path) -> dict:
+    """Return the options of a run; empty if they cannot be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _download(name: str, **options: Any) -> Path:

@@ -1,5 +1,6 @@
 """Models in folders and on the Hugging Face Hub, which no test reaches."""
 
+import contextlib
 import json
 import re
 import runpy
@@ -168,6 +169,10 @@ def test_card_takes_results_of_a_cross_validation(tmp_path):
     assert "| UA, the mean recall of the classes | 84.2 % | 77.8 % to 89.3 % |" in text
     assert "not of this one" in text and "leave one speaker out" in text and "| recipe | own\\_gru |" in text
     assert "Audio without voiced speech gets no label" in text
+    for config, good in (({"descriptor_gru": {"members": 1}}, False), ({"cgru": {}}, True), ([], True)):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with contextlib.nullcontext() if good else pytest.raises(ValueError, match=r"of the options .'members': 1"):
+            SERModel.from_pretrained(results=tmp_path)
 
 
 def test_card_has_every_target(tmp_path):
