@@ -15,7 +15,7 @@ html_show_copyright = False
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 # Other projects' classes are not looked up, so that the pages are built without a network.
-nitpick_ignore_regex = [("py:.*", r"(torch|numpy|pathlib|collections\.abc|os|typing)\..*")]
+nitpick_ignore_regex = [("py:.*", r"(torch|numpy|pathlib|collections\.abc|os|typing|huggingface_hub|sklearn)\..*")]
 
 
 def _adapt(app, what, name, obj, options, lines: list[str]) -> None:

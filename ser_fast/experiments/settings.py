@@ -9,9 +9,6 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from ser_fast import recipes
 from ser_fast.data.corpora import Corpus, load_corpus
 from ser_fast.data.corpora.manifest import write_manifest
 from ser_fast.data.corpora.synthetic import synthetic, synthetic_sentiment
@@ -23,6 +20,7 @@ from ser_fast.training import cross_validation
 from ser_fast.training.checkpoint import blank
 from ser_fast.training.config import TrainConfig, run_folder, run_options
 from ser_fast.training.folds import HELD_OUT, Folds
+from ser_fast.training.recipe import load_recipe
 from ser_fast.training.trainer import Trainer
 
 EMBEDDED = {"synthetic": synthetic, "synthetic-sentiment": synthetic_sentiment}
@@ -103,35 +101,6 @@ def from_options(values: dict) -> Settings:
     folds = {entry.name: given.pop(entry.name) for entry in fields(Folds) if entry.name in given}
     own = {entry.name: given.pop(entry.name) for entry in fields(Settings) if entry.name in given}
     return Settings(**own, training=given, folds=folds)
-
-
-def load_recipe(name: str) -> dict:
-    """Return a recipe's options, as ``ser-fast train --config`` reads them.
-
-    Raises:
-        ValueError: if ``name`` is neither a recipe of ser_fast nor a file, or the file is no YAML of options.
-    """
-    path = recipes.find(name)
-    if path is None:
-        raise ValueError(f"recipe is {name!r}; it must be one of {', '.join(recipes.names())}, or a YAML file")
-    text = path.read_text(encoding="utf-8")
-    try:
-        recipes.check(text)
-        found = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds {found!r}; it must hold options and their values")
-    return {"model": TrainConfig.model} | found
-
-
-class _Loader(yaml.SafeLoader):
-    """``yaml.SafeLoader`` that reads 1e-3 as a number, like YAML 1.2 and ``--config``."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
 
 
 class Runner:

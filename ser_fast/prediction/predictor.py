@@ -45,8 +45,8 @@ class Predictor:
     """Predicts audio with a saved model.
 
     Args:
-        checkpoint: a checkpoint, or a run folder, whose best one is taken; ``""`` is the model that comes with
-            ser_fast, :func:`ser_fast.pretrained.path`.
+        checkpoint: a checkpoint, or a run folder, whose best one is taken, or a folder with ``model.safetensors``; a
+            checkpoint in memory; ``""`` is the model that comes with ser_fast, :func:`ser_fast.pretrained.path`.
         batch_size: waves that go through the model together, at least 1.
         device: "auto", "cpu" or "cuda".
         threads: batches that go through a model on the CPU at a time, one thread each, which needs no waiting between
@@ -56,7 +56,7 @@ class Predictor:
         classes: names of the classes; empty for a regression.
         names: names of the numbers of a result: the classes, or the targets of a regression, such as "value".
         sample_rate: sampling rate of the waves, in hertz.
-        path: the checkpoint's file.
+        path: the checkpoint's file; None for one in memory.
         needs_speech: whether audio without speech gets no numbers, as the checkpoint says.
 
     Raises:
@@ -71,14 +71,19 @@ class Predictor:
     """
 
     def __init__(
-        self, checkpoint: Path | str = "", batch_size: int = 32, device: str = "auto", threads: int | None = None
+        self,
+        checkpoint: Path | str | Checkpoint = "",
+        batch_size: int = 32,
+        device: str = "auto",
+        threads: int | None = None,
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-        self.path = find_checkpoint(checkpoint or pretrained.path())
-        loaded = load_checkpoint(self.path)
+        held = isinstance(checkpoint, Checkpoint)
+        self.path = None if held else find_checkpoint(checkpoint or pretrained.path())
+        loaded = checkpoint if held else load_checkpoint(self.path)
         self.device = distributed.device(device)
-        self.model: nn.Module = loaded.build(self.path).to(self.device)
+        self.model: nn.Module = loaded.build(self.path or "the checkpoint").to(self.device)
         self.classes = loaded.classes
         self.names = loaded.names
         self.batch_size = batch_size

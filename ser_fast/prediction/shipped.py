@@ -7,9 +7,9 @@ from pathlib import Path
 from ser_fast import pretrained
 from ser_fast.data.files import AUDIO_SUFFIXES
 from ser_fast.prediction.listing import LISTS, STDIN
-from ser_fast.training.checkpoint import load_checkpoint
+from ser_fast.training.checkpoint import SAVED, load_checkpoint
 
-_OF_RUNS = ("config.json", "last.safetensors", "best.safetensors", "*/best.safetensors")
+_OF_RUNS = ("config.json", "last.safetensors", "best.safetensors", SAVED, "*/best.safetensors")
 
 
 def checkpoint_and_files(names: Sequence[str]) -> tuple[str, list[str]]:

@@ -18,11 +18,13 @@ from ser_fast.data.wav import RATES
 from ser_fast.models import MODELS
 
 FORMAT = "ser_fast checkpoint 1"
+SAVED = "model.safetensors"  # name of the checkpoint in a folder of ser_fast.prediction.hub
 # Largest numbers among the options of a model. They bound what its constructor computes before any weight is read.
 LARGEST = 2**16
 LIMITS = {"num_layers": 64, "n_mels": 512, "n_lags": 4096} | dict.fromkeys(
     ("sample_rate", "f_min", "f_max"), RATES[-1]
 )
+_SHOWN = 5  # run folders that a message names
 _OPTIMIZER = re.compile(r"optimizer\.([0-9]{1,9})\.(\w+)")
 
 
@@ -43,7 +45,7 @@ class Checkpoint:
         optimizer: state of the optimizer as ``{parameter index: {name: tensor}}``.
         targets: names of the values, one for each output; by default "value" without classes, and none with them.
         standardised: last layer, mean and deviation with which a regression trains on, of
-            :meth:`ser_fast.training.task.Regression.kept`; empty for classes and where nothing resumes.
+            ``ser_fast.training.task.Regression.kept``; empty for classes and where nothing resumes.
 
     Attributes:
         names: names of the outputs: the classes, or the targets.
@@ -129,7 +131,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def find_checkpoint(path: Path | str) -> Path:
-    """Return the checkpoint itself, or the best one of a run folder.
+    """Return the checkpoint itself, the best one of a run folder, or that of a folder as the Hugging Face Hub has it.
 
     Raises:
         CheckpointError: the folder contains runs but is none itself.
@@ -137,10 +139,12 @@ def find_checkpoint(path: Path | str) -> Path:
     path = Path(path)
     if not path.is_dir():
         return path
-    best = path / "best.safetensors"
-    runs = sorted(str(found.parent) for found in path.glob("**/best.safetensors"))
-    if not best.is_file() and runs:
-        raise CheckpointError(f"{path} is no run folder itself; it holds {', '.join(runs)}")
+    best, saved = path / "best.safetensors", path / SAVED
+    if best.is_file() or saved.is_file():
+        return best if best.is_file() else saved
+    if runs := sorted(str(found.parent) for found in path.glob("**/best.safetensors")):
+        more = f" and {len(runs) - _SHOWN} more" if len(runs) > _SHOWN else ""
+        raise CheckpointError(f"{path} is no run folder itself; it holds {', '.join(runs[:_SHOWN])}{more}")
     return best
 
 

@@ -9,7 +9,7 @@ from ser_fast.data.wav import AudioError
 from ser_fast.models import MODELS
 from ser_fast.prediction import stream
 from ser_fast.prediction.predictor import PredictionError, Predictor
-from ser_fast.training.checkpoint import Checkpoint, save_checkpoint
+from ser_fast.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 OPTIONS = {"channels": (4, 4), "hidden_size": 8}
 
@@ -72,6 +72,11 @@ def test_predictor_takes_waves_as_they_were_read(checkpoint, folder):
         logits = loaded.model.classifier(torch.from_numpy(output.embedding))
         assert logits.softmax(0).tolist() == pytest.approx(output.values, abs=1e-6)
         assert output.best == max(range(3), key=output.values.__getitem__)
+
+
+def test_predictor_takes_a_checkpoint_in_memory(checkpoint, folder):
+    held = Predictor(load_checkpoint(checkpoint))
+    assert held.path is None and dict(held.files([folder])) == dict(Predictor(checkpoint).files([folder]))
 
 
 def test_predictor_names_outputs_that_are_not_finite(checkpoint, folder):

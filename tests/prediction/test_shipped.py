@@ -99,6 +99,7 @@ def test_copy_of_the_shipped_model_is_no_shipped_one(tmp_path):
     [
         (["run", "a.wav"], "run"),
         (["begun", "a.wav"], "begun"),
+        (["saved", "a.wav"], "saved"),
         (["runs", "a.wav"], "runs"),
         (["a.safetensors", "a.wav"], "a.safetensors"),
         (["gone.SAFETENSORS"], "gone.SAFETENSORS"),
@@ -121,6 +122,7 @@ def test_first_name_is_a_checkpoint_or_a_file(names, checkpoint, tmp_path, monke
     for name in (
         "run/best.safetensors",
         "begun/config.json",
+        "saved/model.safetensors",
         "runs/one/best.safetensors",
         "voices/a.wav",
         "other.bin",

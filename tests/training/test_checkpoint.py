@@ -18,6 +18,7 @@ from ser_fast.training.checkpoint import (
     FORMAT,
     Checkpoint,
     CheckpointError,
+    find_checkpoint,
     load_checkpoint,
     optimizer_tensors,
     restore_optimizer,
@@ -252,3 +253,18 @@ def test_checkpoint_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_find_checkpoint_prefers_that_of_the_run(tmp_path):
+    assert find_checkpoint(tmp_path) == tmp_path / "best.safetensors"  # which load_checkpoint then misses
+    for name in ("model.safetensors", "best.safetensors"):
+        (tmp_path / name).touch()
+        assert find_checkpoint(tmp_path) == tmp_path / name
+
+
+def test_find_checkpoint_names_few_of_many_runs(tmp_path):
+    for number in range(7):
+        (tmp_path / f"fold{number}").mkdir()
+        (tmp_path / f"fold{number}" / "best.safetensors").touch()
+    with pytest.raises(CheckpointError, match=r"it holds \S+fold0, .*fold4 and 2 more$"):
+        find_checkpoint(tmp_path)
