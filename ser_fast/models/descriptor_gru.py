@@ -8,7 +8,7 @@ from ser_fast._require import require
 from ser_fast.models import options
 from ser_fast.models.descriptors import Frames, front_end
 from ser_fast.models.masking import sample_lengths
-from ser_fast.models.statistics import GROUPS, moments, ordered
+from ser_fast.models.statistics import GROUPS, counted, moments, ordered
 from ser_fast.nn.attention_pool import AttentionPool
 from ser_fast.nn.gru import GRU
 from ser_fast.ops import checks
@@ -121,8 +121,7 @@ class DescriptorGRU(nn.Module):
         )
         self.spec_augment = None  # training may set a parameterless module: (spec, lengths) -> spec
         self.width = n_cepstra + 16
-        one = self.descriptors(torch.zeros(1, 1, n_fft // 2 + 1), torch.ones(1, dtype=torch.long))
-        self.count = sum(values.shape[1] for name in self.statistics for values in GROUPS[name](one))
+        self.count = counted(self.statistics, n_mels, n_cepstra, n_lags)
         self.norm = nn.BatchNorm1d(self.width, affine=False)
         networks = [_Network(self.width, channels, hidden_size, conv_dropout, reset_after) for _ in range(members)]
         self.networks = nn.ModuleList(networks)

@@ -19,6 +19,7 @@ VOICE_BAND = 2000.0  # hertz; upper limit of the band that the correlogram uses
 VOICED = 0.6  # voicing above which a frame is voiced
 QUIET = math.log(1e-4)  # level, relative to the loudest frame, below which no frame is voiced: -40 dB
 LOWEST = 50.0  # hertz; lower limit of the spectral shape
+SHAPE = 11  # values of the spectral shape of a frame
 SHORTER = 0.02  # correlation added to the shortest lag, decreasing to 0 at the longest
 
 
@@ -34,7 +35,7 @@ class Frames(NamedTuple):
     pitch: Tensor  # [B, T, 1], octaves above PITCH[0]
     level: Tensor  # [B, T, 1], log power relative to the loudest frame
     correlogram: Tensor  # [B, T, n_lags], in -1..1
-    shape: Tensor  # [B, T, 11]
+    shape: Tensor  # [B, T, SHAPE]
 
 
 class Descriptors(Constants):

@@ -15,7 +15,7 @@ from ser_fast._require import require
 from ser_fast.models import options
 from ser_fast.models.descriptors import front_end
 from ser_fast.models.masking import sample_lengths
-from ser_fast.models.statistics import GROUPS, ordered
+from ser_fast.models.statistics import GROUPS, counted, ordered
 from ser_fast.ops import checks
 
 ROWS = 8  # computed at a time: their spectrograms fit the processor's cache
@@ -118,7 +118,7 @@ class Functionals(nn.Module):
         sizes = sample_rate, n_fft, win_length, hop_length
         self.spectrogram, self.descriptors = front_end("Functionals", *sizes, *self.cut)
         self.spec_augment = None  # training may set a parameterless module: (spec, lengths) -> spec
-        count = self.statistics(torch.zeros(1, 1, n_fft // 2 + 1), torch.ones(1, dtype=torch.long)).shape[1]
+        count = counted(self.groups, n_mels, n_cepstra, n_lags)
         self.norm = nn.BatchNorm1d(count, affine=False)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(count, num_classes)

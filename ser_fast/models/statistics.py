@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ser_fast._require import require
-from ser_fast.models.descriptors import Frames
+from ser_fast.models.descriptors import SHAPE, Frames
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 LEAP = 0.3  # octaves; a larger step between two frames is a pitch error
@@ -227,3 +227,24 @@ def ordered(model: str, groups: Sequence[str]) -> tuple[str, ...]:
     known = names and len(set(groups) & GROUPS.keys()) == len(groups)
     require(known, f"{model}: groups is {groups!r}", f"some of {', '.join(GROUPS)}, each once")
     return tuple(name for name in GROUPS if name in groups)
+
+
+def counted(groups: Sequence[str], n_mels: int, n_cepstra: int, n_lags: int) -> int:
+    """Return the number of statistics of some groups.
+
+    Args:
+        groups: names of :data:`GROUPS`.
+        n_mels: mel bands.
+        n_cepstra: cepstral coefficients.
+        n_lags: lags of the correlogram.
+
+    Example:
+        >>> counted(["trends", "rhythm"], n_mels=64, n_cepstra=20, n_lags=64)
+        90
+    """
+    widths = {"mels": n_mels, "cepstra": n_cepstra, "voicing": 1, "pitch": 1, "level": 1, "correlogram": n_lags}
+    with torch.device("cpu"):  # on the meta device sorting imports torch's compiler: a second of every prediction
+        one = torch.ones(1, 1, dtype=torch.bool)
+        zeros = {name: torch.zeros(1, 1, width) for name, width in (widths | {"shape": SHAPE}).items()}
+        frames = Frames(lengths=one.sum(1), valid=one, voiced=one, **zeros)
+        return sum(values.shape[1] for name in groups for values in GROUPS[name](frames))

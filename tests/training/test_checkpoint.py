@@ -5,6 +5,8 @@ import json
 import math
 import pickle
 import resource
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -268,3 +270,14 @@ def test_find_checkpoint_names_few_of_many_runs(tmp_path):
         (tmp_path / f"fold{number}" / "best.safetensors").touch()
     with pytest.raises(CheckpointError, match=r"it holds \S+fold0, .*fold4 and 2 more$"):
         find_checkpoint(tmp_path)
+
+
+def test_blank_models_import_no_compiler():
+    """Tensors without values must not bring torch's compiler along: it takes a second of every prediction."""
+    script = (
+        "import sys; from ser_fast.models import MODELS; from ser_fast.training.checkpoint import blank\n"
+        "for name in MODELS: blank(name, 7, {})\n"
+        "print([name for name in ('torch._dynamo', 'sympy') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, "[]\n"), result.stderr
