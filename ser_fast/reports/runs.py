@@ -26,6 +26,7 @@ from ser_fast.training.predictions import Prediction, as_rows, read_csv
 from ser_fast.training.results import Predicted, Results
 from ser_fast.training.run_folder import RunFolder
 from ser_fast.training.task import task_of
+from ser_fast.training.tensorboard import add_picture, require_loggers
 from ser_fast.training.trainer import Trainer
 
 CAPTIONS = {
@@ -57,6 +58,7 @@ def train(config: TrainConfig, options: dict) -> dict:
     with contextlib.ExitStack() as stack:
         with distributed.agreed():
             # Options that do not fit fail before any audio is read and before the folder is made.
+            require_loggers(config)
             model = blank(config.model, 2, options)
             corpus = corpus_of(config)
             task_of(corpus.classes, config.loss, config.label_smoothing)
@@ -99,6 +101,9 @@ def train(config: TrainConfig, options: dict) -> dict:
             html.machine(),
         ]
         html.write(page, f"{config.model} on {dataset.name}", parts)
+        drawn = folder.path / "figures" / "confusion.png"
+        if "tensorboard" in config.log and drawn.is_file():
+            add_picture(folder.path, "test/confusion", drawn, trainer.progress.epoch)
     for title, each in zip((f"Test: {summary['protocol']}", ""), tables):
         print_table(title, *each)
     if not tested:
