@@ -28,7 +28,7 @@ class TrainConfig:
     Args:
         data: "synthetic", "synthetic-sentiment", "emodb:PATH", "casia:PATH", "cremad:PATH", "meld:PATH",
             "ravdess:PATH", "savee:PATH", "tess:PATH", "folders:PATH", "speakers:PATH", "emobox:PATH",
-            "manifest:PATH", or a path whose kind is recognised.
+            "manifest:PATH", "audformat:PATH", or a path whose kind is recognised.
         labels: YAML file that maps labels of the corpus to classes, such as ``angry: anger``, or the map itself;
             ``null`` leaves utterances out. Labels that are not in it keep their names.
         test_data: another corpus, whose test part, or all of it without parts, is the test part. ``labels`` maps its
