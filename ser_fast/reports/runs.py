@@ -47,7 +47,7 @@ def train(config: TrainConfig, options: dict) -> dict:
         options: keyword arguments of the model.
 
     Returns:
-        The content of ``summary.json``.
+        The content of ``summary.json``, which a notebook shows as tables.
 
     Raises:
         ValueError: the options do not fit the corpus or the folder; raised before any audio is read.
@@ -86,11 +86,14 @@ def train(config: TrainConfig, options: dict) -> dict:
         tested = {"metrics": summary["best"], **summary} if epochs else {}
         tables = [html.scores(epochs), html.intervals(tested)] if tested else []
         page = folder.path / "report.html"
-        parts = [
+        head = [
             html.note(_described(summary)),
             *map(html.note, described),
             *(html.table(*each) for each in tables),
             *([html.per_class(summary["best"])] if tested and dataset.classes else []),
+        ]
+        parts = [
+            *head,
             *learning({config.model: trainer.progress.rows}),
             *_pictures(trainer, summary, config.model),
             *(utterances(_tested(trainer, summary, corpus), page) if tested else []),
@@ -109,7 +112,7 @@ def train(config: TrainConfig, options: dict) -> dict:
     if not tested:
         say(summary["protocol"])
     say(f"report: {page}")
-    return summary
+    return html.Shown(summary, head, page)
 
 
 def cross_validate(config: TrainConfig, options: dict, folds: Folds) -> dict:
@@ -130,6 +133,7 @@ def cross_validate(config: TrainConfig, options: dict, folds: Folds) -> dict:
     tables = [(header, rows), *([target_table(result)] if "per_target" in result else []), html.intervals(tested)]
     parts = [html.note(described), *map(html.note, result["corpus_summary"])]
     parts += [html.table(*each) for each in tables]
+    head = list(parts)
     if folds.choose:
         parts += [html.heading("What each fold chose"), html.table(*choice_table(result, folds.choose))]
     if result["classes"]:
@@ -158,7 +162,7 @@ def cross_validate(config: TrainConfig, options: dict, folds: Folds) -> dict:
     for each in tables[1:]:
         print_table("", *each)
     say(f"report: {page}")
-    return result
+    return html.Shown(result, head, page)
 
 
 def target_table(result: dict) -> tuple[list[str], list[list[str]]]:
