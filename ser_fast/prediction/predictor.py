@@ -1,5 +1,6 @@
 """Class probabilities, or values, of audio by a saved checkpoint."""
 
+import html
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from ser_fast import pretrained
 from ser_fast._require import require
 from ser_fast.data.batches import pad
 from ser_fast.data.files import printable
+from ser_fast.data.flags import FLAGS
 from ser_fast.data.wav import AudioError
 from ser_fast.prediction import stream
 from ser_fast.prediction.listing import listing
@@ -30,12 +32,30 @@ class PredictionError(ValueError):
 class Scores(dict[str, float]):
     """Class probabilities, or values by their names, of a file; empty if the flag says that nothing is predicted.
 
+    A notebook shows them as a table, probabilities with bars and the largest first, above what the flags mean.
+
     Attributes:
         flag: keys of ``ser_fast.data.flags.FLAGS``, such as "silent", separated by spaces: signs that the numbers
             mean little; ``""`` for ordinary audio.
+        shares: whether the numbers are probabilities.
     """
 
     flag = ""
+    shares = False
+
+    def _repr_html_(self) -> str:
+        pairs = sorted(self.items(), key=lambda pair: -pair[1]) if self.shares else self.items()
+        rows = "".join(
+            f"<tr><th>{html.escape(printable(name))}</th>{self._cells(value)}</tr>" for name, value in pairs
+        )
+        flags = "".join(f"<p>{name}: {html.escape(FLAGS[name])}</p>" for name in self.flag.split())
+        return (f"<table>{rows}</table>" if self else "") + flags
+
+    def _cells(self, value: float) -> str:
+        if not self.shares:
+            return f"<td>{value:.4g}</td>"
+        bar = f'<div style="background: #2563a8; height: 0.7em; width: {100 * value:.1f}px"></div>'
+        return f"<td>{value:.1%}</td><td>{bar}</td>"
 
 
 Result = Scores | AudioError | PredictionError
@@ -182,7 +202,7 @@ class Predictor:
             kind = AudioError if found.clip is None else PredictionError
             return kind(f"{printable(found.item.file)}: {found.error}")
         scores = Scores(zip(self.names, found.output.values)) if found.output else Scores()
-        scores.flag = found.clip.flag
+        scores.flag, scores.shares = found.clip.flag, bool(self.classes)
         return scores
 
 

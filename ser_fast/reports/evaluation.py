@@ -29,6 +29,7 @@ def evaluate(config: EvaluateConfig) -> dict:
         html.table(header, rows),
         html.table(*spans),
     ]
+    head = list(parts)
     if result["classes"]:
         parts += [html.per_class(result["metrics"]), *_confusion(config, result)]
     else:
@@ -50,7 +51,7 @@ def evaluate(config: EvaluateConfig) -> dict:
     if result["notice"]:
         say(f"note: {result['notice']}")
     say(f"report: {page}")
-    return result
+    return html.Shown(result, head, page)
 
 
 def _confusion(config: EvaluateConfig, result: dict) -> list[str]:

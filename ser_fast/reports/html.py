@@ -36,6 +36,23 @@ def table(header: list[str], rows: list[list]) -> str:
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
+class Shown(dict):
+    """The content of a ``summary.json``, which a notebook shows as parts of its report.
+
+    Args:
+        summary: the content.
+        parts: HTML parts.
+        page: the report.
+    """
+
+    def __init__(self, summary: dict, parts: list[str], page: Path):
+        super().__init__(summary)
+        self.parts, self.page = parts, page
+
+    def _repr_html_(self) -> str:
+        return "".join([*self.parts, note(f"report: {self.page}")])
+
+
 def titled(title: str, header: list[str], rows: list[list]) -> str:
     """Return an HTML table whose first column has a title."""
     return table([title if name in ("", "speaker") else name for name in header], rows)

@@ -26,6 +26,7 @@ from ser_fast.training.predictions import Prediction, as_rows, read_csv
 from ser_fast.training.results import Predicted, Results
 from ser_fast.training.run_folder import RunFolder
 from ser_fast.training.task import task_of
+from ser_fast.training.tensorboard import add_picture, require_loggers
 from ser_fast.training.trainer import Trainer
 
 CAPTIONS = {
@@ -46,7 +47,7 @@ def train(config: TrainConfig, options: dict) -> dict:
         options: keyword arguments of the model.
 
     Returns:
-        The content of ``summary.json``.
+        The content of ``summary.json``, which a notebook shows as tables.
 
     Raises:
         ValueError: the options do not fit the corpus or the folder; raised before any audio is read.
@@ -57,6 +58,7 @@ def train(config: TrainConfig, options: dict) -> dict:
     with contextlib.ExitStack() as stack:
         with distributed.agreed():
             # Options that do not fit fail before any audio is read and before the folder is made.
+            require_loggers(config)
             model = blank(config.model, 2, options)
             corpus = corpus_of(config)
             task_of(corpus.classes, config.loss, config.label_smoothing)
@@ -84,11 +86,14 @@ def train(config: TrainConfig, options: dict) -> dict:
         tested = {"metrics": summary["best"], **summary} if epochs else {}
         tables = [html.scores(epochs), html.intervals(tested)] if tested else []
         page = folder.path / "report.html"
-        parts = [
+        head = [
             html.note(_described(summary)),
             *map(html.note, described),
             *(html.table(*each) for each in tables),
             *([html.per_class(summary["best"])] if tested and dataset.classes else []),
+        ]
+        parts = [
+            *head,
             *learning({config.model: trainer.progress.rows}),
             *_pictures(trainer, summary, config.model),
             *(utterances(_tested(trainer, summary, corpus), page) if tested else []),
@@ -99,12 +104,15 @@ def train(config: TrainConfig, options: dict) -> dict:
             html.machine(),
         ]
         html.write(page, f"{config.model} on {dataset.name}", parts)
+        drawn = folder.path / "figures" / "confusion.png"
+        if "tensorboard" in config.log and drawn.is_file():
+            add_picture(folder.path, "test/confusion", drawn, trainer.progress.epoch)
     for title, each in zip((f"Test: {summary['protocol']}", ""), tables):
         print_table(title, *each)
     if not tested:
         say(summary["protocol"])
     say(f"report: {page}")
-    return summary
+    return html.Shown(summary, head, page)
 
 
 def cross_validate(config: TrainConfig, options: dict, folds: Folds) -> dict:
@@ -125,6 +133,7 @@ def cross_validate(config: TrainConfig, options: dict, folds: Folds) -> dict:
     tables = [(header, rows), *([target_table(result)] if "per_target" in result else []), html.intervals(tested)]
     parts = [html.note(described), *map(html.note, result["corpus_summary"])]
     parts += [html.table(*each) for each in tables]
+    head = list(parts)
     if folds.choose:
         parts += [html.heading("What each fold chose"), html.table(*choice_table(result, folds.choose))]
     if result["classes"]:
@@ -153,7 +162,7 @@ def cross_validate(config: TrainConfig, options: dict, folds: Folds) -> dict:
     for each in tables[1:]:
         print_table("", *each)
     say(f"report: {page}")
-    return result
+    return html.Shown(result, head, page)
 
 
 def target_table(result: dict) -> tuple[list[str], list[list[str]]]:

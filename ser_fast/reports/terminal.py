@@ -22,8 +22,9 @@ class _Console(Console):
 
 
 ON_TERMINAL = sys.stdout is not None and sys.stdout.isatty()  # None: standard output is closed
-# In a file or a pipe no line is folded, so that paths stay whole.
-console = _Console(width=None if ON_TERMINAL else 10_000)
+# In a file or a pipe no line is folded, so that paths stay whole. A notebook gets the same lines: rich would show
+# each as an output of its own there.
+console = _Console(width=None if ON_TERMINAL else 10_000, force_jupyter=False)
 
 
 def say(line: str) -> None:

@@ -28,7 +28,7 @@ class TrainConfig:
     Args:
         data: "synthetic", "synthetic-sentiment", "emodb:PATH", "casia:PATH", "cremad:PATH", "meld:PATH",
             "ravdess:PATH", "savee:PATH", "tess:PATH", "folders:PATH", "speakers:PATH", "emobox:PATH",
-            "manifest:PATH", or a path whose kind is recognised.
+            "manifest:PATH", "audformat:PATH", or a path whose kind is recognised.
         labels: YAML file that maps labels of the corpus to classes, such as ``angry: anger``, or the map itself;
             ``null`` leaves utterances out. Labels that are not in it keep their names.
         test_data: another corpus, whose test part, or all of it without parts, is the test part. ``labels`` maps its
@@ -81,6 +81,8 @@ class TrainConfig:
 
         columns: columns of the tables of ``data`` and ``test_data`` under other names than ours, such as
             "file=path,label=emotion,speaker=spk,split=set", or a map.
+        log: loggers beside the run folder's own files, separated by commas or as a list: "tensorboard", event files
+            in the folder ``tensorboard`` of each run, which need the extra "tensorboard".
 
     Raises:
         ValueError: a value is out of range or two options contradict each other.
@@ -126,6 +128,7 @@ class TrainConfig:
     test_groups: str | int | list[str | int] = ""
     allow_missing_classes: bool = False
     columns: dict | str = ""
+    log: str | list[str] = ""
 
     def __post_init__(self):
         if isinstance(self.augment, dict):
@@ -156,6 +159,9 @@ class TrainConfig:
         self.targets = [str(name).strip() for name in names] if self.targets else []
         check_targets(self.targets)
         self.columns = parse_columns(self.columns)
+        self.log = _names(self.log)
+        for name in self.log:
+            require(name in LOGGERS, f"log names '{name}'", f"one of {', '.join(LOGGERS)}, or omitted")
         if self.test_fold:
             parse_fold(self.test_fold)
         given = [name for name in ("test_speakers", "test_groups", "test_fold", "test_data") if getattr(self, name)]
@@ -187,6 +193,9 @@ class TrainConfig:
         return {name: getattr(self, name) for name in names}
 
 
+LOGGERS = ("tensorboard",)
+
+
 def _names(given: str | int | list[str | int]) -> list[str]:
     """Return names, separated by commas or in a list, sorted and without repetition."""
     names = given if isinstance(given, list) else [name.strip() for name in str(given).split(",")]
@@ -201,6 +210,7 @@ LATER = {
     "test_groups": [],
     "allow_missing_classes": False,
     "columns": {},
+    "log": [],
 }
 
 
@@ -233,7 +243,7 @@ def run_folder(path: Path, options: dict) -> RunFolder:
     fixed = options.get("schedule", "constant") != "constant" or options.get("choose")
     return RunFolder(
         path, options, required=("epochs", "seed"), later=LATER,
-        free=("data", "test_data", "out", "device", "skip_bad", "cache", "cache_dir", "workers"),
+        free=("data", "test_data", "out", "device", "skip_bad", "cache", "cache_dir", "workers", "log"),
         may_grow=("seeds",) if fixed else ("seeds", "epochs"),
     )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """The corpus of a run: loaded, with the labels of its map, and joined with a corpus for the test."""
 
 from ser_fast._require import require
-from ser_fast.data.corpora import Corpus, is_manifest, load_corpus
+from ser_fast.data.corpora import Corpus, load_corpus, takes_columns
 from ser_fast.data.corpora.combined import joined, relabelled
 from ser_fast.training.config import TrainConfig
 
@@ -36,6 +36,6 @@ def corpus_of(config: TrainConfig) -> Corpus:
 
 
 def _load(config: TrainConfig, spec: str) -> Corpus:
-    """Return ``data`` or ``test_data``; ``columns`` is for those of them that are tables, and one must be."""
-    tables = any(map(is_manifest, (config.data, config.test_data)))
-    return load_corpus(spec, config.targets, config.columns if is_manifest(spec) or not tables else {})
+    """Return ``data`` or ``test_data``; ``columns`` is for those of them that have columns, and one must."""
+    tables = any(map(takes_columns, (config.data, config.test_data)))
+    return load_corpus(spec, config.targets, config.columns if takes_columns(spec) or not tables else {})

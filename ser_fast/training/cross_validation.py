@@ -34,6 +34,7 @@ from ser_fast.training.reporter import Reporter
 from ser_fast.training.results import Predicted, Results
 from ser_fast.training.speakers import by_speaker
 from ser_fast.training.task import Task, task_of
+from ser_fast.training.tensorboard import require_loggers
 from ser_fast.training.trainer import Trainer
 
 
@@ -118,6 +119,7 @@ def results(
     if folds.jobs > 1 and getattr(multiprocessing.current_process(), "_inheriting", False):
         sys.exit(1)  # a worker imports a script without a main guard; its parent raises the error
     config = resumed(config)
+    require_loggers(config)
     corpus = corpus_of(config)
     described = corpus_lines(corpus)  # of all utterances, also those that cannot be read
     for line in described:
@@ -221,7 +223,7 @@ def _candidates(corpus: Corpus, config: TrainConfig, options: dict, folds: Folds
         changed_config, changed_options = changed(config, options, choice)
         # Beside the fold's own folder, which is a run folder itself.
         out = config.out.with_name(config.out.name.replace("fold", "choice")) / f"candidate{number}"
-        trials = _inner(replace(changed_config, out=out), folds, speakers(inner))
+        trials = _inner(replace(changed_config, out=out, log=[]), folds, speakers(inner))
         found.append(Candidate(
             Run(changed_config, changed_options, split_corpus(corpus, **changed_config.held_out)),
             [Run(trial.config, changed_options, split_corpus(inner, **trial.config.held_out)) for trial in trials],

@@ -34,10 +34,11 @@ from ser_fast.training.features import CachedFeatures
 from ser_fast.training.memory import in_memory
 from ser_fast.training.predictions import Prediction, described, to_csv
 from ser_fast.training.progress import Progress, read_progress
-from ser_fast.training.reporter import Reporter
+from ser_fast.training.reporter import Reporter, Reporters
 from ser_fast.training.run_folder import RunFolder
 from ser_fast.training.speakers import by_speaker
 from ser_fast.training.task import Task, task_of
+from ser_fast.training.tensorboard import TensorBoard
 
 
 def batch_in_memory(
@@ -165,6 +166,8 @@ class Trainer:
         self.config, self.options, self.dataset, self.split, self.folder = config, options, dataset, split, folder
         self.predictions: list[Prediction] = []  # of the test part, once the run has finished
         self.reporter = reporter or Reporter()
+        if "tensorboard" in config.log and distributed.rank() == 0:
+            self.reporter = Reporters([self.reporter, TensorBoard(config, options, folder.path)])
         self.device = distributed.device(config.device)
         distributed.agree_on_choices(self.device)
         self.progress = Progress(dataset.digest(), parts=split.digest())
@@ -221,10 +224,11 @@ class Trainer:
             FloatingPointError: the loss or an output of the model is not finite.
             RuntimeError: a batch does not fit in memory.
         """
-        while self.progress.epoch < self.config.epochs and not self._stale():
-            self._train_epoch()
-            self._keep()
-        return self._finish()
+        with contextlib.closing(self.reporter):
+            while self.progress.epoch < self.config.epochs and not self._stale():
+                self._train_epoch()
+                self._keep()
+            return self._finish()
 
     def _refuse_shares(self) -> None:
         """Refuse batch normalisation in several processes: each would normalise by its own share of a batch."""
@@ -271,6 +275,7 @@ class Trainer:
         self.model.load_state_dict(model.state_dict())
         self.task.restore(self.model, checkpoint.standardised)
         self.progress = progress
+        self.reporter.on_resume(progress.rows)
         self.reporter.on_notice(f"resuming after epoch {progress.epoch} of {self.folder.path}")
         try:
             distributed.from_rank_0(lambda: load_checkpoint(self.best)).build(self.best)
@@ -429,4 +434,5 @@ class Trainer:
             self.predictions = described(self.dataset, self.split.test, self.task, outputs)
             self._write("predictions.csv", to_csv(self.predictions, self.dataset.classes, self.dataset.targets))
         self._write("summary.json", json.dumps(summary, indent=1) + "\n")
+        self.reporter.on_finish(summary)
         return summary

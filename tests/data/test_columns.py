@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 
-from ser_fast.data.corpora import is_manifest, load_corpus
+from ser_fast.data.corpora import load_corpus, takes_columns
 from ser_fast.data.corpora.columns import parse_columns
 from ser_fast.data.corpora.manifest import manifest
 
@@ -234,16 +234,19 @@ def test_columns_are_refused_for_what_is_no_table(tmp_path, spec):
     (tmp_path / "d.csv" / "sad").mkdir(parents=True)
     (tmp_path / "d.csv" / "sad" / "a.wav").touch()
     spec = spec.format(tmp_path)
-    assert not is_manifest(spec)
+    assert not takes_columns(spec)
     with pytest.raises(
-        ValueError, match=r"columns is given, but corpus '.*' is no \.csv, .* table; it must be omitted"
+        ValueError,
+        match=r"columns is given, but corpus '.*' is no \.csv, .* table, nor audformat:FOLDER; it must be omitted",
     ):
         load_corpus(spec, columns="file=nonsense")
 
 
-def test_is_manifest_knows_tables(tmp_path):
-    names = ["t.csv", "T.TSV", "none.jsonl", "manifest:t.txt", "a:b.csv", str(tmp_path / "t.csv")]
-    assert all(map(is_manifest, names)) and not any(map(is_manifest, ["manifest:", "csv", "", "x.txt", "synthetic"]))
+def test_takes_columns_knows_tables(tmp_path):
+    names = ["t.csv", "T.TSV", "none.jsonl", "manifest:t.txt", "a:b.csv", "audformat:x", str(tmp_path / "t.csv")]
+    assert all(map(takes_columns, names)) and not any(
+        map(takes_columns, ["manifest:", "audformat:", "csv", "", "x.txt", "synthetic"])
+    )
 
 
 @pytest.mark.parametrize(
@@ -267,7 +270,8 @@ def test_columns_are_for_tables_only(tmp_path):
     (tmp_path / "sad").mkdir()
     (tmp_path / "sad" / "a.wav").touch()
     with pytest.raises(
-        ValueError, match=r"columns is given, but corpus '.*' is no \.csv, .* table; it must be omitted"
+        ValueError,
+        match=r"columns is given, but corpus '.*' is no \.csv, .* table, nor audformat:FOLDER; it must be omitted",
     ):
         load_corpus(str(tmp_path), columns="file=path")
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ser_fast._require import require
 from ser_fast.data.audio import find_audio
+from ser_fast.data.corpora.audformat import audformat as _read_audformat
 from ser_fast.data.corpora.casia import casia as _read_casia
 from ser_fast.data.corpora.columns import parse_columns
 from ser_fast.data.corpora.cremad import cremad as _read_cremad
@@ -24,9 +25,10 @@ from ser_fast.data.corpora.tar import tar as _read_tar
 from ser_fast.data.corpora.tess import tess as _read_tess
 from ser_fast.data.utterance import Corpus, Utterance, check_targets
 
-__all__ = ["Corpus", "Utterance", "is_manifest", "load_corpus"]
+__all__ = ["Corpus", "Utterance", "load_corpus", "takes_columns"]
 
 _READERS = {
+    "audformat": _read_audformat,
     "casia": _read_casia,
     "cremad": _read_cremad,
     "emobox": _read_emobox,
@@ -42,10 +44,11 @@ _READERS = {
     "tess": _read_tess,
 }
 _TABLES = ("hf", "tar")  # kinds whose utterances may have values of any name
+_NAMED = ("audformat", "manifest")  # kinds whose columns may also have other names
 _FORMS = (
     "synthetic, synthetic-sentiment, casia:FOLDER, cremad:FOLDER, emodb:FOLDER, emobox:FOLDER, meld:FOLDER, "
-    "ravdess:FOLDER, savee:FOLDER, tess:FOLDER, folders:FOLDER, speakers:FOLDER, manifest:FILE, hf:FOLDER, "
-    "tar:PATTERN, a .csv, .tsv or .jsonl file, or a folder"
+    "ravdess:FOLDER, savee:FOLDER, tess:FOLDER, folders:FOLDER, speakers:FOLDER, manifest:FILE, "
+    "audformat:FOLDER, hf:FOLDER, tar:PATTERN, a .csv, .tsv or .jsonl file, or a folder"
 )
 
 
@@ -56,13 +59,15 @@ def load_corpus(spec: str, targets: Sequence[str] = (), columns: str | Mapping[s
         spec: ``synthetic``, ``synthetic-sentiment``, ``casia:FOLDER``, ``cremad:FOLDER``, ``emodb:FOLDER``,
             ``meld:FOLDER``, ``ravdess:FOLDER``, ``savee:FOLDER``, ``tess:FOLDER``, ``folders:FOLDER`` (a folder per
             class), ``speakers:FOLDER`` (a folder per speaker, in it one per class), ``emobox:FOLDER`` (EmoBox's
-            metadata of a corpus), ``manifest:FILE``, ``hf:FOLDER`` (a dataset that Hugging Face ``datasets`` saved)
-            or ``tar:PATTERN`` (WebDataset shards); or a path: a ``.csv``, ``.tsv`` or ``.jsonl`` file is a manifest,
-            a folder is one of the corpora above if all its audio files are named as in that corpus, and has a folder
-            per class if at most half are.
-        targets: columns of a manifest, of a dataset of Hugging Face or of the JSON in shards to predict, in this
-            order, instead of the label or ``value``.
-        columns: columns of a manifest under other names than ours, as ``file=path,label=emotion`` or a map.
+            metadata of a corpus), ``manifest:FILE``, ``audformat:FOLDER`` (a database of audformat), ``hf:FOLDER`` (a
+            dataset that Hugging Face ``datasets`` saved) or ``tar:PATTERN`` (WebDataset shards); or a path: a
+            ``.csv``, ``.tsv`` or ``.jsonl`` file is a manifest, a folder is one of the corpora above if all its audio
+            files are named as in that corpus, else a database if it has a ``db.yaml``, and has a folder per class if
+            at most half of the files are named so.
+        targets: columns of a manifest, of a database of audformat, of a dataset of Hugging Face or of the JSON in
+            shards to predict, in this order, instead of the label or ``value``.
+        columns: columns of a manifest under other names than ours, as ``file=path,label=emotion`` or a map, or those
+            to read of a database of audformat, as ``label=TABLE/COLUMN``.
 
     Raises:
         FileNotFoundError: the path does not exist.
@@ -79,18 +84,18 @@ def load_corpus(spec: str, targets: Sequence[str] = (), columns: str | Mapping[s
     return corpus
 
 
-def is_manifest(spec: str) -> bool:
-    """Return whether a ``--data`` option names a manifest, whose columns may have other names."""
+def takes_columns(spec: str) -> bool:
+    """Return whether a ``--data`` option names a manifest or a database, whose columns may have other names."""
     kind, colon, place = spec.partition(":")
     if colon and kind in _READERS:
-        return kind == "manifest" and bool(place)
+        return kind in _NAMED and bool(place)
     path = Path(spec).expanduser()
     return path.suffix.lower() in _MANIFEST_SUFFIXES and not path.is_dir()
 
 
 def _load(spec: str, targets: Sequence[str], columns: Mapping[str, str]) -> Corpus:
-    found = f"columns is given, but corpus {spec!r} is no .csv, .tsv or .jsonl table"
-    require(not columns or is_manifest(spec), found, "omitted")
+    found = f"columns is given, but corpus {spec!r} is no .csv, .tsv or .jsonl table, nor audformat:FOLDER"
+    require(not columns or takes_columns(spec), found, "omitted")
     if spec in ("synthetic", "synthetic-sentiment"):
         from ser_fast.data.corpora import synthetic
 
@@ -114,6 +119,6 @@ def _load(spec: str, targets: Sequence[str], columns: Mapping[str, str]) -> Corp
 
 
 def _read(kind: str, path: Path, targets: Sequence[str], columns: Mapping[str, str]) -> Corpus:
-    if kind == "manifest":
-        return _read_manifest(path, targets, columns)
+    if kind in _NAMED:
+        return _READERS[kind](path, targets, columns)
     return _READERS[kind](path, targets) if kind in _TABLES else _READERS[kind](path)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from ser_fast.data.corpora import casia, cremad, emodb, labels, ravdess, savee, tess
+from ser_fast.data.corpora import audformat, casia, cremad, emodb, labels, ravdess, savee, tess
 from ser_fast.data.files import printable
 
 # Corpora that are recognised by the paths of their files, and by which of these functions.
@@ -19,7 +19,7 @@ RECOGNISED: dict[str, Callable[[Path], bool]] = {
 
 
 def kind_of(root: Path, files: list[Path]) -> str:
-    """Return the corpus that all files are named as in, "folders" if few are.
+    """Return the corpus that all files are named as in, "audformat" for its databases, "folders" if few are.
 
     Args:
         root: the folder of the corpus.
@@ -33,6 +33,8 @@ def kind_of(root: Path, files: list[Path]) -> str:
     whole = [kind for kind, count in counts.items() if files and count == len(files)]
     if len(whole) == 1:
         return whole[0]
+    if (root / audformat.HEADER).is_file():
+        return "audformat"
     candidates = whole or [kind for kind, count in counts.items() if 2 * count > len(files)]
     if not candidates:
         return "folders"
