@@ -1,13 +1,14 @@
 """Markers, worker processes and fixtures of all tests.
 
-A test below ``tests/backends``, ``graphs``, ``triton``, ``native``, ``build`` or ``integration`` gets the marker of
-that name. A test beyond the important cases is marked ``thorough``: in a list of parameters by
+A test below ``tests/graphs``, ``triton``, ``native``, ``build`` or ``integration`` gets the marker of that name. A test
+beyond the important cases is marked ``thorough``: in a list of parameters by
 :func:`selection.important`, or the whole test.
 
     pytest                                  everything but the thorough cases, some minutes on two cores
     pytest -m ""                            everything
     pytest -m triton                        every case of the Triton kernels
     pytest -m "triton and not thorough"     their important cases
+    pytest -m thorough --minutes 30         the others, as many as begin within half an hour
 
 Without file names pytest runs in two worker processes where pytest-xdist is installed; ``-n 0`` keeps it in one.
 """
@@ -17,6 +18,7 @@ import importlib.util
 import os
 import shutil
 import sys
+import time
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Before torch is imported: the workers share the cores, and two threads of one worker do not wait in a loop.
@@ -35,7 +37,8 @@ if not torch.cuda.is_available():
 # cuBLAS reads it when it starts; deterministic algorithms, by which tests fill new tensors with NaN, need it.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-KINDS = ("backends", "graphs", "triton", "native", "build", "integration")
+_END = pytest.StashKey[float]()  # when no further test begins, on the monotonic clock
+KINDS = ("graphs", "triton", "native", "build", "integration")
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the options
@@ -45,6 +48,20 @@ def pytest_cmdline_main(config):
     single = any(config.getoption(name, False) for name in ("benchmark", "usepdb", "collectonly"))
     if everything and not single and config.getoption("numprocesses", 0) is None:
         config.option.numprocesses, config.option.dist = 2, "worksteal"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--minutes", type=float, help="begin no test after so many minutes; skip the rest by name")
+
+
+def pytest_configure(config):
+    minutes = config.getoption("minutes")
+    config.stash[_END] = float("inf") if minutes is None else time.monotonic() + 60 * minutes
+
+
+def pytest_runtest_setup(item):
+    if time.monotonic() > item.config.stash[_END]:
+        pytest.skip(f"not run: --minutes {item.config.getoption('minutes'):g} are over")
 
 
 def pytest_itemcollected(item):

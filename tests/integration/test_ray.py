@@ -117,7 +117,7 @@ class Run:
 
     def end(self) -> str:
         """Return the last line of the run; it must succeed."""
-        out, error = self.process.communicate(timeout=120)
+        out, error = self.process.communicate(timeout=600)
         assert self.process.returncode == 0, error
         return out.splitlines()[-1]
 
@@ -168,14 +168,14 @@ def test_ray_failure_is_one_sentence(checkpoint, listing, tmp_path):
     run = Run(copy, listing, tmp_path / "out.parquet", "ray")
     run.wait_for("ray::")
     copy.unlink()
-    _, error = run.process.communicate(timeout=120)
+    _, error = run.process.communicate(timeout=600)
     assert run.process.returncode == 1 and "finished parts are safe, and the same command resumes" in error
 
 
 def test_ray_stops_on_a_full_disk(checkpoint, listing, expected, tmp_path):
     """An error of the driver ends Ray, which is not started anew by a thread that still runs."""
     run = Run(checkpoint, listing, tmp_path / "out.parquet", "ray", full=80)
-    _, error = run.process.communicate(timeout=120)
+    _, error = run.process.communicate(timeout=600)
     assert run.process.returncode == 1 and "No space left on device; the 64 files of 1 finished part" in error
     assert "Started a local Ray" not in error
 
