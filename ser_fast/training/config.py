@@ -81,6 +81,10 @@ class TrainConfig:
 
         columns: columns of the tables of ``data`` and ``test_data`` under other names than ours, such as
             "file=path,label=emotion,speaker=spk,split=set", or a map.
+        features: features of frames that bigru_mha or baseline takes in place of a spectrogram: an .npz or .parquet
+            of an array for each file, or the local folder of a transformers model, such as wav2vec 2.0.
+        features_layer: hidden states of that model that are taken: 0 is the input of its first layer, -1 the output
+            of its last.
 
     Raises:
         ValueError: a value is out of range or two options contradict each other.
@@ -126,10 +130,16 @@ class TrainConfig:
     test_groups: str | int | list[str | int] = ""
     allow_missing_classes: bool = False
     columns: dict | str = ""
+    features: str = ""
+    features_layer: int = -1
 
     def __post_init__(self):
         if isinstance(self.augment, dict):
             self.augment = Augmentation(**self.augment)
+        for name in ("speeds", "snr", "mixup") if self.features else ():
+            value = getattr(self.augment, name)
+            found = f"augment.{name} is {value} with features, which are computed once from the whole wave"
+            require(not value, found, "omitted; the masks of augment work on features")
         gpus = torch.cuda.device_count()
         for name, good, allowed in (
             *((name, getattr(self, name) >= 1, "at least 1") for name in ("epochs", "batch_size")),
@@ -201,6 +211,8 @@ LATER = {
     "test_groups": [],
     "allow_missing_classes": False,
     "columns": {},
+    "features": "",
+    "features_layer": -1,
 }
 
 
@@ -233,7 +245,7 @@ def run_folder(path: Path, options: dict) -> RunFolder:
     fixed = options.get("schedule", "constant") != "constant" or options.get("choose")
     return RunFolder(
         path, options, required=("epochs", "seed"), later=LATER,
-        free=("data", "test_data", "out", "device", "skip_bad", "cache", "cache_dir", "workers"),
+        free=("data", "test_data", "features", "out", "device", "skip_bad", "cache", "cache_dir", "workers"),
         may_grow=("seeds",) if fixed else ("seeds", "epochs"),
     )  # fmt: skip
 
