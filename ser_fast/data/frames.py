@@ -26,7 +26,7 @@ from ser_fast.data.utterance import Utterance, plural
 from ser_fast.data.waves import MemoryWaves, Waves
 
 _SHOWN = 3  # names in an error
-_KEYS = "named by its path, by the end of its path, such as speaker/file.wav, or by its stem where that is unique"
+KEYS = "named by its path, by the end of its path, such as speaker/file.wav, or by its stem where that is unique"
 _UNREADABLE = (ValueError, OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile)
 
 
@@ -163,11 +163,11 @@ def found_keys(file: FrameFile, utterances: Sequence[Utterance]) -> list[str]:
     if missing:
         shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
         lacks = f"lacks {len(missing)} of {len(utterances)} utterances: {shown}"
-        raise ValueError(f"features is {printable(file.path)}, which {lacks}; it must have each, {_KEYS}")
+        raise ValueError(f"features is {printable(file.path)}, which {lacks}; it must have each, {KEYS}")
     first: dict[str, str] = {}
     for one, key in zip(utterances, keys):
         found = f"features is {printable(file.path)}, where {printable(key)!r} is for {first.get(key)} and {one.name}"
-        require(key not in first, found, f"for one; each is {_KEYS}")
+        require(key not in first, found, f"for one; each is {KEYS}")
         first[key] = one.name
     return keys
 

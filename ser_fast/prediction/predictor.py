@@ -15,12 +15,13 @@ from ser_fast.data.batches import pad
 from ser_fast.data.files import printable
 from ser_fast.data.wav import AudioError
 from ser_fast.prediction import stream
-from ser_fast.prediction.listing import listing
-from ser_fast.prediction.reading import Reader
-from ser_fast.prediction.stream import Found, Output
+from ser_fast.prediction.listing import Item, listing
+from ser_fast.prediction.reading import Clip, Reader
+from ser_fast.prediction.stream import Found, Output, Read
 from ser_fast.training import distributed
 from ser_fast.training.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from ser_fast.training.memory import is_out_of_memory
+from ser_fast.training.upstream import Stored, source_of
 
 
 class PredictionError(ValueError):
@@ -51,6 +52,7 @@ class Predictor:
         device: "auto", "cpu" or "cuda".
         threads: batches that go through a model on the CPU at a time, one thread each, which needs no waiting between
             the threads and gives the same numbers for any number of them; None is one batch on torch's threads.
+        features: features that the model takes in place of a spectrogram, as in training.
 
     Attributes:
         classes: names of the classes; empty for a regression.
@@ -58,10 +60,11 @@ class Predictor:
         sample_rate: sampling rate of the waves, in hertz.
         path: the checkpoint's file.
         needs_speech: whether audio without speech gets no numbers, as the checkpoint says.
+        doubt: a sentence if the features may not be those of the training, or ``""``.
 
     Raises:
         CheckpointError: the file is no checkpoint, or the folder contains several runs.
-        ValueError: ``batch_size`` is below 1.
+        ValueError: ``batch_size`` is below 1, or ``features`` do not fit the model.
 
     Example::
 
@@ -71,7 +74,12 @@ class Predictor:
     """
 
     def __init__(
-        self, checkpoint: Path | str = "", batch_size: int = 32, device: str = "auto", threads: int | None = None
+        self,
+        checkpoint: Path | str = "",
+        batch_size: int = 32,
+        device: str = "auto",
+        threads: int | None = None,
+        features: str = "",
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
@@ -83,6 +91,7 @@ class Predictor:
         self.names = loaded.names
         self.batch_size = batch_size
         self.sample_rate: int = self.model.spectrogram.sample_rate
+        self.source, self.doubt = source_of(self.path, loaded, self.model, features, self.device)
         self._pool = None
         if threads is not None and self.device.type == "cpu":
             self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
@@ -95,8 +104,10 @@ class Predictor:
         """Return a reader of audio for this model; see :class:`ser_fast.prediction.reading.Reader`.
 
         Raises:
-            ValueError: ``segment`` or ``hop`` is shorter than a frame of the model.
+            ValueError: ``segment`` or ``hop`` is shorter than a frame of the model, or features are of whole files.
         """
+        whole = segment is None or not isinstance(self.source, Stored)
+        require(whole, f"segment is {segment}, but the features in a file are of whole files", "omitted")
         frame: int = self.model.spectrogram.win_length
         for name, seconds in (("segment", segment), ("hop", hop)):
             good = seconds is None or seconds * self.sample_rate >= frame
@@ -117,8 +128,23 @@ class Predictor:
             trained on, or the error of a file without a result.
         """
         reader = self.reader()
-        for found in stream.results(self.predict, stream.read_all(reader, listing(paths, report)), reader.chunk):
+        blocks = map(self.prepared, stream.read_all(reader, listing(paths, report)))
+        for found in stream.results(self.predict, blocks, reader.chunk):
             yield Path(found.item.file), self._result(found)
+
+    def prepared(self, block: Read) -> Read:
+        """Return a block with the stored features of its audio, if the model takes such, in place of the samples."""
+        if not isinstance(self.source, Stored) or block.error:
+            return block
+        try:
+            return block._replace(clips=[self._stored(block.item, clip) for clip in block.clips])
+        except ValueError as error:
+            return block._replace(clips=[], error=str(error))
+
+    def _stored(self, item: Item, clip: Clip) -> Clip:
+        """Return a clip with features in place of samples; without samples there is nothing to predict."""
+        whole = item.start is None and item.end is None
+        return clip if clip.samples is None else clip._replace(samples=self.source.of(item.file, whole))
 
     def predict(
         self, waves: Sequence[Tensor | np.ndarray], embeddings: bool = False
@@ -126,7 +152,8 @@ class Predictor:
         """Return the outputs for waves, which go through the model in batches of similar length.
 
         Args:
-            waves: float32, or int16 with full scale 2^15, ``[N]`` each, at the model's sample rate.
+            waves: float32, or int16 with full scale 2^15, ``[N]`` each, at the model's sample rate; features
+                ``[T, D]`` for a model that takes stored ones.
             embeddings: also return the input of the model's last layer.
 
         Returns:
@@ -170,7 +197,8 @@ class Predictor:
         reason = (str(error) or "out of memory").splitlines()[0]
         if is_out_of_memory(error):
             reason = f"it does not fit in memory; cut the file into shorter ones ({reason})"
-        return PredictionError(f"{len(wave) / self.sample_rate:.1f} s cannot be predicted: {reason}")
+        rate = self.sample_rate if wave.dim() == 1 else self.model.spectrogram.input_rate
+        return PredictionError(f"{len(wave) / rate:.1f} s cannot be predicted: {reason}")
 
     def _result(self, found: Found) -> Result:
         if found.error:

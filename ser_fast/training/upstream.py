@@ -50,7 +50,8 @@ class Stored:
         self.file = frames.open_file(path)
         self.about = {"kind": "file", "name": printable(path.name), "width": self.file.width}
         self.options = {"features": self.file.width}
-        self.identity = ":".join(map(str, state(path)))
+        self.identity = ":".join(map(str, state(path)[1:]))
+        self._used: dict[str, str] = {}  # file that features were given for
 
     def check(self, utterances: Sequence[Utterance]) -> None:
         """Refuse utterances without features, as :func:`ser_fast.data.frames.found_keys` does."""
@@ -59,6 +60,21 @@ class Stored:
     def frames(self, utterances: Sequence[Utterance], lengths: Sequence[int]) -> int:
         """Return the number of frames of all utterances."""
         return sum(self.file.shapes[key][0] for key in frames.found_keys(self.file, utterances))
+
+    def of(self, file: str, whole: bool = True) -> np.ndarray:
+        """Return the features ``[T, D]`` of an audio file, or with ``whole`` false of a part, which has none.
+
+        Raises:
+            ValueError: there are none, they are those of a file before, or they are damaged.
+        """
+        where = f"features in {printable(self.file.path)}"
+        require(whole, f"a part of the file has no {where}", "a whole file")
+        key = self.file.find(file, file)
+        require(key is not None, f"has no {where}", frames.KEYS)
+        other = self._used.setdefault(key, file)
+        found = f"its {where}, {printable(key)!r}, are those of {printable(other)} too"
+        require(other == file, found, frames.KEYS)
+        return self.file.read(key)
 
     def reader(self, utterances: Sequence[Utterance]) -> Callable[[Utterance], np.ndarray]:
         """Return a function from one of the utterances to its features ``[T, D]``."""
