@@ -20,6 +20,7 @@ from ser_fast.prediction.reading import Clip, Reader
 from ser_fast.prediction.stream import Found, Output, Read
 from ser_fast.training import distributed
 from ser_fast.training.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from ser_fast.training.encoder import Encoder, EncoderError
 from ser_fast.training.memory import is_out_of_memory
 from ser_fast.training.upstream import Stored, source_of
 
@@ -93,7 +94,8 @@ class Predictor:
         self.sample_rate: int = self.model.spectrogram.sample_rate
         self.source, self.doubt = source_of(self.path, loaded, self.model, features, self.device)
         self._pool = None
-        if threads is not None and self.device.type == "cpu":
+        # An encoder is the larger part of the computation and uses all threads itself.
+        if threads is not None and self.device.type == "cpu" and not isinstance(self.source, Encoder):
             self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
         self._pooled = threading.local()
         self.model.classifier.register_forward_pre_hook(lambda _, inputs: setattr(self._pooled, "last", inputs[0]))
@@ -176,7 +178,7 @@ class Predictor:
             logits = self.model(*(tensor.to(self.device) for tensor in self._batch(waves)))
             values = (logits.softmax(1) if self.classes else logits).cpu()
             pooled = self._pooled.last.float().cpu().numpy() if embeddings else [None] * len(waves)
-        except (RuntimeError, MemoryError) as error:
+        except (RuntimeError, MemoryError, EncoderError) as error:
             if len(waves) == 1:
                 return [self._failure(waves[0], error)]
             return [output for wave in waves for output in self._outputs([wave], embeddings)]
@@ -187,11 +189,13 @@ class Predictor:
         ]
 
     def _batch(self, waves: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return one padded batch, moved as int16 where all waves are."""
-        if all(wave.dtype == torch.int16 for wave in waves):
+        """Return one padded batch, of features if an encoder makes some; moved as int16 where all are such waves."""
+        encodes = isinstance(self.source, Encoder)
+        if not encodes and all(wave.dtype == torch.int16 for wave in waves):
             wave, lengths = pad(waves)
             return wave.to(self.device).float().mul_(2.0**-15), lengths
-        return pad([wave.float() * 2.0**-15 if wave.dtype == torch.int16 else wave for wave in waves])
+        waves = [wave.float() * 2.0**-15 if wave.dtype == torch.int16 else wave for wave in waves]
+        return pad(list(map(self.source.encode, waves)) if encodes else waves)
 
     def _failure(self, wave: Tensor, error: Exception) -> PredictionError:
         reason = (str(error) or "out of memory").splitlines()[0]

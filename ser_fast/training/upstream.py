@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from ser_fast._require import require
-from ser_fast.data import frames
+from ser_fast.data import frame_files, frames
 from ser_fast.data.corpora import Corpus
 from ser_fast.data.dataset import Dataset, read_dataset
 from ser_fast.data.files import printable
@@ -31,6 +31,7 @@ from ser_fast.data.utterance import Utterance
 from ser_fast.models import MODELS
 from ser_fast.nn.frame_input import FrameInput
 from ser_fast.training.checkpoint import Checkpoint
+from ser_fast.training.encoder import Encoder
 
 _TAKING = [name for name, model in MODELS.items() if "features" in inspect.signature(model.__init__).parameters]
 _OFF = 1.25  # ratio of frame rates that is reported
@@ -40,26 +41,26 @@ class Stored:
     """Features in a file, found by the names of the utterances.
 
     Args:
-        path: a file of :data:`ser_fast.data.frames.FILES`.
+        path: a file of :data:`ser_fast.data.frame_files.FILES`.
 
     Raises:
-        ValueError: as in :func:`ser_fast.data.frames.open_file`.
+        ValueError: as in :func:`ser_fast.data.frame_files.open_file`.
     """
 
     def __init__(self, path: Path):
-        self.file = frames.open_file(path)
+        self.file = frame_files.open_file(path)
         self.about = {"kind": "file", "name": printable(path.name), "width": self.file.width}
         self.options = {"features": self.file.width}
         self.identity = ":".join(map(str, state(path)[1:]))
         self._used: dict[str, str] = {}  # file that features were given for
 
     def check(self, utterances: Sequence[Utterance]) -> None:
-        """Refuse utterances without features, as :func:`ser_fast.data.frames.found_keys` does."""
-        frames.found_keys(self.file, utterances)
+        """Refuse utterances without features, as :func:`ser_fast.data.frame_files.found_keys` does."""
+        frame_files.found_keys(self.file, utterances)
 
     def frames(self, utterances: Sequence[Utterance], lengths: Sequence[int]) -> int:
         """Return the number of frames of all utterances."""
-        return sum(self.file.shapes[key][0] for key in frames.found_keys(self.file, utterances))
+        return sum(self.file.shapes[key][0] for key in frame_files.found_keys(self.file, utterances))
 
     def of(self, file: str, whole: bool = True) -> np.ndarray:
         """Return the features ``[T, D]`` of an audio file, or with ``whole`` false of a part, which has none.
@@ -70,19 +71,19 @@ class Stored:
         where = f"features in {printable(self.file.path)}"
         require(whole, f"a part of the file has no {where}", "a whole file")
         key = self.file.find(file, file)
-        require(key is not None, f"has no {where}", frames.KEYS)
+        require(key is not None, f"has no {where}", frame_files.KEYS)
         other = self._used.setdefault(key, file)
         found = f"its {where}, {printable(key)!r}, are those of {printable(other)} too"
-        require(other == file, found, frames.KEYS)
+        require(other == file, found, frame_files.KEYS)
         return self.file.read(key)
 
     def reader(self, utterances: Sequence[Utterance]) -> Callable[[Utterance], np.ndarray]:
         """Return a function from one of the utterances to its features ``[T, D]``."""
-        keys = dict(zip(map(id, utterances), frames.found_keys(self.file, utterances)))
+        keys = dict(zip(map(id, utterances), frame_files.found_keys(self.file, utterances)))
         return lambda utterance: self.file.read(keys[id(utterance)])
 
 
-Source = Stored
+Source = Stored | Encoder
 
 
 def open_source(features: str, layer: int = -1, device: torch.device | None = None) -> Source | None:
@@ -100,6 +101,8 @@ def open_source(features: str, layer: int = -1, device: torch.device | None = No
     if not features:
         require(layer == -1, f"features_layer is {layer} without features", "omitted")
         return None
+    if Path(features).is_dir():
+        return Encoder(Path(features), layer, device)
     require(layer == -1, f"features_layer is {layer}, and features is {features}, a file", "omitted")
     return Stored(Path(features))
 
@@ -152,7 +155,7 @@ def read_inputs(
     some = corpus.utterances
     kept = frames.keep(
         some, source.reader(some), source.frames(some, dataset.lengths), source.about["width"], source.identity,
-        storage, report, costly="digest" in source.about,
+        storage, report, costly=isinstance(source, Encoder),
     )  # fmt: skip
     found = sum(kept.lengths) * rate / max(1, sum(dataset.lengths))
     if not 1 / _OFF < found / front.input_rate < _OFF:
@@ -187,11 +190,15 @@ def source_of(
     width = len(model.spectrogram.mean)
     trained = f"{path} was trained on {_described(about, width)}"
     require(bool(features), f"features is not given, but {trained}", "given: a file of such, or their encoder")
-    layer = about.get("layer", -1)
+    layer = about.get("layer") if Path(features).is_dir() else None
     source = open_source(features, layer if type(layer) is int else -1, device)
     found = source.about
     require(found["width"] == width, f"features is {features}, of {found['width']} in a frame, but {trained}", width)
-    if "digest" in found and found["digest"] != about.get("digest"):
+    if isinstance(source, Encoder):
+        rate, wanted = source.sample_rate, model.spectrogram.sample_rate
+        require(rate == wanted, f"features is {features}, of waves at {rate} Hz, but {trained}", f"at {wanted} Hz")
+        if found["digest"] == about.get("digest"):
+            return source, ""
         return source, f"features is {features}, which is not the encoder of the training: {trained}"
     return source, ""
 
