@@ -79,7 +79,7 @@ def test_npz_file_refuses_damage(tmp_path):
     content = bytearray(path.read_bytes())
     content[3000] ^= 0xFF
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="where 'a' cannot be read .*CRC"):
+    with pytest.raises(ValueError, match=r"where 'a' cannot be read .*CRC"):
         open_file(path).read("a")
     path.write_bytes(content[:-30])
     with pytest.raises(ValueError, match=r"f.npz, which is not readable as .npz"):
@@ -95,7 +95,7 @@ def test_open_file_refuses_other_files(tmp_path):
     with pytest.raises(ValueError, match=r"features is .*f.pt; it must be"):
         open_file(tmp_path / "f.pt")
     np.savez(tmp_path / "empty.npz")
-    with pytest.raises(ValueError, match="empty.npz, which has no arrays"):
+    with pytest.raises(ValueError, match=r"empty.npz, which has no arrays"):
         open_file(tmp_path / "empty.npz")
 
 
@@ -163,13 +163,13 @@ def test_file_prefers_the_longest_end(tmp_path):
 
 def test_file_refuses_a_stem_of_two_keys(tmp_path):
     file = open_file(saved(tmp_path, **{"x/a.wav": frames(), "y/a.wav": frames()}))
-    with pytest.raises(ValueError, match="lacks 1 of 1 utterances: 01/a.wav; it must have each, named by"):
+    with pytest.raises(ValueError, match=r"lacks 1 of 1 utterances: 01/a.wav; it must have each, named by"):
         found_keys(file, [utterance("01/a.wav")])
 
 
 def test_file_refuses_a_key_for_two_utterances(tmp_path):
     file = open_file(saved(tmp_path, a=frames()))
-    with pytest.raises(ValueError, match="where 'a' is for 01/a.wav and 02/a.wav; it must be for one"):
+    with pytest.raises(ValueError, match=r"where 'a' is for 01/a.wav and 02/a.wav; it must be for one"):
         found_keys(file, [utterance("01/a.wav"), utterance("02/a.wav")])
 
 
