@@ -214,6 +214,8 @@ LATER = {
     "features": "",
     "features_layer": -1,
 }
+# The same for options of a model.
+_LATER_OF_MODELS = {model: {"features": 0, "frame_rate": 50.0} for model in ("bigru_mha", "baseline")}
 
 
 def resumed(config: TrainConfig) -> TrainConfig:
@@ -244,7 +246,7 @@ def run_folder(path: Path, options: dict) -> RunFolder:
     """
     fixed = options.get("schedule", "constant") != "constant" or options.get("choose")
     return RunFolder(
-        path, options, required=("epochs", "seed"), later=LATER,
+        path, options, required=("epochs", "seed"), later=LATER | _LATER_OF_MODELS,
         free=("data", "test_data", "features", "out", "device", "skip_bad", "cache", "cache_dir", "workers"),
         may_grow=("seeds",) if fixed else ("seeds", "epochs"),
     )  # fmt: skip

@@ -90,15 +90,15 @@ class Encoder:
         require(-count - 1 <= layer <= count, found, f"in {-count - 1}..{count}: the encoder has {count} layers")
         self._layer = layer % (count + 1)
         self._last = self._layer == count
+        self._lock = threading.Lock()
+        width, rate = self.encode(torch.zeros(self._field)).shape[1], self.sample_rate
         digest = self._digest(path)
         self.about = {
-            "kind": "encoder", "name": printable(path.resolve().name), "width": config.hidden_size,
-            "layer": self._layer, "digest": digest,
+            "kind": "encoder", "name": printable(path.resolve().name), "width": width, "layer": self._layer,
+            "digest": digest,
         }  # fmt: skip
-        rate = self.sample_rate
-        self.options = {"features": config.hidden_size, "frame_rate": rate / self._hop, "sample_rate": rate}
+        self.options = {"features": width, "frame_rate": rate / self._hop, "sample_rate": rate}
         self.identity = f"{digest}:{self._layer}"
-        self._lock = threading.Lock()
 
     def _load(self, path: Path) -> nn.Module:
         with warnings.catch_warnings():
