@@ -83,8 +83,7 @@ class TrainConfig:
             "file=path,label=emotion,speaker=spk,split=set", or a map.
         features: features of frames that bigru_mha or baseline takes in place of a spectrogram: an .npz or .parquet
             of an array for each file, or the local folder of a transformers model, such as wav2vec 2.0.
-        features_layer: hidden states of that model that are taken: 0 is the input of its first layer, -1 the output
-            of its last.
+        features_layer: hidden states of that model that are taken: 0 is the input of its first layer, -1 its output.
 
     Raises:
         ValueError: a value is out of range or two options contradict each other.

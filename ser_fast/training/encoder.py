@@ -22,6 +22,7 @@ from ser_fast.data.budget import available_memory, size
 from ser_fast.data.extras import import_extra
 from ser_fast.data.files import printable
 from ser_fast.data.utterance import Utterance
+from ser_fast.data.wav import RATES
 
 _EPSILON = 1e-7  # of the variance, as transformers adds it
 
@@ -53,7 +54,7 @@ class Encoder:
     Args:
         path: folder with ``config.json`` and the weights as ``.safetensors``; a ``preprocessor_config.json`` says
             whether waves are normalised, and their sample rate, 16 kHz otherwise.
-        layer: hidden states that are taken: 0 is the input of the first layer, -1 the output of the last.
+        layer: hidden states that are taken: 0 is the input of the first layer, -1 the model's output.
         device: device of the model.
 
     Attributes:
@@ -72,20 +73,9 @@ class Encoder:
             require(good, f"{self._place}, a folder without {name}", "the folder of a transformers model")
         self._device = torch.device("cpu") if device is None else device
         self._model = self._load(path)
-        config = self._model.config
-        strides, kernels = (getattr(config, f"conv_{name}", None) for name in ("stride", "kernel"))
-        good = self._model.main_input_name == "input_values" and bool(strides and kernels)
-        require(
-            good, f"{self._place}, a model of type {config.model_type}", "one of waves, such as wav2vec2 or hubert"
-        )
-        self._hop, self._field = math.prod(strides), 1
-        for kernel, stride in zip(reversed(kernels), reversed(strides)):
-            self._field = (self._field - 1) * stride + kernel
-        preprocessor = path / "preprocessor_config.json"
-        given = json.loads(preprocessor.read_text()) if preprocessor.is_file() else {"do_normalize": False}
-        self._normalize = given.get("do_normalize", True)
-        self.sample_rate = given.get("sampling_rate", 16000)
-        count = config.num_hidden_layers
+        self._hop, self._field = self._geometry()
+        self._normalize, self.sample_rate = self._preprocessing(path / "preprocessor_config.json")
+        count = self._model.config.num_hidden_layers
         found = f"features_layer is {layer}"
         require(-count - 1 <= layer <= count, found, f"in {-count - 1}..{count}: the encoder has {count} layers")
         self._layer = layer % (count + 1)
@@ -100,6 +90,32 @@ class Encoder:
         self.options = {"features": width, "frame_rate": rate / self._hop, "sample_rate": rate}
         self.identity = f"{digest}:{self._layer}"
 
+    def _geometry(self) -> tuple[int, int]:
+        """Return the samples from one frame to the next, and those of the first frame."""
+        config = self._model.config
+        strides, kernels = (getattr(config, f"conv_{name}", None) for name in ("stride", "kernel"))
+        good = self._model.main_input_name == "input_values" and bool(strides and kernels)
+        found = f"{self._place}, a model of type {config.model_type}"
+        require(good, found, "one of waves, such as wav2vec2 or hubert")
+        field = 1
+        for kernel, stride in zip(reversed(kernels), reversed(strides)):
+            field = (field - 1) * stride + kernel
+        return math.prod(strides), field
+
+    def _preprocessing(self, path: Path) -> tuple[bool, int]:
+        """Return whether waves are normalised, and their sample rate; the defaults are those of transformers."""
+        if not path.is_file():
+            return False, 16000
+        try:
+            given = json.loads(path.read_text())
+            normalize, rate = given.get("do_normalize", True), given.get("sampling_rate", 16000)
+        except (ValueError, RecursionError, AttributeError) as error:
+            raise ValueError(f"{self._place}, whose {path.name} is no JSON object ({error})") from error
+        good = isinstance(normalize, bool) and type(rate) is int and RATES[0] <= rate <= RATES[-1]
+        found = f"{self._place}, whose {path.name} has do_normalize {normalize!r} and sampling_rate {rate!r}"
+        require(good, found, f"a truth value and {RATES[0]}..{RATES[-1]}")
+        return normalize, rate
+
     def _load(self, path: Path) -> nn.Module:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of packages that transformers imports
@@ -110,7 +126,7 @@ class Encoder:
                         path, local_files_only=True, trust_remote_code=False, use_safetensors=True,
                         output_loading_info=True,
                     )  # fmt: skip
-            except (ValueError, OSError, RuntimeError, KeyError, SafetensorError) as error:
+            except (ImportError, ValueError, OSError, RuntimeError, KeyError, SafetensorError) as error:
                 first = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 raise ValueError(f"{self._place}, which transformers cannot load: {first}") from error
         missing = sorted(name for name in found["missing_keys"] if not name.endswith("masked_spec_embed"))
@@ -168,6 +184,7 @@ class Encoder:
         heads, frames = getattr(self._model.config, "num_attention_heads", 1), samples // self._hop
         needed = 2 * 4 * heads * frames**2
         free = torch.cuda.mem_get_info(self._device)[0] if self._device.type == "cuda" else available_memory()
-        found = f"{name} has {samples / self.sample_rate:.0f} s, for which the encoder takes {size(needed)} of memory"
+        seconds = samples / self.sample_rate
+        found = f"{name} has {seconds:.0f} s, for which the encoder takes up to {size(needed)} of memory"
         allowed = f"at most {size(free)}, which are available; cut it into shorter parts"
         require(needed <= free, found, allowed, EncoderError)

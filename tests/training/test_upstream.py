@@ -350,7 +350,7 @@ def test_encoder_refuses_a_wave_beyond_the_memory(folder, monkeypatch):
     source = open_source(str(folder()))
     monkeypatch.setattr("ser_fast.training.encoder.available_memory", lambda: 1e6)
     with pytest.raises(
-        ValueError, match=r"long.wav has 10 s, for which the encoder takes 4 MB of memory; it must be at"
+        ValueError, match=r"long.wav has 10 s, for which the encoder takes up to 4 MB of memory; it must be at"
     ):
         source.encode(torch.zeros(160000), "long.wav")
 
@@ -362,6 +362,14 @@ def test_encoder_refuses_a_wave_beyond_the_memory(folder, monkeypatch):
         (lambda path: (path / "model.safetensors").unlink(), "a folder without *.safetensors"),
         (lambda path: (path / "config.json").write_text("{}"), "which transformers cannot load: "),
         (lambda path: (path / "model.safetensors").write_bytes(b"x"), "which transformers cannot load: "),
+        (
+            lambda path: (path / "preprocessor_config.json").write_text("[]"),
+            "whose preprocessor_config.json is no JSON",
+        ),
+        (
+            lambda path: (path / "preprocessor_config.json").write_text('{"sampling_rate": 0}'),
+            "sampling_rate 0; it must",
+        ),
         (lambda path: config(path, model_type="bert"), "whose weights lack "),
         (lambda path: config(path, num_hidden_layers=3), "whose weights lack "),
         (lambda path: config(path, auto_map={"AutoModel": "code.Model"}, model_type="own"), "cannot load: "),
@@ -400,7 +408,7 @@ def test_encoder_trains_evaluates_and_predicts(folder, voices, tmp_path, capsys,
     )  # none of the encoder
 
     # A resumed run computes no features.
-    monkeypatch.setattr("ser_fast.training.encoder.Encoder.encode", None)
+    monkeypatch.setattr("ser_fast.training.encoder.Encoder.reader", lambda self, utterances: None)
     fit(voices, out, path, features_layer=1, epochs=3)
     monkeypatch.undo()
     with pytest.raises(ValueError, match="which contains a run with different features_layer"):
