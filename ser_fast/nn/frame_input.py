@@ -61,12 +61,13 @@ class FrameInput(Normalized):
             The frames, 0 past each length; with lengths ``(frames, lengths)``.
 
         Raises:
-            RuntimeError: if an argument has an invalid shape or dtype.
+            RuntimeError: if an argument has an invalid shape, dtype, device or value.
         """
         width = len(self.mean)
         good = frames.dim() == 3 and frames.shape[2] == width
         checks.require(good, self._name, f"frames has shape {list(frames.shape)}", f"[B, T, {width}]")
         checks.dtype(self._name, "frames", frames, torch.float32, torch.float64)
+        checks.lengths(self._name, lengths, frames, len(frames), frames.shape[1])
         if self.normalize:
             frames = (frames - self.mean.to(frames.dtype)) / self.std.to(frames.dtype)
         frames = mask_past(frames, lengths)
