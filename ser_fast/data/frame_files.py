@@ -23,7 +23,7 @@ from ser_fast.data.utterance import Utterance
 
 _SHOWN = 3  # names in an error
 KEYS = "named by its path, by the end of its path, such as speaker/file.wav, or by its stem where that is unique"
-_UNREADABLE = (ValueError, OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile)
+_UNREADABLE = (ValueError, OSError, EOFError, RuntimeError, MemoryError, zlib.error, zipfile.BadZipFile)
 
 
 class FrameFile:

@@ -163,7 +163,8 @@ def read_inputs(
             f"features has {found:.1f} frames in a second of audio, but the model's frame_rate is "
             f"{front.input_rate:g}: masks over time and times in reports are off"
         )
-    dataset.frames, dataset.upstream = kept, {"digest": frames.digest(kept)} | source.about
+    digest = source.about.get("digest") or frames.digest(kept)
+    dataset.frames, dataset.upstream = kept, source.about | {"digest": digest}
     return corpus, dataset
 
 
@@ -189,7 +190,11 @@ def source_of(
     about = about if isinstance(about, dict) else {}
     width = len(model.spectrogram.mean)
     trained = f"{path} was trained on {_described(about, width)}"
-    require(bool(features), f"features is not given, but {trained}", "given: a file of such, or their encoder")
+    require(
+        bool(features),
+        f"features is not given, but {trained}",
+        "given, as evaluate and predict take it: a file of such, or their encoder",
+    )
     layer = about.get("layer") if Path(features).is_dir() else None
     source = open_source(features, layer if type(layer) is int else -1, device)
     found = source.about

@@ -14,7 +14,9 @@ import pytest
 import soundfile
 import torch
 
+from ser_fast import PowerSpectrogram
 from ser_fast.cli import main
+from ser_fast.data.audio import read_audio
 from ser_fast.data.corpora.synthetic import synthesize
 from ser_fast.models import MODELS
 from ser_fast.prediction.live import Live
@@ -70,7 +72,7 @@ def train(voices: Path, out: Path, *more) -> int:
     )  # fmt: skip
 
 
-def fit(voices: Path, out: Path, features: Path, said: list[str] | None = None, **more) -> dict:
+def fit(voices: Path, out: Path, features: Path | str, said: list[str] | None = None, **more) -> dict:
     """Train as the command does, without figures and a page; return the summary."""
     said, options = [] if said is None else said, {"hidden_size": 8, "num_heads": 2} | more.pop("options", {})
     given = {"batch_size": 6, "epochs": 2, "learning_rate": 0.01, "device": "cpu", "test_speakers": "01"} | more
@@ -190,6 +192,26 @@ def test_train_masks_features_and_reports_another_frame_rate(voices, tmp_path):
 def test_baseline_takes_features(voices, tmp_path):
     options = {"encoder": "cnn_lstm", "hidden_size": 4, "num_heads": 0}
     assert fit(voices, tmp_path / "run", voices / "f.npz", model="baseline", options=options)["best"]["accuracy"] >= 0
+
+
+def test_features_of_the_spectrogram_train_as_the_waves(voices, tmp_path):
+    """The same numbers by both ways: batches, statistics, training, masks of nothing, and the test."""
+    spectrogram = PowerSpectrogram(n_fft=640, f_max=1000.0, log=True)
+    files = {file.relative_to(voices / "corpus"): file for file in (voices / "corpus").rglob("*.wav")}
+    found = {str(name): spectrogram(read_audio(file, 16000)[None])[0].numpy() for name, file in files.items()}
+    np.savez(tmp_path / "f.npz", **found)
+    same = {"batch_size": 32, "epochs": 3, "validation": "none"}
+    own = {"dropout": 0.0, "attention_dropout": 0.0}
+    waves = own | {"n_fft": 640, "f_max": 1000.0}
+    ours = fit(voices, tmp_path / "a", tmp_path / "f.npz", options=own | {"frame_rate": 100.0}, **same)
+    theirs = fit(voices, tmp_path / "b", "", options=waves, **same)
+    assert ours["last"]["loss"] == pytest.approx(theirs["last"]["loss"], rel=1e-4)
+    one, other = (load_checkpoint(tmp_path / name / "last.safetensors") for name in "ab")
+    for name in ("spectrogram.mean", "spectrogram.std", "classifier.weight"):
+        assert torch.allclose(one.weights[name], other.weights[name], atol=1e-4), name
+    # Lengths in seconds: whole frames, and samples.
+    shortest = [load_checkpoint(tmp_path / name / "best.safetensors").progress["shortest"] for name in "ab"]
+    assert 0 <= shortest[1] - shortest[0] < 0.05
 
 
 def test_cross_validation_shares_features(voices, tmp_path):
