@@ -67,7 +67,7 @@ class FrameInput(Normalized):
         good = frames.dim() == 3 and frames.shape[2] == width
         checks.require(good, self._name, f"frames has shape {list(frames.shape)}", f"[B, T, {width}]")
         checks.dtype(self._name, "frames", frames, torch.float32, torch.float64)
-        checks.lengths(self._name, lengths, frames, len(frames), frames.shape[1])
+        checks.lengths(self._name, lengths, frames, frames.shape[0], frames.shape[1])
         if self.normalize:
             frames = (frames - self.mean.to(frames.dtype)) / self.std.to(frames.dtype)
         frames = mask_past(frames, lengths)
