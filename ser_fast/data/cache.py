@@ -87,6 +87,8 @@ class Cache:
         utterances: the corpus.
         sample_rate: sample rate of the cached waves, in hertz.
         report: called with a line about what is done.
+        read: returns what is cached of an utterance, ``[N]``; by default its wave.
+        kind: identifies ``read``; "" is the default.
     """
 
     def __init__(
@@ -95,9 +97,12 @@ class Cache:
         utterances: Sequence[Utterance],
         sample_rate: int,
         report: Callable[[str], None] = lambda line: None,
+        read: Callable[[Utterance], np.ndarray] | None = None,
+        kind: str = "",
     ):
         self.utterances, self.sample_rate, self.report = utterances, sample_rate, report
-        self.folder = Path(folder) / _key(utterances, sample_rate)
+        self.read = read or (lambda utterance: read_utterance(utterance, sample_rate).numpy())
+        self.folder = Path(folder) / _key(utterances, sample_rate, kind)
         self.waves, self.index, self.making = (self.folder / name for name in ("waves", "index", "making"))
 
     def rows(self, skip_bad: bool) -> list[Row | AudioError] | None:
@@ -170,7 +175,7 @@ class Cache:
         return rows
 
     def _read(self, utterance: Utterance) -> np.ndarray:
-        wave = pack(read_utterance(utterance, self.sample_rate).numpy())
+        wave = pack(self.read(utterance))
         return wave.astype(_TYPES[wave.itemsize], copy=False)
 
     def _read_index(self, path: Path) -> tuple[list[Row | AudioError | None], int, int]:
@@ -237,11 +242,12 @@ def _write(file: BinaryIO, content: np.ndarray | bytes) -> None:
         left = left[file.write(left) :]
 
 
-def _key(utterances: Sequence[Utterance], sample_rate: int) -> str:
+def _key(utterances: Sequence[Utterance], sample_rate: int, kind: str) -> str:
     """Return a SHA-256 of the files' names, sizes and times, as ``make`` compares files: without reading them."""
     versions = [importlib.metadata.version(name) if find_spec(name) else "" for name in ("soundfile", "soxr")]
     rows = [_state(utterance) for utterance in utterances]
-    return hashlib.sha256(json.dumps([_VERSION, sample_rate, versions, rows]).encode()).hexdigest()[:32]
+    what = [_VERSION, sample_rate, versions, rows, *([kind] if kind else [])]
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
 
 
 def _state(utterance: Utterance) -> tuple:

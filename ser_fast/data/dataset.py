@@ -37,6 +37,8 @@ class Dataset:
         folds: parts of each utterance in the corpus's own folds; empty if it has none.
         test_data: name of the corpus that the test part is from, if it is another one; ``""`` if not.
         targets: names of the values, as in :class:`ser_fast.data.corpora.Corpus`; empty with classes.
+        frames: features ``[T, D]`` of each utterance, which models take in place of the wave; None if there are none.
+        upstream: what computed them, in types that JSON has; "digest" identifies them.
 
     Attributes:
         numbers: number of each utterance in the dataset that this one is a part of; 0, 1, ... in a whole dataset.
@@ -57,6 +59,8 @@ class Dataset:
     folds: list[tuple[str, ...]] = field(default_factory=list)
     test_data: str = ""
     targets: list[str] = field(default_factory=list)
+    frames: Sequence[Tensor] | None = None
+    upstream: dict = field(default_factory=dict)
     numbers: list[int] = field(init=False, repr=False)
     features: FeatureCache = field(init=False, repr=False, compare=False, default_factory=FeatureCache)
 
@@ -71,19 +75,25 @@ class Dataset:
         """Return the number of samples of each utterance; no audio is read."""
         return lengths_of(self.waves)
 
+    @property
+    def inputs(self) -> Sequence[Tensor]:
+        """Return what models take of each utterance: its features if there are some, else its wave."""
+        return self.waves if self.frames is None else self.frames
+
     def batches(
         self, index: Sequence[int], batch_size: int, share: slice = slice(None), **drawing
     ) -> LengthSortedBatches:
         """Return batches of these utterances; the other arguments are :class:`LengthSortedBatches`'s."""
         labels = [self.labels[i] for i in index]
-        return LengthSortedBatches(Selected(self.waves, index), labels, batch_size, share, **drawing)
+        return LengthSortedBatches(Selected(self.inputs, index), labels, batch_size, share, **drawing)
 
     def part(self, index: Sequence[int]) -> "Dataset":
         """Return the dataset of these utterances, without the corpus's own division, which does not divide them."""
         lists = {name: [getattr(self, name)[i] for i in index] for name in ("labels", "speakers", "names")}
         groups = [self.groups[i] for i in index] if self.groups else []
         divided = {"groups": groups, "parts": [], "folds": [], "test_data": ""}
-        found = replace(self, waves=Selected(self.waves, index), **lists, **divided)
+        frames = None if self.frames is None else Selected(self.frames, index)
+        found = replace(self, waves=Selected(self.waves, index), frames=frames, **lists, **divided)
         found.numbers, found.features = [self.numbers[i] for i in index], self.features
         return found
 
@@ -93,11 +103,12 @@ class Dataset:
         return split(self.speakers, self.labels, self.classes, **divisions, **held_out)
 
     def digest(self) -> str:
-        """Return a SHA-256 of names, speakers, labels and lengths in order and of the classes and the targets."""
+        """Return a SHA-256 of names, speakers, labels and lengths in order, classes, targets and features."""
         single = self.targets == [VALUE]  # hashed as a number, without its name, as before there were others
         labels = [row[0] for row in self.labels] if single else self.labels
         rows = [*zip(self.names, self.speakers, labels, self.lengths)]
         named = [] if self.classes or single else [self.targets]
+        named += [self.upstream["digest"]] if self.upstream else []
         return hashlib.sha256(json.dumps([self.classes, rows, *named]).encode()).hexdigest()
 
 

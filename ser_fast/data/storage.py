@@ -21,7 +21,7 @@ from ser_fast.data.waves import FileWaves, MemoryWaves, Waves, pack
 CACHES = ("auto", "memory", "disk", "none")
 _SHARE = 0.25  # of the available memory, which a corpus may take under "auto"
 _MOST_WORKERS = 8  # that are started unasked
-_SPARE = 1 << 30  # of the disk, which a cache leaves free under "auto"
+SPARE = 1 << 30  # of the disk, which a cache leaves free under "auto"
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Storage:
         if self.cache == "auto":
             if needed <= self.budget(memory) and not together:
                 return "memory"
-            return "disk" if needed + _SPARE <= disk else "none"
+            return "disk" if needed + SPARE <= disk else "none"
         reason = (
             f"where {size(disk)} are free and the corpus needs {size(needed)}" if disk else "which cannot be written"
         )

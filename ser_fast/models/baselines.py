@@ -10,7 +10,6 @@ from ser_fast.models import options
 from ser_fast.models.convolution import halve, quarter
 from ser_fast.models.frame_model import FrameModel
 from ser_fast.nn.gru import GRU
-from ser_fast.nn.power_spectrogram import PowerSpectrogram
 
 ENCODERS = ("cnn", "lstm", "rnn", "cnn_lstm", "bigru", "linear")
 CHANNELS = (16, 32)
@@ -45,10 +44,14 @@ class Baseline(FrameModel):
         win_length: window length, in samples. Default: 640.
         hop_length: step between frames, in samples. Default: 160.
         f_max: highest frequency of the spectrogram, in hertz. Default: 4000.
+        features: width of the features that the model takes in the spectrogram's place, such as those of a pretrained
+            encoder; ``ser-fast train --features`` sets it. Default: 0, waveforms.
+        frame_rate: frames of the features in a second. Default: 50.
 
     Shape:
-        wave ``[B, N]``, lengths ``[B]`` in samples; logits ``[B, num_classes]``;
-        weights ``[B, num_heads, T', T']``, ``[B, T']`` if only the pooling attends.
+        wave ``[B, N]``, lengths ``[B]`` in samples, or ``[B, T, features]`` and frames;
+        logits ``[B, num_classes]``; weights
+        ``[B, num_heads, T', T']``, ``[B, T']`` if only the pooling attends.
 
     Raises:
         ValueError: if an option is out of range.
@@ -77,6 +80,8 @@ class Baseline(FrameModel):
         win_length: int = 640,
         hop_length: int = 160,
         f_max: float = 4000.0,
+        features: int = 0,
+        frame_rate: float = 50.0,
     ):
         options.check("Baseline", num_classes, f_max, dropout=dropout, attention_dropout=attention_dropout)
         require(encoder in ENCODERS, f"Baseline: encoder is {encoder!r}", f"one of {', '.join(ENCODERS)}")
@@ -84,14 +89,15 @@ class Baseline(FrameModel):
         width = 2 * hidden_size
         if num_heads:
             options.check_heads("Baseline", num_heads, width)
-        spectrogram = PowerSpectrogram(
-            sample_rate, n_fft, win_length=win_length, hop_length=hop_length, f_max=f_max, log=log
-        )
-        bins = spectrogram.bins[1] - spectrogram.bins[0]
+        spectrogram = options.front_end(
+            "Baseline", features, frame_rate, sample_rate, n_fft, win_length=win_length, hop_length=hop_length,
+            f_max=f_max, log=log,
+        )  # fmt: skip
+        bins = len(spectrogram.mean)
         convolves = encoder.startswith("cnn")
-        features = CHANNELS[1] * math.ceil(bins / 4) if convolves else bins
+        encoded = CHANNELS[1] * math.ceil(bins / 4) if convolves else bins
         super().__init__(
-            num_classes, spectrogram, rnn=_layer(encoder, features, width), width=width, num_heads=num_heads,
+            num_classes, spectrogram, rnn=_layer(encoder, encoded, width), width=width, num_heads=num_heads,
             attention_dropout=attention_dropout, dropout=dropout, pooling=pooling,
         )  # fmt: skip
         self.conv1 = nn.Conv2d(1, CHANNELS[0], 5, padding=2) if convolves else None

@@ -7,7 +7,6 @@ from torch import Tensor
 from ser_fast.models import options
 from ser_fast.models.frame_model import FrameModel
 from ser_fast.nn.gru import GRU
-from ser_fast.nn.power_spectrogram import PowerSpectrogram
 
 
 class BiGRUMHA(FrameModel):
@@ -48,9 +47,13 @@ class BiGRUMHA(FrameModel):
         win_length: window length, in samples. Default: 640.
         hop_length: step between frames, in samples. Default: 160.
         f_max: highest frequency of the spectrogram, in hertz. Default: 4000.
+        features: width of the features that the model takes in the spectrogram's place, such as those of a pretrained
+            encoder; ``ser-fast train --features`` sets it. Default: 0, waveforms.
+        frame_rate: frames of the features in a second. Default: 50.
 
     Shape:
-        wave ``[B, N]``, lengths ``[B]`` in samples; logits ``[B, num_classes]``; weights ``[B, num_heads, T, T]``.
+        wave ``[B, N]``, lengths ``[B]`` in samples, or ``[B, T, features]`` and frames;
+        logits ``[B, num_classes]``; weights ``[B, num_heads, T, T]``.
 
     Raises:
         ValueError: if an option is out of range.
@@ -83,14 +86,17 @@ class BiGRUMHA(FrameModel):
         win_length: int = 640,
         hop_length: int = 160,
         f_max: float = 4000.0,
+        features: int = 0,
+        frame_rate: float = 50.0,
     ):
         options.check("BiGRUMHA", num_classes, f_max, dropout=dropout, attention_dropout=attention_dropout)
         width = 2 * hidden_size
         options.check_heads("BiGRUMHA", num_heads, width)
-        spectrogram = PowerSpectrogram(
-            sample_rate, n_fft, win_length=win_length, hop_length=hop_length, f_max=f_max, log=log
-        )
-        bins = spectrogram.bins[1] - spectrogram.bins[0]
+        spectrogram = options.front_end(
+            "BiGRUMHA", features, frame_rate, sample_rate, n_fft, win_length=win_length, hop_length=hop_length,
+            f_max=f_max, log=log,
+        )  # fmt: skip
+        bins = len(spectrogram.mean)
         rnn = GRU(bins, hidden_size, num_layers, batch_first=True, bidirectional=True, reset_after=reset_after)
         super().__init__(
             num_classes, spectrogram, rnn=rnn, width=width, num_heads=num_heads, attention_dropout=attention_dropout,

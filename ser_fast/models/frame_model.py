@@ -8,6 +8,7 @@ from ser_fast.models.masking import masked_mean, sample_lengths
 from ser_fast.models.peers import packed
 from ser_fast.models.self_attention import MultiHeadSelfAttention, takes_kernel
 from ser_fast.nn.attention_pool import AttentionPool
+from ser_fast.nn.frame_input import FrameInput
 from ser_fast.nn.gru import GRU
 from ser_fast.nn.packing import Part, valid_frames
 from ser_fast.nn.power_spectrogram import PowerSpectrogram
@@ -22,7 +23,8 @@ class FrameModel(nn.Module):
 
     Args:
         num_classes: number of classes, or 1 for regression.
-        spectrogram: module from waveforms ``[B, N]`` and lengths to frames ``[B, T, F]`` and lengths in frames.
+        spectrogram: module from waveforms ``[B, N]`` and lengths to frames ``[B, T, F]`` and lengths in frames; or
+            :class:`ser_fast.nn.frame_input.FrameInput`, with which the model takes features ``[B, T, F]``.
         rnn: layer over frames, used by :meth:`encode`.
         width: features of an encoded frame.
         num_heads: heads of the self-attention; must divide ``width``. 0 omits the self-attention.
@@ -54,7 +56,7 @@ class FrameModel(nn.Module):
     def __init__(
         self,
         num_classes: int,
-        spectrogram: PowerSpectrogram,
+        spectrogram: PowerSpectrogram | FrameInput,
         *,
         rnn: nn.Module,
         width: int,
@@ -108,12 +110,12 @@ class FrameModel(nn.Module):
         In evaluation mode a row's logits do not depend on its padding or on the other rows.
 
         Args:
-            wave: waveforms at the spectrogram's sample rate.
-            lengths: samples of each row, in 0..N; by default N in every row.
+            wave: waveforms at the spectrogram's sample rate, or features of frames.
+            lengths: samples, or frames, of each row, in 0..N; by default N in every row.
             return_weights: also return the attention weights.
 
         Shape:
-            - wave: ``[B, N]``
+            - wave: ``[B, N]``, or features ``[B, T, F]``
             - lengths: ``[B]``, int64 or int32
             - logits: ``[B, num_classes]``
             - weights: ``[B, num_heads, T', T']``; ``[B, T']`` if only the pooling attends
@@ -126,7 +128,8 @@ class FrameModel(nn.Module):
         Raises:
             RuntimeError: if ``wave`` or ``lengths`` has an invalid shape, dtype, device or value.
         """
-        x, lengths = self.spectrogram(wave, sample_lengths(type(self).__name__, wave, lengths))
+        shape = "[B, T, F]" if isinstance(self.spectrogram, FrameInput) else "[B, N]"
+        x, lengths = self.spectrogram(wave, sample_lengths(type(self).__name__, wave, lengths, shape))
         if self.spec_augment is not None:
             x = self.spec_augment(x, lengths)
         frames = x.shape[1]

@@ -7,23 +7,25 @@ from ser_fast.ops import checks
 from ser_fast.ops.lengths import mask_past
 
 
-def sample_lengths(model: str, wave: Tensor, lengths: Tensor | None) -> Tensor:
+def sample_lengths(model: str, wave: Tensor, lengths: Tensor | None, shape: str = "[B, N]") -> Tensor:
     """Return the lengths ``[B]`` in samples of a batch: ``lengths``, or N in every row if None.
 
     Args:
         model: name for error messages.
-        wave: ``[B, N]``.
+        wave: ``[B, N]``, or as ``shape`` says.
         lengths: samples of each row ``[B]``.
+        shape: names of the dimensions of ``wave``; the second is that of ``lengths``.
 
     Raises:
-        RuntimeError: if an argument is not a dense tensor, or ``wave`` is not 2-D.
+        RuntimeError: if an argument is not a dense tensor, or ``wave`` has another number of dimensions.
 
     Example:
         >>> sample_lengths("CGRU", torch.zeros(2, 16000), None).tolist()
         [16000, 16000]
     """
     checks.tensors(model, wave=wave, lengths=lengths)
-    checks.require(wave.dim() == 2, model, f"wave has shape {list(wave.shape)}", "[B, N]")
+    good = wave.dim() == shape.count(",") + 1
+    checks.require(good, model, f"wave has shape {list(wave.shape)}", shape)
     return torch.full((wave.shape[0],), wave.shape[1], device=wave.device) if lengths is None else lengths
 
 

@@ -49,7 +49,50 @@ class Constants(nn.Module):
         return self
 
 
-class PowerSpectrogram(Constants):
+class Normalized(Constants):
+    """Base class of modules that normalise each feature of a frame once statistics are set."""
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    def register_statistics(self, count: int) -> None:
+        """Register the mean and the standard deviation ``[count]`` as buffers, without a normalisation."""
+        self.register_constant("mean", torch.zeros(count, device="cpu"))
+        self.register_constant("std", torch.ones(count, device="cpu"))
+        self.normalize = False
+
+    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Normalise each bin, or feature, from now on.
+
+        Args:
+            mean, std: ``[F]``, finite; std above 0.
+
+        Raises:
+            RuntimeError: if an argument is not a tensor, or its shape or a value is invalid.
+        """
+        for name, value in (("mean", mean), ("std", std)):
+            found = f"{name} is a {type(value).__name__}"
+            checks.require(isinstance(value, Tensor), self._name, found, "a torch.Tensor")
+            checks.shape(self._name, name, value, tuple(self.mean.shape), "[F]")
+        mean, std = (value.detach().to("cpu", self.mean.dtype, copy=True) for value in (mean, std))
+        checks.require(bool(mean.isfinite().all()), self._name, "mean has a value out of range", "finite")
+        good = bool((std.isfinite() & (std > 0)).all())
+        checks.require(good, self._name, "std has a value out of range", "finite and above 0")
+        self._constants |= {"mean": mean, "std": std}
+        with torch.no_grad():
+            self.mean.copy_(mean)
+            self.std.copy_(std)
+        self.normalize = True
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self.normalize, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.normalize = bool(state)
+
+
+class PowerSpectrogram(Normalized):
     """Power spectrogram of a padded batch, time-major, with its window and statistics as buffers.
 
     P[t, k] = |Σ_n window[n] wave[t·hop + n] exp(−2πi k n / n_fft)|² by :func:`ser_fast.functional.power_spectrogram`,
@@ -129,17 +172,11 @@ class PowerSpectrogram(Constants):
         require(window.shape == shape, found, f"[win_length] = [{win_length}]")
         self.register_constant("window", window)
         count = self.bins[1] - self.bins[0]
-        self.register_constant("mean", torch.zeros(count, device="cpu"))
-        self.register_constant("std", torch.ones(count, device="cpu"))
-        self.normalize = False
+        self.register_statistics(count)
         if (mean is None) != (std is None):
             raise ValueError(f"{self._name}: only one of mean and std is given; give both or neither")
         if mean is not None:
             self.set_statistics(mean, std)
-
-    @property
-    def _name(self) -> str:
-        return type(self).__name__
 
     def _check_options(self, sample_rate, n_fft, win_length, hop_length, f_min, f_max, pad_mode, log, floor) -> None:
         name, float32 = self._name, torch.finfo(torch.float32)
@@ -153,41 +190,17 @@ class PowerSpectrogram(Constants):
         good = not log or float32.tiny <= floor <= float32.max
         require(good, f"{name}: floor is {floor!r}", f"finite and at least {float32.tiny:.3g}, for a logarithm")
 
-    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Normalise each bin from now on.
-
-        Args:
-            mean, std: ``[F]``, finite; std above 0.
-
-        Raises:
-            RuntimeError: if an argument is not a tensor, or its shape or a value is invalid.
-        """
-        for name, value in (("mean", mean), ("std", std)):
-            found = f"{name} is a {type(value).__name__}"
-            checks.require(isinstance(value, Tensor), self._name, found, "a torch.Tensor")
-            checks.shape(self._name, name, value, tuple(self.mean.shape), "[F]")
-        mean, std = (value.detach().to("cpu", self.mean.dtype, copy=True) for value in (mean, std))
-        checks.require(bool(mean.isfinite().all()), self._name, "mean has a value out of range", "finite")
-        good = bool((std.isfinite() & (std > 0)).all())
-        checks.require(good, self._name, "std has a value out of range", "finite and above 0")
-        self._constants |= {"mean": mean, "std": std}
-        with torch.no_grad():
-            self.mean.copy_(mean)
-            self.std.copy_(std)
-        self.normalize = True
-
-    def get_extra_state(self) -> Tensor:
-        return torch.tensor(self.normalize, device="cpu")
-
-    def set_extra_state(self, state: Tensor) -> None:
-        self.normalize = bool(state)
-
     def extra_repr(self) -> str:
         low, high = (k * self.sample_rate / self.n_fft for k in (self.bins[0], self.bins[1] - 1))
         return (
             f"{self.sample_rate} Hz, n_fft={self.n_fft}, win_length={self.win_length}, hop_length={self.hop_length}, "
             f"{low:g}-{high:g} Hz, center={self.center}, log={self.log}, normalize={self.normalize}"
         )
+
+    @property
+    def input_rate(self) -> float:
+        """Values of the input in a second, along its time axis: samples."""
+        return self.sample_rate
 
     def frame_lengths(self, lengths: Tensor) -> Tensor:
         """Return the frames of rows of these many samples, ``[B]`` each."""

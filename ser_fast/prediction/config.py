@@ -33,6 +33,8 @@ class PredictConfig:
         engine: "local", or "ray" for Ray Data, which needs the extra "scale".
         actors: copies of the model in engine "ray"; by default one for each GPU, or half the cores of the cluster.
         json: without out, print one JSON object a line instead of a table.
+        features: features of the files for a model that takes such in place of a spectrogram, as in training: an .npz
+            or .parquet, or the local folder of the encoder.
 
     Raises:
         ValueError: a value is out of range or two options contradict each other.
@@ -50,6 +52,7 @@ class PredictConfig:
     engine: Literal["local", "ray"] = "local"
     actors: int | None = None
     json: bool = False
+    features: str = ""
 
     def __post_init__(self):
         require(bool(self.files), "files is empty", "one name at least")
@@ -65,6 +68,8 @@ class PredictConfig:
             )
         good = self.actors is None or (self.engine == "ray" and self.actors >= 1)
         require(good, f"actors is {self.actors} in engine {self.engine}", "at least 1, in engine ray")
+        good = not self.features or self.engine == "local"
+        require(good, f"features is {self.features} in engine {self.engine}", "omitted, or engine must be local")
         suffix = "" if self.out is None else self.out.suffix.lower()
         require(
             self.out is None or suffix in SUFFIXES, f"out is {self.out}", f"a name ending in {', '.join(SUFFIXES)}"

@@ -81,6 +81,8 @@ class Live:
         step: float = STEP,
         spectrogram: PowerSpectrogram | None = None,
     ):
+        good = predictor.source is None
+        require(good, "predictor takes features in place of a spectrogram", "one that takes waves, to run live")
         require(sample_rate in RATES, f"sample_rate is {sample_rate}", f"{RATES[0]} to {RATES[-1]} hertz")
         self._reader, rate = predictor.reader(), predictor.sample_rate
         shortest = self._reader.frame / rate

@@ -50,7 +50,9 @@ class Engine:
     def __init__(self, config: PredictConfig):
         self.config = config
         spans = check(config.files) or config.segment is not None
-        self.predictor = Predictor(config.checkpoint, config.batch_size, config.device, config.threads)
+        self.predictor = Predictor(
+            config.checkpoint, config.batch_size, config.device, config.threads, config.features
+        )
         self.reader = self.predictor.reader(config.segment, config.hop)
         names = tuple(self.predictor.names)
         self.columns = Columns(tuple(self.predictor.classes), spans, config.embeddings, names)
@@ -70,7 +72,7 @@ class Engine:
         def counted() -> Iterator[Read]:
             for block in blocks:
                 summary.add_read(block)
-                yield block
+                yield self.predictor.prepared(block)
 
         return results(timed, counted(), self.reader.chunk)
 
@@ -82,7 +84,9 @@ class Engine:
         """Return what the output depends on, but for the listing."""
         digest = parts.digest_of_file(self.predictor.path)
         names = ("batch_size", "segment", "hop", "embeddings")
-        return {"checkpoint": digest, "columns": self.columns.names} | {
+        source = self.predictor.source
+        features = {} if source is None else {"features": source.identity}
+        return {"checkpoint": digest, "columns": self.columns.names, **features} | {
             name: getattr(self.config, name) for name in names
         }
 
@@ -90,6 +94,8 @@ class Engine:
 def answers(engine: Engine, report: Report, summary: Summary) -> Iterator[Found]:
     """Yield the results of a run without an output file, in the order of the listing."""
     begin = perf_counter()
+    if engine.predictor.doubt:
+        report(engine.predictor.doubt)
     for found in engine.results(engine.read(listing(engine.config.files, report)), summary):
         summary.add(found)
         yield found
@@ -102,6 +108,8 @@ def run(config: PredictConfig, report: Report, progress: Progress) -> Outcome:
     with contextlib.ExitStack() as stack:
         with distributed.agreed():
             engine = Engine(config)
+            if engine.predictor.doubt:
+                report(engine.predictor.doubt)
             folder = stack.enter_context(parts.Parts(config.out, engine.columns, engine.options()))
         if distributed.from_rank_0(lambda: folder.joined):
             return Outcome(distributed.from_rank_0(folder.remove), Summary())

@@ -17,12 +17,14 @@ from ser_fast.data.files import printable
 from ser_fast.data.flags import FLAGS
 from ser_fast.data.wav import AudioError
 from ser_fast.prediction import stream
-from ser_fast.prediction.listing import listing
-from ser_fast.prediction.reading import Reader
-from ser_fast.prediction.stream import Found, Output
+from ser_fast.prediction.listing import Item, listing
+from ser_fast.prediction.reading import Clip, Reader
+from ser_fast.prediction.stream import Found, Output, Read
 from ser_fast.training import distributed
 from ser_fast.training.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from ser_fast.training.encoder import Encoder, EncoderError
 from ser_fast.training.memory import is_out_of_memory
+from ser_fast.training.upstream import Stored, source_of
 
 
 class PredictionError(ValueError):
@@ -71,6 +73,7 @@ class Predictor:
         device: "auto", "cpu" or "cuda".
         threads: batches that go through a model on the CPU at a time, one thread each, which needs no waiting between
             the threads and gives the same numbers for any number of them; None is one batch on torch's threads.
+        features: features that the model takes in place of a spectrogram, as in training.
 
     Attributes:
         classes: names of the classes; empty for a regression.
@@ -78,10 +81,11 @@ class Predictor:
         sample_rate: sampling rate of the waves, in hertz.
         path: the checkpoint's file; None for one in memory.
         needs_speech: whether audio without speech gets no numbers, as the checkpoint says.
+        doubt: a sentence if the features may not be those of the training, or ``""``.
 
     Raises:
         CheckpointError: the file is no checkpoint, or the folder contains several runs.
-        ValueError: ``batch_size`` is below 1.
+        ValueError: ``batch_size`` is below 1, or ``features`` do not fit the model.
 
     Example::
 
@@ -96,6 +100,7 @@ class Predictor:
         batch_size: int = 32,
         device: str = "auto",
         threads: int | None = None,
+        features: str = "",
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
@@ -103,13 +108,16 @@ class Predictor:
         self.path = None if held else find_checkpoint(checkpoint or pretrained.path())
         loaded = checkpoint if held else load_checkpoint(self.path)
         self.device = distributed.device(device)
-        self.model: nn.Module = loaded.build(self.path or "the checkpoint").to(self.device)
+        place = self.path or "the checkpoint"
+        self.model: nn.Module = loaded.build(place).to(self.device)
         self.classes = loaded.classes
         self.names = loaded.names
         self.batch_size = batch_size
         self.sample_rate: int = self.model.spectrogram.sample_rate
+        self.source, self.doubt = source_of(place, loaded, self.model, features, self.device)
         self._pool = None
-        if threads is not None and self.device.type == "cpu":
+        # An encoder is the larger part of the computation and uses all threads itself.
+        if threads is not None and self.device.type == "cpu" and not isinstance(self.source, Encoder):
             self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
         self._pooled = threading.local()
         self.model.classifier.register_forward_pre_hook(lambda _, inputs: setattr(self._pooled, "last", inputs[0]))
@@ -120,8 +128,10 @@ class Predictor:
         """Return a reader of audio for this model; see :class:`ser_fast.prediction.reading.Reader`.
 
         Raises:
-            ValueError: ``segment`` or ``hop`` is shorter than a frame of the model.
+            ValueError: ``segment`` or ``hop`` is shorter than a frame of the model, or features are of whole files.
         """
+        whole = segment is None or not isinstance(self.source, Stored)
+        require(whole, f"segment is {segment}, but the features in a file are of whole files", "omitted")
         frame: int = self.model.spectrogram.win_length
         for name, seconds in (("segment", segment), ("hop", hop)):
             good = seconds is None or seconds * self.sample_rate >= frame
@@ -142,8 +152,23 @@ class Predictor:
             trained on, or the error of a file without a result.
         """
         reader = self.reader()
-        for found in stream.results(self.predict, stream.read_all(reader, listing(paths, report)), reader.chunk):
+        blocks = map(self.prepared, stream.read_all(reader, listing(paths, report)))
+        for found in stream.results(self.predict, blocks, reader.chunk):
             yield Path(found.item.file), self._result(found)
+
+    def prepared(self, block: Read) -> Read:
+        """Return a block with the stored features of its audio, if the model takes such, in place of the samples."""
+        if not isinstance(self.source, Stored) or block.error:
+            return block
+        try:
+            return block._replace(clips=[self._stored(block.item, clip) for clip in block.clips])
+        except ValueError as error:
+            return block._replace(clips=[], error=str(error))
+
+    def _stored(self, item: Item, clip: Clip) -> Clip:
+        """Return a clip with features in place of samples; without samples there is nothing to predict."""
+        whole = item.start is None and item.end is None
+        return clip if clip.samples is None else clip._replace(samples=self.source.of(item.file, whole))
 
     def predict(
         self, waves: Sequence[Tensor | np.ndarray], embeddings: bool = False
@@ -151,7 +176,8 @@ class Predictor:
         """Return the outputs for waves, which go through the model in batches of similar length.
 
         Args:
-            waves: float32, or int16 with full scale 2^15, ``[N]`` each, at the model's sample rate.
+            waves: float32, or int16 with full scale 2^15, ``[N]`` each, at the model's sample rate; features
+                ``[T, D]`` for a model that takes stored ones.
             embeddings: also return the input of the model's last layer.
 
         Returns:
@@ -174,7 +200,7 @@ class Predictor:
             logits = self.model(*(tensor.to(self.device) for tensor in self._batch(waves)))
             values = (logits.softmax(1) if self.classes else logits).cpu()
             pooled = self._pooled.last.float().cpu().numpy() if embeddings else [None] * len(waves)
-        except (RuntimeError, MemoryError) as error:
+        except (RuntimeError, MemoryError, EncoderError) as error:
             if len(waves) == 1:
                 return [self._failure(waves[0], error)]
             return [output for wave in waves for output in self._outputs([wave], embeddings)]
@@ -185,17 +211,20 @@ class Predictor:
         ]
 
     def _batch(self, waves: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return one padded batch, moved as int16 where all waves are."""
-        if all(wave.dtype == torch.int16 for wave in waves):
+        """Return one padded batch, of features if an encoder makes some; moved as int16 where all are such waves."""
+        encodes = isinstance(self.source, Encoder)
+        if not encodes and all(wave.dtype == torch.int16 for wave in waves):
             wave, lengths = pad(waves)
             return wave.to(self.device).float().mul_(2.0**-15), lengths
-        return pad([wave.float() * 2.0**-15 if wave.dtype == torch.int16 else wave for wave in waves])
+        waves = [wave.float() * 2.0**-15 if wave.dtype == torch.int16 else wave for wave in waves]
+        return pad(list(map(self.source.encode, waves)) if encodes else waves)
 
     def _failure(self, wave: Tensor, error: Exception) -> PredictionError:
         reason = (str(error) or "out of memory").splitlines()[0]
         if is_out_of_memory(error):
             reason = f"it does not fit in memory; cut the file into shorter ones ({reason})"
-        return PredictionError(f"{len(wave) / self.sample_rate:.1f} s cannot be predicted: {reason}")
+        rate = self.sample_rate if wave.dim() == 1 else self.model.spectrogram.input_rate
+        return PredictionError(f"{len(wave) / rate:.1f} s cannot be predicted: {reason}")
 
     def _result(self, found: Found) -> Result:
         if found.error:

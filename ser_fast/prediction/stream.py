@@ -34,8 +34,8 @@ class Read(NamedTuple):
 
     @property
     def samples(self) -> int:
-        """Return the number of samples in memory."""
-        return sum(len(clip.samples) for clip in self.clips if clip.samples is not None)
+        """Return the number of samples, or of their features, in memory."""
+        return sum(clip.samples.size for clip in self.clips if clip.samples is not None)
 
 
 class Output(NamedTuple):

@@ -113,7 +113,7 @@ class Embedded:
             if new:
                 self._embed(found, run, wave)
             if attend and "picture" in found:
-                self._attend(number, run, wave)
+                self._attend(number, run, self.results.dataset.inputs[item])
         except (OSError, ValueError, RuntimeError) as error:  # the file was changed, or is shorter than a frame
             found["failure"] = printable(error)
 
@@ -131,9 +131,9 @@ class Embedded:
         if self._left[kind]:
             found[kind] = [text, *more]
 
-    def _attend(self, number: int, run: int, wave: Tensor) -> None:
+    def _attend(self, number: int, run: int, taken: Tensor) -> None:
         model = self._model(run)
-        curve = None if model is None else media.attention(model, wave)
+        curve = None if model is None else media.attention(model, taken)
         if curve is None:
             self._without.add(run)
             return

@@ -193,7 +193,7 @@ def spectrogram(front: nn.Module, wave: Tensor) -> Decibels:
 
 
 @style()
-def attention(model: nn.Module, wave: Tensor, path: Path, title: str = "") -> Path:
+def attention(model: nn.Module, wave: Tensor, path: Path, title: str = "", taken: Tensor | None = None) -> Path:
     """Draw the spectrogram of one utterance above the attention over its frames.
 
     Args:
@@ -201,10 +201,12 @@ def attention(model: nn.Module, wave: Tensor, path: Path, title: str = "") -> Pa
         wave: ``[N]``.
         path: the PNG file.
         title: title of the figure.
+        taken: features ``[T, D]`` that the model takes in place of the wave.
     """
     device = next(model.parameters()).device
+    taken = wave if taken is None else taken
     with torch.no_grad():
-        _, weights = model.eval()(wave[None].to(device), return_weights=True)
+        _, weights = model.eval()(taken[None].to(device), return_weights=True)
     decibel, first, step, top_frequency = spectrogram(model.spectrogram, wave)
     rate = model.spectrogram.sample_rate
     seconds = len(wave) / rate

@@ -81,10 +81,10 @@ def picture(front: nn.Module, wave: Tensor) -> Picture:
     return Picture(file.getvalue(), found.first, end, found.top)
 
 
-def attention(model: nn.Module, wave: Tensor) -> Curve | None:
-    """Return the attention of a model in evaluation mode to a wave ``[N]``; None if it has none."""
+def attention(model: nn.Module, taken: Tensor) -> Curve | None:
+    """Return the attention of a model in evaluation mode to a wave ``[N]``, or features; None if it has none."""
     with torch.no_grad():
-        _, weights = model(wave[None], return_weights=True)
+        _, weights = model(taken[None], return_weights=True)
     return None if weights is None else curve(model, weights[0])
 
 

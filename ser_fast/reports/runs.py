@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ser_fast.data.corpora import Corpus, load_corpus
-from ser_fast.data.dataset import Dataset, load_dataset, read_dataset, split_corpus
+from ser_fast.data.dataset import Dataset, load_dataset, split_corpus
 from ser_fast.data.failures import listed, summarise
 from ser_fast.data.findings import corpus_lines
 from ser_fast.data.splits import Split
@@ -28,6 +28,7 @@ from ser_fast.training.run_folder import RunFolder
 from ser_fast.training.task import task_of
 from ser_fast.training.tensorboard import add_picture, require_loggers
 from ser_fast.training.trainer import Trainer
+from ser_fast.training.upstream import completed, open_source, read_inputs
 
 CAPTIONS = {
     "loss": "Loss of each epoch, and the metric of the validation part or, without one, of the training part.",
@@ -54,15 +55,19 @@ def train(config: TrainConfig, options: dict) -> dict:
         AudioError: an utterance cannot be read and ``config.skip_bad`` is false.
     """
     config = distributed.from_rank_0(lambda: resumed(config))
-    folder = run_folder(config.out, run_options(config, options))
     with contextlib.ExitStack() as stack:
         with distributed.agreed():
+            source = open_source(config.features, config.features_layer, distributed.device(config.device))
+            options = completed(config.model, options, source)
+            folder = run_folder(config.out, run_options(config, options))
             # Options that do not fit fail before any audio is read and before the folder is made.
             require_loggers(config)
             model = blank(config.model, 2, options)
             corpus = corpus_of(config)
             task_of(corpus.classes, config.loss, config.label_smoothing)
             split = split_corpus(corpus, **config.held_out)
+            if source is not None:
+                source.check(corpus.utterances)
             if distributed.rank() == 0:
                 stack.enter_context(folder)
         described = corpus_lines(corpus)  # of all utterances, also those that cannot be read
@@ -71,7 +76,7 @@ def train(config: TrainConfig, options: dict) -> dict:
         with distributed.agreed(), listed(config.out) if distributed.rank() == 0 else contextlib.nullcontext():
             storage = config.storage(distributed.local_world())
             rate = model.spectrogram.sample_rate
-            corpus, dataset = read_dataset(corpus, rate, config.skip_bad, say, storage)
+            corpus, dataset = read_inputs(source, model.spectrogram, corpus, config.skip_bad, say, storage)
             if dataset.skipped:  # the parts are drawn from the utterances that could be read
                 split = dataset.split(**config.held_out)
         if dataset.skipped:
@@ -367,7 +372,7 @@ def _pictures(trainer: Trainer, summary: dict, name: str, skip: str = "") -> lis
         place, labels = figures.shortened(shown.name, 80), _outcome(shown, dataset.classes)
         captions["attention"] += f" {place}; {labels}."
         drawings["attention"] = lambda path: figures.attention(
-            trainer.model, dataset.waves[index], path, f"{place}\n{labels}"
+            trainer.model, dataset.waves[index], path, f"{place}\n{labels}", dataset.inputs[index]
         )
     if trainer.split.test and dataset.classes:
         title = f"{name} on {dataset.name}, UA {best['recall']:.1%}\n{summary['protocol']}"

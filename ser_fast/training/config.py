@@ -83,6 +83,9 @@ class TrainConfig:
             "file=path,label=emotion,speaker=spk,split=set", or a map.
         log: loggers beside the run folder's own files, separated by commas or as a list: "tensorboard", event files
             in the folder ``tensorboard`` of each run, which need the extra "tensorboard".
+        features: features of frames that bigru_mha or baseline takes in place of a spectrogram: an .npz or .parquet
+            of an array for each file, or the local folder of a transformers model, such as wav2vec 2.0.
+        features_layer: hidden states of that model that are taken: 0 is the input of its first layer, -1 its output.
 
     Raises:
         ValueError: a value is out of range or two options contradict each other.
@@ -129,10 +132,16 @@ class TrainConfig:
     allow_missing_classes: bool = False
     columns: dict | str = ""
     log: str | list[str] = ""
+    features: str = ""
+    features_layer: int = -1
 
     def __post_init__(self):
         if isinstance(self.augment, dict):
             self.augment = Augmentation(**self.augment)
+        for name in ("speeds", "snr", "mixup") if self.features else ():
+            value = getattr(self.augment, name)
+            found = f"augment.{name} is {value} with features, which are computed once from the whole wave"
+            require(not value, found, "omitted; the masks of augment work on features")
         gpus = torch.cuda.device_count()
         for name, good, allowed in (
             *((name, getattr(self, name) >= 1, "at least 1") for name in ("epochs", "batch_size")),
@@ -211,7 +220,11 @@ LATER = {
     "allow_missing_classes": False,
     "columns": {},
     "log": [],
+    "features": "",
+    "features_layer": -1,
 }
+# The same for options of a model.
+_LATER_OF_MODELS = {model: {"features": 0, "frame_rate": 50.0} for model in ("bigru_mha", "baseline")}
 
 
 def resumed(config: TrainConfig) -> TrainConfig:
@@ -242,8 +255,8 @@ def run_folder(path: Path, options: dict) -> RunFolder:
     """
     fixed = options.get("schedule", "constant") != "constant" or options.get("choose")
     return RunFolder(
-        path, options, required=("epochs", "seed"), later=LATER,
-        free=("data", "test_data", "out", "device", "skip_bad", "cache", "cache_dir", "workers", "log"),
+        path, options, required=("epochs", "seed"), later=LATER | _LATER_OF_MODELS,
+        free=("data", "test_data", "features", "out", "device", "skip_bad", "cache", "cache_dir", "workers", "log"),
         may_grow=("seeds",) if fixed else ("seeds", "epochs"),
     )  # fmt: skip
 

@@ -18,13 +18,14 @@ from typing import NamedTuple
 import torch
 
 from ser_fast.data.corpora import Corpus
-from ser_fast.data.dataset import Dataset, groups, load_dataset, own_folds, read_dataset, speakers, split_corpus
+from ser_fast.data.dataset import Dataset, groups, own_folds, speakers, split_corpus
 from ser_fast.data.failures import LIST, listing, summarise
 from ser_fast.data.findings import corpus_lines
 from ser_fast.data.pace import Pace
 from ser_fast.data.reading import end_with_parent
 from ser_fast.data.splits import Split, held_by, how_chosen, sharing
 from ser_fast.data.utterance import plural
+from ser_fast.training import distributed
 from ser_fast.training.checkpoint import blank
 from ser_fast.training.config import TrainConfig, resumed, run_folder, run_options
 from ser_fast.training.corpus import corpus_of
@@ -36,6 +37,7 @@ from ser_fast.training.speakers import by_speaker
 from ser_fast.training.task import Task, task_of
 from ser_fast.training.tensorboard import require_loggers
 from ser_fast.training.trainer import Trainer
+from ser_fast.training.upstream import completed, open_source, read_inputs
 
 
 class Run(NamedTuple):
@@ -124,6 +126,8 @@ def results(
     described = corpus_lines(corpus)  # of all utterances, also those that cannot be read
     for line in described:
         report(line)
+    source = open_source(config.features, config.features_layer, distributed.device(config.device))
+    options = completed(config.model, options, source)
     model = blank(config.model, 2, options)
     scale, targets = corpus.sentiment_scale, corpus.targets
     task = task_of(corpus.classes, config.loss, config.label_smoothing, sentiment_scale=scale, targets=targets)
@@ -131,11 +135,12 @@ def results(
         chosen, of_model = changed(config, options, candidate)
         blank(config.model, 2, of_model)
         task_of(corpus.classes, chosen.loss, chosen.label_smoothing, sentiment_scale=scale, targets=targets)
+    if source is not None:
+        source.check(corpus.utterances)
+    reading = source, model.spectrogram, corpus, config.skip_bad, report, config.storage(folds.jobs)
     dataset, skipped = None, []
     if config.skip_bad:  # the folds depend on which utterances can be read
-        corpus, dataset = read_dataset(
-            corpus, model.spectrogram.sample_rate, True, report, config.storage(folds.jobs)
-        )
+        corpus, dataset = read_inputs(*reading)
         skipped = dataset.skipped
     if skipped:
         report(f"skipped {plural(len(skipped), 'unreadable utterance')}:")
@@ -153,9 +158,7 @@ def results(
         if skipped:
             folder.write(LIST, listing(skipped))
         outcomes: dict[int, Outcome] = {}
-        dataset = dataset or load_dataset(
-            corpus, model.spectrogram.sample_rate, report=report, storage=config.storage(folds.jobs)
-        )
+        dataset = dataset or read_inputs(*reading)[1]
         for number, outcome in _outcomes(dataset, planned, folds, report):
             outcomes[number] = outcome
             measure = "CCC {ccc:.3f}" if len(targets) > 1 else "MAE {mae:.3f}" if targets else "UA {recall:.1%}"

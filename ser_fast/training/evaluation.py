@@ -14,7 +14,7 @@ from ser_fast._require import require
 from ser_fast.data.corpora import Corpus, load_corpus
 from ser_fast.data.corpora.combined import described_map
 from ser_fast.data.corpora.labels import map_labels, read_map
-from ser_fast.data.dataset import Dataset, parts, read_dataset, speakers, split_corpus
+from ser_fast.data.dataset import Dataset, parts, speakers, split_corpus
 from ser_fast.data.failures import LIST, listing, summarise
 from ser_fast.data.splits import Split
 from ser_fast.data.utterance import VALUE
@@ -29,6 +29,7 @@ from ser_fast.training.run_folder import RunFolder
 from ser_fast.training.speakers import by_speaker
 from ser_fast.training.task import Task, task_of
 from ser_fast.training.trainer import predict
+from ser_fast.training.upstream import read_inputs, source_of
 
 
 @dataclass
@@ -56,6 +57,7 @@ class EvaluateConfig:
             list; by default those of their names.
         columns: columns of a table under other names than ours, as in training; beside those of the run if the
             corpus is that of the run.
+        features: features in place of a spectrogram, as in training; by default those of the run.
 
     Raises:
         ValueError: a value is out of range.
@@ -81,6 +83,7 @@ class EvaluateConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     targets: str | list[str] = ""
     columns: dict | str = ""
+    features: str = ""
 
     def __post_init__(self):
         # These mean the same as in training, where they are checked.
@@ -163,20 +166,26 @@ def results(config: EvaluateConfig, report: Callable[[str], None] = lambda line:
     model, origin = checkpoint.build(path), _origin(path, checkpoint)
     if not (config.data or origin.data):
         raise ValueError(f"data is not given, and {path} does not lie in the folder of a run; it must name a corpus")
+    device = distributed.device(config.device)
+    features = config.features or (origin.config.features if origin.config else "")
+    source, doubt = source_of(path, checkpoint, model, features, device)
     corpus, of_run = _corpus(config, origin, _targets(config, checkpoint))
     mapped = _mapped(config, checkpoint.classes, corpus, origin.config.labels if origin.config else {}, of_run)
     _index(config, corpus, mapped)
     if config.part != "all" and origin.held_out is None and not parts(corpus):
         found = f"part is {config.part}, but {corpus.name} has no parts of its own, and {path} does not lie"
         raise ValueError(f"{found} in the folder of a run; it must be all")
-    device = distributed.device(config.device)
-    free = ("batch_size", "skip_bad", "cache", "cache_dir", "workers", "device")
+    if source is not None:
+        source.check(corpus.utterances)
+    free = ("features", "batch_size", "skip_bad", "cache", "cache_dir", "workers", "device")
     required = ("checkpoint", "only_known")
     with RunFolder(config.out, asdict(config), required=required, free=("out", *free), later=LATER) as folder:
         for line in corpus.summary():
             report(line)
+        if doubt:
+            report(doubt)
         rate = model.spectrogram.sample_rate
-        corpus, dataset = read_dataset(corpus, rate, config.skip_bad, report, config.storage)
+        corpus, dataset = read_inputs(source, model.spectrogram, corpus, config.skip_bad, report, config.storage)
         for line in summarise(dataset.skipped):
             report(f"skipped: {line}")
         chosen = _chosen(config, checkpoint.classes, origin, corpus, dataset, mapped)

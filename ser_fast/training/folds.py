@@ -16,7 +16,7 @@ HELD_OUT = ("test_speakers", "test_groups", "test_fold", "test_fraction", "test_
 PROTOCOLS = ("loso", "speakers", "random", "logo", "parts")
 _NOT_CHOSEN = (
     "data", "columns", "labels", "targets", "allow_missing_classes", "skip_bad", "out", "model", "seed", "cache",
-    "cache_dir", "workers", "log",
+    "cache_dir", "workers", "log", "features", "features_layer",
 )  # fmt: skip
 
 

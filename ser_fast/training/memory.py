@@ -17,13 +17,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def in_memory(batch_size: int, lengths: Sequence[int], sample_rate: int) -> Iterator[None]:
+def in_memory(batch_size: int, lengths: Sequence[int], rate: float) -> Iterator[None]:
     """Name the batch in an error of the context that says that memory cannot be allocated.
 
     Args:
         batch_size: the option.
-        lengths: samples of each utterance of the batch.
-        sample_rate: in hertz.
+        lengths: of each utterance of the batch, in samples or frames.
+        rate: samples or frames in a second.
 
     Raises:
         RuntimeError: the batch does not fit in memory.
@@ -33,7 +33,7 @@ def in_memory(batch_size: int, lengths: Sequence[int], sample_rate: int) -> Iter
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        count, seconds = len(lengths), max(lengths, default=0) / sample_rate
+        count, seconds = len(lengths), max(lengths, default=0) / rate
         batch, fix = f"{count} utterances of up to {seconds:.1f} s do", "it must be smaller"
         if count == 1:
             batch, fix = f"an utterance of {seconds:.1f} s does", "cut it into shorter ones or leave it out"

@@ -21,6 +21,7 @@ class Progress:
         best_score: its score.
         rows: metrics of each epoch.
         parts: digest of the split; "" in a run of a version that did not keep it.
+        features: what computed the features that take the place of waves; empty if there are none.
     """
 
     corpus: str
@@ -29,6 +30,7 @@ class Progress:
     best_score: float = -math.inf
     rows: list[dict] = field(default_factory=list)
     parts: str = ""
+    features: dict = field(default_factory=dict)
 
 
 def read_progress(path: Path, values: dict[str, Any]) -> Progress:
@@ -42,13 +44,14 @@ def read_progress(path: Path, values: dict[str, Any]) -> Progress:
         CheckpointError: a value is missing, unknown, of another type or out of range.
     """
     names = {entry.name for entry in fields(Progress)}
-    if not names - {"parts"} <= values.keys() <= names:
+    if not names - {"parts", "features"} <= values.keys() <= names:
         raise CheckpointError(f"{path}: progress has {sorted(values)}; it must have {', '.join(sorted(names))}")
     found = Progress(**values)
     count = len(found.rows) if isinstance(found.rows, list) else -1
     for name, good, allowed in (
         ("corpus", isinstance(found.corpus, str), "a text"),
         ("parts", isinstance(found.parts, str), "a text"),
+        ("features", isinstance(found.features, dict), "an object"),
         ("epoch", type(found.epoch) is int and found.epoch == count >= 1, "the number of rows, at least 1"),
         ("best_epoch", type(found.best_epoch) is int and 1 <= found.best_epoch <= count, f"in 1..{count}"),
         ("best_score", _is_finite(found.best_score), "a finite number"),

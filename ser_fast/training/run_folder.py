@@ -24,7 +24,8 @@ class RunFolder:
         required: options that the ``config.json`` of every run contains; a file without them is not of a run.
         free: options that may change when the run is resumed.
         may_grow: options, integers, that may become larger when the run is resumed.
-        later: options that the ``config.json`` of an older version may lack, with the values that its run had.
+        later: options that the ``config.json`` of an older version may lack, with the values that its run had; a
+            dict has those of an option that is a dict itself.
 
     Raises:
         ValueError: on entering, if the folder holds something else, another process has locked it or it cannot be
@@ -91,12 +92,21 @@ class RunFolder:
             self._refuse(f", whose config.json is not readable JSON ({error})")
         if not isinstance(before, dict) or not self.required <= before.keys():
             self._refuse(", whose config.json is not of such a run")
-        before = self.later | before
-        changed = {name for name in before.keys() | self.options.keys() if before.get(name) != self.options.get(name)}
+        before, now = (self._with_later(options) for options in (before, self.options))
+        changed = {name for name in before.keys() | now.keys() if before.get(name) != now.get(name)}
         changed -= self.free
         changed -= {name for name in changed & self.may_grow if _grew(before.get(name), self.options.get(name))}
         if changed:
             self._refuse(f", which contains a run with different {', '.join(sorted(changed))}")
+
+    def _with_later(self, options: dict) -> dict:
+        """Return options with those of ``later`` that they lack."""
+        nested = {
+            name: value | options[name]
+            for name, value in self.later.items()
+            if isinstance(value, dict) and isinstance(options.get(name), dict)
+        }
+        return self.later | options | nested
 
     def _acquire(self) -> None:
         """Take the lock, which the system releases however the process ends."""

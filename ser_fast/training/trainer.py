@@ -46,7 +46,7 @@ def batch_in_memory(
 ) -> contextlib.AbstractContextManager:
     """Return the context that names the batch in an error that says that memory cannot be allocated."""
     lengths = [batches.lengths[i] for i in batch.index]
-    return in_memory(batches.batch_size, lengths, model.spectrogram.sample_rate)
+    return in_memory(batches.batch_size, lengths, model.spectrogram.input_rate)
 
 
 def fit_statistics(
@@ -170,7 +170,7 @@ class Trainer:
             self.reporter = Reporters([self.reporter, TensorBoard(config, options, folder.path)])
         self.device = distributed.device(config.device)
         distributed.agree_on_choices(self.device)
-        self.progress = Progress(dataset.digest(), parts=split.digest())
+        self.progress = Progress(dataset.digest(), parts=split.digest(), features=dataset.upstream)
         self._compare_corpora()
         with distributed.agreed():
             world = distributed.world()
@@ -262,9 +262,11 @@ class Trainer:
         except CheckpointError as error:
             distributed.refuse(CheckpointError(f"{error}; {again}"))
         if progress.corpus != self.progress.corpus:
+            what = f"data is {self.config.data}, whose corpus differs"
+            if progress.features.get("digest") != self.progress.features.get("digest"):
+                what = f"features is {self.config.features}, whose features differ"
             distributed.refuse(ValueError(
-                f"data is {self.config.data}, whose corpus differs from the one that the run in "
-                f"{self.folder.path} began with; name a new folder as out"
+                f"{what} from the one that the run in {self.folder.path} began with; name a new folder as out"
             ))  # fmt: skip
         drawn_otherwise = not progress.parts and self.config.validation == "speakers"
         if drawn_otherwise or progress.parts not in ("", self.progress.parts):
@@ -380,9 +382,10 @@ class Trainer:
 
     def _keep_best(self, weights: dict[str, Tensor]) -> None:
         self.progress.best_score, self.progress.best_epoch = self._score(), self.progress.epoch
-        shortest = min(self.batches["train"].lengths) / self.model.spectrogram.sample_rate
+        shortest = min(self.batches["train"].lengths) / self.model.spectrogram.input_rate
         about = {"epoch": self.progress.epoch, "shortest": shortest}  # in seconds
         about |= {"data": self.dataset.name, "corpus": self.progress.corpus}
+        about |= {"features": self.dataset.upstream} if self.dataset.upstream else {}
         self._save(self.best, self.task.kept(weights)[0], about, {})
 
     def _score(self) -> float:

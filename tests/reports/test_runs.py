@@ -74,7 +74,7 @@ def test_run_names_its_corpus_before_it_reads(voices, tmp_path, capsys):
 
 def test_attention_names_path_and_labels(voices, tmp_path, monkeypatch):
     titles = []
-    monkeypatch.setattr("ser_fast.reports.figures.attention", lambda *given: titles.append(given[-1]))
+    monkeypatch.setattr("ser_fast.reports.figures.attention", lambda *given: titles.append(given[3]))
     assert main(["train", f"--data={voices}", f"--out={tmp_path}", "--test_speakers=01", *OPTIONS]) == 0
     labels = "(anger|sadness)"
     assert re.fullmatch(rf"(sadness/01/0.wav)\ntrue: sadness, predicted: {labels}", titles[0])

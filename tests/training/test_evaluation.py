@@ -64,7 +64,7 @@ def run(voices, tmp_path_factory) -> Path:
 @pytest.fixture
 def unread(monkeypatch):
     """Let a test fail that reads audio."""
-    monkeypatch.setattr(evaluation, "read_dataset", lambda *_: pytest.fail("audio was read"))
+    monkeypatch.setattr(evaluation, "read_inputs", lambda *_: pytest.fail("audio was read"))
 
 
 def rows(folder: Path) -> list[dict]:
