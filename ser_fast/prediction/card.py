@@ -12,6 +12,7 @@ from ser_fast._version import __version__
 from ser_fast.data.files import printable
 from ser_fast.data.utterance import plural
 from ser_fast.training.checkpoint import Checkpoint
+from ser_fast.training.upstream import described
 
 # What the numbers of a summary.json are of, by the name that it has for them.
 _KINDS = {
@@ -216,6 +217,9 @@ def _facts(checkpoint: Checkpoint, model: nn.Module) -> dict[str, str]:
         "options": ", ".join(f"{name}: {json.dumps(value)}" for name, value in checkpoint.options.items()),
         "recipe": about.get("recipe"),
         "audio": f"mono at {model.spectrogram.sample_rate} Hz; files of other rates are resampled",
+        "input": described(about["features"], len(model.spectrogram.mean))
+        if isinstance(about.get("features"), dict)
+        else None,
         "corpus": about.get("data"),
         "digest of the corpus": about.get("corpus"),
         "epoch": about.get("epoch"),

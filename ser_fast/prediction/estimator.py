@@ -22,6 +22,7 @@ from ser_fast.training.recipe import load_recipe
 from ser_fast.training.reporter import Reporter
 from ser_fast.training.task import task_of
 from ser_fast.training.trainer import Trainer
+from ser_fast.training.upstream import completed
 
 _PURPOSE = "ser_fast.prediction.estimator"
 base = import_extra("sklearn.base", _PURPOSE)
@@ -130,7 +131,7 @@ class _Estimator(base.BaseEstimator):
             require(good, f"{name} has {len(found)} entries", f"as many as X, {len(utterances)}")
         with tempfile.TemporaryDirectory() as temporary:
             config = self._config(Path(self.out or temporary), bool(groups))
-            rate = blank(config.model, 2, options).spectrogram.sample_rate
+            rate = blank(config.model, 2, completed(config.model, options, None)).spectrogram.sample_rate
             task_of(classes, config.loss, config.label_smoothing, targets=targets)
             _, waves, _ = open_waves(utterances, rate, False, config.storage())
             names = [utterance.name for utterance in utterances]

@@ -117,18 +117,19 @@ class SERModel(nn.Module, huggingface_hub.ModelHubMixin, library_name="ser_fast"
         """Return what the bare model returns for waves ``[B, N]`` and lengths ``[B]``."""
         return self.model(*args, **options)
 
-    def predictor(self, batch_size: int = 32, threads: int | None = None) -> Predictor:
+    def predictor(self, batch_size: int = 32, threads: int | None = None, features: str = "") -> Predictor:
         """Return a :class:`ser_fast.prediction.predictor.Predictor` with the present weights, on the same device."""
         device = next(self.model.parameters()).device.type
-        return Predictor(self.checkpoint(), batch_size, device, threads)
+        return Predictor(self.checkpoint(), batch_size, device, threads, features)
 
-    def predict(self, files: Iterable[Path | str]) -> dict[Path, Result]:
+    def predict(self, files: Iterable[Path | str], features: str = "") -> dict[Path, Result]:
         """Return the result of each file; see :meth:`ser_fast.prediction.predictor.Predictor.files`.
 
         Args:
             files: audio files, folders whose audio files are taken, or lists of files.
+            features: the encoder, or the file of features, of a model that was trained on such.
         """
-        return dict(self.predictor().files(files))
+        return dict(self.predictor(features=features).files(files))
 
     def checkpoint(self) -> Checkpoint:
         """Return the model as a checkpoint, without results if its weights were changed after it was loaded."""

@@ -478,3 +478,21 @@ def test_examples_of_the_page_run(voices, tmp_path, monkeypatch, capsys):
     fit(tmp_path, Path("runs/stored"), Path("features.npz"), epochs=1)
     exec(predict + call, names)
     assert len(capsys.readouterr().out.splitlines()) == 18 and names["logits"].shape == (2, 4)
+
+
+def test_saved_model_of_features_predicts_as_its_run(voices, run, tmp_path):
+    hub = pytest.importorskip("ser_fast.prediction.hub", exc_type=ImportError)
+    hub.SERModel.from_pretrained(run).save_pretrained(tmp_path / "saved")
+    model, given = hub.SERModel.from_pretrained(tmp_path / "saved"), str(voices / "f.npz")
+    known = dict(Predictor(run, features=given).files([voices / "corpus"]))
+    assert len(known) == 18 and model.predict([voices / "corpus"], features=given) == known
+    assert f"features from the file f.npz, {WIDTH} in a frame" in (tmp_path / "saved" / "README.md").read_text()
+    with pytest.raises(ValueError, match="features is not given, but the checkpoint was trained on features from"):
+        model.predict([voices / "corpus"])
+
+
+def test_estimator_takes_no_options_of_features(voices):
+    SERClassifier = pytest.importorskip("ser_fast.prediction.estimator", exc_type=ImportError).SERClassifier
+    files = sorted(map(str, (voices / "corpus").rglob("*.wav")))
+    with pytest.raises(ValueError, match="bigru_mha.features is 5, but features is not given"):
+        SERClassifier(options={"features": 5}, epochs=1).fit(files, [Path(file).parts[-3] for file in files])
