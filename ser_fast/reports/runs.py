@@ -41,7 +41,7 @@ CAPTIONS = {
 def train(config: TrainConfig, options: dict) -> dict:
     """Train and test a model, and write figures and a report into the run folder.
 
-    In several processes (:mod:`ser_fast.training.distributed`) rank 0 locks the folder, draws and reports.
+    In several processes (``torchrun``) rank 0 locks the folder, draws and reports.
 
     Args:
         config: options of the run.
