@@ -494,5 +494,5 @@ def test_saved_model_of_features_predicts_as_its_run(voices, run, tmp_path):
 def test_estimator_takes_no_options_of_features(voices):
     SERClassifier = pytest.importorskip("ser_fast.prediction.estimator", exc_type=ImportError).SERClassifier
     files = sorted(map(str, (voices / "corpus").rglob("*.wav")))
-    with pytest.raises(ValueError, match="bigru_mha.features is 5, but features is not given"):
+    with pytest.raises(ValueError, match=r"bigru_mha\.features is 5, but features is not given"):
         SERClassifier(options={"features": 5}, epochs=1).fit(files, [Path(file).parts[-3] for file in files])
