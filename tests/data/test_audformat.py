@@ -120,6 +120,25 @@ def test_segments_have_start_and_end(tmp_path):
     assert [u.speaker for u in corpus.utterances] == ["s1", "s1", "s2"]
 
 
+@pytest.mark.parametrize("storage", ["csv", "parquet"])
+def test_segment_without_start_begins_with_the_file(tmp_path, storage):
+    db = database()
+    index = audformat.segmented_index(FILES[:2], [None, None], ["1.5s", None])
+    add(db, "emotion", index, emotion=("emotion", EMOTIONS[:2]))
+    corpus = load_corpus(saved(db, tmp_path, storage))
+    assert [(u.start, u.end) for u in corpus.utterances] == [(0.0, 1.5), (None, None)] and not corpus.notes
+
+
+@pytest.mark.parametrize("name", ["", '" "'])
+def test_row_without_file_is_named(tmp_path, name):
+    db = database()
+    emotions(db)
+    spec = saved(db, tmp_path)
+    (tmp_path / "db.emotion.csv").write_text(f"file,emotion\naudio/0.wav,anger\n{name},neutral\n")
+    with pytest.raises(ValueError, match=r", emotion, row 2: file is .+; it must be the name of a file"):
+        load_corpus(spec)
+
+
 def test_audio_of_segments_is_read_and_a_missing_file_skipped(tmp_path):
     db = database()
     index = audformat.segmented_index([FILES[0], FILES[0], FILES[3]], ["0s", "0.5s", "0s"], ["0.5s", None, None])

@@ -113,12 +113,18 @@ class Database:
         return self._cells[place, field]
 
     def keys(self, table: str) -> Iterator[Key]:
-        """Yield file, start and end of each row of a table."""
+        """Yield file, start and end of each row of a table; a start that is not given is 0.
+
+        Raises:
+            ValueError: a row names no file.
+        """
         with _quiet():
             index = self.library.utils.to_segmented_index(self.table(table).index)
         starts, ends = (index.get_level_values(level).total_seconds().tolist() for level in ("start", "end"))
-        for file, start, end in zip(index.get_level_values("file").tolist(), starts, ends):
-            yield file, start, None if math.isnan(end) else end
+        for row, (file, start, end) in enumerate(zip(index.get_level_values("file").tolist(), starts, ends), 1):
+            good = isinstance(file, str) and bool(file.strip())
+            require(good, f"{self.root}, {table}, row {row}: file is {file!r}", "the name of a file")
+            yield file, 0.0 if math.isnan(start) else start, None if math.isnan(end) else end
 
     def table(self, name: str):
         """Return the data frame of a table, read once."""
