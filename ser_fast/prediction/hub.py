@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +244,8 @@ def _tested(path: Path, checkpoint: Checkpoint, folder: Path | None) -> dict:
         for name in ("model", "classes", "targets"):
             wanted, given = getattr(checkpoint, name), known.get(name) or getattr(checkpoint, name)
             require(given == wanted, f"results is {folder}, of the {name} {given}", f"of {wanted}")
+        good = found.kind != "best" or _is_of_run(summary, checkpoint)
+        require(good, f"results is {folder}, of another corpus or epoch", "the run of the model")
         if found.kind == "pooled":  # of other models, which must be alike
             given = _options(folder / "config.json").get(checkpoint.model, checkpoint.options)
             require(
@@ -251,16 +253,20 @@ def _tested(path: Path, checkpoint: Checkpoint, folder: Path | None) -> dict:
                 f"results is {folder}, of the options {given}",
                 f"of {checkpoint.options}",
             )
-        return {"tested": card.kept(found)}
+        return {"tested": asdict(found)}
     if path.name != "best.safetensors":
         return {}
     try:
         found, summary = card.read_results(path.with_name("summary.json"))
     except (OSError, ValueError):
         return {}
+    return {"tested": asdict(found)} if found.kind == "best" and _is_of_run(summary, checkpoint) else {}
+
+
+def _is_of_run(summary: dict, checkpoint: Checkpoint) -> bool:
+    """Return whether the best epoch of a run is that of a checkpoint."""
     about = checkpoint.progress
-    same = (summary.get("corpus"), summary.get("best_epoch")) == (about.get("corpus"), about.get("epoch"))
-    return {"tested": card.kept(found)} if same and found.kind == "best" else {}
+    return (summary.get("corpus"), summary.get("best_epoch")) == (about.get("corpus"), about.get("epoch"))
 
 
 def _options(path: Path) -> dict:

@@ -189,9 +189,12 @@ def test_card_has_every_target(tmp_path):
     (tmp_path / "summary.json").write_text(json.dumps(summary | {"targets": ["x", "y"]}))
     with pytest.raises(ValueError, match=r"of the targets \['x', 'y'\]; it must be of \['arousal'"):
         SERModel.from_pretrained(tmp_path, results=tmp_path)
-    for broken in ("{", "[]", '{"best": 3}', '{"best": {"recall": "x"}, "protocol": "", "data": ""}'):
-        (tmp_path / "summary.json").write_text(broken)
-        with pytest.raises(ValueError, match=r"summary|results"):
+    for broken in (
+        b"{", b"[]", b'{"best": 3}', b'{"best": {"recall": "x"}, "protocol": "", "data": ""}', b"{}", b'{"best": "\xff"}',
+        b'{"best": ["recall"], "protocol": "", "data": ""}', b'{"best": {"recall": 1%s}}' % (b"0" * 400),
+    ):
+        (tmp_path / "summary.json").write_bytes(broken)
+        with pytest.raises(ValueError, match=r"summary.json is no summary of a run, a cv or an evaluation with a test: "):
             SERModel.from_pretrained(tmp_path, results=tmp_path)
 
 
@@ -213,6 +216,16 @@ def test_card_of_another_epoch_has_no_results(run, tmp_path):
     assert "No test is recorded" in str(SERModel.from_pretrained(copy).generate_model_card())
 
 
+def test_card_refuses_results_of_another_run(run, tmp_path):
+    """It would call them those of this model."""
+    shutil.copy(run / "best.safetensors", tmp_path)
+    summary = json.loads((run / "summary.json").read_text())
+    (tmp_path / "summary.json").write_text(json.dumps(summary | {"corpus": "another"}))
+    assert SERModel.from_pretrained(tmp_path / "best.safetensors", results=run)
+    with pytest.raises(ValueError, match=r"results is .*, of another corpus or epoch; it must be the run of the model"):
+        SERModel.from_pretrained(tmp_path, results=tmp_path)
+
+
 def test_card_of_changed_weights_has_no_results(run, tmp_path):
     model = SERModel.from_pretrained(run)
     model.save_pretrained(tmp_path)
@@ -228,7 +241,7 @@ def test_card_of_changed_weights_has_no_results(run, tmp_path):
 @pytest.mark.parametrize(
     "tested",
     [3, {"kind": "best"}, ["best", "", "", 0, 0, [["", "recall", float("inf"), None, None]]],
-     ["best", "p", "d", -1, 0, []], ["other", "p", "d", 0, 0, []], ["best", "p", "d", 0, 0, [["", "x", 1, 0, 1]]]],
+     ["best", "p", "d", 0, 0, [["", "recall", 10**400, None, None]]], ["best", "p", "d", -1, 0, []], ["other", "p", "d", 0, 0, []], ["best", "p", "d", 0, 0, [["", "x", 1, 0, 1]]]],
 )  # fmt: skip
 def test_card_ignores_malformed_results(named, tested):
     """The header of a checkpoint, from any origin, says anything."""
