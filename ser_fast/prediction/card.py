@@ -142,7 +142,8 @@ def read_results(path: Path) -> tuple[Tested, dict]:
         for target, known in summary.get("per_target", {}).items():
             rows += _rows(target, metrics["per_target"][target], known["intervals"])
         predictions = sum(each["utterances"] for each in speakers.values())
-        result = Tested(kind, summary["protocol"], summary["data"], predictions, len(speakers), rows)
+        protocol = "; ".join(filter(None, (summary["protocol"], summary.get("notice"))))
+        result = Tested(kind, protocol, summary["data"], predictions, len(speakers), rows)
     except (KeyError, TypeError, AttributeError, RecursionError, ValueError) as error:
         raise ValueError(f"{path} is no summary of a run, a cv or an evaluation with a test: {error!r}") from error
     return result, summary

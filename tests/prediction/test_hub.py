@@ -216,6 +216,13 @@ def test_card_of_another_epoch_has_no_results(run, tmp_path):
     assert "No test is recorded" in str(SERModel.from_pretrained(copy).generate_model_card())
 
 
+def test_card_says_that_training_utterances_were_tested(run, tmp_path):
+    evaluate(EvaluateConfig(str(run), part="all", out=tmp_path, device="cpu"))
+    notice = json.loads((tmp_path / "summary.json").read_text())["notice"]
+    assert "training" in notice
+    assert inline(notice) in str(SERModel.from_pretrained(run, results=tmp_path).generate_model_card())
+
+
 def test_card_refuses_results_of_another_run(run, tmp_path):
     """It would call them those of this model."""
     shutil.copy(run / "best.safetensors", tmp_path)
