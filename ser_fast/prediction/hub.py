@@ -50,6 +50,7 @@ class SERModel(nn.Module, huggingface_hub.ModelHubMixin, library_name="ser_fast"
 
     Raises:
         CheckpointError: options or weights of the checkpoint do not fit its model.
+        TypeError: ``checkpoint`` is something else, such as a name.
 
     Example:
         >>> import tempfile
@@ -65,6 +66,8 @@ class SERModel(nn.Module, huggingface_hub.ModelHubMixin, library_name="ser_fast"
 
     def __init__(self, checkpoint: Checkpoint):
         super().__init__()
+        found, wanted = f"checkpoint is {checkpoint!r:.80}", "a Checkpoint; SERModel.from_pretrained takes files"
+        require(isinstance(checkpoint, Checkpoint), found, wanted, TypeError)
         self.model = checkpoint.build()
         self.classes, self.names = checkpoint.classes, checkpoint.names
         self.sample_rate: int = self.model.spectrogram.sample_rate
@@ -224,6 +227,9 @@ def _digest(model: nn.Module) -> str:
     """Return a SHA-256 of the weights."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor):  # of a quantised layer; no checkpoint has it
+            digest.update(name.encode())
+            continue
         content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode() + content.numpy().tobytes())
     return digest.hexdigest()

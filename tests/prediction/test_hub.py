@@ -310,6 +310,21 @@ def test_save_refuses_what_cannot_be_loaded(named, fake_hub, tmp_path):
     assert not (tmp_path / "new").exists() and not fake_hub["made"]
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_save_refuses_a_quantised_model(named, tmp_path):
+    """Its state dict has values that are no tensors."""
+    torch.ao.quantization.quantize_dynamic(named, {torch.nn.Linear}, inplace=True)
+    with pytest.raises(CheckpointError, match=r"the model does not fit cgru: classifier._packed_params.+ is a \w+; it"):
+        named.save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("given", ["runs/mine", Path("runs/mine"), None])
+def test_model_refuses_what_is_no_checkpoint(given):
+    with pytest.raises(TypeError, match=r"checkpoint is .+; it must be a Checkpoint; SERModel.from_pretrained takes"):
+        SERModel(given)
+
+
 def test_push_uploads_what_save_writes(named, fake_hub, tmp_path):
     address = named.push_to_hub("me/voices", private=True, model_card_kwargs={"license": "mit"}, branch="dev")
     assert address == "hub/me/voices/commit" and fake_hub["made"] == [("me/voices", True)]
