@@ -293,9 +293,10 @@ def _download(name: str, **options: Any) -> Path:
     errors = import_extra("huggingface_hub.errors", "ser_fast.prediction.hub", "hub")
     here = f"{name} is no file or folder"
     try:
+        path = Path(huggingface_hub.hf_hub_download(name, SAVED, **options))
         with contextlib.suppress(errors.EntryNotFoundError):  # the Hub counts downloads by this file
             huggingface_hub.hf_hub_download(name, "config.json", **options)
-        return Path(huggingface_hub.hf_hub_download(name, SAVED, **options))
+        return path
     except errors.HFValidationError as error:
         reason = f"{here}, and no id of a model on the Hugging Face Hub, such as NAME/MODEL"
         raise CheckpointError(reason) from error

@@ -358,6 +358,20 @@ def test_model_loads_from_the_cache_of_the_hub(named, tmp_path):
     assert SERModel.from_pretrained("me/voices", cache_dir=tmp_path / "cache").classes == NAMES
 
 
+def test_missing_model_is_looked_up_once(monkeypatch):
+    """Without a network every file takes half a minute of retries."""
+    names = []
+
+    def download(name, file, **_):
+        names.append(file)
+        raise huggingface_hub.errors.LocalEntryNotFoundError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    with pytest.raises(CheckpointError, match="runs/typo is no file or folder, and not in the cache"):
+        SERModel.from_pretrained("runs/typo")
+    assert names == ["model.safetensors"]
+
+
 def test_from_pretrained_says_what_is_wrong(tmp_path, monkeypatch):
     errors = huggingface_hub.errors
     for name, found in {
