@@ -190,11 +190,19 @@ def test_card_has_every_target(tmp_path):
     with pytest.raises(ValueError, match=r"of the targets \['x', 'y'\]; it must be of \['arousal'"):
         SERModel.from_pretrained(tmp_path, results=tmp_path)
     for broken in (
-        b"{", b"[]", b'{"best": 3}', b'{"best": {"recall": "x"}, "protocol": "", "data": ""}', b"{}", b'{"best": "\xff"}',
-        b'{"best": ["recall"], "protocol": "", "data": ""}', b'{"best": {"recall": 1%s}}' % (b"0" * 400),
+        b"{",
+        b"[]",
+        b'{"best": 3}',
+        b'{"best": {"recall": "x"}, "protocol": "", "data": ""}',
+        b"{}",
+        b'{"best": "\xff"}',
+        b'{"best": ["recall"], "protocol": "", "data": ""}',
+        b'{"best": {"recall": 1%s}}' % (b"0" * 400),
     ):
         (tmp_path / "summary.json").write_bytes(broken)
-        with pytest.raises(ValueError, match=r"summary.json is no summary of a run, a cv or an evaluation with a test: "):
+        with pytest.raises(
+            ValueError, match=r"summary.json is no summary of a run, a cv or an evaluation with a test: "
+        ):
             SERModel.from_pretrained(tmp_path, results=tmp_path)
 
 
@@ -229,7 +237,9 @@ def test_card_refuses_results_of_another_run(run, tmp_path):
     summary = json.loads((run / "summary.json").read_text())
     (tmp_path / "summary.json").write_text(json.dumps(summary | {"corpus": "another"}))
     assert SERModel.from_pretrained(tmp_path / "best.safetensors", results=run)
-    with pytest.raises(ValueError, match=r"results is .*, of another corpus or epoch; it must be the run of the model"):
+    with pytest.raises(
+        ValueError, match=r"results is .*, of another corpus or epoch; it must be the run of the model"
+    ):
         SERModel.from_pretrained(tmp_path, results=tmp_path)
 
 
@@ -314,7 +324,9 @@ def test_save_refuses_what_cannot_be_loaded(named, fake_hub, tmp_path):
 def test_save_refuses_a_quantised_model(named, tmp_path):
     """Its state dict has values that are no tensors."""
     torch.ao.quantization.quantize_dynamic(named, {torch.nn.Linear}, inplace=True)
-    with pytest.raises(CheckpointError, match=r"the model does not fit cgru: classifier._packed_params.+ is a \w+; it"):
+    with pytest.raises(
+        CheckpointError, match=r"the model does not fit cgru: classifier._packed_params.+ is a \w+; it"
+    ):
         named.save_pretrained(tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
