@@ -210,6 +210,16 @@ def test_speaker_is_found_in_columns_schemes_and_labels(tmp_path):
     assert load_corpus(saved(db, tmp_path / "scheme")).speakers == ["s1", "s2"]
 
 
+@pytest.mark.parametrize("storage", ["csv", "parquet"])
+def test_numbers_of_speakers_may_have_gaps(tmp_path, storage):
+    """pandas reads them as floats, since one is missing."""
+    db = database()
+    db.drop_tables("files")
+    index = audformat.filewise_index(FILES[:3])
+    add(db, "emotion", index, emotion=("emotion", EMOTIONS[:3]), speaker=(None, [7, None, 12]))
+    assert [u.speaker for u in load_corpus(saved(db, tmp_path, storage)).utterances] == ["7", "unknown", "12"]
+
+
 def test_part_may_be_a_column(tmp_path):
     db = database()
     emotions(db, set=(None, ["train"] * 3 + ["dev", "dev", "test"]))

@@ -106,7 +106,8 @@ class Database:
     def cells(self, place: Place, field: str) -> dict[Key, Any]:
         """Return the cells of a column that are not empty, by the names, or the ``field``, in its scheme."""
         if (place, field) not in self._cells:
-            column = self.table(place.table)[place.column]
+            # Whole numbers beside empty cells are read as floats.
+            column = self.table(place.table)[place.column].convert_dtypes()
             names = {label: _name(label, about, field) for label, about in self.labels(place).items()}
             rows = zip(self.keys(place.table), column.astype(object).tolist(), column.isna().tolist())
             self._cells[place, field] = {key: names.get(value, value) for key, value, empty in rows if not empty}
