@@ -1,9 +1,8 @@
 """Cards of models in Markdown, and what they say about tests."""
 
 import json
-import math
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
@@ -29,6 +28,7 @@ _MEASURES = {
     "corr": "Pearson's correlation",
 }
 _SHARES = ("recall", "accuracy")
+_LARGEST = 1e300  # of a measure; a whole number beyond has no float
 _MARKDOWN = re.compile(r"[\\`*_{}\[\]<>()#|~&$@!]")
 
 _TEXT = """# {title}
@@ -111,7 +111,7 @@ def _is_measure(row: object) -> bool:
     if not isinstance(row, list) or len(row) != 5 or not isinstance(row[0], str):
         return False
     numbers = [number for number in row[2:] if number is not None]
-    finite = all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+    finite = all(type(number) in (int, float) and abs(number) <= _LARGEST for number in numbers)
     return row[1] in tuple(_MEASURES) and row[2] is not None and finite
 
 
@@ -137,15 +137,16 @@ def read_results(path: Path) -> tuple[Tested, dict]:
         summary = json.loads(path.read_text(encoding="utf-8"))
         kind = next((kind for kind in _KINDS if kind in summary), None)
         if kind is None:
-            raise ValueError(f"{path} has no results of a test; it must be of a run, a cv or an evaluation with one")
+            raise ValueError("it has no results of a test")
         speakers, metrics = summary.get("per_speaker", {}), summary[kind]
         rows = _rows("", metrics, summary.get("intervals", {}))
         for target, known in summary.get("per_target", {}).items():
             rows += _rows(target, metrics["per_target"][target], known["intervals"])
         predictions = sum(each["utterances"] for each in speakers.values())
-        result = Tested(kind, summary["protocol"], summary["data"], predictions, len(speakers), rows)
-    except (KeyError, TypeError, AttributeError, RecursionError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is no summary of a run, a cv or an evaluation: {error!r}") from error
+        protocol = "; ".join(filter(None, (summary["protocol"], summary.get("notice"))))
+        result = Tested(kind, protocol, summary["data"], predictions, len(speakers), rows)
+    except (KeyError, TypeError, AttributeError, RecursionError, ValueError) as error:
+        raise ValueError(f"{path} is no summary of a run, a cv or an evaluation with a test: {error!r}") from error
     return result, summary
 
 
@@ -153,9 +154,9 @@ def _rows(target: str, metrics: dict, intervals: dict) -> list[list]:
     """Return the measures of a target, or of all; a run of an older version has no intervals."""
     rows = []
     for name in _MEASURES:
-        if name in metrics:
+        if (value := metrics.get(name)) is not None:
             pooled = intervals.get(name, {}).get("pooled", {})
-            rows.append([target, name, metrics[name], pooled.get("low"), pooled.get("high")])
+            rows.append([target, name, value, pooled.get("low"), pooled.get("high")])
     return rows
 
 
@@ -245,8 +246,3 @@ def _results(found: Tested | None, edited: bool) -> str:
 
 def _number(measure: str, value: float) -> str:
     return f"{100 * value:.1f} %" if measure in _SHARES else f"{value:.3f}"
-
-
-def kept(results: Tested) -> dict:
-    """Return results in types that JSON has, for ``progress["tested"]``."""
-    return asdict(results)

@@ -11,6 +11,7 @@ import torch
 
 from ser_fast._require import require
 from ser_fast.data.audio import read_corpus
+from ser_fast.data.augmentation import Augmentation
 from ser_fast.data.dataset import Dataset
 from ser_fast.data.extras import import_extra
 from ser_fast.data.storage import open_waves
@@ -107,6 +108,8 @@ class _Estimator(base.BaseEstimator):
         """
         given = load_recipe(recipe)
         options = given.pop(given["model"], None)
+        if parameters.get("model", given["model"]) != given["model"]:
+            options = None
         if given.pop("validation", "none") != "none":
             given.setdefault("valid_fraction", TrainConfig.valid_fraction)
         known = cls._get_param_names()
@@ -155,6 +158,8 @@ class _Estimator(base.BaseEstimator):
             TypeError: a parameter is of another type.
             ValueError: a parameter is out of range.
         """
+        good = isinstance(self.augment, dict | Augmentation | None)
+        require(good, f"augment is {self.augment!r}", "a dict, or None", TypeError)
         _check_type("valid_fraction", self.valid_fraction)
         require(0 <= self.valid_fraction < 1, f"valid_fraction is {self.valid_fraction}", "in 0..1, 1 excluded")
         seed = self.random_state
@@ -356,7 +361,8 @@ def _utterance(number: int, item: Any, sample_rate: int) -> Utterance:
         # np.require copies what is read-only or not contiguous, which torch does not take.
         wave = item if isinstance(item, torch.Tensor) else torch.from_numpy(np.require(item, requirements="CW"))
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"X[{number}] is {item!r:.80}; it must be a file name or a wave [N]") from error
+        shown = f"{item.dtype.str} {list(item.shape)}" if isinstance(item, np.ndarray) else f"{item!r:.80}"
+        raise ValueError(f"X[{number}] is {shown}; it must be a file name or a wave [N]") from error
     good = wave.dim() == 1 and len(wave) > 0 and (wave.is_floating_point() or wave.dtype == torch.int16)
     allowed = "a file name, or a wave [N] of floats, or of int16 with full scale 2^15"
     require(good, f"X[{number}] is {wave.dtype} {list(wave.shape)}", allowed)

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class SERModel(nn.Module, huggingface_hub.ModelHubMixin, library_name="ser_fast"
 
     Raises:
         CheckpointError: options or weights of the checkpoint do not fit its model.
+        TypeError: ``checkpoint`` is something else, such as a name.
 
     Example:
         >>> import tempfile
@@ -65,6 +66,8 @@ class SERModel(nn.Module, huggingface_hub.ModelHubMixin, library_name="ser_fast"
 
     def __init__(self, checkpoint: Checkpoint):
         super().__init__()
+        found, wanted = f"checkpoint is {checkpoint!r:.80}", "a Checkpoint; SERModel.from_pretrained takes files"
+        require(isinstance(checkpoint, Checkpoint), found, wanted, TypeError)
         self.model = checkpoint.build()
         self.classes, self.names = checkpoint.classes, checkpoint.names
         self.sample_rate: int = self.model.spectrogram.sample_rate
@@ -225,6 +228,9 @@ def _digest(model: nn.Module) -> str:
     """Return a SHA-256 of the weights."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor):  # of a quantised layer; no checkpoint has it
+            digest.update(name.encode())
+            continue
         content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode() + content.numpy().tobytes())
     return digest.hexdigest()
@@ -245,6 +251,8 @@ def _tested(path: Path, checkpoint: Checkpoint, folder: Path | None) -> dict:
         for name in ("model", "classes", "targets"):
             wanted, given = getattr(checkpoint, name), known.get(name) or getattr(checkpoint, name)
             require(given == wanted, f"results is {folder}, of the {name} {given}", f"of {wanted}")
+        good = found.kind != "best" or _is_of_run(summary, checkpoint)
+        require(good, f"results is {folder}, of another corpus or epoch", "the run of the model")
         if found.kind == "pooled":  # of other models, which must be alike
             given = _options(folder / "config.json").get(checkpoint.model, checkpoint.options)
             require(
@@ -252,16 +260,20 @@ def _tested(path: Path, checkpoint: Checkpoint, folder: Path | None) -> dict:
                 f"results is {folder}, of the options {given}",
                 f"of {checkpoint.options}",
             )
-        return {"tested": card.kept(found)}
+        return {"tested": asdict(found)}
     if path.name != "best.safetensors":
         return {}
     try:
         found, summary = card.read_results(path.with_name("summary.json"))
     except (OSError, ValueError):
         return {}
+    return {"tested": asdict(found)} if found.kind == "best" and _is_of_run(summary, checkpoint) else {}
+
+
+def _is_of_run(summary: dict, checkpoint: Checkpoint) -> bool:
+    """Return whether the best epoch of a run is that of a checkpoint."""
     about = checkpoint.progress
-    same = (summary.get("corpus"), summary.get("best_epoch")) == (about.get("corpus"), about.get("epoch"))
-    return {"tested": card.kept(found)} if same and found.kind == "best" else {}
+    return (summary.get("corpus"), summary.get("best_epoch")) == (about.get("corpus"), about.get("epoch"))
 
 
 def _options(path: Path) -> dict:
@@ -282,9 +294,10 @@ def _download(name: str, **options: Any) -> Path:
     errors = import_extra("huggingface_hub.errors", "ser_fast.prediction.hub", "hub")
     here = f"{name} is no file or folder"
     try:
+        path = Path(huggingface_hub.hf_hub_download(name, SAVED, **options))
         with contextlib.suppress(errors.EntryNotFoundError):  # the Hub counts downloads by this file
             huggingface_hub.hf_hub_download(name, "config.json", **options)
-        return Path(huggingface_hub.hf_hub_download(name, SAVED, **options))
+        return path
     except errors.HFValidationError as error:
         reason = f"{here}, and no id of a model on the Hugging Face Hub, such as NAME/MODEL"
         raise CheckpointError(reason) from error

@@ -1,6 +1,7 @@
 """Class probabilities, or values, of audio by a saved checkpoint."""
 
 import html
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -150,7 +151,12 @@ class Predictor:
         Yields:
             The path, and a dict of class probabilities or of values in the unit of the corpus that the model was
             trained on, or the error of a file without a result.
+
+        Raises:
+            TypeError: ``paths`` is a single name.
         """
+        good = not isinstance(paths, (str, bytes, os.PathLike))
+        require(good, f"paths is {paths!r:.80}", "a list of files, folders or lists of files", TypeError)
         reader = self.reader()
         blocks = map(self.prepared, stream.read_all(reader, listing(paths, report)))
         for found in stream.results(self.predict, blocks, reader.chunk):

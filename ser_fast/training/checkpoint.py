@@ -113,7 +113,10 @@ def blank(model: str, outputs: int, options: dict) -> nn.Module:
 
 
 def _described(tensors: dict[str, Tensor]) -> dict[str, str]:
-    return {name: f"{tensor.dtype} {list(tensor.shape)}" for name, tensor in tensors.items()}
+    return {
+        name: f"{tensor.dtype} {list(tensor.shape)}" if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
+        for name, tensor in tensors.items()
+    }
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:

@@ -120,6 +120,25 @@ def test_segments_have_start_and_end(tmp_path):
     assert [u.speaker for u in corpus.utterances] == ["s1", "s1", "s2"]
 
 
+@pytest.mark.parametrize("storage", ["csv", "parquet"])
+def test_segment_without_start_begins_with_the_file(tmp_path, storage):
+    db = database()
+    index = audformat.segmented_index(FILES[:2], [None, None], ["1.5s", None])
+    add(db, "emotion", index, emotion=("emotion", EMOTIONS[:2]))
+    corpus = load_corpus(saved(db, tmp_path, storage))
+    assert [(u.start, u.end) for u in corpus.utterances] == [(0.0, 1.5), (None, None)] and not corpus.notes
+
+
+@pytest.mark.parametrize("name", ["", '" "'])
+def test_row_without_file_is_named(tmp_path, name):
+    db = database()
+    emotions(db)
+    spec = saved(db, tmp_path)
+    (tmp_path / "db.emotion.csv").write_text(f"file,emotion\naudio/0.wav,anger\n{name},neutral\n")
+    with pytest.raises(ValueError, match=r", emotion, row 2: file is .+; it must be the name of a file"):
+        load_corpus(spec)
+
+
 def test_audio_of_segments_is_read_and_a_missing_file_skipped(tmp_path):
     db = database()
     index = audformat.segmented_index([FILES[0], FILES[0], FILES[3]], ["0s", "0.5s", "0s"], ["0.5s", None, None])
@@ -189,6 +208,16 @@ def test_speaker_is_found_in_columns_schemes_and_labels(tmp_path):
     assert load_corpus(saved(db, tmp_path / "field")).speakers == ["bob", "eve"]
     add(db, "who", index, actor=("speaker", ["s2", "s1"]))
     assert load_corpus(saved(db, tmp_path / "scheme")).speakers == ["s1", "s2"]
+
+
+@pytest.mark.parametrize("storage", ["csv", "parquet"])
+def test_numbers_of_speakers_may_have_gaps(tmp_path, storage):
+    """pandas reads them as floats, since one is missing."""
+    db = database()
+    db.drop_tables("files")
+    index = audformat.filewise_index(FILES[:3])
+    add(db, "emotion", index, emotion=("emotion", EMOTIONS[:3]), speaker=(None, [7, None, 12]))
+    assert [u.speaker for u in load_corpus(saved(db, tmp_path, storage)).utterances] == ["7", "unknown", "12"]
 
 
 def test_part_may_be_a_column(tmp_path):

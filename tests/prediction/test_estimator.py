@@ -177,6 +177,7 @@ def test_classifier_has_the_options_of_a_recipe(voices):
     assert (own.model, own.optimizer, own.epochs, own.options) == ("functionals", "adamw", 2, {"dropout": 0.5})
     assert own.augment["speeds"][0] == 0.85 and own.valid_fraction == 0
     assert own.fit(voices[0][:12], voices[1][:12]).n_iter_ == 2
+    assert SERClassifier.from_recipe("own", model="cgru").options is None  # those of the recipe are another model's
     with pytest.raises(ValueError, match="recipe is 'none_such'; it must be one of own"):
         SERClassifier.from_recipe("none_such")
 
@@ -217,6 +218,7 @@ def test_classifier_trains_on_repeated_files(files, voices):
         ({"valid_fraction": "a"}, "valid_fraction is 'a'; it must be of type float"),
         ({"patience": 2}, "patience is 2; it must be 0 if validation is none"),
         ({"options": ["x"]}, "options is ['x']; it must be a dict, or None"),
+        ({"augment": True}, "augment is True; it must be a dict, or None"),
         ({"options": {"hidden_size": 10**9}}, "hidden_size is 1000000000; it must be at most"),
         ({"loss": "ccc"}, "loss is ccc, but data has classes"),
         ({"random_state": -1}, "seed is -1; it must be at least 0"),
@@ -240,6 +242,7 @@ def test_classifier_refuses_parameters(voices, parameters, error):
         ([np.zeros(100), np.zeros(100, np.int32)], "X[1] is torch.int32 [100]"),
         ([np.zeros(100), None], "X[1] is None; it must be a file name or a wave"),
         ([np.zeros(100), b"a.wav"], "X[1] is "),
+        ([np.zeros(100), np.zeros(2000, ">f4")], "X[1] is >f4 [2000]; it must be a file name or a wave [N]"),
         (np.zeros(100), "X is float64 [100]; it must be [n, N], a wave in each row. Reshape"),
         (np.zeros((2, 3), int), "X is of int64; it must be floats, or int16"),
         ([np.zeros(100)] * 3, "y has 2 entries; it must be as many as X, 3"),

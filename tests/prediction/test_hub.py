@@ -189,9 +189,20 @@ def test_card_has_every_target(tmp_path):
     (tmp_path / "summary.json").write_text(json.dumps(summary | {"targets": ["x", "y"]}))
     with pytest.raises(ValueError, match=r"of the targets \['x', 'y'\]; it must be of \['arousal'"):
         SERModel.from_pretrained(tmp_path, results=tmp_path)
-    for broken in ("{", "[]", '{"best": 3}', '{"best": {"recall": "x"}, "protocol": "", "data": ""}'):
-        (tmp_path / "summary.json").write_text(broken)
-        with pytest.raises(ValueError, match=r"summary|results"):
+    for broken in (
+        b"{",
+        b"[]",
+        b'{"best": 3}',
+        b'{"best": {"recall": "x"}, "protocol": "", "data": ""}',
+        b"{}",
+        b'{"best": "\xff"}',
+        b'{"best": ["recall"], "protocol": "", "data": ""}',
+        b'{"best": {"recall": 1%s}}' % (b"0" * 400),
+    ):
+        (tmp_path / "summary.json").write_bytes(broken)
+        with pytest.raises(
+            ValueError, match=r"summary.json is no summary of a run, a cv or an evaluation with a test: "
+        ):
             SERModel.from_pretrained(tmp_path, results=tmp_path)
 
 
@@ -213,6 +224,25 @@ def test_card_of_another_epoch_has_no_results(run, tmp_path):
     assert "No test is recorded" in str(SERModel.from_pretrained(copy).generate_model_card())
 
 
+def test_card_says_that_training_utterances_were_tested(run, tmp_path):
+    evaluate(EvaluateConfig(str(run), part="all", out=tmp_path, device="cpu"))
+    notice = json.loads((tmp_path / "summary.json").read_text())["notice"]
+    assert "training" in notice
+    assert inline(notice) in str(SERModel.from_pretrained(run, results=tmp_path).generate_model_card())
+
+
+def test_card_refuses_results_of_another_run(run, tmp_path):
+    """It would call them those of this model."""
+    shutil.copy(run / "best.safetensors", tmp_path)
+    summary = json.loads((run / "summary.json").read_text())
+    (tmp_path / "summary.json").write_text(json.dumps(summary | {"corpus": "another"}))
+    assert SERModel.from_pretrained(tmp_path / "best.safetensors", results=run)
+    with pytest.raises(
+        ValueError, match=r"results is .*, of another corpus or epoch; it must be the run of the model"
+    ):
+        SERModel.from_pretrained(tmp_path, results=tmp_path)
+
+
 def test_card_of_changed_weights_has_no_results(run, tmp_path):
     model = SERModel.from_pretrained(run)
     model.save_pretrained(tmp_path)
@@ -228,7 +258,7 @@ def test_card_of_changed_weights_has_no_results(run, tmp_path):
 @pytest.mark.parametrize(
     "tested",
     [3, {"kind": "best"}, ["best", "", "", 0, 0, [["", "recall", float("inf"), None, None]]],
-     ["best", "p", "d", -1, 0, []], ["other", "p", "d", 0, 0, []], ["best", "p", "d", 0, 0, [["", "x", 1, 0, 1]]]],
+     ["best", "p", "d", 0, 0, [["", "recall", 10**400, None, None]]], ["best", "p", "d", -1, 0, []], ["other", "p", "d", 0, 0, []], ["best", "p", "d", 0, 0, [["", "x", 1, 0, 1]]]],
 )  # fmt: skip
 def test_card_ignores_malformed_results(named, tested):
     """The header of a checkpoint, from any origin, says anything."""
@@ -290,6 +320,23 @@ def test_save_refuses_what_cannot_be_loaded(named, fake_hub, tmp_path):
     assert not (tmp_path / "new").exists() and not fake_hub["made"]
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_save_refuses_a_quantised_model(named, tmp_path):
+    """Its state dict has values that are no tensors."""
+    torch.ao.quantization.quantize_dynamic(named, {torch.nn.Linear}, inplace=True)
+    with pytest.raises(
+        CheckpointError, match=r"the model does not fit cgru: classifier._packed_params.+ is a \w+; it"
+    ):
+        named.save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("given", ["runs/mine", Path("runs/mine"), None])
+def test_model_refuses_what_is_no_checkpoint(given):
+    with pytest.raises(TypeError, match=r"checkpoint is .+; it must be a Checkpoint; SERModel.from_pretrained takes"):
+        SERModel(given)
+
+
 def test_push_uploads_what_save_writes(named, fake_hub, tmp_path):
     address = named.push_to_hub("me/voices", private=True, model_card_kwargs={"license": "mit"}, branch="dev")
     assert address == "hub/me/voices/commit" and fake_hub["made"] == [("me/voices", True)]
@@ -321,6 +368,20 @@ def test_model_loads_from_the_cache_of_the_hub(named, tmp_path):
     assert torch.equal(loaded(*waves()), named(*waves()))
     (repo / "snapshots" / ("0" * 40) / "config.json").unlink()  # is not needed
     assert SERModel.from_pretrained("me/voices", cache_dir=tmp_path / "cache").classes == NAMES
+
+
+def test_missing_model_is_looked_up_once(monkeypatch):
+    """Without a network every file takes half a minute of retries."""
+    names = []
+
+    def download(name, file, **_):
+        names.append(file)
+        raise huggingface_hub.errors.LocalEntryNotFoundError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    with pytest.raises(CheckpointError, match="runs/typo is no file or folder, and not in the cache"):
+        SERModel.from_pretrained("runs/typo")
+    assert names == ["model.safetensors"]
 
 
 def test_from_pretrained_says_what_is_wrong(tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """Predictions of files by a checkpoint."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import soundfile
@@ -94,6 +96,13 @@ def test_predictor_refuses_segments_below_a_frame(checkpoint, options, found):
     """A tiny hop would give segments without end."""
     with pytest.raises(ValueError, match=f"{found}; it must be at least 0.*, a frame of the model"):
         Predictor(checkpoint).reader(**options)
+
+
+@pytest.mark.parametrize("name", ["a.wav", Path("a.wav"), b"."])
+def test_predictor_refuses_a_single_name(checkpoint, name):
+    """A text is a list of letters, of which "." would be the present folder."""
+    with pytest.raises(TypeError, match=r"paths is .+; it must be a list of files, folders or lists of files"):
+        dict(Predictor(checkpoint, device="cpu").files(name))
 
 
 def test_predictor_refuses_cuda_without_a_gpu(checkpoint, monkeypatch):

@@ -106,19 +106,26 @@ class Database:
     def cells(self, place: Place, field: str) -> dict[Key, Any]:
         """Return the cells of a column that are not empty, by the names, or the ``field``, in its scheme."""
         if (place, field) not in self._cells:
-            column = self.table(place.table)[place.column]
+            # Whole numbers beside empty cells are read as floats.
+            column = self.table(place.table)[place.column].convert_dtypes()
             names = {label: _name(label, about, field) for label, about in self.labels(place).items()}
             rows = zip(self.keys(place.table), column.astype(object).tolist(), column.isna().tolist())
             self._cells[place, field] = {key: names.get(value, value) for key, value, empty in rows if not empty}
         return self._cells[place, field]
 
     def keys(self, table: str) -> Iterator[Key]:
-        """Yield file, start and end of each row of a table."""
+        """Yield file, start and end of each row of a table; a start that is not given is 0.
+
+        Raises:
+            ValueError: a row names no file.
+        """
         with _quiet():
             index = self.library.utils.to_segmented_index(self.table(table).index)
         starts, ends = (index.get_level_values(level).total_seconds().tolist() for level in ("start", "end"))
-        for file, start, end in zip(index.get_level_values("file").tolist(), starts, ends):
-            yield file, start, None if math.isnan(end) else end
+        for row, (file, start, end) in enumerate(zip(index.get_level_values("file").tolist(), starts, ends), 1):
+            good = isinstance(file, str) and bool(file.strip())
+            require(good, f"{self.root}, {table}, row {row}: file is {file!r}", "the name of a file")
+            yield file, 0.0 if math.isnan(start) else start, None if math.isnan(end) else end
 
     def table(self, name: str):
         """Return the data frame of a table, read once."""
