@@ -24,6 +24,8 @@ from ser_fast.data.files import printable
 from ser_fast.data.utterance import Utterance
 from ser_fast.data.wav import RATES
 
+# Files of a feature extractor beside a tokenizer, and of one alone, in the order in which transformers reads them.
+_PREPROCESSORS = ("processor_config.json", "preprocessor_config.json")
 _EPSILON = 1e-7  # of the variance, as transformers adds it
 
 
@@ -52,8 +54,9 @@ class Encoder:
     padding, and its features do not depend on other utterances.
 
     Args:
-        path: folder with ``config.json`` and the weights as ``.safetensors``; a ``preprocessor_config.json`` says
-            whether waves are normalised, and their sample rate, 16 kHz otherwise.
+        path: folder with ``config.json`` and the weights as ``.safetensors``; a ``preprocessor_config.json``, or the
+            "feature_extractor" in ``processor_config.json``, says whether waves are normalised, and their sample
+            rate, 16 kHz otherwise.
         layer: hidden states that are taken: 0 is the input of the first layer, -1 the model's output.
         device: device of the model.
 
@@ -74,7 +77,7 @@ class Encoder:
         self._device = torch.device("cpu") if device is None else device
         self._model = self._load(path)
         self._hop, self._field = self._geometry()
-        self._normalize, self.sample_rate = self._preprocessing(path / "preprocessor_config.json")
+        self._normalize, self.sample_rate = self._preprocessing(path)
         count = self._model.config.num_hidden_layers
         found = f"features_layer is {layer}"
         require(-count - 1 <= layer <= count, found, f"in {-count - 1}..{count}: the encoder has {count} layers")
@@ -104,17 +107,26 @@ class Encoder:
 
     def _preprocessing(self, path: Path) -> tuple[bool, int]:
         """Return whether waves are normalised, and their sample rate; the defaults are those of transformers."""
-        if not path.is_file():
+        both, alone = (self._read_json(path / name) for name in _PREPROCESSORS)
+        given = (both or {}).get("feature_extractor", alone)
+        if given is None:
             return False, 16000
-        try:
-            given = json.loads(path.read_text())
-            normalize, rate = given.get("do_normalize", True), given.get("sampling_rate", 16000)
-        except (ValueError, RecursionError, AttributeError) as error:
-            raise ValueError(f"{self._place}, whose {path.name} is no JSON object ({error})") from error
+        require(isinstance(given, dict), f"{self._place}, whose feature_extractor is {given!r}", "a JSON object")
+        normalize, rate = given.get("do_normalize", True), given.get("sampling_rate", 16000)
         good = isinstance(normalize, bool) and type(rate) is int and RATES[0] <= rate <= RATES[-1]
-        found = f"{self._place}, whose {path.name} has do_normalize {normalize!r} and sampling_rate {rate!r}"
+        found = f"{self._place}, whose preprocessor has do_normalize {normalize!r} and sampling_rate {rate!r}"
         require(good, found, f"a truth value and {RATES[0]}..{RATES[-1]}")
         return normalize, rate
+
+    def _read_json(self, path: Path) -> dict | None:
+        if not path.is_file():
+            return None
+        try:
+            found = json.loads(path.read_text())
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{self._place}, whose {path.name} is no JSON object ({error})") from error
+        require(isinstance(found, dict), f"{self._place}, whose {path.name} is no JSON object", "one")
+        return found
 
     def _load(self, path: Path) -> nn.Module:
         with warnings.catch_warnings():
@@ -137,9 +149,8 @@ class Encoder:
     def _digest(self, path: Path) -> str:
         """Return a SHA-256 of the configuration and the weights."""
         found = hashlib.sha256()
-        for file in sorted(
-            [path / "config.json", *path.glob("preprocessor_config.json"), *path.glob("*.safetensors")]
-        ):
+        names = ("config.json", *_PREPROCESSORS, "*.safetensors")
+        for file in sorted(file for name in names for file in path.glob(name)):
             with open(file, "rb") as content:
                 while block := content.read(1 << 20):
                     found.update(block)

@@ -352,9 +352,15 @@ def test_encoder_equals_transformers(transformers, folder, kind, layer):
     assert source.about["layer"] == layer % 3 and source.about["name"] == kind.lower()
 
 
+@pytest.mark.parametrize("beside", [False, True])
 @pytest.mark.parametrize("normalize", [True, False])
-def test_encoder_normalises_as_the_preprocessor_says(transformers, folder, normalize):
+def test_encoder_normalises_as_the_preprocessor_says(transformers, folder, normalize, beside):
     path, wave = folder(normalize=normalize), 3 + 0.1 * torch.randn(4000)
+    if beside:  # as a processor, with a tokenizer, is saved
+        given = json.loads((path / "preprocessor_config.json").read_text())
+        (path / "preprocessor_config.json").unlink()
+        given = {"feature_extractor": given, "processor_class": "Wav2Vec2Processor"}
+        (path / "processor_config.json").write_text(json.dumps(given))
     extractor = transformers.Wav2Vec2FeatureExtractor.from_pretrained(path)
     given = extractor(wave.numpy(), sampling_rate=16000, return_tensors="pt").input_values
     with torch.no_grad():
@@ -391,6 +397,10 @@ def test_encoder_refuses_a_wave_beyond_the_memory(folder, monkeypatch):
         (
             lambda path: (path / "preprocessor_config.json").write_text('{"sampling_rate": 0}'),
             "sampling_rate 0; it must",
+        ),
+        (
+            lambda path: (path / "processor_config.json").write_text('{"feature_extractor": []}'),
+            "whose feature_extractor is []; it must be a JSON object",
         ),
         (lambda path: config(path, model_type="bert"), "whose weights lack "),
         (lambda path: config(path, num_hidden_layers=3), "whose weights lack "),
@@ -494,5 +504,5 @@ def test_saved_model_of_features_predicts_as_its_run(voices, run, tmp_path):
 def test_estimator_takes_no_options_of_features(voices):
     SERClassifier = pytest.importorskip("ser_fast.prediction.estimator", exc_type=ImportError).SERClassifier
     files = sorted(map(str, (voices / "corpus").rglob("*.wav")))
-    with pytest.raises(ValueError, match="bigru_mha.features is 5, but features is not given"):
+    with pytest.raises(ValueError, match=r"bigru_mha.features is 5, but features is not given"):
         SERClassifier(options={"features": 5}, epochs=1).fit(files, [Path(file).parts[-3] for file in files])
