@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ser_fast._require import require
@@ -98,8 +97,10 @@ class Encoder:
         config = self._model.config
         strides, kernels = (getattr(config, f"conv_{name}", None) for name in ("stride", "kernel"))
         good = self._model.main_input_name == "input_values" and bool(strides and kernels)
+        # SEW pools frames in between, so its layers differ in their frame rates.
+        good = good and not config.is_encoder_decoder and not hasattr(config, "squeeze_factor")
         found = f"{self._place}, a model of type {config.model_type}"
-        require(good, found, "one of waves, such as wav2vec2 or hubert")
+        require(good, found, "an encoder of waves with one frame rate, such as wav2vec2 or hubert")
         field = 1
         for kernel, stride in zip(reversed(kernels), reversed(strides)):
             field = (field - 1) * stride + kernel
@@ -132,15 +133,17 @@ class Encoder:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of packages that transformers imports
             transformers = import_extra("transformers", "an encoder as features", "upstream")
+            local = {"local_files_only": True, "trust_remote_code": False}
             try:
                 with _quiet(transformers.utils.logging):
+                    config = transformers.AutoConfig.from_pretrained(path, **local)
+                    config._attn_implementation = None  # one named there would be downloaded, as code
                     model, found = transformers.AutoModel.from_pretrained(
-                        path, local_files_only=True, trust_remote_code=False, use_safetensors=True,
-                        output_loading_info=True,
-                    )  # fmt: skip
-            except (ImportError, ValueError, OSError, RuntimeError, KeyError, SafetensorError) as error:
-                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                raise ValueError(f"{self._place}, which transformers cannot load: {first}") from error
+                        path, config=config, use_safetensors=True, output_loading_info=True, **local
+                    )
+            except Exception as error:  # a damaged folder raises errors of many types
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
+                raise ValueError(f"{self._place}, which transformers cannot load: {reason}") from error
         missing = sorted(name for name in found["missing_keys"] if not name.endswith("masked_spec_embed"))
         lacks = f"{self._place}, whose weights lack {len(missing)} of the model, such as {missing[:1]}"
         require(not missing, lacks, "a whole model")

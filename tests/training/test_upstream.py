@@ -402,6 +402,10 @@ def test_encoder_refuses_a_wave_beyond_the_memory(folder, monkeypatch):
             lambda path: (path / "processor_config.json").write_text('{"feature_extractor": []}'),
             "whose feature_extractor is []; it must be a JSON object",
         ),
+        (lambda path: config(path, hidden_size="x"), "which transformers cannot load: Validation error for field"),
+        (lambda path: config(path, num_attention_heads=0), "which transformers cannot load: "),
+        (lambda path: config(path, dtype="nope"), "which transformers cannot load: "),
+        (lambda path: (path / "config.json").write_text("5"), "which transformers cannot load: "),
         (lambda path: config(path, model_type="bert"), "whose weights lack "),
         (lambda path: config(path, num_hidden_layers=3), "whose weights lack "),
         (lambda path: config(path, auto_map={"AutoModel": "code.Model"}, model_type="own"), "cannot load: "),
@@ -413,6 +417,27 @@ def test_encoder_refuses_other_folders(folder, change, said):
     with pytest.raises(ValueError) as error:
         open_source(str(path))
     assert said in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_encoder_refuses_other_models_of_waves(transformers, folder, tmp_path):
+    """SpeechT5 has a decoder; SEW has fewer frames in its layers than in its output."""
+    sizes = {f"{part}_{name}": 1 for part in ("encoder", "decoder") for name in ("layers", "attention_heads")}
+    config = transformers.SpeechT5Config(hidden_size=16, conv_dim=[8] * 7, num_conv_pos_embeddings=4,
+                                         num_conv_pos_embedding_groups=2, **sizes)  # fmt: skip
+    transformers.SpeechT5Model(config).save_pretrained(tmp_path)
+    for kind, path in (("speecht5", tmp_path), ("sew", folder("SEW", conv_dim=[8] * 13))):
+        with pytest.raises(
+            ValueError, match=f"a model of type {kind}; it must be an encoder of waves with one frame"
+        ):
+            open_source(str(path))
+
+
+def test_encoder_ignores_kernels_that_a_folder_names(folder):
+    """They are code, which transformers would download."""
+    path, wave = folder(), torch.randn(2000)
+    known = open_source(str(path)).encode(wave)
+    config(path, _attn_implementation="kernels-community/flash-attn")
+    assert torch.equal(open_source(str(path)).encode(wave), known)
 
 
 def config(path: Path, **changes) -> None:
