@@ -51,7 +51,7 @@ class Stored:
         self.file = frame_files.open_file(path)
         self.about = {"kind": "file", "name": printable(path.name), "width": self.file.width}
         self.options = {"features": self.file.width}
-        self.identity = ":".join(map(str, state(path)[1:]))
+        self.identity = ":".join(map(str, state(path)))
         self._used: dict[str, str] = {}  # file that features were given for
 
     def check(self, utterances: Sequence[Utterance]) -> None:

@@ -146,6 +146,16 @@ def test_train_resumes_with_the_same_features_elsewhere(voices, tmp_path):
         fit(voices, out, moved, epochs=4)
 
 
+def test_cache_tells_files_of_one_size_and_time_apart(voices, tmp_path):
+    means, kept = [], {"cache": "disk", "cache_dir": tmp_path / "cache"}
+    for number in range(2):
+        np.savez(tmp_path / f"{number}.npz", **{key: values + number for key, values in arrays(voices).items()})
+        os.utime(tmp_path / f"{number}.npz", (1e9, 1e9))
+        fit(voices, tmp_path / f"run{number}", tmp_path / f"{number}.npz", **kept)
+        means.append(load_checkpoint(tmp_path / f"run{number}" / "best.safetensors").build().spectrogram.mean)
+    assert torch.allclose(means[1], means[0] + 1, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
