@@ -513,9 +513,21 @@ def test_encoder_without_transformers_names_the_extra(folder, monkeypatch):
         open_source(str(path))
 
 
-def test_examples_of_the_page_run(voices, tmp_path, monkeypatch, capsys):
+def snippets() -> list[str]:
     page = (Path(__file__).parents[2] / "docs" / "upstream.md").read_text()
-    make, predict, call = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    return re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+
+
+def test_page_saves_an_encoder(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(snippets()[1].replace("facebook/wav2vec2-base", str(folder(normalize=True))), {})
+    found = open_source("path/to/wav2vec2-base").about
+    assert (found["kind"], found["name"], found["width"]) == ("encoder", "wav2vec2-base", 16)
+    assert Path("path/to/wav2vec2-base/preprocessor_config.json").is_file()
+
+
+def test_examples_of_the_page_run(voices, tmp_path, monkeypatch, capsys):
+    make, _, predict, call = snippets()
     monkeypatch.chdir(tmp_path)
     shutil.copytree(voices / "corpus", "corpus")
     names: dict = {}
