@@ -193,7 +193,7 @@ def source_of(
     require(
         bool(features),
         f"features is not given, but {trained}",
-        "given, as evaluate and predict take it: a file of such, or their encoder",
+        "a file of such features, or the folder of the encoder",
     )
     layer = about.get("layer") if Path(features).is_dir() else None
     source = open_source(features, layer if type(layer) is int else -1, device)
