@@ -15,7 +15,8 @@ from ser_fast.training.predictions import read_csv
 
 
 def main(data, epochs, run, out):
-    cli.main(["train", f"--data={data}", "--model=cgru", f"--epochs={epochs}", f"--out={run}"])
+    if cli.main(["train", f"--data={data}", "--model=cgru", f"--epochs={epochs}", f"--out={run}"]) != 0:
+        raise SystemExit(1)
     predictor = Predictor(run)
     rows = read_csv(Path(run) / "predictions.csv", predictor.classes)
     wrong = sorted((row for row in rows if row.predicted != row.truth), key=lambda row: -max(row.probabilities))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePath
@@ -23,7 +22,6 @@ from ser_fast.data.utterance import Utterance
 
 _SHOWN = 3  # names in an error
 KEYS = "named by its path, by the end of its path, such as speaker/file.wav, or by its stem where that is unique"
-_UNREADABLE = (ValueError, OSError, EOFError, RuntimeError, MemoryError, zlib.error, zipfile.BadZipFile)
 
 
 class FrameFile:
@@ -42,10 +40,10 @@ class FrameFile:
     def __init__(self, path: Path):
         self.path = path
         self.shapes: dict[str, tuple[int, int]] = {}
+        self._paths: dict[str, str] = {}
         for key, shape, dtype in self._headers():
             self._add(key, shape, dtype)
         require(bool(self.shapes), f"{self._place()} has no arrays", "a file with [T, D] for each audio file")
-        self._paths = {PurePath(key).as_posix(): key for key in self.shapes}
         stems = Counter(PurePath(key).stem for key in self.shapes)
         self._stems = {PurePath(key).stem: key for key in self.shapes if stems[PurePath(key).stem] == 1}
 
@@ -63,8 +61,9 @@ class FrameFile:
         require(good, f"{place} has the shape {list(shape)}", "[T, D], frames by features, none of them 0")
         first, (_, width) = next(iter(self.shapes.items()), (key, shape))
         require(shape[1] == width, f"{place} has {shape[1]} features in a frame", f"{width}, as {printable(first)!r}")
-        require(key not in self.shapes, f"{place} is there twice", "there once")
-        self.shapes[key] = shape
+        path = PurePath(key).as_posix()  # "./a" and "a//b" name the same as "a" and "a/b"
+        require(path not in self._paths, f"{place} is there twice", "there once")
+        self.shapes[key], self._paths[path] = shape, key
 
     @property
     def width(self) -> int:
@@ -108,7 +107,7 @@ class NpzFile(FrameFile):
     def __init__(self, path: Path):
         try:
             self._archive = zipfile.ZipFile(path)
-        except _UNREADABLE as error:
+        except (ValueError, OSError, RuntimeError, zipfile.BadZipFile) as error:
             raise ValueError(f"features is {printable(path)}, which is not readable as .npz ({error})") from error
         super().__init__(path)
 
@@ -129,8 +128,9 @@ class NpzFile(FrameFile):
         try:
             with self._archive.open(f"{key}.npy") as file:
                 yield file
-        except (*_UNREADABLE, KeyError) as error:
-            raise ValueError(f"{self._place(key)} cannot be read ({error}); it must be an array of .npy") from error
+        except Exception as error:  # damage raises errors of many types, among them those of each compression
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"{self._place(key)} cannot be read ({reason}); it must be an array of .npy") from error
 
 
 class ParquetFile(FrameFile):
@@ -199,8 +199,8 @@ def _array(table, row: int, lengths: Callable) -> np.ndarray:
         shape = [len(values), *widths] if len(widths) == 1 else None
         values = values.flatten()
     array = values.to_numpy(zero_copy_only=False)
-    good = shape and None not in shape and min(shape) >= 0 and math.prod(shape) == len(array)
-    return array.reshape(shape) if good else array
+    counts = isinstance(shape, list) and all(isinstance(count, int) and count >= 0 for count in shape)
+    return array.reshape(shape) if counts and math.prod(shape) == len(array) else array
 
 
 FILES = {".npz": NpzFile, ".parquet": ParquetFile}

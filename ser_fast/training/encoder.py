@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ser_fast._require import require
@@ -24,6 +23,8 @@ from ser_fast.data.files import printable
 from ser_fast.data.utterance import Utterance
 from ser_fast.data.wav import RATES
 
+# Files of a feature extractor beside a tokenizer, and of one alone, in the order in which transformers reads them.
+_PREPROCESSORS = ("processor_config.json", "preprocessor_config.json")
 _EPSILON = 1e-7  # of the variance, as transformers adds it
 
 
@@ -52,8 +53,9 @@ class Encoder:
     padding, and its features do not depend on other utterances.
 
     Args:
-        path: folder with ``config.json`` and the weights as ``.safetensors``; a ``preprocessor_config.json`` says
-            whether waves are normalised, and their sample rate, 16 kHz otherwise.
+        path: folder with ``config.json`` and the weights as ``.safetensors``; a ``preprocessor_config.json``, or the
+            "feature_extractor" in ``processor_config.json``, says whether waves are normalised, and their sample
+            rate, 16 kHz otherwise.
         layer: hidden states that are taken: 0 is the input of the first layer, -1 the model's output.
         device: device of the model.
 
@@ -74,7 +76,7 @@ class Encoder:
         self._device = torch.device("cpu") if device is None else device
         self._model = self._load(path)
         self._hop, self._field = self._geometry()
-        self._normalize, self.sample_rate = self._preprocessing(path / "preprocessor_config.json")
+        self._normalize, self.sample_rate = self._preprocessing(path)
         count = self._model.config.num_hidden_layers
         found = f"features_layer is {layer}"
         require(-count - 1 <= layer <= count, found, f"in {-count - 1}..{count}: the encoder has {count} layers")
@@ -95,8 +97,10 @@ class Encoder:
         config = self._model.config
         strides, kernels = (getattr(config, f"conv_{name}", None) for name in ("stride", "kernel"))
         good = self._model.main_input_name == "input_values" and bool(strides and kernels)
+        # SEW pools frames in between, so its layers differ in their frame rates.
+        good = good and not config.is_encoder_decoder and not hasattr(config, "squeeze_factor")
         found = f"{self._place}, a model of type {config.model_type}"
-        require(good, found, "one of waves, such as wav2vec2 or hubert")
+        require(good, found, "an encoder of waves with one frame rate, such as wav2vec2 or hubert")
         field = 1
         for kernel, stride in zip(reversed(kernels), reversed(strides)):
             field = (field - 1) * stride + kernel
@@ -104,31 +108,42 @@ class Encoder:
 
     def _preprocessing(self, path: Path) -> tuple[bool, int]:
         """Return whether waves are normalised, and their sample rate; the defaults are those of transformers."""
-        if not path.is_file():
+        both, alone = (self._read_json(path / name) for name in _PREPROCESSORS)
+        given = (both or {}).get("feature_extractor", alone)
+        if given is None:
             return False, 16000
-        try:
-            given = json.loads(path.read_text())
-            normalize, rate = given.get("do_normalize", True), given.get("sampling_rate", 16000)
-        except (ValueError, RecursionError, AttributeError) as error:
-            raise ValueError(f"{self._place}, whose {path.name} is no JSON object ({error})") from error
+        require(isinstance(given, dict), f"{self._place}, whose feature_extractor is {given!r}", "a JSON object")
+        normalize, rate = given.get("do_normalize", True), given.get("sampling_rate", 16000)
         good = isinstance(normalize, bool) and type(rate) is int and RATES[0] <= rate <= RATES[-1]
-        found = f"{self._place}, whose {path.name} has do_normalize {normalize!r} and sampling_rate {rate!r}"
+        found = f"{self._place}, whose preprocessor has do_normalize {normalize!r} and sampling_rate {rate!r}"
         require(good, found, f"a truth value and {RATES[0]}..{RATES[-1]}")
         return normalize, rate
+
+    def _read_json(self, path: Path) -> dict | None:
+        if not path.is_file():
+            return None
+        try:
+            found = json.loads(path.read_text())
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{self._place}, whose {path.name} is no JSON object ({error})") from error
+        require(isinstance(found, dict), f"{self._place}, whose {path.name} is no JSON object", "one")
+        return found
 
     def _load(self, path: Path) -> nn.Module:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of packages that transformers imports
             transformers = import_extra("transformers", "an encoder as features", "upstream")
+            local = {"local_files_only": True, "trust_remote_code": False}
             try:
                 with _quiet(transformers.utils.logging):
+                    config = transformers.AutoConfig.from_pretrained(path, **local)
+                    config._attn_implementation = None  # one named there would be downloaded, as code
                     model, found = transformers.AutoModel.from_pretrained(
-                        path, local_files_only=True, trust_remote_code=False, use_safetensors=True,
-                        output_loading_info=True,
-                    )  # fmt: skip
-            except (ImportError, ValueError, OSError, RuntimeError, KeyError, SafetensorError) as error:
-                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                raise ValueError(f"{self._place}, which transformers cannot load: {first}") from error
+                        path, config=config, use_safetensors=True, output_loading_info=True, **local
+                    )
+            except Exception as error:  # a damaged folder raises errors of many types
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
+                raise ValueError(f"{self._place}, which transformers cannot load: {reason}") from error
         missing = sorted(name for name in found["missing_keys"] if not name.endswith("masked_spec_embed"))
         lacks = f"{self._place}, whose weights lack {len(missing)} of the model, such as {missing[:1]}"
         require(not missing, lacks, "a whole model")
@@ -137,9 +152,8 @@ class Encoder:
     def _digest(self, path: Path) -> str:
         """Return a SHA-256 of the configuration and the weights."""
         found = hashlib.sha256()
-        for file in sorted(
-            [path / "config.json", *path.glob("preprocessor_config.json"), *path.glob("*.safetensors")]
-        ):
+        names = ("config.json", *_PREPROCESSORS, "*.safetensors")
+        for file in sorted(file for name in names for file in path.glob(name)):
             with open(file, "rb") as content:
                 while block := content.read(1 << 20):
                     found.update(block)

@@ -51,7 +51,7 @@ class Stored:
         self.file = frame_files.open_file(path)
         self.about = {"kind": "file", "name": printable(path.name), "width": self.file.width}
         self.options = {"features": self.file.width}
-        self.identity = ":".join(map(str, state(path)[1:]))
+        self.identity = ":".join(map(str, state(path)))
         self._used: dict[str, str] = {}  # file that features were given for
 
     def check(self, utterances: Sequence[Utterance]) -> None:
@@ -193,7 +193,7 @@ def source_of(
     require(
         bool(features),
         f"features is not given, but {trained}",
-        "given, as evaluate and predict take it: a file of such, or their encoder",
+        "a file of such features, or the folder of the encoder",
     )
     layer = about.get("layer") if Path(features).is_dir() else None
     source = open_source(features, layer if type(layer) is int else -1, device)

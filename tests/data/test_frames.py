@@ -1,5 +1,6 @@
 """Files of features of frames: shapes, keys, damage, and the places where they are kept."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,29 @@ def test_npz_file_refuses_damage(tmp_path):
         open_file(path)
 
 
+def test_npz_file_refuses_damaged_headers_and_compression(tmp_path):
+    path = saved(tmp_path, a=frames())
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"'shape': (5, 3), }", b"'shape': (5, 3,  {"))  # the CRC is checked at the end
+    with pytest.raises(ValueError, match=r"where 'a' cannot be read .*; it must be an array of .npy"):
+        open_file(path)
+    path.write_bytes(content.replace(b"'shape': (5, 3), }", b"'shape': (5, 3)},("))
+    with pytest.raises(ValueError, match=r"where 'a' cannot be read "):
+        open_file(path)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("a.npy", b"x" * 1000)
+    content = path.read_bytes()
+    start = content.index(b"a.npy") + len("a.npy") + 9  # after the properties of LZMA
+    path.write_bytes(content[:start] + b"\xff" * 8 + content[start + 8 :])
+    with pytest.raises(ValueError, match=r"where 'a' cannot be read .Corrupt"):
+        open_file(path)
+
+
+def test_file_refuses_two_names_of_one_path(tmp_path):
+    with pytest.raises(ValueError, match=r"where './01/a.wav' is there twice; it must be there once"):
+        open_file(saved(tmp_path, **{"01/a.wav": frames(), "./01/a.wav": frames(2)}))
+
+
 def test_open_file_refuses_other_files(tmp_path):
     with pytest.raises(
         ValueError, match=r"features is .*nothing.npz; it must be a file .npz or .parquet, or the folder"
@@ -122,6 +146,9 @@ def test_parquet_file_equals_npz(tmp_path, kind):
         ([[1.0, 2.0], [3.0], [1.0, 2.0, 3.0]], None, r"where 'a' has the shape \[6\]"),
         ([[1.0, None]], None, "where 'a' has nan in frame 0"),
         ([1.0, 2.0, 3.0], [2, 2], r"where 'a' has the shape \[3\]"),
+        ([1.0, 2.0], [1.0, 2.0], r"where 'a' has the shape \[2\]"),
+        ([1.0, 2.0], ["1", "2"], r"where 'a' has the shape \[2\]"),
+        ([1.0, 2.0], "1x2", r"where 'a' has the shape \[2\]"),
         ([1.0, 2.0], None, "features of the type list<.*double>; it must be lists of lists"),
         ("x", None, "features of the type string"),
         ([[1, 2]], None, "features of the type list<.*int64>>"),

@@ -41,3 +41,12 @@ def test_gallery_script_draws_its_picture(tmp_path, name):
     assert said in result.stdout
     picture = image.imread(tmp_path / "picture.png")
     assert picture.shape[0] >= 300 and picture.std() > 0.02  # something is drawn
+
+
+def test_error_analysis_ends_with_a_failed_training(tmp_path):
+    """An earlier run in the same folder is not analysed in place of the new one."""
+    result = subprocess.run(
+        [sys.executable, DOCS / "gallery/error_analysis.py", "--epochs=0"], cwd=tmp_path, capture_output=True, text=True
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert "epochs is 0" in result.stderr and "Traceback" not in result.stderr

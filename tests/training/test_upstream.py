@@ -146,6 +146,16 @@ def test_train_resumes_with_the_same_features_elsewhere(voices, tmp_path):
         fit(voices, out, moved, epochs=4)
 
 
+def test_cache_tells_files_of_one_size_and_time_apart(voices, tmp_path):
+    means, kept = [], {"cache": "disk", "cache_dir": tmp_path / "cache"}
+    for number in range(2):
+        np.savez(tmp_path / f"{number}.npz", **{key: values + number for key, values in arrays(voices).items()})
+        os.utime(tmp_path / f"{number}.npz", (1e9, 1e9))
+        fit(voices, tmp_path / f"run{number}", tmp_path / f"{number}.npz", **kept)
+        means.append(load_checkpoint(tmp_path / f"run{number}" / "best.safetensors").build().spectrogram.mean)
+    assert torch.allclose(means[1], means[0] + 1, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -352,9 +362,15 @@ def test_encoder_equals_transformers(transformers, folder, kind, layer):
     assert source.about["layer"] == layer % 3 and source.about["name"] == kind.lower()
 
 
+@pytest.mark.parametrize("beside", [False, True])
 @pytest.mark.parametrize("normalize", [True, False])
-def test_encoder_normalises_as_the_preprocessor_says(transformers, folder, normalize):
+def test_encoder_normalises_as_the_preprocessor_says(transformers, folder, normalize, beside):
     path, wave = folder(normalize=normalize), 3 + 0.1 * torch.randn(4000)
+    if beside:  # as a processor, with a tokenizer, is saved
+        given = json.loads((path / "preprocessor_config.json").read_text())
+        (path / "preprocessor_config.json").unlink()
+        given = {"feature_extractor": given, "processor_class": "Wav2Vec2Processor"}
+        (path / "processor_config.json").write_text(json.dumps(given))
     extractor = transformers.Wav2Vec2FeatureExtractor.from_pretrained(path)
     given = extractor(wave.numpy(), sampling_rate=16000, return_tensors="pt").input_values
     with torch.no_grad():
@@ -392,6 +408,14 @@ def test_encoder_refuses_a_wave_beyond_the_memory(folder, monkeypatch):
             lambda path: (path / "preprocessor_config.json").write_text('{"sampling_rate": 0}'),
             "sampling_rate 0; it must",
         ),
+        (
+            lambda path: (path / "processor_config.json").write_text('{"feature_extractor": []}'),
+            "whose feature_extractor is []; it must be a JSON object",
+        ),
+        (lambda path: config(path, hidden_size="x"), "which transformers cannot load: Validation error for field"),
+        (lambda path: config(path, num_attention_heads=0), "which transformers cannot load: "),
+        (lambda path: config(path, dtype="nope"), "which transformers cannot load: "),
+        (lambda path: (path / "config.json").write_text("5"), "which transformers cannot load: "),
         (lambda path: config(path, model_type="bert"), "whose weights lack "),
         (lambda path: config(path, num_hidden_layers=3), "whose weights lack "),
         (lambda path: config(path, auto_map={"AutoModel": "code.Model"}, model_type="own"), "cannot load: "),
@@ -403,6 +427,27 @@ def test_encoder_refuses_other_folders(folder, change, said):
     with pytest.raises(ValueError) as error:
         open_source(str(path))
     assert said in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_encoder_refuses_other_models_of_waves(transformers, folder, tmp_path):
+    """SpeechT5 has a decoder; SEW has fewer frames in its layers than in its output."""
+    sizes = {f"{part}_{name}": 1 for part in ("encoder", "decoder") for name in ("layers", "attention_heads")}
+    config = transformers.SpeechT5Config(hidden_size=16, conv_dim=[8] * 7, num_conv_pos_embeddings=4,
+                                         num_conv_pos_embedding_groups=2, **sizes)  # fmt: skip
+    transformers.SpeechT5Model(config).save_pretrained(tmp_path)
+    for kind, path in (("speecht5", tmp_path), ("sew", folder("SEW", conv_dim=[8] * 13))):
+        with pytest.raises(
+            ValueError, match=f"a model of type {kind}; it must be an encoder of waves with one frame"
+        ):
+            open_source(str(path))
+
+
+def test_encoder_ignores_kernels_that_a_folder_names(folder):
+    """They are code, which transformers would download."""
+    path, wave = folder(), torch.randn(2000)
+    known = open_source(str(path)).encode(wave)
+    config(path, _attn_implementation="kernels-community/flash-attn")
+    assert torch.equal(open_source(str(path)).encode(wave), known)
 
 
 def config(path: Path, **changes) -> None:
@@ -468,9 +513,21 @@ def test_encoder_without_transformers_names_the_extra(folder, monkeypatch):
         open_source(str(path))
 
 
-def test_examples_of_the_page_run(voices, tmp_path, monkeypatch, capsys):
+def snippets() -> list[str]:
     page = (Path(__file__).parents[2] / "docs" / "upstream.md").read_text()
-    make, predict, call = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    return re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+
+
+def test_page_saves_an_encoder(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(snippets()[1].replace("facebook/wav2vec2-base", str(folder(normalize=True))), {})
+    found = open_source("path/to/wav2vec2-base").about
+    assert (found["kind"], found["name"], found["width"]) == ("encoder", "wav2vec2-base", 16)
+    assert Path("path/to/wav2vec2-base/preprocessor_config.json").is_file()
+
+
+def test_examples_of_the_page_run(voices, tmp_path, monkeypatch, capsys):
+    make, _, predict, call = snippets()
     monkeypatch.chdir(tmp_path)
     shutil.copytree(voices / "corpus", "corpus")
     names: dict = {}
