@@ -21,7 +21,7 @@ from ser_fast.data.sources import Source
 from ser_fast.data.utterance import Utterance
 
 _SHOWN = 3  # names in an error
-KEYS = "named by its path, by the end of its path, such as speaker/file.wav, or by its stem where that is unique"
+KEYS = "named by its path, by the end of its path, such as speaker/file.wav, or by its name without a folder"
 
 
 class FrameFile:
@@ -44,8 +44,10 @@ class FrameFile:
         for key, shape, dtype in self._headers():
             self._add(key, shape, dtype)
         require(bool(self.shapes), f"{self._place()} has no arrays", "a file with [T, D] for each audio file")
-        stems = Counter(PurePath(key).stem for key in self.shapes)
-        self._stems = {PurePath(key).stem: key for key in self.shapes if stems[PurePath(key).stem] == 1}
+        # Of names alone: x/a.wav has the stem of y/a.wav, but not its features.
+        names = [key for key in self.shapes if len(PurePath(key).parts) == 1]
+        stems = Counter(PurePath(key).stem for key in names)
+        self._stems = {PurePath(key).stem: key for key in names if stems[PurePath(key).stem] == 1}
 
     def _headers(self) -> Iterator[tuple[str, tuple[int, ...], object]]:
         """Yield key, shape and dtype of each array."""

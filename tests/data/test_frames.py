@@ -174,9 +174,7 @@ def utterance(path, name="", **more):
     return Utterance(name or path, "s", "anger", Path("/corpus", path), **more)
 
 
-@pytest.mark.parametrize(
-    "key", ["01/a.wav", "01/a", "/corpus/01/a.wav", "a.wav", "a", "./01/a.wav", "/elsewhere/a.flac"]
-)
+@pytest.mark.parametrize("key", ["01/a.wav", "01/a", "/corpus/01/a.wav", "a.wav", "a", "./01/a.wav", "a.flac"])
 def test_file_finds_path_end_and_stem(tmp_path, key):
     file = open_file(saved(tmp_path, **{key: frames(), "b": frames(2)}))
     assert found_keys(file, [utterance("01/a.wav")]) == [key]
@@ -188,8 +186,9 @@ def test_file_prefers_the_longest_end(tmp_path):
     assert found_keys(file, both) == ["01/a.wav", "02/a"]
 
 
-def test_file_refuses_a_stem_of_two_keys(tmp_path):
-    file = open_file(saved(tmp_path, **{"x/a.wav": frames(), "y/a.wav": frames()}))
+@pytest.mark.parametrize("keys", [("a.flac", "a.ogg"), ("02/a.wav",), ("02/a",), ("/elsewhere/a.wav",)])
+def test_file_refuses_an_ambiguous_stem_and_that_of_another_folder(tmp_path, keys):
+    file = open_file(saved(tmp_path, **{key: frames() for key in keys}))
     with pytest.raises(ValueError, match=r"lacks 1 of 1 utterances: 01/a.wav; it must have each, named by"):
         found_keys(file, [utterance("01/a.wav")])
 
