@@ -245,7 +245,7 @@ def test_cross_validation_of_several_targets(voices, tmp_path, capsys):
     assert "arousal: mean of the folds ± std" in printed and "left out: CCC" in printed
     page = (out / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 1 and "valence: all predictions together" in page
-    assert "<th>valence</th><th>utterances</th>" in page
+    assert '<th scope="col">valence</th><th scope="col">utterances</th>' in page
     assert page.count("<td>s3</td><td>9</td>") == 4, "the mean, two targets, and the corpus"
 
 
