@@ -207,7 +207,7 @@ def test_card_has_every_target(tmp_path):
 
 
 def test_card_of_a_run_of_values(tmp_path):
-    """Of an older version, which measured no interval."""
+    """A run of an older version, whose summary.json has no intervals."""
     SERModel.from_pretrained(OLD_RUNS / "values").save_pretrained(tmp_path)
     front, text = card_of(tmp_path)
     assert "pipeline_tag" not in front and "Predicts from speech a value: value." in text

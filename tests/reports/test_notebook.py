@@ -1,4 +1,4 @@
-"""What a notebook shows: summaries and scores as HTML, progress as plain lines."""
+"""Notebooks: summaries and scores are shown as HTML, progress as plain lines."""
 
 import json
 import os
