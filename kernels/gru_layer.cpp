@@ -11,6 +11,7 @@
 #include "gru_rows.h"
 #include "gru_together.h"
 #include "layouts.h"
+#include "pipeline.h"
 
 namespace ser_fast {
 namespace {
@@ -82,85 +83,101 @@ struct DirectLayerWeights {
   }
 };
 
-// Frames that a task projects at a time: many, so that a panel is read once for all of them, in at most so many bytes
-// for each thread that takes part.
+// Bytes of x and gx that a task on one thread projects at a time: many frames, so that a panel is read once for all.
 constexpr int64_t kChunk = 1 << 18;
+// Steps of a part where threads share a task, and bytes of all parts that they make on entering the pool once.
+constexpr int64_t kSteps = 16, kAhead = 1 << 21;
 
-template <class I, class S, class Weights>
-struct LayerScratch {
-  using T = Wide<S>;
-
-  int64_t apart, steps;                 // H in whole vectors; steps of a chunk
-  Buffer<typename Weights::F> x;        // [frames, depth]
-  Buffer<T> gx;                         // [frames, 3, apart]
-  ForwardScratch<I, S, typename Weights::Recurrent::F> forward;
-
-  LayerScratch(int64_t depth, int64_t pairs, int64_t blocks, const Tile& tile, int64_t threads)
-      : apart(blocks * kLanes<I, T>),
-        steps(std::max<int64_t>(1, std::min<int64_t>(threads * kChunk / sizeof(T) / (3 * apart + depth) / tile.rows,
-                                                     tile.length[0]))),
-        x(steps * tile.rows * depth),
-        gx(steps * tile.rows * 3 * apart),
-        forward(pairs) {}
-};
-
-// project(first, count) computes gx of some frames of the scratch memory. Threads share them only if that is long work:
-// the recurrence goes on alone, and has to wait for all of them.
-template <class Project>
-void project_all(int64_t frames, double nanoseconds, const Parallel& parallel, const Project& project) {
-  const Parallel threads = parallel.worth(nanoseconds / 16);
-  const int64_t each = round_up((frames + threads.threads - 1) / threads.threads, 8);
-  threads((frames + each - 1) / each, [&](int64_t i) { project(i * each, std::min(each, frames - i * each)); });
-}
-
+// The steps of a tile in parts: any thread may make gx of a part, and one thread walks through all parts in order.
 template <class I, class S, class W, class Weights>
-SER_FAST_INLINE void layer_tile(const GruLayer<S, W>& args, const Weights& weights, const Tile& tile,
-                                const Parallel& parallel) {
+class LayerSteps {
   using T = Wide<S>;
-  const GruShape& shape = args.shape;
-  const int64_t features = args.features, depth = weights.depth;
-  LayerScratch<I, S, Weights> scratch(depth, weights.recurrent.pairs, weights.recurrent.blocks, tile,
-                                      parallel.threads);
-  auto& forward = scratch.forward;
-  for (int64_t i = 0; args.h0 && i < tile.rows; ++i) {
-    copy<I, S>(state_at(args.h0, shape, tile, i), forward.state.data() + i * forward.width, shape.hidden);
-    copy<I, S>(state_at(args.h0, shape, tile, i), forward.h.row(i), shape.hidden);
+  using F = typename Weights::F;
+
+ public:
+  LayerSteps(const GruLayer<S, W>& args, const Weights& weights, const Tile& tile, int64_t threads)
+      : args_(args),
+        weights_(weights),
+        tile_(tile),
+        apart_(weights.recurrent.blocks * kLanes<I, T>),
+        walking_(tile.rows),
+        forward_(weights.recurrent.pairs) {
+    const int64_t bytes = tile.rows * (3 * apart_ + weights.depth) * sizeof(T);  // of a step
+    const int64_t most = threads > 1 ? kSteps : std::max<int64_t>(1, kChunk / bytes);
+    steps_ = std::clamp<int64_t>(tile.length[0], 1, most);
+    if (threads > 1)
+      places_ = std::clamp<int64_t>(kAhead / (bytes * steps_), 1, std::min(parts(), Pipeline<LayerSteps>::kMost));
+    const int64_t frames = (places_ + (threads > 1)) * steps_ * tile.rows;
+    x_ = Buffer<F>(frames * weights.depth);
+    gx_ = Buffer<T>(frames * 3 * apart_);
   }
-  int64_t walking = tile.rows;
-  for (int64_t first = 0; first < tile.length[0]; first += scratch.steps) {
-    const int64_t last = std::min(first + scratch.steps, tile.length[0]);
-    int64_t frames = 0;
-    for (int64_t step = first; step < last; ++step)
-      for (int64_t i = 0; i < tile.rows && tile.length[i] > step; ++i) {
-        auto* to = scratch.x.data() + frames++ * depth;
-        copy<I, S>(args.x.at(tile.frame(i, step), tile.row[i]), to, features);
+
+  void walk_all(const Parallel& parallel) {
+    do Pipeline(*this, std::min(places_, parts())).run(parallel);
+    while ((first_ += places_ * steps_) < tile_.length[0]);
+  }
+
+  // A part that is made again has a place of its own.
+  void make(int64_t part, bool again) { project_part(*this, part, again ? places_ : part); }
+  void use(int64_t part, bool again) { walk_part(*this, part, again ? places_ : part); }
+
+  SER_FAST_INLINE void project(int64_t part, int64_t place) const {
+    const int64_t begin = first_ + part * steps_, end = std::min(begin + steps_, tile_.length[0]);
+    const int64_t depth = weights_.depth, features = args_.features;
+    F *const x = x_.data() + place * steps_ * tile_.rows * depth, *to = x;
+    for (int64_t step = begin; step < end; ++step)
+      for (int64_t i = 0; i < tile_.rows && tile_.length[i] > step; ++i, to += depth) {
+        copy<I, S>(args_.x.at(tile_.frame(i, step), tile_.row[i]), to, features);
         if (depth > features) to[features] = {};
       }
-    const auto project = [&](int64_t at, int64_t count) {
-      project_frames(weights, scratch.x.data() + at * depth, depth, count,
-                     scratch.gx.data() + at * 3 * scratch.apart, scratch.apart, {0, weights.recurrent.blocks});
-    };
-    project_all(frames, frames * 3.0 * shape.hidden * features / 32, parallel, project);
-    const T* gx = scratch.gx.data();
-    for (int64_t step = first; step < last; ++step) {
-      for (; tile.length[walking - 1] == step; --walking)
-        copy<I, S>(forward.state.data() + (walking - 1) * forward.width, state_at(args.h_n, shape, tile, walking - 1),
-                   shape.hidden);
-      const auto row = [&](int64_t i) __attribute__((always_inline)) {
-        const int64_t t = tile.frame(i, step), b = tile.row[i], at = tile.direction * shape.hidden;
-        S* y = args.y.at(t, b) + at;
-        if (!args.gates.data) return ForwardRow<S, T>{gx + i * 3 * scratch.apart, scratch.apart, y, nullptr, nullptr};
-        return ForwardRow<S, T>{gx + i * 3 * scratch.apart, scratch.apart, y, args.gates.at(t, b) + 4 * at,
-                                args.states.at(t, b) + at};
-      };
-      forward_step(shape, weights.recurrent, step, walking, row, forward);
-      gx += walking * 3 * scratch.apart;
-    }
+    weights_.project(x, depth, (to - x) / depth, gx(place), apart_, {0, weights_.recurrent.blocks});
   }
-  for (int64_t i = 0; i < walking; ++i)
-    copy<I, S>(forward.state.data() + i * forward.width, state_at(args.h_n, shape, tile, i), shape.hidden);
-  zero_tail(args.y, shape, tile, shape.hidden);
-}
+
+  SER_FAST_INLINE void walk(int64_t part, int64_t place) {
+    const GruShape& shape = args_.shape;
+    const int64_t begin = first_ + part * steps_, end = std::min(begin + steps_, tile_.length[0]);
+    for (int64_t i = 0; begin == 0 && args_.h0 && i < tile_.rows; ++i) {
+      copy<I, S>(state_at(args_.h0, shape, tile_, i), forward_.state.data() + i * forward_.width, shape.hidden);
+      copy<I, S>(state_at(args_.h0, shape, tile_, i), forward_.h.row(i), shape.hidden);
+    }
+    const T* gx_of_step = gx(place);
+    for (int64_t step = begin; step < end; ++step) {
+      while (tile_.length[walking_ - 1] == step) end_row();
+      const auto row = [&](int64_t i) __attribute__((always_inline)) {
+        const int64_t t = tile_.frame(i, step), b = tile_.row[i], at = tile_.direction * shape.hidden;
+        const T* own_gx = gx_of_step + i * 3 * apart_;
+        S* y = args_.y.at(t, b) + at;
+        if (!args_.gates.data) return ForwardRow<S, T>{own_gx, apart_, y, nullptr, nullptr};
+        return ForwardRow<S, T>{own_gx, apart_, y, args_.gates.at(t, b) + 4 * at, args_.states.at(t, b) + at};
+      };
+      forward_step(shape, weights_.recurrent, step, walking_, row, forward_);
+      gx_of_step += walking_ * 3 * apart_;
+    }
+    if (end < tile_.length[0]) return;
+    while (walking_ > 0) end_row();
+    zero_tail(args_.y, shape, tile_, shape.hidden);
+  }
+
+ private:
+  int64_t parts() const { return std::max<int64_t>(1, (tile_.length[0] - first_ + steps_ - 1) / steps_); }
+  T* gx(int64_t place) const { return gx_.data() + place * steps_ * tile_.rows * 3 * apart_; }
+
+  SER_FAST_INLINE void end_row() {
+    const int64_t last = --walking_;
+    copy<I, S>(forward_.state.data() + last * forward_.width, state_at(args_.h_n, args_.shape, tile_, last),
+               args_.shape.hidden);
+  }
+
+  const GruLayer<S, W>& args_;
+  const Weights& weights_;
+  const Tile& tile_;
+  const int64_t apart_;             // H in whole vectors
+  int64_t steps_, places_ = 1;      // steps of a part; parts that there is room for
+  int64_t first_ = 0, walking_;     // the first step of these parts; rows that have not ended
+  Buffer<F> x_;                     // [places, frames, depth]
+  Buffer<T> gx_;                    // [places, frames, 3, apart]
+  ForwardScratch<I, S, typename Weights::Recurrent::F> forward_;
+};
 
 template <class I, class S, class W>
 SER_FAST_INLINE Digest digest_of(const GruLayerWeights<S, W>& w, int64_t features, int64_t H, bool reset_after) {
@@ -192,13 +209,11 @@ SER_FAST_INLINE Shared<I, S, W> layout_of(const GruLayerWeights<S, W>& w, int64_
 }
 
 #define SER_FAST_GRU_LAYER_TASK(I, S, W, Weights, target)                                                           \
-  target void project_frames(const Weights<I, S, W>& weights, const Factor<I, W>::Type* x, int64_t stride,          \
-                             int64_t frames, Wide<S>* gx, int64_t apart, Units units) {                             \
-    weights.project(x, stride, frames, gx, apart, units);                                                           \
+  target void project_part(const LayerSteps<I, S, W, Weights<I, S, W>>& steps, int64_t part, int64_t place) {       \
+    steps.project(part, place);                                                                                     \
   }                                                                                                                 \
-  target void task(const GruLayer<S, W>& args, const Weights<I, S, W>& weights, const Tile& tile,                   \
-                   const Parallel& all) {                                                                           \
-    layer_tile<I>(args, weights, tile, all);                                                                        \
+  target void walk_part(LayerSteps<I, S, W, Weights<I, S, W>>& steps, int64_t part, int64_t place) {                \
+    steps.walk(part, place);                                                                                        \
   }
 #define SER_FAST_GRU_LAYER_TASKS(I, S, W, target)                                                                   \
   target Shared<I, S, W> layer_weights(I, const GruLayerWeights<S, W>& w, int64_t features, int64_t H,              \
@@ -210,6 +225,10 @@ SER_FAST_INLINE Shared<I, S, W> layout_of(const GruLayerWeights<S, W>& w, int64_
 #define SER_FAST_GRU_LAYER_BOTH(I, S, W, target) \
   SER_FAST_GRU_LAYER_TASKS(I, S, W, target) SER_FAST_GRU_LAYER_TASK(I, S, W, DirectLayerWeights, target)
 #define SER_FAST_GRU_LAYER_SHARED(I, T, target)                                                                     \
+  target void project_frames(const LayerWeights<I, T, T>& weights, const T* x, int64_t stride, int64_t frames,      \
+                             T* gx, int64_t apart, Units units) {                                                   \
+    weights.project(x, stride, frames, gx, apart, units);                                                           \
+  }                                                                                                                 \
   target void step_of_units(const LayerWeights<I, T, T>& weights, Units units, int64_t step,                        \
                             const StepTogether<T>& data) {                                                          \
     step_together<I>(weights.recurrent, units, step, data);                                                         \
@@ -247,11 +266,16 @@ void gru_layer_cpu(const GruLayer<T, W>& args, const Parallel& all) {
   const GruShape& shape = args.shape;
   const int64_t features = args.features, H = shape.hidden, D = shape.directions;
   const int64_t frames = args.x.starts ? shape.frames : shape.frames * shape.batch;
-  const Parallel parallel = all.worth(shape.work(frames, 3 * (H + features)));
-  const auto run = [&](int64_t most_rows, const auto& weights) {
+  const double work = shape.work(frames, 3 * (H + features));
+  const Parallel parallel = all.worth(work);
+  const auto run = [&]<class I>(I, int64_t most_rows, const auto& weights) {
     const std::vector<Tile> tiles = tiles_of(shape, args.lengths, most_rows, parallel.threads);
-    const Parallel inner{tiles.size() == 1 ? parallel.threads : 1, parallel.run};
-    parallel(tiles.size(), [&](int64_t i) { task(args, *weights[tiles[i].direction], tiles[i], inner); });
+    // Threads that only make gx ahead of the recurrence are not waited for at every step: less work pays for them.
+    const Parallel inner = tiles.size() == 1 ? all.worth(2 * work) : Parallel{1, all.run};
+    parallel(tiles.size(), [&](int64_t i) {
+      const auto& its = *weights[tiles[i].direction];
+      LayerSteps<I, T, W, std::remove_cvref_t<decltype(its)>>(args, its, tiles[i], inner.threads).walk_all(inner);
+    });
   };
   using Kind = std::conditional_t<std::is_same_v<W, int8_t>, Bf16, T>;  // AVX512-VNNI comes with AVX512-BF16
   with_isa<Kind>([&](auto isa) {
@@ -261,7 +285,7 @@ void gru_layer_cpu(const GruLayer<T, W>& args, const Parallel& all) {
         using Direct = DirectLayerWeights<I, T, W>;
         const auto direct = [&](int64_t d) { return Direct(args.weights[d], features, H); };
         const Direct each[] = {direct(0), direct(D - 1)}, *const weights[] = {each, each + 1};
-        return run(DirectWeights<I, W, T>::kMost, weights);
+        return run(isa, DirectWeights<I, W, T>::kMost, weights);
       }
     Shared<I, T, W> weights[2];  // not kept in training, which changes them after every call
     for (int64_t d = 0; d < D; ++d)
@@ -272,7 +296,7 @@ void gru_layer_cpu(const GruLayer<T, W>& args, const Parallel& all) {
           layer_together<I>(args, *weights[tile.direction], tile, parallel);
         return;
       }
-    run(I::kRows, weights);
+    run(isa, I::kRows, weights);
   });
 }
 

@@ -14,6 +14,15 @@
 
 namespace ser_fast {
 
+// A thread that waits for another's result, which may be suspended, then does the work itself.
+constexpr int kPatience = 1000;  // pauses of the processor, some 20 us
+
+inline void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
 struct Parallel {
   int64_t threads;
   // Calls body(state, begin, end) on disjoint ranges that cover [0, count), possibly at the same time.

@@ -40,17 +40,9 @@ class Team {
   }
 
  private:
-  static constexpr int kPatience = 1000;  // pauses of the processor, some 20 us
-
   struct alignas(2 * kAligned) Counter {  // two lines: a processor fetches them in pairs
     std::atomic<int64_t> value{-1};
   };
-
-  static void pause() {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#endif
-  }
 
   void lead() {
     std::array<bool, kMost> prepared = {};

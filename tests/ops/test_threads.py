@@ -1,4 +1,4 @@
-"""Threads that share the steps of a recurrence, under the thread sanitizer: whoever comes late or stalls in a step."""
+"""Threads that share steps of a recurrence or make parts ahead of it, under the thread sanitizer: late or stalled ones."""
 
 import subprocess
 
@@ -8,9 +8,9 @@ from host_gpu import ROOT
 
 @pytest.mark.usefixtures("needs_compiler")
 @pytest.mark.thorough
-def test_team_equals_one_thread_without_a_race(tmp_path):
-    program = tmp_path / "team"
-    sources = [ROOT / name for name in ("tests/ops/team.cpp", "kernels/gru_layer.cpp", "kernels/simd.cpp")]
+def test_threads_equal_one_thread_without_a_race(tmp_path):
+    program = tmp_path / "threads"
+    sources = [ROOT / name for name in ("tests/ops/threads.cpp", "kernels/gru_layer.cpp", "kernels/simd.cpp")]
     flags = "-std=c++20 -O1 -g1 -fsanitize=thread -Wall -Wextra -Werror -Wno-psabi -pthread -o"
     built = subprocess.run(["g++", *flags.split(), program, *sources], capture_output=True, text=True, timeout=300)
     assert built.returncode == 0, built.stderr[-2000:]

@@ -1,6 +1,6 @@
-// Runs kernels/team.h and the layer on it with threads that come late, sleep within a step or never come, and compares
-// with one thread alone.
-#include "../../kernels/team.h"
+// Runs kernels/team.h, kernels/pipeline.h and the layer on both with threads that come late, sleep within their work or
+// never come, and compares with one thread alone.
+#include "../../kernels/pipeline.h"
 
 #include <chrono>
 #include <cstdio>
@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "../../kernels/gru_layer.h"
+#include "../../kernels/team.h"
 
 using namespace ser_fast;
 
@@ -64,7 +65,7 @@ struct Mixing {
   }
 };
 
-int failures = 0;
+int failures = 0, remade = 0;
 
 void expect(bool good, const char* what, int which, bool sleeping) {
   if (!good) std::printf("%s: pool %d, sleeping %d\n", what, which, sleeping), ++failures;
@@ -81,9 +82,48 @@ State mixed(Pool which, bool sleeping) {
   return work.states.back();
 }
 
-std::vector<float> layer(Pool which, int64_t threads, int64_t rows, int64_t directions) {
+constexpr int64_t kParts = 40;
+
+// Part i is 1, 2, ... times i + 1; each use depends on all before.
+struct Chaining {
+  bool sleeping;
+  std::vector<State> parts{kParts + 1, State(kSize)};
+  uint32_t sum = 1;
+  int64_t used = 0, again = 0;
+  std::array<std::atomic<int64_t>, kParts> made = {};
+
+  void make(int64_t part, bool is_again) {
+    if (sleeping) sleep_some(part % 7 == 3 ? 3000 : 100);
+    if (!is_again) made[part].fetch_add(1, std::memory_order_relaxed);
+    for (int64_t i = 0; i < kSize; ++i) parts[is_again ? kParts : part][i] = (part + 1) * (i + 1);
+  }
+
+  void use(int64_t part, bool is_again) {
+    expect(part == used++, "a part out of turn", pool, sleeping);
+    again += is_again;
+    for (const uint32_t value : parts[is_again ? kParts : part]) sum = sum * 31 + value;
+  }
+};
+
+uint32_t chained(Pool which, bool sleeping) {
   pool = which;
-  const int64_t T = 40, H = rows == 1 && directions == 1 ? 190 : 300, features = 17;
+  Chaining work{sleeping};
+  Pipeline(work, kParts).run({kMembers, run_threads});
+  expect(work.used == kParts, "parts were left out", which, sleeping);
+  for (const auto& times : work.made) expect(times == 1, "a part was not made once", which, sleeping);
+  expect(which != kAlone || work.again == 0, "a part was made again alone", which, sleeping);
+  remade += work.again;
+  return work.sum;
+}
+
+struct Sizes {
+  int64_t frames, rows, directions, hidden, features;
+  bool reset_after;
+};
+
+std::vector<float> layer(Pool which, int64_t threads, const Sizes& sizes) {
+  pool = which;
+  const auto [T, rows, directions, H, features, reset_after] = sizes;
   std::minstd_rand random(1);
   const auto draw = [&](int64_t size, float scale) {
     std::vector<float> values(size);
@@ -94,7 +134,7 @@ std::vector<float> layer(Pool which, int64_t threads, int64_t rows, int64_t dire
              b = draw(3 * H, 0.1f), h0 = draw(directions * rows * H, 1);
   std::vector<float> y(T * rows * directions * H), h_n(directions * rows * H);
   const GruLayerWeights<float> weights{w_ih.data(), w_hh.data(), b.data(), b.data(), nullptr, nullptr};
-  const GruLayer<float> args{{T, rows, directions, H, true}, features, {x.data(), rows * features, features, nullptr},
+  const GruLayer<float> args{{T, rows, directions, H, reset_after}, features, {x.data(), rows * features, features, nullptr},
                              {weights, weights}, h0.data(), nullptr,
                              {y.data(), rows * directions * H, directions * H, nullptr}, h_n.data(), {}, {}};
   gru_layer_cpu(args, {threads, run_threads});
@@ -106,12 +146,20 @@ std::vector<float> layer(Pool which, int64_t threads, int64_t rows, int64_t dire
 
 int main() {
   const State truth = mixed(kAlone, false);
+  const uint32_t sum = chained(kAlone, false);
   for (const Pool which : {kPunctual, kLate})
     for (const bool sleeping : {false, true})
-      for (int i = 0; i < 5; ++i) expect(mixed(which, sleeping) == truth, "another result", which, sleeping);
-  for (const auto& [rows, directions] : {std::pair{1, 1}, {4, 1}, {1, 2}, {2, 2}})
+      for (int i = 0; i < 5; ++i) {
+        expect(mixed(which, sleeping) == truth, "another result", which, sleeping);
+        expect(chained(which, sleeping) == sum, "another sum", which, sleeping);
+      }
+  expect(remade > 0, "no part was made again", kLate, true);
+  const Sizes cases[] = {{40, 1, 1, 190, 17, true}, {40, 4, 1, 300, 17, true}, {40, 1, 2, 300, 17, true},
+                         {40, 2, 2, 300, 17, true}, {150, 1, 1, 61, 83, true}, {70, 1, 1, 150, 7, false},
+                         {2500, 1, 1, 33, 5, true}};
+  for (const Sizes& sizes : cases)
     for (const Pool which : {kPunctual, kLate, kAlone})
-      expect(layer(which, 3, rows, directions) == layer(which, 1, rows, directions), "another layer", which, rows > 1);
+      expect(layer(which, 3, sizes) == layer(which, 1, sizes), "another layer", which, sizes.rows > 1);
   std::puts(failures ? "failed" : "equal");
   return failures > 0;
 }
