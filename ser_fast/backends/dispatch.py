@@ -35,7 +35,8 @@ CUDA_DTYPES = {  # by op with kernels for CUDA tensors; the others run on their 
 # Measured cases in which torch's path is faster, or ours was never measured; `ser-fast info` prints them.
 RULES = {
     "GRU without a gradient on CPU": "compiled, projection included, in float32, float64 and bfloat16 at every T",
-    "GRU with a gradient on CPU": "compiled, projection included in float32 and float64, not in bfloat16",
+    "GRU with a gradient on CPU": "compiled, projection included in float32 and float64; bfloat16 is computed in "
+    "float32, or with AVX512-BF16 by torch's projection and our recurrence",
     "GRU with a gradient and few steps": "torch on CPU for T = 1, from H = 129 on for T < 8, from H = 257 on for "
     "T < 16, or as `ser-fast tune --device cpu` found: laying out W_hh costs more than so few steps save; compiled "
     "for ragged batches",

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from ser_fast import _torch_compat, backends
 from ser_fast.nn.gru_cell import init_uniform
-from ser_fast.nn.inference import compiled, infers, lowered, recordable
+from ser_fast.nn.inference import infers, lowered, recordable, trains, widened
 from ser_fast.nn.packing import Join, Part
 from ser_fast.ops import checks, onnx
 from ser_fast.ops.gru import gru
@@ -246,13 +246,16 @@ class GRU(nn.Module):
 
     def _train(self, x: Tensor, hx: Tensor | None, lengths: Tensor | None, weights: list) -> tuple[Tensor, Tensor]:
         """Run all layers with a gradient on a padded batch or on packed frames."""
+        lowers = x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+        x, hx, weights = widened(x, hx, weights)
         options = self.bias, self.reset_after, self.batch_first
         total = x.shape[0] if x.dim() == 2 else x.shape[0] * x.shape[1] if lengths is None else int(lengths.sum())
 
         def run(x, layer, h0):
             return Layer.apply(x, h0, lengths, total, *options, *layer)
 
-        return self._each_layer(x, hx, weights, run)
+        y, h_n = self._each_layer(x, hx, weights, run)
+        return (y.bfloat16(), h_n.bfloat16()) if lowers else (y, h_n)
 
     def _each_layer(self, x: Tensor, hx: Tensor | None, weights: list, run) -> tuple[Tensor, Tensor]:
         """Run all layers by ``run(x, weights, h0)``."""
@@ -317,7 +320,7 @@ class GRU(nn.Module):
         if weights := self._inferring(x, hx):
             return self._infer(x, hx, lengths, weights)
         path, lengths = self._path(x, lengths)
-        if path != "torch" and (weights := compiled(x, hx, self._held_weights)):
+        if path != "torch" and (weights := trains(x, hx, self._held_weights)):
             return self._train(x, hx, lengths, weights)
         if path == "packed":
             return self._packed(x, hx, lengths)
@@ -343,7 +346,7 @@ class GRU(nn.Module):
         self._check(x[None] if self.batch_first else x[:, None], None, None)
         if hx is not None:
             self._check_states(hx, len(sizes))
-        if weights := compiled(x, hx, self._held_weights):
+        if weights := trains(x, hx, self._held_weights):
             return self._train(x, hx, lengths, weights)
         return self._layers(x, hx, lengths)
 

@@ -1,5 +1,6 @@
 """Training of ``GRU`` on a CPU: gradients of parts, second derivatives, and what a caller does with its tensors."""
 
+import copy
 import itertools
 
 import pytest
@@ -8,6 +9,8 @@ from samples import assert_exact, spread
 from torch import nn
 
 import ser_fast
+from ser_fast.backends import state
+from ser_fast.ops import gru_layer
 
 pytestmark = pytest.mark.usefixtures("needs_kernels")
 OPTIONS = [{}, {"bidirectional": True}, {"num_layers": 2, "bias": False}, {"num_layers": 2, "bidirectional": True}]
@@ -90,6 +93,36 @@ def test_gradients_of_padded_and_packed_frames_agree(batch_first):
     results[0][0] = torch.cat([row[:length] for row, length in zip(padded, lengths.tolist())])
     for found, wanted in zip(*results, strict=True):
         assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("products", ["avx2", "avx512_bf16"])
+@pytest.mark.parametrize("reset_after", [False, True])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_gru_trains_in_bfloat16_as_fast_as_the_processor_can(options, reset_after, products, monkeypatch):
+    """By the op in float32 where there are no products in bfloat16; a module in bfloat16, autocast, packed frames."""
+    calls = []
+    monkeypatch.setattr(state.current, "instruction_set", products)
+    monkeypatch.setattr(gru_layer, "gru_layer_forward", lambda *args: calls.append(args) or forward(*args))
+    forward, kind = torch.ops.ser_fast.gru_layer_forward.default, torch.bfloat16
+    exact = ser_fast.GRU(5, 7, **options, reset_after=reset_after).to(kind).double()
+    x, lengths = torch.randn(20, 3, 5).to(kind), torch.tensor([20, 0, 11])
+    hx, packed = states_of(exact, 3).to(kind), torch.cat([x[:20, 0], x[:11, 2]])
+    wide = (x.double().requires_grad_(), hx.double().requires_grad_())
+    low, single = copy.deepcopy(exact).to(kind), copy.deepcopy(exact).float()
+    truth = gradients(exact, *wide, lengths=lengths)
+    calls.clear()
+    results = [gradients(low, x.clone().requires_grad_(), hx.clone().requires_grad_(), lengths=lengths)]
+    with torch.autocast("cpu", kind):
+        results += [gradients(single, x.float().requires_grad_(), hx.float().requires_grad_(), lengths=lengths)]
+        y, h_n = single(packed, hx, lengths=lengths)
+    assert y.dtype == h_n.dtype == kind
+    assert len(calls) == (0 if products == "avx512_bf16" else 3 * exact.num_layers)
+    for result, dtype in zip(results, (kind, torch.float32)):
+        for found, one in zip(result, truth, strict=True):
+            assert found.dtype == dtype
+            # The gradient of y**2 doubles y's rounding, 2^-9; products in bfloat16 round every operand once.
+            bound = 2**-6 if products == "avx2" else 2**-4
+            assert (found.double() - one).abs().max() <= bound * exact.num_layers * one.abs().max()
 
 
 def test_gru_trains_on_rows_without_frames():
