@@ -267,11 +267,13 @@ void gru_layer_cpu(const GruLayer<T, W>& args, const Parallel& all) {
   const int64_t features = args.features, H = shape.hidden, D = shape.directions;
   const int64_t frames = args.x.starts ? shape.frames : shape.frames * shape.batch;
   const double work = shape.work(frames, 3 * (H + features));
-  const Parallel parallel = all.worth(work);
-  const auto run = [&]<class I>(I, int64_t most_rows, const auto& weights) {
+  const Parallel alone{1, all.run};
+  const auto run = [&]<class I>(I, int64_t most_rows, const auto& weights, const Parallel& pool) {
+    const Parallel parallel = pool.worth(work);
     const std::vector<Tile> tiles = tiles_of(shape, args.lengths, most_rows, parallel.threads);
     // Threads that only make gx ahead of the recurrence are not waited for at every step: less work pays for them.
-    const Parallel inner = tiles.size() == 1 ? all.worth(2 * work) : Parallel{1, all.run};
+    const Parallel ahead = tiles.size() == 1 ? pool.worth(2 * work) : alone;
+    const Parallel inner = ahead.threads > 1 && Parallel::turnout.is_good() ? ahead : alone;
     parallel(tiles.size(), [&](int64_t i) {
       const auto& its = *weights[tiles[i].direction];
       LayerSteps<I, T, W, std::remove_cvref_t<decltype(its)>>(args, its, tiles[i], inner.threads).walk_all(inner);
@@ -285,18 +287,19 @@ void gru_layer_cpu(const GruLayer<T, W>& args, const Parallel& all) {
         using Direct = DirectLayerWeights<I, T, W>;
         const auto direct = [&](int64_t d) { return Direct(args.weights[d], features, H); };
         const Direct each[] = {direct(0), direct(D - 1)}, *const weights[] = {each, each + 1};
-        return run(isa, DirectWeights<I, W, T>::kMost, weights);
+        return run(isa, DirectWeights<I, W, T>::kMost, weights, all);
       }
     Shared<I, T, W> weights[2];  // not kept in training, which changes them after every call
     for (int64_t d = 0; d < D; ++d)
       weights[d] = layer_weights(isa, args.weights[d], features, H, shape.reset_after, !args.gates.data);
     if constexpr (std::is_same_v<T, W> && !std::is_same_v<W, Bf16>)
-      if (is_shared<I>(args, parallel)) {
+      if (const Parallel parallel = all.worth(work); is_shared<I>(args, parallel)) {
+        if (!Parallel::turnout.is_good()) return run(isa, I::kRows, weights, alone);
         for (const Tile& tile : tiles_of(shape, args.lengths, shape.batch, 1))
           layer_together<I>(args, *weights[tile.direction], tile, parallel);
         return;
       }
-    run(isa, I::kRows, weights);
+    run(isa, I::kRows, weights, all);
   });
 }
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 
 // Marks functions that both CPU and CUDA kernels call.
@@ -23,6 +24,29 @@ inline void pause() {
 #endif
 }
 
+// Whether the threads of a pool come in time. Where other processes keep the processors busy they come milliseconds
+// late, and the pool returns only when all have come: short calls then stay out of it, of the next 1, 3, 7, ... 63 all.
+class Turnout {
+ public:
+  bool is_good() {
+    if (left_out_.load(std::memory_order_relaxed) <= 0) return true;
+    left_out_.fetch_sub(1, std::memory_order_relaxed);
+    return false;
+  }
+
+  // Adds a call whose leader worked and then waited for the others.
+  void add(std::chrono::duration<double> worked, std::chrono::duration<double> waited) {
+    const bool late = waited.count() > std::max(worked.count() / 2, 1e-4);
+    const int64_t last = next_.load(std::memory_order_relaxed);
+    const int64_t next = late ? std::min<int64_t>(2 * last + 1, 63) : last / 2;
+    next_.store(next, std::memory_order_relaxed);
+    left_out_.store(late ? next : 0, std::memory_order_relaxed);
+  }
+
+ private:
+  std::atomic<int64_t> next_{0}, left_out_{0};
+};
+
 struct Parallel {
   int64_t threads;
   // Calls body(state, begin, end) on disjoint ranges that cover [0, count), possibly at the same time.
@@ -36,6 +60,33 @@ struct Parallel {
   Parallel worth(double nanoseconds) const {
     const double least = share.load(std::memory_order_relaxed);
     return {std::clamp<int64_t>(static_cast<int64_t>(std::min(nanoseconds / least, 1e6)), 1, threads), run};
+  }
+
+  static inline Turnout turnout;
+
+  // Calls lead() in the thread that comes first and help(1), help(2), ... in the others. A pool that runs all of this in
+  // one thread leaves the leader alone.
+  template <class Lead, class Help>
+  void led(int64_t members, const Lead& lead, const Help& help) const {
+    using Clock = std::chrono::steady_clock;
+    struct State {
+      const Lead& lead;
+      const Help& help;
+      std::atomic<int64_t> arrived{0};
+      Clock::time_point begun = {}, ended = {};
+    } state{lead, help};
+    run(
+        members,
+        [](void* shared, int64_t, int64_t) {
+          State& state = *static_cast<State*>(shared);
+          const int64_t member = state.arrived.fetch_add(1, std::memory_order_relaxed);
+          if (member > 0) return state.help(member);
+          state.begun = Clock::now();
+          state.lead();
+          state.ended = Clock::now();
+        },
+        &state);
+    turnout.add(state.ended - state.begun, Clock::now() - state.ended);
   }
 
   // Calls body(i) for every i in [0, count). Threads take the i in ascending order, so put the longest tasks first.

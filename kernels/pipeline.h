@@ -23,15 +23,9 @@ class Pipeline {
   Pipeline(Work& work, int64_t parts) : work_(work), parts_(parts) {}  // at most kMost
 
   void run(const Parallel& parallel) {
-    if (std::min(parallel.threads, parts_) <= 1) return lead();
-    parallel.run(
-        std::min(parallel.threads, parts_),
-        [](void* shared, int64_t, int64_t) {
-          Pipeline& pipeline = *static_cast<Pipeline*>(shared);
-          if (pipeline.arrived_.fetch_add(1, std::memory_order_relaxed) == 0) pipeline.lead();
-          else while (pipeline.make_next()) continue;
-        },
-        this);
+    const int64_t members = std::min(parallel.threads, parts_);
+    if (members <= 1) return lead();
+    parallel.led(members, [this] { lead(); }, [this](int64_t) { while (make_next()) continue; });
   }
 
  private:
@@ -57,7 +51,7 @@ class Pipeline {
 
   Work& work_;
   const int64_t parts_;
-  std::atomic<int64_t> arrived_{0}, begun_{0};
+  std::atomic<int64_t> begun_{0};
   std::array<std::atomic<bool>, kMost> made_ = {};
 };
 

@@ -27,16 +27,7 @@ class Team {
   Team(Work& work, int64_t members, int64_t steps) : work_(work), members_(std::min(members, kMost)), steps_(steps) {}
 
   void walk(const Parallel& parallel) {
-    // A pool that runs all of this in one thread leaves the leader alone.
-    parallel.run(
-        members_,
-        [](void* shared, int64_t, int64_t) {
-          Team& team = *static_cast<Team*>(shared);
-          const int64_t member = team.arrived_.fetch_add(1, std::memory_order_relaxed);
-          if (member == 0) team.lead();
-          else team.help(member);
-        },
-        this);
+    parallel.led(members_, [this] { lead(); }, [this](int64_t member) { help(member); });
   }
 
  private:
@@ -90,7 +81,6 @@ class Team {
 
   Work& work_;
   const int64_t members_, steps_;
-  std::atomic<int64_t> arrived_{0};
   Counter step_;                     // the one to compute
   std::array<Counter, kMost> done_;  // the last step of each member
 };

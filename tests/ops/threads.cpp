@@ -116,6 +116,25 @@ uint32_t chained(Pool which, bool sleeping) {
   return work.sum;
 }
 
+// How many calls stay out of the pool after one whose threads came so late.
+int64_t left_out(Turnout& turnout, double worked, double waited) {
+  turnout.add(std::chrono::duration<double>(worked), std::chrono::duration<double>(waited));
+  int64_t calls = 0;
+  while (!turnout.is_good()) ++calls;
+  return calls;
+}
+
+void check_turnout() {
+  Turnout turnout;
+  expect(turnout.is_good() && turnout.is_good(), "the first calls stay out", kPunctual, false);
+  expect(left_out(turnout, 1e-4, 9e-5) == 0, "a short wait is late", kPunctual, false);
+  expect(left_out(turnout, 1e-2, 4e-3) == 0, "a small part of the work is late", kPunctual, false);
+  for (const int64_t calls : {1, 3, 7, 15, 31, 63, 63})
+    expect(left_out(turnout, 1e-4, 2e-3) == calls, "another number of calls", kLate, false);
+  expect(left_out(turnout, 1e-4, 0) == 0, "a call in time is late", kPunctual, false);
+  expect(left_out(turnout, 1e-4, 2e-3) == 63, "one call in time resets all", kLate, false);
+}
+
 struct Sizes {
   int64_t frames, rows, directions, hidden, features;
   bool reset_after;
@@ -145,6 +164,7 @@ std::vector<float> layer(Pool which, int64_t threads, const Sizes& sizes) {
 }  // namespace
 
 int main() {
+  check_turnout();
   const State truth = mixed(kAlone, false);
   const uint32_t sum = chained(kAlone, false);
   for (const Pool which : {kPunctual, kLate})
